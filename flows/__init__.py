@@ -1,0 +1,1 @@
+"""The DAGs: straight-line Prefect flows."""

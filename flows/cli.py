@@ -1,0 +1,270 @@
+"""The command line. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from memmcl import __version__
+from memmcl.config import RunConfig, load_config
+from memmcl.errors import MemmclError, UsageError
+
+if TYPE_CHECKING:
+    from memmcl.store import ArtifactRef, Manifest, Store
+
+app = typer.Typer(
+    help="One sentiment model out of many LoRA experts: train, merge by evolution, evaluate, report.\n\n"
+    "Start with: memmcl run deployments/configs/quickstart.yaml",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+)  # fmt: skip
+store_app = typer.Typer(help="Look into the artifact store.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
+console = Console(highlight=False)
+
+StoreUrl = Annotated[str | None, typer.Option("--store", help="Store URL; without it, that of --config or memmcl-store")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file whose store section is used")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, as in --set experts.steps=80; may be repeated")]  # fmt: skip
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="YAML file with the run's settings")],
+    set_: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Where the report and the model are copied to; for a store on this disk, memmcl-runs/ID by default")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the Prefect server that is started for this run; a free one by default")] = None,
+) -> None:  # fmt: skip
+    """Run the whole pipeline: rows, experts, merge search, contexts, evaluation, report.
+
+    Run it again after a crash and it goes on where it was; run it again when finished and it returns at once.
+    Uses the Prefect server named by PREFECT_API_URL, or starts one for the length of the run.
+    """
+    settings = load_config(config, set_ or [])
+    command = shlex.join(["memmcl", "run", str(config), *(f"--set={text}" for text in set_ or [])])
+    _quiet_environment()
+    from tasks.session import finished, open_run
+
+    with console.status("reading data and base model"):
+        opened = open_run(settings, command)
+        done = finished(opened)
+    if done is None:
+        from flows.server import check_port, prefect_server
+
+        if port is not None:
+            check_port(port)
+        console.print(f"run [bold]{opened.id[:8]}[/], store {opened.store['url']}")
+        with prefect_server(port) as api:
+            console.print(f"Prefect UI while it runs: {api.removesuffix('/api')}")
+            from flows.pipeline import pipeline
+
+            _show_errors_as_lines()
+            pipeline(settings, command)
+        done = finished(opened)
+        assert done is not None, "the pipeline publishes the run's last artifact before it returns"
+    else:
+        console.print(f"run [bold]{opened.id[:8]}[/] is finished; from the store:")
+    _show(_open(settings), done, out)
+
+
+@app.command()
+def report(
+    run_id: Annotated[str | None, typer.Argument(help="First digits of a run's id; the latest run by default")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory to copy the report and the model to")] = None,
+    store: StoreUrl = None,
+    config: ConfigFile = None,
+) -> None:
+    """Show a finished run: the results table, and the path of its report."""
+    opened = _open(_settings(store, config))
+    _show(opened, _find_run(opened, run_id), out)
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on")] = 4200) -> None:
+    """Open the Prefect UI on this machine's run history (the runs that `memmcl run` made without PREFECT_API_URL)."""
+    _quiet_environment()
+    from flows.server import HOST, check_port, server_command
+
+    check_port(port)
+    console.print(f"Prefect UI: [bold]http://{HOST}:{port}/runs[/]  (Ctrl-C ends it)")
+    raise typer.Exit(subprocess.call(server_command(port)))
+
+
+@app.command()
+def predict(
+    text: Annotated[str, typer.Argument(help="The text to analyse")],
+    aspect: Annotated[list[str] | None, typer.Option(help="Ask about this aspect; may be repeated. Without it, about those found in the text")] = None,
+    target: Annotated[str | None, typer.Option(help="Target of a stance or a comparison")] = None,
+    run_id: Annotated[str | None, typer.Option("--run", help="First digits of a run's id; the latest run by default")] = None,
+    store: StoreUrl = None,
+    config: ConfigFile = None,
+) -> None:  # fmt: skip
+    """Answer every subtask about one text with a run's unified model, each in the context that its gate chose."""
+    opened = _open(_settings(store, config))
+    manifest = _find_run(opened, run_id)
+    from flows.predict import answer_all
+
+    with console.status("loading the unified model"):
+        answers = answer_all(opened, manifest, text, aspects=aspect or [], target=target)
+    table = Table("subtask", "about", "answer", "confidence", box=None, header_style="bold")
+    for answer in answers:
+        table.add_row(answer.title, answer.about, answer.answer, answer.confidence)
+    console.print(table)
+
+
+@app.command()
+def version() -> None:
+    """Show the version."""
+    console.print(__version__)
+
+
+@store_app.command("ls")
+def store_ls(
+    kind: Annotated[str | None, typer.Argument(help="Only artifacts of this kind, as expert, search, run")] = None,
+    store: StoreUrl = None,
+    config: ConfigFile = None,
+) -> None:
+    """List artifacts, the newest first."""
+    table = Table("kind", "key", "name", "created", "seconds", "size", box=None, header_style="bold")
+    for manifest in _open(_settings(store, config)).list(kind):
+        size = sum(blob.size for blob in manifest.blobs.values())
+        table.add_row(manifest.kind, manifest.key[:12], manifest.name, manifest.created[:19], f"{manifest.seconds:.1f}", f"{size:,}")
+    console.print(table)
+
+
+@store_app.command("show")
+def store_show(
+    key: Annotated[str, typer.Argument(help="First digits of an artifact's key")], store: StoreUrl = None, config: ConfigFile = None
+) -> None:  # fmt: skip
+    """Show one artifact's manifest."""
+    console.print_json(_find(_open(_settings(store, config)), key).model_dump_json())
+
+
+@store_app.command("fetch")
+def store_fetch(
+    key: Annotated[str, typer.Argument(help="First digits of an artifact's key")],
+    directory: Annotated[Path, typer.Argument(help="Where its files go")],
+    store: StoreUrl = None,
+    config: ConfigFile = None,
+) -> None:
+    """Copy one artifact's files into a directory, every digest checked."""
+    opened = _open(_settings(store, config))
+    console.print(str(opened.fetch(_find(opened, key), directory)))
+
+
+@store_app.command("verify")
+def store_verify(store: StoreUrl = None, config: ConfigFile = None) -> None:
+    """Read every artifact and check every digest; exit code 1 if anything is damaged."""
+    found = _open(_settings(store, config)).verify()
+    for problem in found.problems:
+        console.print(f"[red]{problem.where}[/]: {problem.what}", soft_wrap=True)
+    console.print(
+        f"{found.manifests} artifacts, {found.blobs} blobs, {found.bytes:,} bytes, {len(found.problems)} problems"
+    )
+    raise typer.Exit(1 if found.problems else 0)
+
+
+def main() -> None:
+    """Run the command line; errors are one line, exit code 2 for usage and 1 for failure."""
+    try:
+        app(prog_name="memmcl")
+    except MemmclError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again to go on", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    Console(stderr=True, highlight=False).print(f"[red]error:[/] {' '.join(message.split())}", markup=True, soft_wrap=True)
+    sys.exit(code)
+
+
+def _settings(store: str | None, config: Path | None) -> RunConfig:
+    return load_config(config, [f"store.url={store}"] if store else [])
+
+
+def _open(settings: RunConfig) -> Store:
+    from memmcl.store import Store
+
+    cfg = settings.store
+    return Store.open(cfg.url, endpoint_url=cfg.endpoint_url, region=cfg.region)
+
+
+def _find(store: Store, key: str) -> Manifest:
+    found = [manifest for manifest in store.list() if manifest.key.startswith(key)]
+    if len(found) != 1:
+        what = "no artifact has" if not found else f"{len(found)} artifacts have"
+        raise UsageError(f"{what} a key that starts with {key!r}; `memmcl store ls` lists them")
+    return found[0]
+
+
+def _find_run(store: Store, run_id: str | None) -> Manifest:
+    runs = [manifest for manifest in store.list("run") if manifest.key.startswith(run_id or "")]
+    if not runs:
+        which = f"whose id starts with {run_id!r} " if run_id else ""
+        raise UsageError(f"no finished run {which}in {store.url}; start one with `memmcl run CONFIG`, or name another --store")
+    return runs[0]
+
+
+def _show(store: Store, done: Manifest, out: Path | None) -> None:
+    """Print the results table and where to look further; copy report and model to `out`."""
+    import json
+
+    from memmcl.report import parse_results, results_table
+
+    results = parse_results(json.loads(store.read(done, "results.json")))
+    console.print(results_table(results, width=max(80, console.width)))
+    if out is None and store.url.startswith("file://"):
+        out = Path("memmcl-runs") / done.key[:8]
+    if out is not None:
+        store.fetch(done, out)
+        for kind, name in (("unified", "adapter"), ("model", "model")):
+            for ref in _made(store, done, kind):
+                store.fetch(ref, out / name)
+                (out / name / "README.md").write_bytes(store.read(done, f"{name}.md"))
+        console.print(f"unified model  {out / 'adapter'}")
+        console.print(f"report         {out / 'report.html'}", soft_wrap=True)
+    else:
+        console.print(f"report         memmcl report {done.key[:8]} --store {store.url} --out DIR", soft_wrap=True)
+    flow_run = done.metrics.get("flow_run_id")
+    console.print(f"run history    memmcl ui  (flow run {flow_run})", soft_wrap=True)
+
+
+def _made(store: Store, done: Manifest, kind: str) -> list[ArtifactRef]:
+    return [ref for ref in done.inputs if ref.kind == kind]
+
+
+def _quiet_environment() -> None:
+    """Set what keeps libraries from phoning home and from talking over our own output."""
+    for name, value in {
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_AIR_NEW_OUTPUT": "0", "RAY_TRAIN_V2_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    }.items():  # fmt: skip
+        os.environ.setdefault(name, value)
+
+
+def _show_errors_as_lines() -> None:
+    """Keep tracebacks of our own errors out of the terminal; the last line says what to do."""
+
+    class OneLine(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            error: Any = record.exc_info[1] if record.exc_info else None
+            if isinstance(error, MemmclError):
+                record.exc_info = record.exc_text = None
+            return True
+
+    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(OneLine())
+
+
+if __name__ == "__main__":
+    main()

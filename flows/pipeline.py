@@ -1,0 +1,120 @@
+"""The whole DAG: rows -> experts -> stage 1 -> stage 2 -> contexts -> evaluation -> report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+from prefect.states import Completed, State
+from prefect_ray import RayTaskRunner
+from prefect_ray.context import remote_options
+
+from memmcl.config import RunConfig
+from memmcl.store import ArtifactRef
+from tasks.data import SplitRefs, publish_splits
+from tasks.evaluate import evaluate_subtask, gate_contexts
+from tasks.experts import JOINT, measure_reference, train_expert, train_joint
+from tasks.merge import ARITHMETIC, STAGE_2, build_unified, search_groups, search_unified
+from tasks.report import candidate_models, export_full, measure_difficulty, publish_report
+from tasks.runtime import Run, log
+from tasks.session import PeakMemory, finished, held, open_run, ray_session
+
+Refs = dict[str, ArtifactRef]
+
+
+def _run_name() -> str:
+    config = flow_run.parameters["config"]
+    return f"{config['name'] if isinstance(config, dict) else config.name}"
+
+
+@flow(name="pipeline", flow_run_name=_run_name)
+def pipeline(config: RunConfig, command: str = "") -> State[ArtifactRef]:
+    """Train experts, search the merge in two stages, gate contexts, evaluate, report.
+
+    A run that is finished in the store is returned at once; one that was killed goes on where it was.
+    """
+    started = time.time()
+    run = open_run(config, command)
+    done = finished(run)
+    if done is not None:
+        return Completed(name="Reused", message=f"run {run.id[:8]} was finished before", data=done.ref)
+    log().info("run %s: %d subtasks on %s", run.id[:8], len(config.data.subtasks), run.base.name)
+    with held(run) as lease, PeakMemory() as memory, ray_session(config.ray):
+        splits, anchors = publish_splits(run)
+        experts, joint, references = train_experts(run, splits, anchors)
+        searches, unified = merge_experts(run, experts, part(splits, "weak"), references)
+        lease.check()
+        _, order = measure_difficulty(run, splits)
+        gates, evaluations = evaluate_models(run, splits, experts, joint, searches, unified, order)
+        model = export_full(run, unified, return_state=True).result() if config.export == "full" else None
+        lease.check()
+        made = {
+            "splits": splits, "experts": experts, "joint": joint, "references": references, "searches": searches,
+            "unified": unified, "gates": gates, "evaluations": evaluations, "model": model,
+        }  # fmt: skip
+        report = publish_report(run, made, started, memory.gib)
+    return Completed(message=f"run {run.id[:8]} is finished", data=report)
+
+
+@flow(name="experts", flow_run_name="experts", task_runner=RayTaskRunner())
+def train_experts(
+    run: Run, splits: SplitRefs, anchors: ArtifactRef
+) -> tuple[Refs, ArtifactRef | None, Refs]:
+    """Train one expert per subtask and the joint rival, the longest first, and measure each expert's reference."""
+    train, weak = part(splits, "train"), part(splits, "weak")
+    with worker(run):
+        rival = train_joint.submit(run, train) if run.config.evaluation.joint_lora else None
+        trained = {name: train_expert.submit(run, name, train[name], anchors) for name in train}
+        measured = {name: measure_reference.submit(run, name, trained[name], weak[name]) for name in train}
+        joint = rival.result() if rival else None
+        return collect(trained), joint, collect(measured)
+
+
+@flow(name="merge", flow_run_name="merge")
+def merge_experts(run: Run, experts: Refs, weak: Refs, references: Refs) -> tuple[Refs, ArtifactRef]:
+    """Search the group models, then the unified model, and write it as an adapter."""
+    stage1 = search_groups(run, experts, weak, references, return_state=True).result()
+    groups = {name: ref for name, ref in stage1.items() if name != ARITHMETIC}
+    stage2 = search_unified(run, groups, experts, weak, references, return_state=True).result()
+    return stage1 | stage2, build_unified(run, stage2[STAGE_2], experts, return_state=True).result()
+
+
+@flow(name="evaluation", flow_run_name="evaluation", task_runner=RayTaskRunner())
+def evaluate_models(
+    run: Run, splits: SplitRefs, experts: Refs, joint: ArtifactRef | None, searches: Refs, unified: ArtifactRef,
+    order: Sequence[str],
+) -> tuple[Refs, Refs]:  # fmt: skip
+    """Choose a context per subtask on weak rows, then put every model to the test rows; the longest first."""
+    train, weak, test = part(splits, "train"), part(splits, "weak"), part(splits, "test")
+    adapters = experts | ({JOINT: joint} if joint else {})
+    hardest_first = list(reversed(order))
+    with worker(run):
+        gated = {name: gate_contexts.submit(run, name, unified, weak[name], train, order) for name in hardest_first}
+        scored = {
+            name: evaluate_subtask.submit(
+                run, name, candidate_models(run, list(experts), searches, joint is not None, name), adapters, unified,
+                gated[name], test[name], train, order,
+            )
+            for name in hardest_first
+        }  # fmt: skip
+        return collect(gated), collect(scored)
+
+
+def part(splits: SplitRefs, name: str) -> Refs:
+    """Return one part of every subtask's rows."""
+    return {subtask: parts[name] for subtask, parts in splits.items()}
+
+
+def worker(run: Run) -> Any:
+    """Return the context in which submitted tasks take one worker's share of the cluster."""
+    return remote_options(num_cpus=run.config.ray.cpus_per_worker, num_gpus=run.config.ray.gpus_per_worker)
+
+
+def collect(futures: Mapping[str, Any]) -> Refs:
+    """Wait for all futures and return their artifacts; the first failure is raised once all have ended."""
+    for future in futures.values():
+        future.wait()
+    return {name: future.result() for name, future in sorted(futures.items())}

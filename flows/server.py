@@ -1,0 +1,118 @@
+"""A Prefect server as a child process, for runs that were given none."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from memmcl.errors import ServiceError
+
+HOST = "127.0.0.1"
+_QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_LOGGING_SERVER_LEVEL": "WARNING"}
+
+
+@contextmanager
+def prefect_server(port: int | None = None) -> Iterator[str]:
+    """Yield the API URL of $PREFECT_API_URL, or else of a child server that ends with the block (or with us).
+
+    port: of the child; None takes a free one. PREFECT_API_URL is set for everything started inside.
+
+    Raises:
+        ServiceError: the named server does not answer, the port is in use, or the child does not come up.
+    """
+    named = os.environ.get("PREFECT_API_URL")
+    if named:
+        if not _healthy(named):
+            raise ServiceError(f"no Prefect server answers at PREFECT_API_URL={named}; start it, or unset the variable")
+        yield named
+        return
+    chosen = check_port(port) if port is not None else _free_port()
+    url = f"http://{HOST}:{chosen}/api"
+    with tempfile.TemporaryFile() as output:
+        child = subprocess.Popen(
+            server_command(chosen), stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **_QUIET},
+            stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent, start_new_session=True,
+        )  # fmt: skip
+        try:
+            _wait(child, url, output.fileno())
+            os.environ["PREFECT_API_URL"] = url  # for Ray's workers; settings that were read before do not see it
+            with temporary_settings({PREFECT_API_URL: url}):
+                try:
+                    yield url
+                finally:
+                    APILogWorker.drain_all(timeout=5)  # or it goes on trying when the server is gone
+        finally:
+            os.environ.pop("PREFECT_API_URL", None)
+            _stop(child)
+
+
+def server_command(port: int) -> list[str]:
+    """Return the command line of a Prefect server on this machine."""
+    return [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+
+
+def check_port(port: int) -> int:
+    """Return `port` if nothing listens on it.
+
+    Raises:
+        ServiceError: it is in use.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise ServiceError(f"port {port} is in use; name another with --port, or stop what listens there") from error
+    return port
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait(child: subprocess.Popen[bytes], url: str, output: int, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not _healthy(url):
+        if child.poll() is not None or time.monotonic() > deadline:
+            said = os.pread(output, 100_000, 0).decode(errors="replace").strip().splitlines()
+            raise ServiceError(f"the Prefect server did not start: {said[-1] if said else 'it said nothing'}")
+        time.sleep(0.3)
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    child.send_signal(signal.SIGTERM)
+    try:
+        child.wait(10)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end the child when we die, however we die (Linux)."""
+    if sys.platform == "linux" and Path("/proc/self").exists():
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

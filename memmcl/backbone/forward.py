@@ -1,0 +1,363 @@
+"""Forward passes that compute nothing twice: a frozen trunk, adapted layers on top, one prefix, all labels at once.
+
+The layers below the lowest adapted one give the same activations for the base, every expert and every candidate:
+`Backbone.trunk` computes them once, `Backbone.top` runs the rest. A prompt prefix that all rows share is run once
+and its keys and values are reused. All continuations of a prompt (say, all labels with their end token) lie behind
+it in one row under a tree-shaped mask: each sees the prompt and itself, so that one pass scores every label exactly
+as one pass per label would.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from memmcl.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.cache_utils import DynamicCache
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt and the continuations to score behind it, as token ids. A row to generate from has none."""
+
+    prompt: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.prompt) + sum(len(ids) - 1 for ids in self.continuations)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows. `prefix` counts the tokens of a shared prefix that precede each row.
+
+    tokens, positions: (rows, length) int64; mask: (rows, 1, length, prefix + length) bool, True = may attend;
+    queries: (u, 2) int64 of (row, position) whose outputs predict tokens of continuations; picks: (n,) int64, the
+    query of each such token (all continuations of a row share its first query); targets: (n,) int64, the tokens;
+    owners: (n, 2) int64 of (row, continuation); lengths: (rows,) prompt lengths.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    mask: Tensor
+    queries: Tensor
+    picks: Tensor
+    targets: Tensor
+    owners: Tensor
+    lengths: Tensor
+    prefix: int = 0
+
+
+@dataclass
+class Prepared:
+    """Rows in fixed batches behind one shared prefix, with the trunk's activations once they were computed.
+
+    `order[i]` lists the indices of the original rows in batch i.
+    """
+
+    prefix: tuple[int, ...]
+    batches: list[Batch]
+    order: list[list[int]]
+    rows: int
+    prefix_hidden: Tensor | None = None
+    prefix_cache: Any = None
+    hidden: list[Tensor] = field(default_factory=list)
+    caches: list[Any] = field(default_factory=list)
+
+
+def collate(rows: Sequence[Row], pad: int, prefix: int = 0, device: str | torch.device = "cpu") -> Batch:
+    """Lay rows out with their continuations behind them, and make the tree-shaped mask."""
+    length = max(len(row) for row in rows)
+    tokens = torch.full((len(rows), length), pad, dtype=torch.long)
+    positions = torch.zeros((len(rows), length), dtype=torch.long)
+    segments = torch.full((len(rows), length), -1, dtype=torch.long)  # 0 the prompt, 1.. continuations, -1 padding
+    queries: list[tuple[int, int]] = []
+    picks: list[int] = []
+    targets: list[int] = []
+    owners: list[tuple[int, int]] = []
+    for r, row in enumerate(rows):
+        start = len(row.prompt)
+        tokens[r, :start] = torch.tensor(row.prompt)
+        positions[r, :start] = torch.arange(prefix, prefix + start)
+        segments[r, :start] = 0
+        at, first = start, len(queries)
+        queries += [(r, start - 1)] if row.continuations else []
+        for c, ids in enumerate(row.continuations):
+            inner = len(ids) - 1
+            tokens[r, at : at + inner] = torch.tensor(ids[:-1])
+            positions[r, at : at + inner] = torch.arange(prefix + start, prefix + start + inner)
+            segments[r, at : at + inner] = c + 1
+            picks += [first, *range(len(queries), len(queries) + inner)]
+            queries += [(r, at + j) for j in range(inner)]
+            targets += ids
+            owners += [(r, c)] * len(ids)
+            at += inner
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    same = segments[:, :, None] == segments[:, None, :]
+    prompt = (segments[:, None, :] == 0) & (segments[:, :, None] >= 0)
+    own = causal & (same | prompt)
+    mask = torch.cat([torch.ones(len(rows), length, prefix, dtype=torch.bool), own], dim=2)[:, None]
+    pairs = torch.tensor(queries, dtype=torch.long).reshape(-1, 2)
+    return Batch(
+        tokens=tokens.to(device),
+        positions=positions.to(device),
+        mask=mask.to(device),
+        queries=pairs.to(device),
+        picks=torch.tensor(picks, dtype=torch.long, device=device),
+        targets=torch.tensor(targets, dtype=torch.long, device=device),
+        owners=torch.tensor(owners, dtype=torch.long).reshape(-1, 2),
+        lengths=torch.tensor([len(row.prompt) for row in rows], device=device),
+        prefix=prefix,
+    )
+
+
+def pack(rows: Sequence[Row], prefixes: Sequence[int], device: str | torch.device = "cpu") -> Batch:
+    """Lay all rows into one sequence without padding, each shared prefix once.
+
+    Row i has one continuation, and its first `prefixes[i]` prompt tokens are a prefix that it shares with every row
+    that starts alike. Each row sees its prefix and itself, as if it stood alone. Returns a batch of one long row
+    whose queries and targets are those of the rows in their order; `owners` says whose.
+    """
+    starts: dict[tuple[int, ...], int] = {}
+    tokens: list[int] = []
+    positions: list[int] = []
+    segments: list[int] = []
+    parents: list[int] = []  # by segment: the prefix's segment, itself for a prefix
+    queries: list[tuple[int, int]] = []
+    targets: list[int] = []
+    owners: list[tuple[int, int]] = []
+    for i, (row, length) in enumerate(zip(rows, prefixes, strict=True)):
+        shared = row.prompt[:length]
+        if shared not in starts:
+            starts[shared] = len(parents)
+            segments += [len(parents)] * length
+            parents.append(len(parents))
+            tokens += shared
+            positions += range(length)
+        (answer,) = row.continuations
+        body = (*row.prompt[length:], *answer[:-1])
+        first = len(tokens) + len(body) - len(answer)
+        segments += [len(parents)] * len(body)
+        parents.append(starts[shared])
+        tokens += body
+        positions += range(length, length + len(body))
+        queries += [(0, first + j) for j in range(len(answer))]
+        targets += answer
+        owners += [(i, 0)] * len(answer)
+    segment = torch.tensor(segments)
+    parent = torch.tensor(parents)[segment]
+    causal = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()
+    mask = causal & ((segment[:, None] == segment[None]) | (parent[:, None] == segment[None]))
+    return Batch(
+        tokens=torch.tensor([tokens], device=device),
+        positions=torch.tensor([positions], device=device),
+        mask=mask[None, None].to(device),
+        queries=torch.tensor(queries, device=device),
+        picks=torch.arange(len(targets), device=device),
+        targets=torch.tensor(targets, device=device),
+        owners=torch.tensor(owners),
+        lengths=torch.tensor([len(tokens)], device=device),
+    )
+
+
+class _Entry(nn.Module):
+    """Stands where the trunk's layers were: hands the trunk's output to the first layer above."""
+
+    hidden: Tensor | None = None
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_states if self.hidden is None else self.hidden
+
+
+class Backbone:
+    """A causal language model split at layer `split`: layers [0, split) are the trunk, the rest is the top.
+
+    Raises:
+        ModelError: the model has no `model.layers` list, or `split` is not one of its layers.
+    """
+
+    def __init__(self, model: PreTrainedModel, pad: int, split: int) -> None:
+        decoder = getattr(model, "model", None)
+        layers = getattr(decoder, "layers", None)
+        if decoder is None or not isinstance(layers, nn.ModuleList) or not hasattr(decoder, "norm"):
+            raise ModelError(
+                f"{type(model).__name__} has no `model.layers` and `model.norm`; "
+                "memmcl needs a decoder in the manner of Llama, Qwen or Mistral"
+            )
+        if not 0 <= split < len(layers):
+            raise ModelError(f"the model has layers 0 to {len(layers) - 1}; it cannot be split at layer {split}")
+        self.model = model
+        self.split = split
+        self.pad = pad
+        self.decoder: nn.Module = decoder
+        self.device = next(model.parameters()).device
+        self.dtype = next(model.parameters()).dtype
+        self._entry = _Entry()
+        self._bottom = _with_layers(decoder, list(layers[:split]), nn.Identity())
+        self._above = _with_layers(decoder, [self._entry] * split + list(layers[split:]), decoder.norm)
+
+    @property
+    def layers(self) -> int:
+        """The number of layers of the whole model."""
+        return len(self.decoder.layers)  # type: ignore[arg-type]
+
+    def prepare(self, rows: Sequence[Row], *, batch_size: int, prefix: int = 0) -> Prepared:
+        """Put rows into length-sorted batches; the first `prefix` prompt tokens must be the same in all rows."""
+        shared = rows[0].prompt[:prefix] if rows else ()
+        by_length = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
+        order = [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
+        batches = []
+        for indices in order:
+            chunk = [Row(rows[i].prompt[prefix:], rows[i].continuations) for i in indices]
+            batches.append(collate(chunk, self.pad, prefix, self.device))
+        return Prepared(tuple(shared), batches, order, len(rows))
+
+    @torch.no_grad()
+    def trunk(self, prepared: Prepared, *, keep_cache: bool = False) -> None:
+        """Compute the trunk's activations of all batches, once; with `keep_cache` its keys and values too."""
+        if len(prepared.hidden) == len(prepared.batches) and (not keep_cache or prepared.caches):
+            return
+        prepared.hidden, prepared.caches = [], []
+        if prepared.prefix:
+            tokens = torch.tensor([prepared.prefix], device=self.device)
+            prepared.prefix_cache = _new_cache()
+            prepared.prefix_hidden = self._run_trunk(tokens, None, None, prepared.prefix_cache)
+        for batch in prepared.batches:
+            cache = _repeated(prepared.prefix_cache, len(batch.tokens))
+            if keep_cache and cache is None:
+                cache = _new_cache()
+            prepared.hidden.append(self._run_trunk(batch.tokens, batch.positions, batch.mask, cache))
+            if keep_cache:
+                prepared.caches.append(cache)
+
+    @torch.no_grad()
+    def prefix_cache(self, prepared: Prepared) -> DynamicCache | None:
+        """Return keys and values of the shared prefix, trunk and top; the top part belongs to today's weights."""
+        if not prepared.prefix:
+            return None
+        cache = copy.deepcopy(prepared.prefix_cache)
+        assert prepared.prefix_hidden is not None
+        self._run_top(prepared.prefix_hidden, None, None, cache)
+        return cache
+
+    def top(self, hidden: Tensor, batch: Batch, cache: DynamicCache | None = None) -> Tensor:
+        """Run the layers above the trunk. hidden: (rows, length, d); returns (n, d): outputs at `batch.queries`."""
+        out = self._run_top(hidden, batch.positions, batch.mask, cache)
+        return out[batch.queries[:, 0], batch.queries[:, 1]]
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Project outputs (n, d) to the vocabulary: (n, vocabulary) float32."""
+        return self.model.lm_head(outputs).float()
+
+    @torch.no_grad()
+    def sequence_hidden(self, tokens: Sequence[int]) -> Tensor:
+        """Return the trunk's activations (length, d) of one sequence run alone: they never depend on its company."""
+        ids = torch.tensor([list(tokens)], device=self.device)
+        causal = torch.ones(len(tokens), len(tokens), dtype=torch.bool, device=self.device).tril()
+        return self._run_trunk(ids, torch.arange(len(tokens), device=self.device)[None], causal[None, None], None)[0]
+
+    @torch.no_grad()
+    def outputs(self, prepared: Prepared, batch_index: int, prefix: DynamicCache | None) -> Tensor:
+        """Return the top's outputs at the queries of one batch, (n, d), under today's weights."""
+        batch = prepared.batches[batch_index]
+        cache = _repeated(prefix, len(batch.tokens))
+        return self.top(prepared.hidden[batch_index], batch, cache)
+
+    @torch.no_grad()
+    def greedy(
+        self, prepared: Prepared, batch_index: int, prefix: DynamicCache | None, *, end: int, max_new_tokens: int
+    ) -> list[list[int]]:
+        """Decode one batch greedily until `end` or `max_new_tokens`; returns ids without the end token.
+
+        `prepared` must have been through `trunk(keep_cache=True)`, its rows without continuations.
+        """
+        batch = prepared.batches[batch_index]
+        rows = len(batch.tokens)
+        cache = _joined(prepared.caches[batch_index], prefix, rows)
+        hidden = self._run_top(prepared.hidden[batch_index], batch.positions, batch.mask, cache)
+        every = torch.arange(rows, device=self.device)
+        token = self.logits(hidden[every, batch.lengths - 1]).argmax(-1)
+        keys = torch.arange(batch.tokens.shape[1], device=self.device)[None] < batch.lengths[:, None]
+        mask = torch.cat([keys.new_ones(rows, batch.prefix), keys], dim=1)
+        answers: list[list[int]] = [[] for _ in range(rows)]
+        live = torch.ones(rows, dtype=torch.bool, device=self.device)
+        for step in range(max_new_tokens):
+            live &= token != end
+            for row in live.nonzero().flatten().tolist():
+                answers[row].append(int(token[row]))
+            if not live.any() or step == max_new_tokens - 1:
+                break
+            mask = torch.cat([mask, mask.new_ones(rows, 1)], dim=1)
+            out = self.decoder(
+                input_ids=token[:, None],
+                position_ids=(batch.prefix + batch.lengths + step)[:, None],
+                attention_mask=mask[:, None, None, :],
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            token = self.logits(out[:, -1]).argmax(-1)
+        return answers
+
+    def _run_trunk(self, tokens: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Any) -> Tensor:
+        if self.split == 0:
+            return self.model.get_input_embeddings()(tokens)
+        return self._bottom(
+            input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state  # fmt: skip
+
+    def _run_top(self, hidden: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Any) -> Tensor:
+        if positions is None:
+            positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        if mask is None:
+            mask = torch.ones(hidden.shape[1], hidden.shape[1], dtype=torch.bool, device=hidden.device).tril()[None, None]
+        self._entry.hidden = hidden
+        try:
+            return self._above(
+                inputs_embeds=hidden, position_ids=positions, attention_mask=mask, past_key_values=cache,
+                use_cache=cache is not None,
+            ).last_hidden_state  # fmt: skip
+        finally:
+            self._entry.hidden = None
+
+
+def _with_layers(decoder: nn.Module, layers: list[nn.Module], norm: nn.Module) -> nn.Module:
+    """Return a view of `decoder` that shares its modules but has other layers and another final norm."""
+    view = copy.copy(decoder)
+    view._modules = dict(decoder._modules)
+    view._modules["layers"] = nn.ModuleList(layers)
+    view._modules["norm"] = norm
+    return view
+
+
+def _new_cache() -> DynamicCache:
+    from transformers.cache_utils import DynamicCache
+
+    return DynamicCache()
+
+
+def _repeated(cache: DynamicCache | None, rows: int) -> DynamicCache | None:
+    """Copy a one-row cache for a batch; caches are changed by use."""
+    if cache is None:
+        return None
+    repeated = copy.deepcopy(cache)
+    repeated.batch_repeat_interleave(rows)
+    return repeated
+
+
+def _joined(trunk: DynamicCache, prefix: DynamicCache | None, rows: int) -> DynamicCache:
+    """Copy the trunk's cache of a batch and put the prefix's keys and values into the layers above it."""
+    joined = copy.deepcopy(trunk)
+    if prefix is not None:
+        above = _repeated(prefix, rows)
+        assert above is not None
+        joined.layers = [*joined.layers, *above.layers[len(joined.layers) :]]
+    return joined

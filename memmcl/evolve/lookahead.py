@@ -1,0 +1,189 @@
+"""The asynchronous search without workers: what to evaluate next, in an order that timing cannot change.
+
+Generation barriers idle workers; free-running workers lose reproducibility. The rule here keeps both: ask i
+happens after exactly max(0, i - lookahead) tells, and tells happen strictly in ask order through a reorder
+buffer. So the sequence of genomes is a function of strategy, fitness values and `lookahead`; the number of
+workers, the order in which they finish and how often the search was killed have no part in it. At most
+lookahead + 1 proposals are open, so `lookahead` >= workers keeps all of them busy most of the time.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from memmcl.errors import ConfigError, SearchError
+from memmcl.evolve.strategy import Genome, Proposal, Strategy, maximised
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+
+class LookAhead:
+    """Drive a fresh `strategy` for `budget` asks.
+
+    records: results of an earlier, killed search, index -> record with "genome" and "fitness"; a record whose
+    genome is the proposal's is used without evaluation, any other is ignored with a warning.
+
+        search = LookAhead(strategy, budget=20, lookahead=2)
+        while not search.finished:
+            proposal = search.next()
+            search.done(proposal.index, {"fitness": evaluate(proposal.genome)})
+
+    A proposal whose genome was proposed before is never handed out: it completes with the earlier one's
+    record (plus "reused_from": index). It counts against the budget, so a search that has converged ends.
+
+    Raises:
+        ConfigError: budget < 1 or lookahead < 0.
+        SearchError: the strategy was asked before.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        *,
+        budget: int,
+        lookahead: int,
+        records: Mapping[int, Mapping[str, Any]] | None = None,
+    ) -> None:
+        if budget < 1 or lookahead < 0:
+            raise ConfigError(f"search needs budget >= 1 and lookahead >= 0, got {budget} and {lookahead}")
+        self._strategy = strategy
+        self._budget = budget
+        self._lookahead = lookahead
+        self._earlier = dict(records or {})
+        self._proposals: list[Proposal] = []
+        self._records: dict[int, Record] = {}
+        self._first: dict[Genome, int] = {}
+        self._twins: dict[int, list[int]] = {}
+        self._queue: deque[int] = deque()
+        self._told = 0
+        self._advance()
+
+    @property
+    def told(self) -> int:
+        """How many results the strategy was told, in ask order."""
+        return self._told
+
+    @property
+    def finished(self) -> bool:
+        """Whether every proposal of the budget has a record and was told."""
+        return self._told == self._budget
+
+    @property
+    def proposals(self) -> tuple[Proposal, ...]:
+        """All proposals asked so far, by index."""
+        return tuple(self._proposals)
+
+    @property
+    def records(self) -> dict[int, Record]:
+        """All records so far, by index, each with "genome" and "fitness" (-inf: failed); copies."""
+        return {index: dict(self._records[index]) for index in sorted(self._records)}
+
+    def next(self) -> Proposal | None:
+        """Return a proposal to evaluate; None: wait for a result, or the search is finished."""
+        while self._queue:
+            index = self._queue.popleft()
+            if index not in self._records:
+                return self._proposals[index]
+        return None
+
+    def done(self, index: int, record: Mapping[str, Any]) -> tuple[int, ...]:
+        """Take the result of proposal `index`; return the indices it completed (twins of its genome too).
+
+        record: holds "fitness" (maximised; None, NaN or infinite means failed) and whatever is to be kept
+        beside it. The first result of an index stands; a later one (of a worker that was thought lost)
+        changes nothing.
+
+        Raises:
+            SearchError: an index that was never handed out, or a record without "fitness".
+        """
+        proposal = self._handed_out(index)
+        if index in self._records:
+            return ()
+        if "fitness" not in record:
+            raise SearchError(f"result of proposal {index} has no `fitness`, only {sorted(record)}")
+        self._keep(proposal, record)
+        completed = (index, *self._twins.pop(index, []))
+        for twin in completed[1:]:
+            self._reuse(twin, index)
+        self._advance()
+        return completed
+
+    def retry(self, index: int) -> None:
+        """Let `next` hand out proposal `index` again, before any other: the worker that had it was lost.
+
+        Raises:
+            SearchError: an index that was never handed out.
+        """
+        self._handed_out(index)
+        if index not in self._records and index not in self._queue:
+            self._queue.appendleft(index)
+
+    def best(self) -> tuple[Proposal, Record]:
+        """Return the proposal with the highest fitness so far, and its record (ties: the earlier index).
+
+        Raises:
+            SearchError: nothing has a finite fitness.
+        """
+        ranked = [(-record["fitness"], index) for index, record in self._records.items()]
+        if not ranked or math.isinf(min(ranked)[0]):
+            raise SearchError(
+                f"none of {len(ranked)} candidates has a finite fitness; see the log for their genomes"
+            )
+        index = min(ranked)[1]
+        return self._proposals[index], dict(self._records[index])
+
+    def _advance(self) -> None:
+        """Tell and ask as far as the rule allows."""
+        while True:
+            index = len(self._proposals)
+            tells = self._budget if index == self._budget else max(0, index - self._lookahead)
+            while self._told < tells and self._told in self._records:
+                self._strategy.tell(self._told, self._records[self._told]["fitness"])
+                self._told += 1
+            if index == self._budget or self._told < tells:
+                return
+            self._admit(self._strategy.ask())
+
+    def _admit(self, proposal: Proposal) -> None:
+        """Complete `proposal` from what is known, or queue it for evaluation."""
+        index = proposal.index
+        if index != len(self._proposals):
+            raise SearchError(f"expected a fresh strategy's proposal {len(self._proposals)}, got {index}")
+        self._proposals.append(proposal)
+        first = self._first.setdefault(proposal.genome, index)
+        earlier = self._earlier.get(index)
+        if first in self._records:
+            self._reuse(index, first)
+        elif first != index:
+            self._twins.setdefault(first, []).append(index)
+        elif earlier is not None and _fits(earlier, proposal):
+            self._keep(proposal, earlier)
+        else:
+            self._queue.append(index)
+
+    def _keep(self, proposal: Proposal, record: Mapping[str, Any]) -> None:
+        value = maximised(record["fitness"])
+        self._records[proposal.index] = {**record, "genome": list(proposal.genome), "fitness": value}
+
+    def _reuse(self, index: int, first: int) -> None:
+        self._records[index] = {**self._records[first], "reused_from": first}
+
+    def _handed_out(self, index: int) -> Proposal:
+        if not 0 <= index < len(self._proposals) or self._first[self._proposals[index].genome] != index:
+            raise SearchError(
+                f"proposal {index} was never handed out for evaluation; use indices that next() gave"
+            )
+        return self._proposals[index]
+
+
+def _fits(record: Mapping[str, Any], proposal: Proposal) -> bool:
+    if "fitness" in record and tuple(record.get("genome", ())) == proposal.genome:
+        return True
+    log.warning("saved record of proposal %d is of another genome; evaluating it again", proposal.index)
+    return False

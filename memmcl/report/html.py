@@ -1,0 +1,168 @@
+"""The report: one HTML file with everything in it, without scripts and without anything fetched."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from memmcl.report import plots
+from memmcl.report.figure import COLOURS
+from memmcl.report.parts import Comparison, Score, Search
+from memmcl.report.results import Document, Results, parse_results
+from memmcl.report.verdict import ceiling, leaders, outcome, plus_minus, signed, verdict
+
+DARK = {
+    "ink": "#e6e9ec",
+    "muted": "#9aa3ab",
+    "line": "#343a41",
+    "paper": "#16191d",
+    "unified": "#45c2b1",
+    "rival": "#ec9a52",
+    "merge": "#86aee6",
+    "baseline": "#8d959d",
+    "expert": "#b79be6",
+    "bad": "#ff8a80",
+}
+"""the colours of `figure.COLOURS` on dark paper"""
+
+GLOSSARY = (
+    ("expert", "A LoRA adapter trained on one subtask; its score on that subtask is the ceiling of a merge."),
+    ("task vector", "What an expert adds to the base weights; a merge is a weighted sum of task vectors."),
+    ("genome", "The coefficients of a merge, one per expert (or group model) and layer block."),
+    ("candidate", "A genome with its scores; its fitness is its mean retention on the weak set."),
+    ("group model", "The winner of a stage-1 search: the experts of one group of subtasks, merged."),
+    ("unified model", "The winner of the stage-2 search: the group models, merged into one model."),
+    (
+        "weak set",
+        "The few rows of a subtask that a search may look at; disjoint from training and test rows.",
+    ),
+    (
+        "retention",
+        "Score of a merge divided by the score of that subtask's expert; 1 means nothing was lost.",
+    ),
+    ("NAI", "(merge − base) / (expert − base): the share of what training gained that the merge keeps."),
+    ("difficulty", "A weighted sum of a subtask's meta features, each scaled to [0, 1] over the suite."),
+    ("curriculum", "The subtasks in ascending difficulty; a context takes demonstrations in that order."),
+    ("context gate", "Picks the context of a subtask by its score on the weak set; test rows play no part."),
+    ("calibrated", "Label scores corrected for what the model prefers whatever the input says."),
+    (
+        "balanced accuracy",
+        "The mean of the recalls of all labels; a constant answer scores one over their number.",
+    ),
+    ("±", "One standard error: bootstrap over test rows. It holds no variance of training or of the search."),
+)
+
+
+def render_html(document: Document) -> str:
+    """Return the report of `document` as one self-contained HTML page, for light and dark paper and print.
+
+    Everything that comes from the document is escaped. The same document gives the same page.
+
+    Raises:
+        DataError: `document` does not follow the schema.
+    """
+    results = parse_results(document)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        pm=plus_minus, signed=signed, duration=duration, markup=Markup, p_value=p_value, number=number
+    )
+    source = files("memmcl.report").joinpath("template.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(source).render(
+        r=results,
+        verdict=verdict(results),
+        tiles=_tiles(results),
+        best={column: leaders(results, column) for column in (None, *(s.name for s in results.subtasks))},
+        outcome=_outcome,
+        hint=_hint,
+        groups=list(dict.fromkeys(subtask.group for subtask in results.subtasks)),
+        search_rows=[_search_row(search) for search in results.searches],
+        config=yaml.safe_dump(results.run.config, sort_keys=False, allow_unicode=True),
+        features=list(dict.fromkeys(part.feature for part in results.curriculum.features)),
+        scaled={(part.subtask, part.feature): part for part in results.curriculum.features},
+        plots={
+            "mean": plots.mean_plot(results),
+            "subtasks": plots.subtask_plots(results),
+            "fitness": plots.fitness_plots(results),
+            "seconds": plots.seconds_plots(results),
+            "weights": plots.weights_plot(results),
+            "difficulty": plots.difficulty_plot(results),
+            "contexts": plots.context_plot(results),
+            "losses": plots.loss_plots(results),
+            "time": plots.time_plot(results),
+        },
+        glossary=GLOSSARY,
+        light=COLOURS,
+        dark=DARK,
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return `seconds` as "4.2 s", "3 min 05 s" or "1 h 12 min"."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def number(value: float | None) -> str:
+    """Return `value` with at most four digits and thousands apart; an en dash for None."""
+    if value is None:
+        return "–"
+    return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}").replace("-", "−")
+
+
+def p_value(value: float | None) -> str:
+    """Return "0.019", "< 0.001" or an en dash for None."""
+    if value is None:
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _tiles(results: Results) -> list[dict[str, Any]]:
+    top = ceiling(results)
+    wanted = [
+        "base",
+        *(m.name for m in results.models if m.kind in ("unified", "rival")),
+        *([top.model] if top else []),
+    ]
+    tiles = []
+    for name in dict.fromkeys(wanted):
+        model, mean = results.model_of(name), results.mean_of(name)
+        if model and mean:
+            tiles.append({"model": model, "mean": mean})
+    return tiles
+
+
+def _outcome(pair: Comparison) -> str:
+    return outcome(pair.difference, pair.se)
+
+
+def _hint(score: Score) -> str:
+    parts = [f"{score.metric}, n = {score.n}, {score.context}"]
+    if score.balanced_accuracy is not None:
+        parts.append(f"balanced accuracy {score.balanced_accuracy:.3f}")
+    if score.strict_score is not None:
+        parts.append(f"without tolerant parsing {score.strict_score:.3f}")
+    if score.rejected:
+        parts.append(f"{score.rejected} unparsable answers")
+    return "; ".join(parts)
+
+
+def _search_row(search: Search) -> dict[str, Any]:
+    winner = next((c for c in search.candidates if c.index == search.winner), None)
+    seeds = [c.fitness for c in search.candidates if c.is_seed and c.fitness is not None]
+    return {
+        "search": search,
+        "winner": winner,
+        "best_seed": max(seeds, default=None),
+        "seeds": sum(c.is_seed for c in search.candidates),
+        "failed": sum(c.fitness is None for c in search.candidates),
+        "reused": sum(c.reused for c in search.candidates),
+        "genome": [] if winner is None else list(zip(search.genes, winner.genome, strict=False)),
+    }

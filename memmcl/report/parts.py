@@ -1,0 +1,258 @@
+"""The parts of a results document; `memmcl.report.results.Results` holds them together.
+
+Numbers that may be missing are `None`; NaN and infinities become `None`, because JSON has no form for them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FiniteFloat,
+    JsonValue,
+    NonNegativeFloat,
+    NonNegativeInt,
+)
+
+
+def _finite_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Measured = Annotated[float | None, BeforeValidator(_finite_or_none)]
+"""A number, or None where there is none; NaN and infinities become None."""
+
+Kind = Literal["baseline", "expert", "merge", "unified", "rival"]
+
+
+class Part(BaseModel):
+    """Base of all parts: frozen, no unknown keys, the docstring under a field is its description."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class BaseInfo(Part):
+    name: str
+    digest: str
+    """sha256 of the weights"""
+    licence: str
+
+
+class Hardware(Part):
+    cpus: NonNegativeInt
+    memory_gb: NonNegativeFloat | None = None
+    device: str
+
+
+class Run(Part):
+    run_id: str
+    name: str
+    created: AwareDatetime
+    command: str
+    seed: int
+    base: BaseInfo
+    versions: dict[str, str]
+    hardware: Hardware
+    flow_run_id: str | None = None
+    store_url: str
+    config: dict[str, JsonValue]
+
+
+class Rows(Part):
+    train: NonNegativeInt
+    weak: NonNegativeInt
+    selection: NonNegativeInt
+    test: NonNegativeInt
+
+
+class Example(Part):
+    prompt: str
+    answer: str
+
+
+class Subtask(Part):
+    name: str
+    group: str
+    title: str
+    metric: str
+    labels: tuple[str, ...] = ()
+    """empty for tuple subtasks"""
+    rows: Rows
+    difficulty: Measured = None
+    example: Example | None = None
+    """one prompt as the model sees it and its gold answer; shown in the report and the model card"""
+
+
+class Model(Part):
+    name: str
+    """short; "base" names the untouched base model"""
+    title: str
+    kind: Kind
+    """expert: each expert on its own subtask, the ceiling; rival: trained another way at equal budget"""
+    description: str = ""
+
+
+class Score(Part):
+    """One model on the test rows of one subtask."""
+
+    model: str
+    subtask: str
+    context: str
+    metric: str
+    score: FiniteFloat
+    se: NonNegativeFloat
+    """bootstrap standard error over rows"""
+    n: NonNegativeInt
+    balanced_accuracy: Measured = None
+    rejected: NonNegativeInt = 0
+    """answers that could not be parsed"""
+    strict_score: Measured = None
+    """tuple subtasks: the score without tolerant parsing"""
+
+
+class Mean(Part):
+    model: str
+    mean: FiniteFloat
+    """over subtasks"""
+    se: NonNegativeFloat
+
+
+class Comparison(Part):
+    """Mean score of `a` minus mean score of `b`, paired on test rows."""
+
+    a: str
+    b: str
+    difference: FiniteFloat
+    se: NonNegativeFloat
+    p: Measured = None
+    n: NonNegativeInt
+
+
+class Retention(Part):
+    subtask: str
+    retention: Measured = None
+    """unified / expert"""
+    nai: Measured = None
+    """(unified - base) / (expert - base)"""
+
+
+class CandidateSeconds(Part):
+    merge: NonNegativeFloat = 0.0
+    evaluate: NonNegativeFloat = 0.0
+    wait: NonNegativeFloat = 0.0
+
+
+class Candidate(Part):
+    index: NonNegativeInt
+    """position in ask order"""
+    origin: str
+    """where the genome came from: "seed:<name>" (evaluated first), or the strategy ("cmaes:g3")"""
+    genome: tuple[FiniteFloat, ...]
+    fitness: Measured = None
+    """None: the candidate failed"""
+    values: dict[str, Measured] = {}
+    """retention by subtask"""
+    seconds: CandidateSeconds = CandidateSeconds()
+    reused: bool = False
+    """taken from the fitness cache"""
+
+    @property
+    def is_seed(self) -> bool:
+        return self.origin.startswith("seed:")
+
+
+class Search(Part):
+    stage: Literal["stage1", "stage2"]
+    group: str | None = None
+    strategy: str
+    genes: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
+    winner: NonNegativeInt | None = None
+    """index of the winning candidate; None when all failed"""
+    seconds: NonNegativeFloat
+    lookahead: NonNegativeInt
+    workers: NonNegativeInt
+
+    @property
+    def title(self) -> str:
+        return f"Stage 1, {self.group or 'all'}" if self.stage == "stage1" else "Stage 2, unified"
+
+
+class Merge(Part):
+    method: str
+    experts: tuple[str, ...]
+    blocks: tuple[str, ...]
+    coefficients: tuple[tuple[FiniteFloat, ...], ...]
+    """experts x blocks, the product of both stages"""
+    adapted_layers: tuple[int, ...] = ()
+    lambda_task_arithmetic: Measured = None
+
+
+class Expert(Part):
+    """One training: an expert, or "joint" for the rival."""
+
+    subtask: str
+    loss: tuple[Measured, ...]
+    """one per step"""
+    anchor: tuple[Measured, ...] = ()
+    """KL(base || expert), one per step; empty without anchor"""
+    steps: NonNegativeInt
+    batch_size: NonNegativeInt
+    rank: NonNegativeInt
+    learning_rate: NonNegativeFloat
+    seconds: NonNegativeFloat
+    trainable_parameters: NonNegativeInt
+    weak_score: Measured = None
+    base_weak_score: Measured = None
+    tokens_per_second: Measured = None
+
+
+class Feature(Part):
+    subtask: str
+    feature: str
+    raw: FiniteFloat
+    scaled: FiniteFloat
+    """scaled to [0, 1] over the suite"""
+
+
+class ContextResult(Part):
+    """One context of one subtask with the unified model; the gate reads the weak scores alone."""
+
+    subtask: str
+    context: str
+    tokens: NonNegativeInt
+    demonstrations: NonNegativeInt
+    weak_score: Measured = None
+    weak_score_calibrated: Measured = None
+    test_score: Measured = None
+    test_se: Measured = None
+    chosen: bool
+    calibrated: bool
+    """whether the test score uses calibrated label scores"""
+
+
+class Curriculum(Part):
+    weights: dict[str, float] = {}
+    order: tuple[str, ...] = ()
+    """subtasks in ascending difficulty"""
+    features: tuple[Feature, ...] = ()
+    contexts: tuple[ContextResult, ...] = ()
+
+
+class Timing(Part):
+    stage: str
+    name: str
+    seconds: NonNegativeFloat
+
+
+class Data(Part):
+    source: str
+    dropped: dict[str, NonNegativeInt] = {}
+    """rows left out, by reason"""
+    digests: dict[str, dict[str, str]] = {}
+    """subtask -> part -> sha256"""

@@ -1,0 +1,128 @@
+"""The results document: everything a report shows, as one frozen, JSON-able schema.
+
+`Results.model_validate(document)` reads it, `results.model_dump(mode="json")` writes it, and
+`Results.model_json_schema()` describes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import NonNegativeFloat, ValidationError, model_validator
+
+from memmcl.errors import DataError
+from memmcl.report.parts import (
+    Comparison,
+    Curriculum,
+    Data,
+    Expert,
+    Mean,
+    Merge,
+    Model,
+    Part,
+    Retention,
+    Run,
+    Score,
+    Search,
+    Subtask,
+    Timing,
+)
+
+
+class Results(Part):
+    """One run, as the report shows it."""
+
+    run: Run
+    subtasks: tuple[Subtask, ...]
+    models: tuple[Model, ...]
+    scores: tuple[Score, ...]
+    means: tuple[Mean, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    retention: tuple[Retention, ...] = ()
+    searches: tuple[Search, ...] = ()
+    merge: Merge | None = None
+    experts: tuple[Expert, ...] = ()
+    curriculum: Curriculum = Curriculum()
+    timings: tuple[Timing, ...] = ()
+    wall_seconds: NonNegativeFloat
+    peak_memory_gb: NonNegativeFloat | None = None
+    data: Data
+    notes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_references(self) -> Results:
+        subtasks = _unique("subtask", (subtask.name for subtask in self.subtasks))
+        models = _unique("model", (model.name for model in self.models))
+        _unique("score", (f"{score.model} on {score.subtask}" for score in self.scores))
+        _unique("mean", (mean.model for mean in self.means))
+        _known("model", models, (score.model for score in self.scores))
+        _known("model", models, (mean.model for mean in self.means))
+        _known("model", models, (name for pair in self.comparisons for name in (pair.a, pair.b)))
+        _known("subtask", subtasks, (score.subtask for score in self.scores))
+        _known("subtask", subtasks, (part.subtask for part in self.retention))
+        _known("subtask", subtasks, self.curriculum.order)
+        _known("subtask", subtasks, (part.subtask for part in self.curriculum.features))
+        _known("subtask", subtasks, (part.subtask for part in self.curriculum.contexts))
+        for search in self.searches:
+            indices = _unique(f"candidate of {search.title}", (str(c.index) for c in search.candidates))
+            if search.winner is not None:
+                _known(f"candidate of {search.title}", indices, [str(search.winner)])
+        if self.merge is not None:
+            shape = [len(row) for row in self.merge.coefficients]
+            if shape != [len(self.merge.blocks)] * len(self.merge.experts):
+                raise ValueError(
+                    f"coefficients need {len(self.merge.experts)} experts x {len(self.merge.blocks)} blocks, "
+                    f"got rows of {shape}"
+                )
+        return self
+
+    def score_of(self, model: str, subtask: str) -> Score | None:
+        """Return the test score of `model` on `subtask`, or None where it was not measured."""
+        return next((s for s in self.scores if s.model == model and s.subtask == subtask), None)
+
+    def mean_of(self, model: str) -> Mean | None:
+        """Return the mean score of `model` over the subtasks, or None where it was not measured."""
+        return next((mean for mean in self.means if mean.model == model), None)
+
+    def model_of(self, name: str) -> Model | None:
+        """Return the model called `name`, or None."""
+        return next((model for model in self.models if model.name == name), None)
+
+
+Document = Results | Mapping[str, Any]
+"""What every function of this package takes: the schema itself, or its JSON form."""
+
+
+def parse_results(document: Document) -> Results:
+    """Return `document` as `Results`.
+
+    Raises:
+        DataError: the document does not follow the schema; names the first place that does not.
+    """
+    if isinstance(document, Results):
+        return document
+    try:
+        return Results.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "document"
+        raise DataError(
+            f"results document: expected the schema of memmcl.report.Results; at {place}: {first['msg']}; "
+            f"write the report again with this version of memmcl"
+        ) from error
+
+
+def _unique(what: str, names: Iterable[str]) -> frozenset[str]:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{what} {name!r} is there twice")
+        seen.add(name)
+    return frozenset(seen)
+
+
+def _known(what: str, known: frozenset[str], names: Iterable[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{what} {name!r} is not one of {', '.join(sorted(known)) or 'none'}")

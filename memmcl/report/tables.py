@@ -1,0 +1,196 @@
+"""The results as tables: Parquet files for analysis, a terminal table, Markdown."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from typing import TYPE_CHECKING, Any
+
+from memmcl.report.results import Document, Results, parse_results
+from memmcl.report.verdict import leaders, plus_minus
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from rich.table import Table
+
+MEAN = "mean"
+
+
+def write_tables(document: Document) -> dict[str, bytes]:
+    """Return Parquet files by name: scores, candidates, contexts and experts (`.parquet`).
+
+    Each has its columns and types even without rows. In candidates, `genome` is a list of doubles, `values` a
+    map from subtask to retention, `fitness` null where the candidate failed. The same document gives the same
+    bytes.
+
+    Raises:
+        DataError: `document` does not follow the schema.
+    """
+    import pyarrow as pa
+
+    results = parse_results(document)
+    text, whole, real, truth = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+    scores = {
+        "model": text, "subtask": text, "context": text, "metric": text, "score": real, "se": real,
+        "n": whole, "balanced_accuracy": real, "rejected": whole, "strict_score": real,
+    }  # fmt: skip
+    candidates = {
+        "stage": text, "group": text, "index": whole, "origin": text, "genome": pa.list_(real),
+        "fitness": real, "values": pa.map_(text, real), "seconds_merge": real,
+        "seconds_evaluate": real, "seconds_wait": real, "reused": truth, "winner": truth,
+    }  # fmt: skip
+    contexts = {
+        "subtask": text, "context": text, "tokens": whole, "demonstrations": whole, "weak_score": real,
+        "weak_score_calibrated": real, "test_score": real, "test_se": real, "chosen": truth,
+        "calibrated": truth,
+    }  # fmt: skip
+    experts = {
+        "subtask": text, "loss": pa.list_(real), "anchor": pa.list_(real), "steps": whole,
+        "batch_size": whole, "rank": whole, "learning_rate": real, "seconds": real,
+        "trainable_parameters": whole, "weak_score": real, "base_weak_score": real,
+        "tokens_per_second": real,
+    }  # fmt: skip
+    return {
+        "scores.parquet": _parquet(scores, [score.model_dump() for score in results.scores]),
+        "candidates.parquet": _parquet(candidates, _candidate_rows(results)),
+        "contexts.parquet": _parquet(contexts, [part.model_dump() for part in results.curriculum.contexts]),
+        "experts.parquet": _parquet(experts, [expert.model_dump() for expert in results.experts]),
+    }
+
+
+def _candidate_rows(results: Results) -> list[dict[str, Any]]:
+    return [
+        {
+            "stage": search.stage,
+            "group": search.group,
+            "index": candidate.index,
+            "origin": candidate.origin,
+            "genome": candidate.genome,
+            "fitness": candidate.fitness,
+            "values": list(candidate.values.items()),
+            "seconds_merge": candidate.seconds.merge,
+            "seconds_evaluate": candidate.seconds.evaluate,
+            "seconds_wait": candidate.seconds.wait,
+            "reused": candidate.reused,
+            "winner": candidate.index == search.winner,
+        }
+        for search in results.searches
+        for candidate in search.candidates
+    ]
+
+
+def _parquet(columns: dict[str, pa.DataType], rows: list[dict[str, Any]]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=pa.schema(list(columns.items()))), buffer, compression="zstd"
+    )
+    return buffer.getvalue()
+
+
+def results_table(document: Document, width: int = 100) -> Table:
+    """Return the test scores for a terminal of `width` columns, mean ± standard error, the leaders in bold.
+
+    The first form that fits is taken: models x subtasks, subtasks x models, the same two without standard
+    errors, at last subtasks x those models that are the base, unified or a rival.
+
+    Raises:
+        DataError: `document` does not follow the schema.
+    """
+    results = parse_results(document)
+    models = [model.name for model in results.models]
+    few = [m.name for m in results.models if m.name == "base" or m.kind in ("unified", "rival")] or models
+    subtasks = [subtask.name for subtask in results.subtasks]
+    forms = (
+        (models, True, False), (models, True, True), (models, False, False), (models, False, True),
+        (few, True, True), (few, False, True),
+    )  # fmt: skip
+    for names, with_se, turned in forms:
+        heads, lines = (names, [*subtasks, MEAN]) if turned else ([*subtasks, MEAN], names)
+        longest = min(22, max(len(line) for line in lines))
+        if longest + len(heads) * (2 + (9 if with_se else 6)) <= width:
+            break
+    return _rich(results, names, with_se, turned)
+
+
+def _rich(results: Results, names: list[str], with_se: bool, turned: bool) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    columns: list[str | None] = [*(subtask.name for subtask in results.subtasks), None]
+    best = {column: leaders(results, column) for column in columns}
+    kinds = {model.name: model.kind for model in results.models}
+
+    def cell(model: str, column: str | None) -> Text:
+        value, se = _value(results, model, column)
+        if value is None or se is None:
+            return Text("–", style="dim")
+        number = _terse(value) + (f"±{_terse(se)}" if with_se else "")
+        return Text(number, style="bold" if model in best[column] else "")
+
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    lines: list[str | None] = columns if turned else list(names)
+    heads: list[str | None] = list(names) if turned else columns
+    table.add_column("subtask" if turned else "model", no_wrap=True, max_width=22, overflow="ellipsis")
+    for head in heads:
+        table.add_column(
+            Text(MEAN if head is None else head), justify="right", no_wrap=True, overflow="ellipsis",
+            max_width=9 if with_se else 6,
+        )  # fmt: skip
+    for line in lines:
+        name = Text(MEAN if line is None else line, style="bold" if line is None else "")
+        if not turned and line is not None and kinds[line] == "unified":
+            name.stylize("green")
+        row = (
+            [cell(head or "", line) for head in heads]
+            if turned
+            else [cell(line or "", head) for head in heads]
+        )
+        table.add_row(name, *row)
+    return table
+
+
+def _terse(value: float) -> str:
+    text = f"{value:.3f}"
+    return text[1:] if text.startswith("0.") else text
+
+
+def markdown_table(document: Document) -> str:
+    """Return the test scores as a Markdown table: a row a model, a column a subtask, leaders in bold.
+
+    Raises:
+        DataError: `document` does not follow the schema.
+    """
+    results = parse_results(document)
+    columns: list[str | None] = [*(subtask.name for subtask in results.subtasks), None]
+    best = {column: leaders(results, column) for column in columns}
+    heads = [
+        "model", *(f"{plain_text(s.name)}<br>{plain_text(s.metric)}" for s in results.subtasks), MEAN,
+    ]  # fmt: skip
+    lines = [heads, ["---", *("---:" for _ in columns)]]
+    for model in results.models:
+        row = [plain_text(model.title)]
+        for column in columns:
+            value, se = _value(results, model.name, column)
+            number = plus_minus(value, se)
+            row.append(f"**{number}**" if model.name in best[column] else number)
+        lines.append(row)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _value(results: Results, model: str, column: str | None) -> tuple[float | None, float | None]:
+    if column is None:
+        mean = results.mean_of(model)
+        return (mean.mean, mean.se) if mean else (None, None)
+    score = results.score_of(model, column)
+    return (score.score, score.se) if score else (None, None)
+
+
+def plain_text(text: str) -> str:
+    """Return `text` on one line, with what Markdown or HTML would read as markup made plain."""
+    escaped = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", escaped)

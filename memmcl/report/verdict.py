@@ -1,0 +1,134 @@
+"""What the numbers allow to say, in words: a difference counts beyond two standard errors, not before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from memmcl.report.parts import Comparison, Mean, Score
+from memmcl.report.results import Results
+
+CLEAR = 2.0
+"""standard errors beyond which a paired difference is called a difference"""
+
+Outcome = Literal["ahead", "level", "behind"]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One comparison in words: `text` is a whole sentence, `outcome` says which way it went."""
+
+    text: str
+    outcome: Outcome
+    comparison: Comparison
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`headline` is the answer to "does the unified model beat its base"; the rest follows in order."""
+
+    headline: str
+    outcome: Outcome | None
+    statements: tuple[Statement, ...]
+    subtasks: str
+
+
+def outcome(difference: float, se: float) -> Outcome:
+    """Return which way `difference` goes; "level" within two standard errors."""
+    if abs(difference) <= CLEAR * se or difference == 0:
+        return "level"
+    return "ahead" if difference > 0 else "behind"
+
+
+def plus_minus(value: float | None, se: float | None = None) -> str:
+    """Return "0.612 ± 0.031"; without a standard error the value alone; an en dash for None."""
+    if value is None:
+        return "–"
+    number = f"{value:.3f}".replace("-", "−")
+    return number if se is None else f"{number} ± {se:.3f}"
+
+
+def signed(value: float, se: float | None = None) -> str:
+    """Return `plus_minus` with its sign always shown."""
+    rounded = round(value, 3) or 0.0  # no "-0.000"
+    return ("+" if rounded >= 0 else "") + plus_minus(rounded, se)
+
+
+def leaders(results: Results, subtask: str | None) -> frozenset[str]:
+    """Return the models to print in bold in one column: the best and all within one standard error of it.
+
+    `subtask=None` means the column of means. Experts are left out: each plays on its own subtask only, so
+    they are a ceiling and no competitor. The standard error is the larger of the two compared.
+    """
+    ceiling = {model.name for model in results.models if model.kind == "expert"}
+    values: dict[str, tuple[float, float]] = (
+        {mean.model: (mean.mean, mean.se) for mean in results.means}
+        if subtask is None
+        else {score.model: (score.score, score.se) for score in results.scores if score.subtask == subtask}
+    )
+    values = {name: value for name, value in values.items() if name not in ceiling}
+    if not values:
+        return frozenset()
+    best, best_se = max(values.values())
+    return frozenset(name for name, (value, se) in values.items() if best - value <= max(se, best_se))
+
+
+def verdict(results: Results) -> Verdict:
+    """Return what the comparisons of `results` allow to say; the first against "base" is the headline."""
+    statements = tuple(_statement(results, comparison) for comparison in results.comparisons)
+    kinds = {model.name: model.kind for model in results.models}
+    first = next(
+        (s for s in statements if s.comparison.b == "base" and kinds[s.comparison.a] == "unified"), None
+    )
+    if first is None:
+        return Verdict("The unified model was not compared with its base", None, statements, "")
+    others = tuple(statement for statement in statements if statement is not first)
+    tally = _tally(results, first.comparison.a)
+    return Verdict(first.text.rstrip("."), first.outcome, others, tally)
+
+
+def ceiling(results: Results) -> Mean | None:
+    """Return the mean of the experts, each on its own subtask, where the document has it."""
+    experts = [model.name for model in results.models if model.kind == "expert"]
+    return next((mean for mean in results.means if mean.model in experts), None)
+
+
+def _statement(results: Results, pair: Comparison) -> Statement:
+    a, b = (_noun(results, name) for name in (pair.a, pair.b))
+    result = outcome(pair.difference, pair.se)
+    subject = a[0].upper() + a[1:]
+    if result == "level":
+        text = f"{subject} is level with {b} ({signed(pair.difference, pair.se)})."
+    else:
+        verb = "beats" if result == "ahead" else "falls behind"
+        text = f"{subject} {verb} {b} by {plus_minus(abs(pair.difference), pair.se)}."
+    return Statement(text, result, pair)
+
+
+def _noun(results: Results, name: str) -> str:
+    model = results.model_of(name)
+    if model is None or name == "base":
+        return f"the {name} model"
+    title = model.title[:1].lower() + model.title[1:] if model.title[1:2].islower() else model.title
+    return f"the {title.removeprefix('the ')}" if model.kind == "unified" else title
+
+
+def _tally(results: Results, name: str) -> str:
+    pairs = [
+        (ours, base)
+        for subtask in results.subtasks
+        if (ours := results.score_of(name, subtask.name)) and (base := results.score_of("base", subtask.name))
+    ]
+    if not pairs:
+        return ""
+    results_of = [_unpaired(ours, base) for ours, base in pairs]
+    higher = sum(ours.score > base.score for ours, base in pairs)
+    noun = "subtask" if len(pairs) == 1 else "subtasks"
+    return (
+        f"Above the base on {higher} of {len(pairs)} {noun}; beyond two standard errors (unpaired): "
+        f"{results_of.count('ahead')} better, {results_of.count('behind')} worse."
+    )
+
+
+def _unpaired(a: Score, b: Score) -> Outcome:
+    return outcome(a.score - b.score, (a.se**2 + b.se**2) ** 0.5)

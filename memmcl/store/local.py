@@ -1,0 +1,187 @@
+"""Objects in a local directory: temp file, flush, then link or move; compare-and-swap under a file lock."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from memmcl.store.backends import sha256
+
+TEMPORARY = "tmp"  # half-written files of live and of killed writers; never read
+TEMPORARY_SECONDS = 24 * 3600.0  # a leftover older than this belongs to nobody
+NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+class LocalBackend:
+    """A directory, created when the first object is written.
+
+    Writes go to `tmp/` first and are then linked or moved into place, so a killed writer leaves at most a
+    file in `tmp/`. Compare-and-swap holds an advisory lock (flock) on one file for the whole directory.
+    """
+
+    parallel = 1
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def check(self) -> None:
+        """Look at permissions, and sweep old leftovers of killed writers out of `tmp/`."""
+        if not self.root.exists():
+            ancestor = next(parent for parent in self.root.parents if parent.exists())
+            _require(ancestor, os.W_OK | os.X_OK)
+            return
+        _require(self.root, os.R_OK | os.X_OK)
+        oldest = time.time() - TEMPORARY_SECONDS
+        for path in (self.root / TEMPORARY).glob("*.part"):
+            try:
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
+            except (FileNotFoundError, PermissionError):  # another process swept it, or it is not ours
+                continue
+
+    def read(self, path: str) -> tuple[bytes, str]:
+        """Read the file; the token is its sha256."""
+        data = (self.root / path).read_bytes()
+        return data, sha256(data)
+
+    def digest(self, path: str) -> tuple[str, int]:
+        """Hash the file in chunks, without holding it in memory."""
+        with (self.root / path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+
+    def write(self, path: str, source: bytes | Path) -> None:
+        """Move a finished temporary file into place."""
+        with self._temporary(source) as part:
+            part.replace(self._target(path))
+        _sync_directory(self._target(path).parent)
+
+    def create(self, path: str, data: bytes) -> str | None:
+        """Link a finished temporary file to the path, which only works where nothing is."""
+        target = self._target(path)
+        if target.exists():
+            return None
+        with self._temporary(data) as part:
+            try:
+                os.link(part, target)  # fails when the target exists, and never shows half a file
+            except FileExistsError:
+                return None
+            except OSError as error:
+                if error.errno not in NO_HARD_LINKS:
+                    raise
+                with self._lock():
+                    if target.exists():
+                        return None
+                    part.replace(target)
+        _sync_directory(target.parent)
+        return sha256(data)
+
+    def replace(self, path: str, data: bytes, token: str) -> str | None:
+        """Compare and move a finished temporary file into place, both under the lock."""
+        target = self._target(path)
+        with self._temporary(data) as part, self._lock():
+            if not self._holds(path, token):
+                return None
+            part.replace(target)
+        _sync_directory(target.parent)
+        return sha256(data)
+
+    def remove(self, path: str, token: str) -> bool:
+        """Compare and unlink, both under the lock."""
+        with self._lock():
+            if not self._holds(path, token):
+                return False
+            (self.root / path).unlink()
+        return True
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Walk the folder; none at all counts as empty."""
+        found: dict[str, int] = {}
+        folders = [self.root / prefix]
+        while folders:
+            for entry in _entries(folders.pop()):
+                if entry.is_dir():
+                    folders.append(Path(entry.path))
+                    continue
+                try:
+                    size = entry.stat().st_size
+                except FileNotFoundError:  # removed since it was listed
+                    continue
+                found[Path(entry.path).relative_to(self.root).as_posix()] = size
+        return found
+
+    def _holds(self, path: str, token: str) -> bool:
+        try:
+            return self.read(path)[1] == token
+        except FileNotFoundError:
+            return False
+
+    def _target(self, path: str) -> Path:
+        target = self.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    @contextmanager
+    def _temporary(self, source: bytes | Path) -> Iterator[Path]:
+        """A flushed copy of `source` inside `tmp/`; gone at the end unless it was moved."""
+        part = self._target(f"{TEMPORARY}/{uuid.uuid4().hex}.part")
+        try:
+            with part.open("wb") as output:
+                if isinstance(source, Path):
+                    with source.open("rb") as file:
+                        while chunk := file.read(1 << 20):
+                            output.write(chunk)
+                else:
+                    output.write(source)
+                output.flush()
+                os.fsync(output.fileno())
+            yield part
+        finally:
+            part.unlink(missing_ok=True)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        with self._target(f"{TEMPORARY}/swap.lock").open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also by a kill
+            yield
+
+
+def replace_file(target: Path, data: bytes) -> None:
+    """Write a file whole or not at all; its directory is made when it is missing."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _entries(directory: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(directory) as entries:
+            return list(entries)
+    except FileNotFoundError:  # nothing was written there yet
+        return []
+
+
+def _require(directory: Path, mode: int) -> None:
+    if not directory.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "not a directory", str(directory))
+    if not os.access(directory, mode):
+        raise PermissionError(errno.EACCES, "no permission", str(directory))
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a new name in `directory` survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,291 @@
+"""Objects on any supported fsspec URL: which backend, how often to try, and what failure to report.
+
+This is the one place where exceptions of a disk or of an S3 client become `StoreError`s. No message holds a
+credential: URLs with credentials are refused, and text that comes from a library is scrubbed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from memmcl.errors import ConfigError, StoreAccessError, StoreError, StoreFull
+from memmcl.store.backends import Backend, MemoryBackend, S3Backend
+from memmcl.store.local import LocalBackend, replace_file
+
+T = TypeVar("T")
+
+RETRY_SECONDS = (0.2, 0.6, 1.8, 5.0)  # pauses between attempts when a failure may pass by itself
+CHECK_SECONDS = (0.2,)  # the same for the check at opening: somebody waits at the terminal
+WRITE_ONCE_ATTEMPTS = 100  # each failed one means that another writer got on
+FULL = {errno.ENOSPC, errno.EDQUOT}
+SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec"}
+NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
+UNREACHABLE = {"EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError", "gaierror"}
+UNREACHABLE |= {"ReadTimeoutError", "FSTimeoutError", "TimeoutError", "ConnectionRefusedError"}
+BROKEN = {"ConnectionClosedError", "HTTPClientError", "ServerDisconnectedError", "ClientOSError"}
+BROKEN |= {"ClientPayloadError", "ResponseParserError", "IncompleteReadError", "ResponseStreamingError"}
+BROKEN |= {"ConnectionResetError", "ConnectionAbortedError", "BrokenPipeError"}
+BUSY_CODES = {"SlowDown", "RequestTimeout", "ConditionalRequestConflict", "OperationAborted"}
+
+
+class Objects:
+    """A backend with retries and translated errors. Paths are relative, with forward slashes."""
+
+    def __init__(self, backend: Backend, url: str, endpoint_url: str | None = None) -> None:
+        self.backend = backend
+        self.url = url
+        self.endpoint_url = endpoint_url
+
+    def check(self) -> None:
+        """Raise StoreAccessError when the place cannot be used."""
+        self._call(self.backend.check, CHECK_SECONDS)
+
+    def read(self, path: str) -> bytes | None:
+        """Return the content, or None when there is no such object."""
+        found = self.versioned(path)
+        return None if found is None else found[0]
+
+    def versioned(self, path: str) -> tuple[bytes, str] | None:
+        """Return the content and its token, or None when there is no such object."""
+        return self._find(lambda: self.backend.read(path))
+
+    def digest(self, path: str) -> tuple[str, int] | None:
+        """Return the content's sha256 and size in bytes, or None when there is no such object."""
+        return self._find(lambda: self.backend.digest(path))
+
+    def write(self, path: str, source: bytes | Path) -> None:
+        """Store `source` whatever was there; every reader sees the old content or the new, never a part."""
+        self._call(lambda: self.backend.write(path, source))
+
+    def create(self, path: str, data: bytes) -> str | None:
+        """Store `data` where nothing is and return its token; None when something is there."""
+        return self._call(lambda: self.backend.create(path, data))
+
+    def replace(self, path: str, data: bytes, token: str) -> str | None:
+        """Store `data` in place of the content of `token`; return the new token, None when that is gone."""
+        return self._call(lambda: self.backend.replace(path, data, token))
+
+    def remove(self, path: str, token: str) -> bool:
+        """Remove the content of `token`; False when it is not there."""
+        return self._call(lambda: self.backend.remove(path, token))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return the size in bytes of every object below the folder `prefix`, by path, sorted."""
+        return dict(sorted(self._call(lambda: self.backend.sizes(prefix)).items()))
+
+    def write_once(self, path: str, data: bytes, accept: Callable[[bytes], bool]) -> bytes:
+        """Store `data` unless an acceptable content is there, and return the content that is there now.
+
+        Of any number of writers at once exactly one wins and all return its content; a content that `accept`
+        refuses (torn, invalid) is replaced.
+
+        Raises:
+            StoreError: the place says by turns that something is there and that nothing is.
+        """
+        for _ in range(WRITE_ONCE_ATTEMPTS):
+            if self.create(path, data) is not None:
+                return data
+            found = self.versioned(path)
+            if found is not None:
+                content, token = found
+                if accept(content):
+                    return content
+                if self.replace(path, data, token) is not None:
+                    return data
+        raise StoreError(f"{self.url}/{path} keeps changing; does this server support conditional writes?")
+
+    def map(self, call: Callable[[str], T], paths: Iterable[str]) -> list[T]:
+        """Return `[call(path), ...]`, several at a time where the backend gains from it."""
+        paths = list(paths)
+        if self.backend.parallel == 1 or len(paths) < 2:
+            return [call(path) for path in paths]
+        with ThreadPoolExecutor(self.backend.parallel, thread_name_prefix="memmcl-store") as pool:
+            return list(pool.map(call, paths))
+
+    def _find(self, call: Callable[[], T]) -> T | None:
+        def attempt() -> T | None:
+            try:
+                return call()
+            except FileNotFoundError as error:
+                if _code(error) == "NoSuchBucket":
+                    raise
+                return None
+
+        return self._call(attempt)
+
+    def _call(self, call: Callable[[], T], pauses: tuple[float, ...] | None = None) -> T:
+        """Return `call()`; try again after failures that may pass by themselves."""
+        pauses = RETRY_SECONDS if pauses is None else pauses
+        for attempt in range(len(pauses) + 1):
+            try:
+                return call()
+            except Exception as error:
+                if attempt < len(pauses) and _may_pass(error):
+                    time.sleep(pauses[attempt])
+                    continue
+                translated = self.translate(error)
+                if translated is None:
+                    raise
+                raise translated from None  # the library's text may name the key
+        raise AssertionError("the last attempt returns or raises")
+
+    def translate(self, error: Exception) -> StoreError | None:
+        """Return the StoreError to raise for a backend's exception; None for one that is a bug of ours."""
+        if isinstance(error, StoreError) or not (
+            isinstance(error, OSError) or type(error).__module__.partition(".")[0] in LIBRARIES
+        ):
+            return None
+        names, code, status = _names(error), _code(error), _status(error)
+        where = self.url if self.endpoint_url is None else f"{self.url} at {self.endpoint_url}"
+        number = error.errno if isinstance(error, OSError) else None
+        if number in FULL or status == 507:
+            return StoreFull(
+                f"no space left in {where}; finished work is kept; free space and run the same command again"
+            )
+        if code == "NoSuchBucket":
+            return StoreAccessError(f"no bucket for {where}; create the bucket or correct the store's URL")
+        if names & NO_CREDENTIALS:
+            return StoreAccessError(
+                f"no credentials for {where}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+        if status in {401, 403} or (isinstance(error, PermissionError) and code):
+            return StoreAccessError(
+                f"{where} refused access ({code}); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
+                "and what they may do with this bucket"
+            )
+        if isinstance(error, OSError) and number in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            place = _scrub(str(error.filename or where))
+            return StoreAccessError(f"no permission for {place}; change its permissions or the store's URL")
+        if isinstance(error, (NotADirectoryError, FileExistsError)):
+            place = _scrub(str(error.filename or where))
+            return StoreAccessError(f"{place} is a file, not a directory; choose another URL for the store")
+        if names & (UNREACHABLE | BROKEN):
+            return StoreAccessError(
+                f"cannot reach {where}; check that the server runs and that the endpoint is right, then run "
+                "the same command again"
+            )
+        if status is not None and status >= 500:
+            return StoreError(
+                f"{where} answered {code} (HTTP {status}) repeatedly; run the same command again later"
+            )
+        reason = " ".join(_scrub(str(error)).split())
+        return StoreError(f"{where} failed: {reason}; finished work is kept; run the same command again")
+
+
+def write_file(target: Path, data: bytes) -> None:
+    """Write a file outside the store, whole or not at all, with the store's errors.
+
+    Raises:
+        StoreFull, StoreAccessError, StoreError: it could not be written; what was there is unchanged.
+    """
+    Objects(LocalBackend(target.parent), str(target.parent))._call(lambda: replace_file(target, data))
+
+
+def normalise(url: str) -> str:
+    """Return `url` with an absolute path for local directories and no slash at its end.
+
+    Raises:
+        ConfigError: a scheme other than file, s3 and memory, no bucket, or credentials inside the URL.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "file", url
+    if not rest.strip("/") and not (scheme == "file" and rest):
+        raise ConfigError(
+            f"the store's URL {url!r} names no place; write file:///directory or s3://bucket/folder"
+        )
+    if scheme == "file":
+        return f"file://{Path(rest).expanduser().resolve()}"
+    if scheme not in {"s3", "memory"}:
+        raise ConfigError(f"a store cannot lie at {scheme}://; use a directory, s3:// or memory://")
+    if "@" in rest.partition("/")[0]:
+        raise ConfigError(
+            "the store's URL holds credentials; take them out and set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY"
+        )
+    return f"{scheme}://{rest.strip('/')}"
+
+
+def open_objects(url: str, endpoint_url: str | None = None, region: str | None = None) -> Objects:
+    """Return the objects below a URL that `normalise` made; touches neither disk nor network.
+
+    Raises:
+        ConfigError: `endpoint_url` is no http(s) address, or holds credentials.
+        StoreAccessError: the package that fsspec needs for this scheme is not installed.
+    """
+    import fsspec
+
+    if url.startswith("file://"):
+        return Objects(LocalBackend(Path(url.removeprefix("file://"))), url)
+    if url.startswith("memory://"):
+        return Objects(MemoryBackend(*fsspec.url_to_fs(url)), url)
+    if endpoint_url is not None:
+        parts = urlsplit(endpoint_url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+            raise ConfigError("the store's endpoint must look like https://host:port, without credentials")
+    config = {"connect_timeout": 5, "read_timeout": 60, "retries": {"total_max_attempts": 1}}
+    options = {
+        "endpoint_url": endpoint_url,
+        "client_kwargs": {"region_name": region} if region else {},
+        "config_kwargs": config,
+        "use_listings_cache": False,  # others write too
+        "skip_instance_cache": True,  # the credentials of the environment as it is now
+    }
+    try:
+        fs, root = fsspec.url_to_fs(url, **options)
+    except ImportError as error:
+        raise StoreAccessError(f"{url} needs the package s3fs: pip install s3fs") from error
+    fs.retries = 1  # `Objects` tries again, and the library below does not on top of it
+    return Objects(S3Backend(fs, root), url, endpoint_url)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    chain: list[BaseException] = []
+    step: BaseException | None = error
+    while step is not None and step not in chain:
+        chain.append(step)
+        step = step.__cause__
+    return chain
+
+
+def _names(error: BaseException) -> set[str]:
+    return {cls.__name__ for step in _chain(error) for cls in type(step).__mro__}
+
+
+def _response(error: BaseException) -> dict[str, Any]:
+    found = (getattr(step, "response", None) for step in _chain(error))
+    return next((response for response in found if isinstance(response, dict)), {})
+
+
+def _code(error: BaseException) -> str | None:
+    """The S3 error code, such as NoSuchBucket, of an exception that an HTTP answer caused."""
+    code = _response(error).get("Error", {}).get("Code")
+    return None if code is None else str(code)
+
+
+def _status(error: BaseException) -> int | None:
+    status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return None if status is None else int(status)
+
+
+def _may_pass(error: Exception) -> bool:
+    status = _status(error)
+    busy = status == 429 or (status is not None and status >= 500 and status != 507)
+    return busy or _code(error) in BUSY_CODES or bool(_names(error) & (UNREACHABLE | BROKEN))
+
+
+def _scrub(text: str) -> str:
+    """Return `text` without the values of the environment's credentials."""
+    for variable in SECRETS:
+        value = os.environ.get(variable)
+        if value:
+            text = text.replace(value, "***")
+    return text

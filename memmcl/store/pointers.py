@@ -1,0 +1,69 @@
+"""Named values that move by compare-and-swap only: the champion, and the leases of running pipelines.
+
+A pointer is a small JSON object beside a mark that is new at every swap. The mark keeps tokens from ever
+coming back (A, B, A again), and tells a writer whose answer was lost on the way whether its swap took place.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from memmcl.errors import Conflict, CorruptArtifact
+from memmcl.store.manifest import check_name, decode, encode
+from memmcl.store.objects import Objects
+
+
+def read_pointer(objects: Objects, name: str) -> tuple[dict[str, Any] | None, str | None]:
+    """Return the value of the pointer and its token; (None, None) when it does not exist.
+
+    Raises:
+        CorruptArtifact: the object is not a pointer that this module wrote.
+    """
+    path = _path(name)
+    found = objects.versioned(path)
+    if found is None:
+        return None, None
+    data, token = found
+    pointer = decode(data)
+    if pointer is None or not isinstance(pointer.get("value"), dict):
+        raise CorruptArtifact(
+            f"pointer {name!r} holds no JSON value; remove {objects.url}/{path} and set it again"
+        )
+    return pointer["value"], token
+
+
+def swap_pointer(objects: Objects, name: str, value: Mapping[str, Any], token: str | None) -> str:
+    """Set the pointer if its token still is `token` (None: if it does not exist); return the new token.
+
+    Atomic among all threads, processes and hosts: of any number of swaps from one token exactly one succeeds.
+
+    Raises:
+        Conflict: it moved, appeared or vanished since `token` was read.
+        TypeError, ValueError: `value` is not JSON.
+    """
+    path = _path(name)
+    mark = uuid.uuid4().hex
+    data = encode({"value": dict(value), "mark": mark})
+    new = objects.create(path, data) if token is None else objects.replace(path, data, token)
+    if new is not None:
+        return new
+    found = objects.versioned(path)
+    if found is not None and (decode(found[0]) or {}).get("mark") == mark:
+        return found[1]  # ours: the first answer got lost, and what failed was the second attempt
+    raise Conflict(f"pointer {name!r} changed since it was read; read it again and decide anew")
+
+
+def delete_pointer(objects: Objects, name: str, token: str) -> None:
+    """Remove the pointer if its token still is `token`.
+
+    Raises:
+        Conflict: it moved or vanished since `token` was read.
+    """
+    if not objects.remove(_path(name), token):
+        raise Conflict(f"pointer {name!r} changed since it was read; read it again and decide anew")
+
+
+def _path(name: str) -> str:
+    return f"pointers/{check_name(name)}.json"

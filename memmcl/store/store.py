@@ -1,0 +1,286 @@
+"""The artifact store: content-addressed blobs, manifests written last, logs, and pointers.
+
+    blobs/ab/abcd...                   file contents by sha256, write-once
+    manifests/<kind>/<key>.json        the commit of an artifact, write-once
+    logs/<log>/000007.json             one record of an append-only log, write-once
+    pointers/<name>.json               compare-and-swap values
+    tmp/                               local disks only: files being written
+
+Nothing is published until its manifest is; the loser of a race reads the winner; whatever is read is checked
+against its digest; a torn or corrupt object counts as absent and is replaced by the next publication.
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from memmcl import __version__, seeds
+from memmcl.errors import ArtifactNotFound, CorruptArtifact
+from memmcl.store import pointers
+from memmcl.store.manifest import (
+    ArtifactRef,
+    BlobInfo,
+    Manifest,
+    blob_path,
+    check_file,
+    check_name,
+    decode,
+    encode,
+    manifest_path,
+    parse_manifest,
+)
+from memmcl.store.objects import Objects, normalise, open_objects, write_file
+from memmcl.store.verify import Verification, verify
+
+logger = logging.getLogger(__name__)
+
+
+class Store:
+    """Artifacts, logs and pointers below one URL; safe to use from many threads, processes and hosts."""
+
+    def __init__(self, objects: Objects, spec: Mapping[str, str | None]) -> None:
+        self.objects = objects
+        self.spec = dict(spec)
+
+    @classmethod
+    def open(cls, url: str, *, endpoint_url: str | None = None, region: str | None = None) -> Store:
+        """Open the store at a directory (a path or file://), at s3://bucket/folder, or at memory://name.
+
+        A directory is made when the first object is written. Credentials for s3:// come from the environment.
+
+        Raises:
+            ConfigError: the URL or the endpoint cannot be a store's.
+            StoreAccessError: it cannot be reached or used; the message says why and what to do.
+        """
+        store = cls.from_spec({"url": normalise(url), "endpoint_url": endpoint_url, "region": region})
+        store.objects.check()
+        return store
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, str | None]) -> Store:
+        """Open the store of `store.spec` again, for instance in another process, without checking access."""
+        return cls(open_objects(str(spec["url"]), spec["endpoint_url"], spec["region"]), spec)
+
+    @property
+    def url(self) -> str:
+        """The absolute URL, without a slash at its end."""
+        return self.objects.url
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def put_blob(self, data: bytes) -> BlobInfo:
+        """Store `data` under its digest; keep what is there when it is healthy, replace it when it is not."""
+        return self._put(data, BlobInfo(sha256=hashlib.sha256(data).hexdigest(), size=len(data)))
+
+    def publish(
+        self,
+        kind: str,
+        key: str,
+        *,
+        name: str,
+        files: Mapping[str, bytes | Path],
+        inputs: Sequence[ArtifactRef] = (),
+        config: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        stage_version: int = 1,
+        seconds: float = 0.0,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Publish `files` (name -> content, or the path of a file that holds it) as artifact (kind, key).
+
+        Blobs first, manifest last: a writer that dies in between has published nothing. When another writer
+        was first, the manifest that is returned is that writer's, unless its blobs are damaged.
+
+        Raises:
+            ValueError, TypeError: a name that cannot be stored, or config and metrics that are not JSON.
+            StoreFull, StoreAccessError: nothing was published.
+        """
+        config = dict(config or {})
+        for file in files:
+            check_file(file)
+        manifest = Manifest(
+            kind=kind,
+            key=key,
+            name=name,
+            blobs={file: _info(content) for file, content in files.items()},
+            inputs=tuple(inputs),
+            config=config,
+            config_digest=seeds.digest(config),
+            seed=seed,
+            stage_version=stage_version,
+            code_version=__version__,
+            created=datetime.now(UTC).isoformat(timespec="microseconds"),
+            seconds=seconds,
+            metrics=dict(metrics or {}),
+        )
+        data = encode(manifest.model_dump())
+        for file, content in files.items():
+            self._put(content, manifest.blobs[file])
+        path = manifest_path(kind, key)
+
+        def healthy(found: bytes) -> bool:
+            other = parse_manifest(found, path)
+            return other is not None and self._damage(other) is None
+
+        return Manifest.model_validate_json(self.objects.write_once(path, data, healthy))
+
+    def find(self, kind: str, key: str) -> Manifest | None:
+        """Return the artifact's manifest when the artifact is whole, else None: the caller makes it (again).
+
+        Every blob is read and checked. Damage is logged as one warning that names the artifact and the blob.
+        """
+        manifest = self._manifest(manifest_path(kind, key))
+        if manifest is None:
+            return None
+        damage = self._damage(manifest)
+        if damage is not None:
+            logger.warning("%s is damaged and will be made again: %s", manifest.ref, damage)
+            return None
+        return manifest
+
+    def load(self, ref: ArtifactRef) -> Manifest:
+        """Return the manifest of `ref`; its blobs are checked when they are read.
+
+        Raises:
+            ArtifactNotFound: there is none, or it is not valid.
+        """
+        manifest = self._manifest(manifest_path(ref.kind, ref.key))
+        if manifest is None:
+            raise ArtifactNotFound(f"{ref} is not in {self.url}; run the pipeline that makes it")
+        return manifest
+
+    def read(self, artifact: ArtifactRef | Manifest, file: str) -> bytes:
+        """Return the content of one of the artifact's files, checked against its digest.
+
+        Raises:
+            ArtifactNotFound: no such artifact, file or blob.
+            CorruptArtifact: the blob does not match its digest.
+        """
+        manifest = self.load(artifact) if isinstance(artifact, ArtifactRef) else artifact
+        info = manifest.blobs.get(file)
+        if info is None:
+            raise ArtifactNotFound(
+                f"{manifest.ref} has no file {file!r}; it has {', '.join(sorted(manifest.blobs))}"
+            )
+        data = self.objects.read(blob_path(info.sha256))
+        if data is None:
+            raise ArtifactNotFound(
+                f"{file!r} of {manifest.ref} is missing from {self.url}; run the pipeline again"
+            )
+        if hashlib.sha256(data).hexdigest() != info.sha256:
+            raise CorruptArtifact(
+                f"{file!r} of {manifest.ref} does not match its digest in {self.url}; run the pipeline again"
+            )
+        return data
+
+    def fetch(self, artifact: ArtifactRef | Manifest, directory: Path) -> Path:
+        """Write all files of the artifact into `directory` and return it; no file is ever seen half-written.
+
+        Raises:
+            ArtifactNotFound, CorruptArtifact: as `read`; files written before are complete.
+            StoreFull, StoreAccessError: `directory` cannot hold them.
+        """
+        manifest = self.load(artifact) if isinstance(artifact, ArtifactRef) else artifact
+        for file in manifest.blobs:
+            write_file(directory / file, self.read(manifest, file))
+        return directory
+
+    def list(self, kind: str | None = None) -> builtins.list[Manifest]:
+        """Return the manifests (of one kind), newest first; invalid ones are skipped with a warning."""
+        paths = self.objects.sizes("manifests" if kind is None else f"manifests/{check_name(kind)}")
+        found = self.objects.map(self._manifest, paths)
+        manifests = [manifest for manifest in found if manifest is not None]
+        return sorted(
+            manifests, key=lambda manifest: (manifest.created, manifest.kind, manifest.key), reverse=True
+        )
+
+    def verify(self) -> Verification:
+        """Read every manifest and every blob once and report what is missing, invalid or corrupt."""
+        return verify(self.objects)
+
+    def append(self, log: str, index: int, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Store record `index` (>= 0) of `log` once; return the record that is stored, own or earlier.
+
+        A record that a crash left torn is replaced.
+
+        Raises:
+            TypeError, ValueError: a bad log name or index, or a record that is not JSON.
+        """
+        if index < 0:
+            raise ValueError(f"a record's index is 0 or more, not {index}")
+        path = f"logs/{check_name(log)}/{index:06d}.json"
+        stored = self.objects.write_once(path, encode(dict(record)), lambda data: decode(data) is not None)
+        return decode(stored) or {}
+
+    def records(self, log: str) -> dict[int, dict[str, Any]]:
+        """Return the readable records of `log` by index, ascending; torn ones are skipped with a warning."""
+        prefix = f"logs/{check_name(log)}/"
+        names = {path: path.removeprefix(prefix).removesuffix(".json") for path in self.objects.sizes(prefix)}
+        paths = [path for path, name in names.items() if name.isdecimal()]
+        records: dict[int, dict[str, Any]] = {}
+        for path, data in zip(paths, self.objects.map(self.objects.read, paths), strict=True):
+            record = None if data is None else decode(data)
+            if record is None:
+                logger.warning("%s/%s is torn and counts as not written", self.url, path)
+            else:
+                records[int(names[path])] = record
+        return dict(sorted(records.items()))
+
+    def read_pointer(self, name: str) -> tuple[dict[str, Any] | None, str | None]:
+        """Return a pointer's value and token, or (None, None); see `memmcl.store.pointers`."""
+        return pointers.read_pointer(self.objects, name)
+
+    def swap_pointer(self, name: str, value: Mapping[str, Any], token: str | None) -> str:
+        """Set a pointer by compare-and-swap (token None: it must not exist); return its new token.
+
+        Raises:
+            Conflict: it changed since `token` was read.
+        """
+        return pointers.swap_pointer(self.objects, name, value, token)
+
+    def delete_pointer(self, name: str, token: str) -> None:
+        """Remove a pointer by compare-and-delete.
+
+        Raises:
+            Conflict: it changed since `token` was read.
+        """
+        pointers.delete_pointer(self.objects, name, token)
+
+    def _put(self, content: bytes | Path, info: BlobInfo) -> BlobInfo:
+        path = blob_path(info.sha256)
+        if self.objects.digest(path) != (info.sha256, info.size):
+            self.objects.write(path, content)
+        return info
+
+    def _manifest(self, path: str) -> Manifest | None:
+        """The manifest at `path`; None, with a warning when something unreadable is there."""
+        data = self.objects.read(path)
+        manifest = None if data is None else parse_manifest(data, path)
+        if data is not None and manifest is None:
+            logger.warning("%s/%s is not a valid manifest and counts as not written", self.url, path)
+        return manifest
+
+    def _damage(self, manifest: Manifest) -> str | None:
+        """What is wrong with the first damaged blob of an artifact; None when all are healthy."""
+        for file, info in manifest.blobs.items():
+            path = blob_path(info.sha256)
+            found = self.objects.digest(path)
+            if found is None:
+                return f"{file!r} ({path}) is missing"
+            if found != (info.sha256, info.size):
+                return f"{file!r} ({path}) does not match its digest"
+        return None
+
+
+def _info(content: bytes | Path) -> BlobInfo:
+    if isinstance(content, bytes):
+        return BlobInfo(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+    with content.open("rb") as file:
+        return BlobInfo(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size=file.tell())

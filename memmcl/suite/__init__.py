@@ -1,0 +1,13 @@
+"""The suite: which subtasks there are, where their rows come from, and how answers are scored.
+
+    subtasks   the table of subtasks: group, labels or tuple fields, instruction, metric, data sets
+    examples   one row (`Example`), its answer text, its content key, and rows as Parquet
+    datasets   reads a directory in SentiEval's layout
+    embedded   reads the corpus that ships with memmcl
+    splits     train / weak / selection / test, disjoint by content over all subtasks
+    prompts    the chat messages that ask a model
+    parsing    from a model's text to a label or to tuples
+    metrics    SentiEval's metrics, and the counts per row that a bootstrap sums
+
+Nothing in here loads torch.
+"""

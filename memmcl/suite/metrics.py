@@ -1,0 +1,263 @@
+"""SentiEval's metrics, and the counts per row from which a bootstrap gets them by a matrix product.
+
+Reference: Zhang et al., "Sentiment Analysis in the Era of Large Language Models: A Reality Check" (NAACL
+Findings 2024) and its evaluation script, except that an answer is read with `ast.literal_eval` instead of
+`eval`.
+
+Every metric is a function of counts summed over rows, so a score is always `score_from_counts(summed
+row_counts)`. Columns of one data set's counts, n being the number of rows:
+
+    accuracy             n, right answers
+    macro_f1, label_f1   n, then per scored label: right answers, predicted, gold
+    tuple_f1             n, true positives, false positives, false negatives
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memmcl.errors import DataError
+from memmcl.suite.examples import Example, format_tuples
+from memmcl.suite.parsing import read_list
+from memmcl.suite.subtasks import POLARITIES, SUBTASKS, Metric, Subtask
+
+Floats = NDArray[np.float64]
+
+EPSILON = 1e-7
+"""What SentiEval adds to the denominators of tuple precision, recall and F1."""
+
+_MOST_FREQUENT = 20
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How one data set is scored: its label space, and the labels whose F1 the metric averages."""
+
+    metric: Metric
+    labels: tuple[str, ...] = ()
+    scored: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """The number of columns of its counts."""
+        return {"accuracy": 2, "tuple_f1": 4}.get(self.metric, 1 + 3 * len(self.scored))
+
+
+_FIVE = ("very negative", "negative", "neutral", "positive", "very positive")
+_TWO = ("positive", "negative")
+_EMOTIONS = ("anger", "joy", "optimism", "sadness")
+_HATE = ("hate", "non-hate")
+_OFFENSIVE = ("offensive", "non-offensive")
+_TUPLES = Scoring("tuple_f1")
+
+DATASETS: dict[str, Scoring] = {
+    "imdb": Scoring("accuracy", _TWO),
+    "yelp2": Scoring("accuracy", _TWO),
+    "yelp5": Scoring("accuracy", _FIVE),
+    "mr": Scoring("accuracy", _TWO),
+    "sst2": Scoring("accuracy", _TWO),
+    "twitter": Scoring("accuracy", POLARITIES),
+    "sst5": Scoring("accuracy", _FIVE),
+    "asc_lap14": Scoring("accuracy", POLARITIES),
+    "asc_rest14": Scoring("accuracy", POLARITIES),
+    "uabsa_laptop14": _TUPLES,
+    "uabsa_rest14": _TUPLES,
+    "uabsa_rest15": _TUPLES,
+    "uabsa_rest16": _TUPLES,
+    "aste_laptop14": _TUPLES,
+    "aste_rest14": _TUPLES,
+    "aste_rest15": _TUPLES,
+    "aste_rest16": _TUPLES,
+    "asqp_rest15": _TUPLES,
+    "asqp_rest16": _TUPLES,
+    "implicit": Scoring("accuracy", POLARITIES),
+    "compsent19": Scoring("accuracy", ("better", "worse")),
+    "emotion": Scoring("macro_f1", _EMOTIONS, scored=_EMOTIONS),
+    "hate": Scoring("macro_f1", _HATE, scored=_HATE),
+    "offensive": Scoring("macro_f1", _OFFENSIVE, scored=_OFFENSIVE),
+    "irony": Scoring("label_f1", ("irony", "non_irony"), scored=("irony",)),
+    "stance": Scoring("macro_f1", ("against", "favor", "none"), scored=("against", "favor")),
+}
+
+
+def scoring_of(dataset: str) -> Scoring:
+    """Return how `dataset` is scored: one of SentiEval's 26, or "embedded_SUBTASK".
+
+    Raises:
+        DataError: there is no such data set.
+    """
+    if dataset in DATASETS:
+        return DATASETS[dataset]
+    name = dataset.removeprefix("embedded_")
+    if name != dataset and name in SUBTASKS:
+        return _subtask_scoring(SUBTASKS[name])
+    raise DataError(
+        f"no metric for data set {dataset!r}; "
+        f"expected embedded_SUBTASK or one of SentiEval's: {', '.join(DATASETS)}"
+    )
+
+
+def _subtask_scoring(subtask: Subtask) -> Scoring:
+    return Scoring(subtask.metric, subtask.labels, subtask.scored_labels)
+
+
+def score(dataset: str, predictions: Sequence[str], golds: Sequence[Any]) -> float:
+    """Return SentiEval's score of `dataset`, in [0, 1].
+
+    predictions: the answers as text. golds, one each: a label; or tuples of strings, or their text.
+
+    Raises:
+        DataError: unknown data set, no rows, unequal lengths, or a gold text that is no list.
+    """
+    _check_lengths(len(golds), len(predictions))
+    scoring = scoring_of(dataset)
+    counts = np.array(
+        [_counts(scoring, gold, answer) for gold, answer in zip(golds, predictions, strict=True)]
+    )
+    return float(_score_block(scoring, counts.sum(axis=0)))
+
+
+def score_subtask(subtask: Subtask, examples: Sequence[Example], predictions: Sequence[str]) -> float:
+    """Return the mean over the data sets in `examples` of their scores.
+
+    Raises:
+        DataError: no examples, or unequal lengths.
+    """
+    counts = row_counts(subtask, examples, predictions)
+    return float(score_from_counts(subtask, datasets_of(examples), counts.sum(axis=0)))
+
+
+def datasets_of(examples: Iterable[Example]) -> tuple[str, ...]:
+    """Return the names of the data sets in `examples`, sorted: the order of the blocks in `row_counts`."""
+    return tuple(sorted({example.dataset for example in examples}))
+
+
+def row_counts(subtask: Subtask, examples: Sequence[Example], predictions: Sequence[str]) -> Floats:
+    """Return the sufficient statistics per row: (rows, data sets * columns) float64, whole numbers.
+
+    A row fills the block of its own data set (`datasets_of` gives their order) and holds zeros elsewhere.
+    For a bootstrap: `score_from_counts(subtask, datasets, weights @ counts)`, weights (resamples, rows)
+    being how often a row was drawn.
+
+    Raises:
+        DataError: no examples, or unequal lengths.
+    """
+    _check_lengths(len(examples), len(predictions))
+    scoring = _subtask_scoring(subtask)
+    offsets = {name: index * scoring.width for index, name in enumerate(datasets_of(examples))}
+    counts = np.zeros((len(examples), len(offsets) * scoring.width))
+    for row, (example, answer) in enumerate(zip(examples, predictions, strict=True)):
+        offset = offsets[example.dataset]
+        counts[row, offset : offset + scoring.width] = _counts(scoring, example.gold, answer)
+    return counts
+
+
+def score_from_counts(subtask: Subtask, datasets: Sequence[str], summed: Floats) -> Floats:
+    """Return the subtask's score for counts summed over rows.
+
+    summed: (..., data sets * columns) float64; returns (...) float64. A data set without a row in a resample
+    takes no part in that resample's mean; where none has a row the score is 0.
+    """
+    scoring = _subtask_scoring(subtask)
+    blocks = summed.reshape(*summed.shape[:-1], len(datasets), scoring.width)
+    present = blocks[..., 0] > 0
+    scores = np.where(present, _score_block(scoring, blocks), 0.0)
+    return np.asarray(scores.sum(axis=-1) / np.maximum(present.sum(axis=-1), 1))
+
+
+def balanced_accuracy(golds: Sequence[str], predictions: Sequence[str]) -> float:
+    """Return the mean over the gold labels that occur of the share of their rows answered right.
+
+    Raises:
+        DataError: no rows, or unequal lengths.
+    """
+    _check_lengths(len(golds), len(predictions))
+    total: Counter[str] = Counter()
+    right: Counter[str] = Counter()
+    for gold, answer in zip(golds, predictions, strict=True):
+        total[_form(gold)] += 1
+        right[_form(gold)] += _form(gold) == _form(answer)
+    return float(np.mean([right[label] / total[label] for label in total]))
+
+
+def best_constant(subtask: Subtask, train: Sequence[Example], test: Sequence[Example]) -> tuple[str, float]:
+    """Return the one answer that scores best on all `train` rows, and its score on the `test` rows.
+
+    Candidates are the labels, or for tuples "[]" and the 20 most frequent answers; of equals the first one
+    wins.
+
+    Raises:
+        DataError: `train` or `test` is empty.
+    """
+    if subtask.is_tuple:
+        frequent = Counter(example.answer for example in train).most_common(_MOST_FREQUENT)
+        candidates = list(dict.fromkeys([format_tuples(()), *(answer for answer, _ in frequent)]))
+    else:
+        candidates = list(subtask.labels)
+    best = max(candidates, key=lambda answer: score_subtask(subtask, train, [answer] * len(train)))
+    return best, score_subtask(subtask, test, [best] * len(test))
+
+
+def _counts(scoring: Scoring, gold: Any, answer: str) -> list[int]:
+    """Return one row's counts; the columns are in the module's docstring."""
+    if scoring.metric == "tuple_f1":
+        expected, predicted = _gold_tuples(gold), _predicted_items(answer)
+        return [1, len(expected & predicted), len(predicted - expected), len(expected - predicted)]
+    right = _form(answer) == _form(gold)
+    if scoring.metric == "accuracy":
+        return [1, int(right)]
+    counts = [1]
+    for label in scoring.scored:
+        predicted_it, is_gold = _form(answer) == _form(label), _form(gold) == _form(label)
+        counts += [int(predicted_it and is_gold), int(predicted_it), int(is_gold)]
+    return counts
+
+
+def _score_block(scoring: Scoring, summed: Floats) -> Floats:
+    """Return the score of one data set's summed counts: (..., columns) -> (...)."""
+    rows = np.maximum(summed[..., 0], 1)
+    if scoring.metric == "accuracy":
+        return np.asarray(summed[..., 1] / rows)
+    if scoring.metric == "tuple_f1":
+        true, false, missed = summed[..., 1], summed[..., 2], summed[..., 3]
+        precision = true / (true + false + EPSILON)
+        recall = true / (true + missed + EPSILON)
+        return np.asarray(2 * precision * recall / (precision + recall + EPSILON))
+    right, predicted, gold = (summed[..., column::3] for column in (1, 2, 3))
+    f1 = 2 * right / np.maximum(predicted + gold, 1)  # 0 where a label is neither predicted nor gold
+    return np.asarray(f1.mean(axis=-1))
+
+
+def _form(label: str) -> str:
+    return label.strip().lower()
+
+
+def _gold_tuples(gold: Any) -> set[Hashable]:
+    items: Any = read_list(gold) if isinstance(gold, str) else gold
+    if items is None:
+        raise DataError(
+            f"expected gold tuples or their text as a Python list, got {gold[:60]!r}; correct the row"
+        )
+    return {tuple(item) for item in items}
+
+
+def _predicted_items(answer: str) -> set[Hashable]:
+    """Return the items of the answer as a set; anything but a list of hashable items is an empty answer."""
+    items: list[Any] | None = read_list(answer)
+    try:
+        return set(items or ())
+    except TypeError:  # a list among the items, as in [["food", "positive"]]
+        return set()
+
+
+def _check_lengths(golds: int, predictions: int) -> None:
+    if golds != predictions:
+        raise DataError(f"expected one prediction per row; got {predictions} for {golds} rows")
+    if not golds:
+        raise DataError("no rows to score; a score needs at least one")

@@ -1,0 +1,139 @@
+"""Prompts as token ids: instruction, demonstrations, query; never a cut answer or instruction.
+
+With a chat template the instruction is the system message, each demonstration a user and an assistant turn, the
+query the last user turn. Without one, a plain template does the same with line breaks. The tokenizer is passed in,
+so that this module loads no model library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from memmcl.errors import ConfigError, DataError
+from memmcl.suite.examples import Example
+from memmcl.suite.subtasks import Subtask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Demonstration = tuple[Subtask, Example]
+
+
+class Prompter:
+    """Turns examples into token ids for one tokenizer.
+
+    `max_tokens` bounds the query (instruction + text + fields, without demonstrations); a longer text is cut at its
+    end, token by token. Truncation depends on the example alone.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        self._max_tokens = max_tokens
+        self._chat = bool(tokenizer.chat_template)
+
+    def prompt(
+        self, subtask: Subtask, example: Example, demonstrations: Sequence[Demonstration] = ()
+    ) -> tuple[int, ...]:
+        """Return the ids of the whole prompt, up to where the answer starts."""
+        text = self._fitted(subtask, example)
+        return tuple(self._encode(self._render(subtask, text, example, demonstrations)))
+
+    def text(self, subtask: Subtask, example: Example) -> str:
+        """Return the zero-shot prompt as text, the way the model sees it."""
+        return self._render(subtask, self._fitted(subtask, example), example, ())
+
+    def answer(self, answer: str) -> tuple[int, ...]:
+        """Return the ids of an answer with its end token."""
+        text = answer if self._chat else f" {answer}"
+        return (*self._encode(text), self._tokenizer.eos_token_id)
+
+    def demonstration_tokens(self, subtask: Subtask, example: Example, reader: Subtask) -> int:
+        """Return how many tokens one demonstration of `subtask` adds to a prompt of `reader`."""
+        follows = "Text:"  # line breaks at the end of a text split differently from those before a word
+        return len(self._encode(self._turn(subtask, example, reader) + follows)) - len(self._encode(follows))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of generated ids, special tokens left out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _fitted(self, subtask: Subtask, example: Example) -> str:
+        """Return the example's text, cut at its end where the query would exceed `max_tokens`."""
+        length = len(self._encode(self._render(subtask, example.text, example, ())))
+        if length <= self._max_tokens:
+            return example.text
+        ids = self._encode(example.text)
+        room = self._max_tokens - (length - len(ids))
+        while room > 0:
+            # Where the cut falls inside a character of several tokens, its half decodes to U+FFFD: drop it.
+            text = self._tokenizer.decode(ids[:room]).rstrip("\ufffd").strip()
+            over = len(self._encode(self._render(subtask, text, example, ()))) - self._max_tokens
+            if over <= 0:
+                return str(text)
+            room -= over
+        raise ConfigError(
+            f"data.max_prompt_tokens is {self._max_tokens}, but the instruction of {subtask.name} alone takes "
+            f"{length - len(ids)} tokens; raise it"
+        )
+
+    def _render(
+        self, subtask: Subtask, text: str, example: Example, demonstrations: Sequence[Demonstration]
+    ) -> str:
+        user = query_text(subtask, text, example)
+        if not self._chat:
+            shown = [self._plain_turn(other, shot, subtask) for other, shot in demonstrations]
+            return "".join([f"{subtask.instruction}\n\n", *shown, f"{user}\nAnswer:"])
+        messages: list[dict[str, str]] = [{"role": "system", "content": subtask.instruction}]
+        for other, shot in demonstrations:
+            messages += _shot_messages(other, shot, subtask)
+        messages.append({"role": "user", "content": user})
+        return self._template(messages, add_generation_prompt=True)
+
+    def _turn(self, subtask: Subtask, example: Example, reader: Subtask) -> str:
+        if not self._chat:
+            return self._plain_turn(subtask, example, reader)
+        system = [{"role": "system", "content": reader.instruction}]
+        with_shot = self._template([*system, *_shot_messages(subtask, example, reader)])
+        return with_shot.removeprefix(self._template(system))
+
+    @staticmethod
+    def _plain_turn(subtask: Subtask, example: Example, reader: Subtask) -> str:
+        asked = "" if subtask.name == reader.name else f"{subtask.instruction}\n"
+        return f"{asked}{query_text(subtask, example.text, example)}\nAnswer: {example.answer}\n\n"
+
+    def _template(self, messages: list[dict[str, str]], **options: Any) -> str:
+        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options))
+
+
+def query_text(subtask: Subtask, text: str, example: Example) -> str:
+    """Return what the user turn says: the text, then each field that the subtask needs, one a line."""
+    lines = [f"Text: {text}"]
+    for name in subtask.needs:
+        value = example.fields.get(name)
+        if value is None:
+            raise DataError(f"{subtask.name} needs the field {name!r}, and this row has none: {example.text[:60]!r}")
+        lines.append(f"{name.replace('_', ' ').capitalize()}: {value}")
+    return "\n".join(lines)
+
+
+def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many leading tokens all prompts share; at least one token of each prompt stays outside."""
+    if not prompts:
+        return 0
+    shortest = min(len(prompt) for prompt in prompts)
+    first = prompts[0]
+    length = 0
+    while length < shortest - 1 and all(prompt[length] == first[length] for prompt in prompts):
+        length += 1
+    return length
+
+
+def _shot_messages(subtask: Subtask, example: Example, reader: Subtask) -> list[dict[str, str]]:
+    # A demonstration of another subtask carries its own instruction, so that its answer makes sense.
+    user = query_text(subtask, example.text, example)
+    if subtask.name != reader.name:
+        user = f"{subtask.instruction}\n{user}"
+    return [{"role": "user", "content": user}, {"role": "assistant", "content": example.answer}]

@@ -1,0 +1,156 @@
+"""The table of subtasks. A new subtask is a new row here, nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from memmcl.errors import ConfigError
+
+Metric = Literal["accuracy", "macro_f1", "label_f1", "tuple_f1"]
+
+GROUPS = ("SC", "ABSA", "MAST")
+POLARITIES = ("positive", "negative", "neutral")
+
+
+@dataclass(frozen=True)
+class Subtask:
+    """One sentiment subtask.
+
+    name: short, unique, lower case.
+    group: one of `GROUPS`; its lower-case form is the folder of the data sets.
+    title: for tables and reports.
+    instruction: the system prompt.
+    labels: every label an answer may be; empty where answers are tuples.
+    tuple_fields: what a tuple holds, in order; empty where answers are labels. A field called "polarity"
+        takes one of `POLARITIES`.
+    needs: the fields beside the text without which the question cannot be asked, as "aspect".
+    metric: how one data set is scored; a subtask's score is the mean over its data sets.
+    positive_label: the one label whose F1 is the score (`label_f1` only).
+    figurative: whether the meaning is implicit or not literal.
+    datasets: names of SentiEval's data sets.
+    unscored_labels: labels whose F1 `macro_f1` leaves out of its mean (stance: "none").
+    """
+
+    name: str
+    group: str
+    title: str
+    instruction: str
+    labels: tuple[str, ...]
+    tuple_fields: tuple[str, ...]
+    needs: tuple[str, ...]
+    metric: Metric
+    positive_label: str | None
+    figurative: bool
+    datasets: tuple[str, ...]
+    unscored_labels: tuple[str, ...] = ()
+
+    @property
+    def is_tuple(self) -> bool:
+        """Whether an answer is a list of tuples instead of one label."""
+        return bool(self.tuple_fields)
+
+    @property
+    def scored_labels(self) -> tuple[str, ...]:
+        """The labels whose F1 the metric averages; empty for accuracy and for tuples."""
+        if self.metric == "macro_f1":
+            return tuple(label for label in self.labels if label not in self.unscored_labels)
+        return (self.positive_label,) if self.positive_label is not None else ()
+
+
+_ROWS = (
+    Subtask(
+        name="sent2",
+        group="SC",
+        title="Sentence polarity",
+        instruction="Classify the sentiment of the text. Answer with one word: positive or negative.",
+        labels=("positive", "negative"),
+        tuple_fields=(),
+        needs=(),
+        metric="accuracy",
+        positive_label=None,
+        figurative=False,
+        datasets=("mr", "sst2"),
+    ),
+    Subtask(
+        name="asc",
+        group="SC",
+        title="Aspect polarity",
+        instruction="Classify the sentiment of the text towards the aspect. "
+        "Answer with one word: positive, negative or neutral.",
+        labels=POLARITIES,
+        tuple_fields=(),
+        needs=("aspect",),
+        metric="accuracy",
+        positive_label=None,
+        figurative=False,
+        datasets=("asc_lap14", "asc_rest14"),
+    ),
+    Subtask(
+        name="uabsa",
+        group="ABSA",
+        title="Aspects and their polarity",
+        instruction="List the aspects and their sentiment (positive, negative or neutral) as "
+        "[('aspect', 'sentiment'), ...]. Answer [] if there are none.",
+        labels=(),
+        tuple_fields=("aspect", "polarity"),
+        needs=(),
+        metric="tuple_f1",
+        positive_label=None,
+        figurative=False,
+        datasets=("uabsa_laptop14", "uabsa_rest14", "uabsa_rest15", "uabsa_rest16"),
+    ),
+    Subtask(
+        name="aste",
+        group="ABSA",
+        title="Aspects, opinions and polarity",
+        instruction="List the aspects, opinion words and sentiment (positive, negative or neutral) as "
+        "[('aspect', 'opinion', 'sentiment'), ...].",
+        labels=(),
+        tuple_fields=("aspect", "opinion", "polarity"),
+        needs=(),
+        metric="tuple_f1",
+        positive_label=None,
+        figurative=False,
+        datasets=("aste_laptop14", "aste_rest14", "aste_rest15", "aste_rest16"),
+    ),
+    Subtask(
+        name="irony",
+        group="MAST",
+        title="Irony",
+        instruction="Decide whether the text is ironic. Answer with one word: irony or non_irony.",
+        labels=("irony", "non_irony"),
+        tuple_fields=(),
+        needs=(),
+        metric="label_f1",
+        positive_label="irony",
+        figurative=True,
+        datasets=("irony",),
+    ),
+    Subtask(
+        name="emotion",
+        group="MAST",
+        title="Emotion",
+        instruction="Name the emotion of the text. Answer with one word: anger, joy, optimism or sadness.",
+        labels=("anger", "joy", "optimism", "sadness"),
+        tuple_fields=(),
+        needs=(),
+        metric="macro_f1",
+        positive_label=None,
+        figurative=False,
+        datasets=("emotion",),
+    ),
+)
+
+SUBTASKS: dict[str, Subtask] = {subtask.name: subtask for subtask in _ROWS}
+
+
+def get_subtask(name: str) -> Subtask:
+    """Return the subtask called `name`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in SUBTASKS:
+        raise ConfigError(f"unknown subtask {name!r}; known ones: {', '.join(SUBTASKS)}")
+    return SUBTASKS[name]

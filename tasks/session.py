@@ -1,0 +1,127 @@
+"""Opening a run: what it is, that it is held by one process only, the Ray it works on, the memory it takes."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import ray
+
+from memmcl import seeds
+from memmcl.backbone.load import read_layers, resolve_base, resolve_device, resolve_dtype
+from memmcl.config import RayConfig, RunConfig
+from memmcl.errors import ServiceError
+from memmcl.store import Lease, Manifest, Store
+from tasks import history
+from tasks.data import data_digests, read_splits
+from tasks.progress import choose_display
+from tasks.runtime import Base, Run, open_store
+
+
+def open_run(config: RunConfig, command: str = "") -> Run:
+    """Find data, base and store, and return the run that they make.
+
+    The run's id is the digest of the configuration (but for where it runs), the rows and the base's weights.
+
+    Raises:
+        MemmclError: anything that is missing or wrong, before any work begins.
+    """
+    store = Store.open(config.store.url, endpoint_url=config.store.endpoint_url, region=config.store.region)
+    splits = read_splits(config)
+    found = resolve_base(config.model.name_or_path, config.model.revision)
+    device = resolve_device(config.model.device)
+    layers = read_layers(found)
+    adapted = layers if config.experts.adapt_layers == "all" else int(config.experts.adapt_layers.removeprefix("top-"))
+    base = Base(
+        name=found.name, digest=found.digest, licence=found.licence, device=device,
+        dtype=resolve_dtype(config.model.dtype, device), layers=layers, split=max(0, layers - adapted),
+    )  # fmt: skip
+    what = config.what()
+    del what["data"]["source"]  # the rows' digests say more
+    identity = {"config": what, "data": data_digests(splits), "base": base.model_dump(mode="json", exclude={"licence"})}
+    return Run(id=seeds.digest(identity), config=config, base=base, store=store.spec, command=command)
+
+
+def finished(run: Run) -> Manifest | None:
+    """Return the run's last artifact if the run is finished and whole."""
+    return open_store(run).find("run", run.id)
+
+
+@contextmanager
+def held(run: Run) -> Iterator[Lease]:
+    """Hold the run's lease; runs that died with it are closed in the history.
+
+    Raises:
+        LeaseHeld: another live process works on the same run.
+    """
+    with Lease(open_store(run), run.id, {"flow_run_id": history.root_flow_run_id()}) as lease:
+        history.close_abandoned(lease)
+        yield lease
+
+
+@contextmanager
+def ray_session(cfg: RayConfig) -> Iterator[None]:
+    """Join the Ray cluster at `cfg.address`, or start one here that ends with the block. One that was joined stays.
+
+    Raises:
+        ServiceError: the cluster cannot be reached, or a local one cannot start.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    choose_display()
+    try:
+        if cfg.address:
+            ray.init(address=cfg.address, logging_level="warning", namespace="memmcl")
+        else:
+            ray.init(
+                num_cpus=math.ceil(cfg.workers * cfg.cpus_per_worker), include_dashboard=False,
+                logging_level="warning", object_store_memory=256 * 2**20, namespace="memmcl",
+            )  # fmt: skip
+    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+        where = f"reach the Ray cluster at {cfg.address}" if cfg.address else "start a local Ray"
+        raise ServiceError(f"cannot {where}: {str(error).splitlines()[0]}; check ray.address and free memory") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class PeakMemory:
+    """Samples the memory of this process and all below it (proportional set size, GiB) while the block runs."""
+
+    def __init__(self, every: float = 3.0) -> None:
+        self.gib = 0.0
+        self._every = every
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while True:
+            self.gib = max(self.gib, tree_memory())
+            if self._stop.wait(self._every):
+                return
+
+
+def tree_memory() -> float:
+    """Return the memory in GiB that this process and all below it take, shared pages counted once."""
+    total = 0
+    me = psutil.Process()
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            info = process.memory_full_info()
+            total += getattr(info, "pss", info.uss)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError):
+            continue
+    return total / 2**30

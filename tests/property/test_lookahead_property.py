@@ -1,0 +1,110 @@
+"""Neither the number of workers, nor the order in which they finish, nor kills change a search."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memmcl.evolve import STRATEGIES, LookAhead, Proposal, build_strategy
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    seed: int
+    budget: int
+    lookahead: int
+    coarse: bool
+
+    def search(self, records: dict[int, dict[str, Any]]) -> LookAhead:
+        strategy = build_strategy(
+            self.name,
+            genes=2,
+            bounds=(0.0, 1.5),
+            seeds=[("base", (0.0, 0.0)), ("a", (1.0, 0.0)), ("again", (0.0, 0.0)), ("uniform", (0.5, 0.5))],
+            seed=self.seed,
+            population=4,
+        )
+        return LookAhead(strategy, budget=self.budget, lookahead=self.lookahead, records=records)
+
+    def evaluate(self, proposal: Proposal) -> float:
+        """A fitness with plateaus (ties) when coarse, and with failures."""
+        first, second = proposal.genome
+        if first > 1.3:
+            return math.nan
+        value = -((first - 0.8) ** 2) - (second - 0.3) ** 2
+        return round(value, 1) if self.coarse else value
+
+
+CASES = st.builds(
+    Case,
+    name=st.sampled_from(sorted(STRATEGIES)),
+    seed=st.integers(0, 1000),
+    budget=st.integers(1, 30),
+    lookahead=st.integers(0, 6),
+    coarse=st.booleans(),
+)
+
+
+def outcome(search: LookAhead) -> tuple[Any, ...]:
+    return search.proposals, search.records, search.best()
+
+
+def serial(case: Case) -> LookAhead:
+    search = case.search({})
+    while not search.finished:
+        proposal = search.next()
+        if proposal is not None:
+            search.done(proposal.index, {"fitness": case.evaluate(proposal)})
+    return search
+
+
+def step(search: LookAhead, case: Case, running: list[Proposal], workers: int, timing: Random) -> list[int]:
+    """Fill the workers, then let one of them finish or be lost; return the completed indices."""
+    while len(running) < workers and (proposal := search.next()) is not None:
+        running.append(proposal)
+    assert running  # an unfinished search always has work in flight
+    proposal = running.pop(timing.randrange(len(running)))
+    if timing.randrange(10) == 0:
+        search.retry(proposal.index)
+        return []
+    return list(search.done(proposal.index, {"fitness": case.evaluate(proposal)}))
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=CASES, workers=st.integers(1, 8), timing=st.integers(0, 2**32).map(Random))
+def test_workers_and_completion_order_do_not_matter(case: Case, workers: int, timing: Random) -> None:
+    search = case.search({})
+    running: list[Proposal] = []
+    while not search.finished:
+        step(search, case, running, workers, timing)
+    assert outcome(search) == outcome(serial(case))
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=CASES, timing=st.integers(0, 2**32).map(Random))
+def test_kills_and_replay_of_what_was_saved_do_not_matter(case: Case, timing: Random) -> None:
+    saved: dict[int, dict[str, Any]] = {}
+    finished: LookAhead | None = None
+    kills = timing.randint(1, 3)
+    for life in range(kills + 1):
+        search = case.search(saved)
+        running: list[Proposal] = []
+        workers = timing.randint(1, 5)
+        left = timing.randint(0, 12) if life < kills else None
+        while not search.finished and left != 0:
+            for index in step(search, case, running, workers, timing):
+                record = {**search.records[index]}
+                if math.isinf(record["fitness"]):
+                    record["fitness"] = None
+                saved[index] = json.loads(json.dumps(record, allow_nan=False))
+            left = None if left is None else left - 1
+        finished = search
+    assert finished is not None
+    assert outcome(finished) == outcome(serial(case))

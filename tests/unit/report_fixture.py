@@ -1,0 +1,285 @@
+"""A made-up but realistic results document: six subtasks, eight models, four searches."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+
+from memmcl.seeds import derive, digest
+
+SUBTASKS: dict[str, tuple[str, str, str, list[str], float]] = {
+    "sent2": ("SC", "Sentence polarity, 2 classes", "accuracy", ["positive", "negative"], 0.11),
+    "asc": ("SC", "Aspect polarity", "accuracy", ["positive", "negative", "neutral"], 0.31),
+    "uabsa": ("ABSA", "Aspects and their polarity", "tuple micro-F1", [], 0.57),
+    "aste": ("ABSA", "Aspect, opinion and polarity triplets", "tuple micro-F1", [], 0.72),
+    "irony": ("MAST", "Irony", "F1 of irony", ["irony", "non_irony"], 0.38),
+    "emotion": ("MAST", "Emotion, 4 classes", "macro-F1", ["anger", "joy", "optimism", "sadness"], 0.49),
+}
+LEVELS: dict[str, list[float]] = {  # one score per subtask, in the order of SUBTASKS
+    "base": [0.583, 0.417, 0.021, 0.004, 0.402, 0.291],
+    "constant": [0.500, 0.358, 0.0, 0.0, 0.667, 0.121],
+    "experts": [0.842, 0.708, 0.487, 0.391, 0.731, 0.645],
+    "uniform": [0.717, 0.525, 0.188, 0.121, 0.588, 0.449],
+    "task-arithmetic": [0.792, 0.617, 0.352, 0.267, 0.641, 0.552],
+    "unified": [0.817, 0.650, 0.401, 0.309, 0.667, 0.583],
+    "unified+context": [0.825, 0.650, 0.437, 0.338, 0.667, 0.578],
+    "joint": [0.833, 0.692, 0.464, 0.372, 0.702, 0.618],
+}
+MODELS: list[tuple[str, str, str, str]] = [
+    ("base", "Base model", "baseline", "Untouched, zero-shot."),
+    ("constant", "Best constant answer", "baseline", "The one answer that scores best on the training rows."),
+    (
+        "experts",
+        "Experts, each on its own",
+        "expert",
+        "Each expert on its own subtask: the ceiling of a merge.",
+    ),
+    ("uniform", "Uniform average", "merge", "Every task vector weighted 1/6."),
+    ("task-arithmetic", "Task arithmetic", "merge", "One coefficient for all, tuned on the weak rows."),
+    ("unified", "Unified model", "unified", "Two-stage evolutionary merge, zero-shot."),
+    ("unified+context", "Unified model with contexts", "unified", "With the context that the gate chose."),
+    (
+        "joint",
+        "Joint LoRA",
+        "rival",
+        "One LoRA trained on all subtasks for as many steps as all experts together.",
+    ),
+]
+FEATURES = {
+    "classes": 0.2, "arity": 0.25, "tuples_per_row": 0.15, "label_entropy": 0.1, "vocabulary_diversity": 0.1,
+    "length": 0.05, "needs_target": 0.05, "figurative": 0.1,
+}  # fmt: skip
+CONTEXTS = {"zero-shot": 0, "own": 3, "curriculum": 5, "reversed": 5, "random": 5}
+
+
+def results_document() -> dict[str, Any]:
+    """Return a fresh copy of the document, as JSON would give it back."""
+    return copy.deepcopy(_DOCUMENT)
+
+
+def _scores(rng: np.random.Generator) -> list[dict[str, Any]]:
+    scores = []
+    for model, levels in LEVELS.items():
+        for (subtask, (_, _, metric, labels, _)), level in zip(SUBTASKS.items(), levels, strict=True):
+            tuples = not labels
+            scores.append(
+                {
+                    "model": model,
+                    "subtask": subtask,
+                    "context": "curriculum" if model == "unified+context" and tuples else "zero-shot",
+                    "metric": metric,
+                    "score": level,
+                    "se": round(float((level * (1 - level) / 120) ** 0.5), 4),
+                    "n": 120,
+                    "balanced_accuracy": None if tuples else round(level - float(rng.uniform(0, 0.05)), 4),
+                    "rejected": int(rng.integers(0, 40)) if tuples else 0,
+                    "strict_score": round(level * 0.93, 4) if tuples else None,
+                }
+            )
+    return scores
+
+
+def _search(rng: np.random.Generator, stage: str, group: str | None, genes: list[str]) -> dict[str, Any]:
+    seeds = ["base", "uniform", "task-arithmetic:0.6", "task-arithmetic:1.0", *genes]
+    candidates: list[dict[str, Any]] = []
+    best = 0.45
+    for index in range(20):
+        origin = f"seed:{seeds[index]}" if index < len(seeds) else f"cmaes:g{(index - len(seeds)) // 6}"
+        fitness = float(rng.uniform(0.35, 0.7)) if index < len(seeds) else best + float(rng.normal(0.0, 0.05))
+        failed = stage == "stage1" and group == "ABSA" and index == 13
+        best = best if failed else max(best, fitness)
+        candidates.append(
+            {
+                "index": index,
+                "origin": origin,
+                "genome": [round(float(gene), 4) for gene in rng.uniform(0, 1.2, len(genes))],
+                "fitness": None if failed else round(fitness, 4),
+                "values": {}
+                if failed
+                else {name: round(fitness + float(rng.normal(0, 0.04)), 4) for name in genes},
+                "seconds": {
+                    "merge": round(float(rng.uniform(0.12, 0.3)), 3),
+                    "evaluate": 0.0 if index == 4 else round(float(rng.uniform(4.5, 7.0)), 3),
+                    "wait": round(float(rng.exponential(0.4)), 3),
+                },
+                "reused": index == 4,
+            }
+        )
+    winner = max((c for c in candidates if c["fitness"] is not None), key=lambda c: float(c["fitness"]))
+    return {"stage": stage, "group": group, "strategy": "cma-es", "genes": genes, "candidates": candidates,
+            "winner": winner["index"], "seconds": 74.2, "lookahead": 2, "workers": 2}  # fmt: skip
+
+
+def _expert(rng: np.random.Generator, name: str, steps: int) -> dict[str, Any]:
+    decay = np.exp(-np.arange(steps) / (steps / 4))
+    loss = 0.35 + 2.1 * decay + rng.normal(0, 0.12, steps)
+    anchor = (
+        []
+        if name == "joint"
+        else [round(float(a), 4) for a in 0.18 * (1 - decay) + rng.uniform(0, 0.03, steps)]
+    )
+    return {
+        "subtask": name,
+        "loss": [round(max(0.02, float(value)), 4) for value in loss],
+        "anchor": anchor,
+        "steps": steps,
+        "batch_size": 8,
+        "rank": 8,
+        "learning_rate": 5e-4,
+        "seconds": 1.1 * steps,
+        "trainable_parameters": 1_628_160,
+        "weak_score": round(float(rng.uniform(0.5, 0.9)), 4),
+        "base_weak_score": round(float(rng.uniform(0.1, 0.5)), 4),
+        "tokens_per_second": 612.4,
+    }
+
+
+def _contexts(rng: np.random.Generator) -> list[dict[str, Any]]:
+    rows = []
+    for number, subtask in enumerate(SUBTASKS):
+        zero_shot = LEVELS["unified"][number]
+        chosen = "curriculum" if subtask in ("uabsa", "aste") else "zero-shot"
+        for context, demonstrations in CONTEXTS.items():
+            score = (
+                zero_shot
+                if not demonstrations
+                else min(1.0, max(0.0, zero_shot + float(rng.normal(-0.01, 0.06))))
+            )
+            rows.append(
+                {
+                    "subtask": subtask,
+                    "context": context,
+                    "tokens": 48 * demonstrations,
+                    "demonstrations": demonstrations,
+                    "weak_score": round(score + 0.011, 4),
+                    "weak_score_calibrated": None
+                    if subtask in ("uabsa", "aste")
+                    else round(score + 0.023, 4),
+                    "test_score": round(score, 4),
+                    "test_se": 0.0412,
+                    "chosen": context == chosen,
+                    "calibrated": demonstrations > 0 and subtask not in ("uabsa", "aste"),
+                }
+            )
+    return rows
+
+
+def _build() -> dict[str, Any]:
+    rng = np.random.default_rng(derive(7, "report-fixture"))
+    names = list(SUBTASKS)
+    groups = {"SC": ["sent2", "asc"], "ABSA": ["uabsa", "aste"], "MAST": ["irony", "emotion"]}
+    means = []
+    for model, levels in LEVELS.items():
+        means.append({"model": model, "mean": round(sum(levels) / len(levels), 4), "se": 0.0163})
+    mean = {row["model"]: float(row["mean"]) for row in means}
+    pairs = [("unified", "base", 0.0191, 0.0001), ("unified", "task-arithmetic", 0.0124, 0.008),
+             ("unified", "joint", 0.0148, 0.004), ("unified+context", "unified", 0.0089, 0.19)]  # fmt: skip
+    timings = [("setup", "child Prefect server", 14.2), ("data", "splits", 1.3), ("data", "base model", 17.8)]
+    timings += [("experts", name, 44.0 + number) for number, name in enumerate([*names, "joint"])]
+    timings += [("stage 1", group, 74.2) for group in groups] + [("stage 2", "unified", 131.7)]
+    timings += [
+        ("curriculum", "contexts and gate", 58.3),
+        ("evaluation", "test rows", 96.1),
+        ("report", "report", 4.4),
+    ]
+    features = [
+        {
+            "subtask": name,
+            "feature": feature,
+            "raw": round(float(rng.uniform(0, 4)), 3),
+            "scaled": round(min(1.0, float(rng.uniform(0.3, 1.7)) * SUBTASKS[name][4]), 4),
+        }
+        for name in names
+        for feature in FEATURES
+    ]
+    difficulty = {
+        name: round(
+            sum(FEATURES[str(f["feature"])] * float(f["scaled"]) for f in features if f["subtask"] == name), 4
+        )
+        for name in names
+    }
+    return {
+        "run": {
+            "run_id": digest("report-fixture")[:16],
+            "name": "quickstart",
+            "created": "2026-01-05T09:30:00Z",
+            "command": "memmcl run deployments/configs/quickstart.yaml",
+            "seed": 7,
+            "base": {"name": "SmolLM2-135M-Instruct", "digest": digest("base"), "licence": "apache-2.0"},
+            "versions": {"memmcl": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2"},
+            "hardware": {"cpus": 2, "memory_gb": 23.4, "device": "cpu"},
+            "flow_run_id": "3f0b8c1e-1111-4222-8333-444455556666",
+            "store_url": "file:///data/memmcl",
+            "config": {"seed": 7, "model": {"name_or_path": "smollm2"}, "experts": {"steps": 40, "rank": 8}},
+        },
+        "subtasks": [
+            {
+                "name": name,
+                "group": group,
+                "title": title,
+                "metric": metric,
+                "labels": labels,
+                "rows": {"train": 320, "weak": 24, "selection": 0, "test": 120},
+                "difficulty": difficulty[name],
+                "example": {
+                    "prompt": f"Text: The soup was great.\n{title}:",
+                    "answer": (labels or ["[]"])[0],
+                },
+            }
+            for name, (group, title, metric, labels, _) in SUBTASKS.items()
+        ],
+        "models": [{"name": n, "title": t, "kind": k, "description": d} for n, t, k, d in MODELS],
+        "scores": _scores(rng),
+        "means": means,
+        "comparisons": [
+            {"a": a, "b": b, "difference": round(mean[a] - mean[b], 4), "se": se, "p": p, "n": 720}
+            for a, b, se, p in pairs
+        ],
+        "retention": [
+            {
+                "subtask": name,
+                "retention": round(LEVELS["unified"][i] / LEVELS["experts"][i], 4),
+                "nai": round(
+                    (LEVELS["unified"][i] - LEVELS["base"][i]) / (LEVELS["experts"][i] - LEVELS["base"][i]), 4
+                ),
+            }
+            for i, name in enumerate(names)
+        ],
+        "searches": [
+            *(_search(rng, "stage1", group, genes) for group, genes in groups.items()),
+            _search(rng, "stage2", None, list(groups)),
+        ],
+        "merge": {
+            "method": "linear",
+            "experts": names,
+            "blocks": ["20-24", "25-29"],
+            "coefficients": [[round(float(v), 4) for v in rng.uniform(0, 1.3, 2)] for _ in names],
+            "adapted_layers": list(range(20, 30)),
+            "lambda_task_arithmetic": 0.6,
+        },
+        "experts": [*(_expert(rng, name, 40) for name in names), _expert(rng, "joint", 240)],
+        "curriculum": {
+            "weights": FEATURES,
+            "order": sorted(names, key=lambda name: difficulty[name]),
+            "features": features,
+            "contexts": _contexts(rng),
+        },
+        "timings": [{"stage": stage, "name": name, "seconds": seconds} for stage, name, seconds in timings],
+        "wall_seconds": 764.9,
+        "peak_memory_gb": 3.41,
+        "data": {
+            "source": "embedded corpus",
+            "dropped": {"duplicate text": 3, "overlap with test": 1},
+            "digests": {
+                name: {part: digest([name, part]) for part in ("train", "weak", "test")} for name in names
+            },
+        },
+        "notes": [
+            "One seed: the standard errors hold the test rows' share of the variance, not that of training."
+        ],
+    }
+
+
+_DOCUMENT = _build()

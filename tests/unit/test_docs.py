@@ -1,0 +1,134 @@
+"""What the documentation names must exist: links, commands, settings and their defaults, paths, decisions."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from memmcl.config import RunConfig
+from memmcl.curriculum.difficulty import DEFAULT_WEIGHTS
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+)
+SETTINGS_OF_METHOD = ("data", "model", "experts", "search", "curriculum", "evaluation")
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+CODE = re.compile(r"```(?!mermaid).*?```|`[^`\n]+`|^ {4}[^\n]*$", re.DOTALL | re.MULTILINE)
+SPAN = re.compile(r"`([^`\n]+)`")
+OURS = re.compile(r"(?:memmcl|tasks|flows|tests|docs|deployments)/[\w./-]*")
+
+
+def slug(heading: str) -> str:
+    """Return the anchor that a Markdown heading gets: lower case, no punctuation, hyphens for spaces."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def anchors(page: Path) -> set[str]:
+    return {slug(line.lstrip("#")) for line in page.read_text().splitlines() if line.startswith("#")}
+
+
+def broken_links(page: Path) -> list[str]:
+    broken = []
+    for target in LINK.findall(page.read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        if not found.exists() or (anchor and anchor not in anchors(found)):
+            broken.append(target)
+    return broken
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def commands(text: str) -> set[str]:
+    """Return what `make` is asked for in code: `make a && make b X=1` names a and b."""
+    code = "\n".join(CODE.findall(text))
+    return set(re.findall(r"\bmake ([a-z][\w-]*)", code))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_resolve(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+def test_a_broken_link_or_anchor_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# One title\n[a](gone.md) [b](#one-title) [c](#two) [d](page.md#nothing) [e](https://x.org/#y)\n"
+    )
+    assert broken_links(page) == ["gone.md", "#two", "page.md#nothing"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_make_commands_exist(page: Path) -> None:
+    assert commands(page.read_text()) <= make_targets()
+
+
+def test_commands_are_read_from_code_only() -> None:
+    text = "we make nothing\n\n    make clean && make install X=1\n\n`make lint`\n```\n$ make docs\n```\n"
+    assert commands(text) == {"clean", "install", "lint", "docs"}
+
+
+def test_the_readme_names_commands() -> None:
+    assert "quickstart" in commands((ROOT / "README.md").read_text())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_exist(page: Path) -> None:
+    named = {span for span in SPAN.findall(page.read_text()) if OURS.fullmatch(span)}
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def settings(page: Path) -> dict[str, Any]:
+    """Return the rows `| key | default | ...` of a page's settings tables, defaults read as YAML."""
+    rows = re.findall(r"^\| `([a-z]\w*\.\w+)` \| `([^`]*)` \|", page.read_text(), re.MULTILINE)
+    assert len(rows) == len({key for key, _ in rows}), "a setting is listed twice"
+    return {key: yaml.safe_load(value) for key, value in rows}
+
+
+def test_settings_and_defaults_of_the_method_are_those_of_the_code() -> None:
+    defaults = RunConfig().model_dump(mode="json")
+    expected = {
+        f"{part}.{key}": value for part in SETTINGS_OF_METHOD for key, value in defaults[part].items()
+    }
+    assert settings(ROOT / "docs" / "method.md") == expected
+
+
+def test_difficulty_weights_of_the_method_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "method.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (\d+\.\d+) \|", text, re.MULTILINE)
+    assert {name: float(weight) for name, weight in rows} == DEFAULT_WEIGHTS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_settings_that_pages_name_exist(page: Path) -> None:
+    tree = RunConfig().model_dump()
+    sections = [name for name, value in tree.items() if isinstance(value, dict)]
+    named = re.findall(
+        rf"(?<![\w./])({'|'.join(sections)})\.([a-z_]+)\b(?!\.)", "\n".join(SPAN.findall(page.read_text()))
+    )
+    files = {"py", "md", "json", "html", "parquet", "yaml"}
+    assert [f"{part}.{key}" for part, key in named if key not in files and key not in tree[part]] == []
+
+
+def test_every_decision_is_linked_from_the_architecture() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    decisions = {f"adr/{path.name}" for path in (ROOT / "docs" / "adr").glob("*.md")}
+    assert len(decisions) >= 6
+    assert decisions <= set(LINK.findall(text))
+
+
+def test_every_module_of_the_layers_is_in_the_architecture_tree() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    modules = {f"{path.name}" for layer in ("tasks", "flows") for path in (ROOT / layer).glob("*.py")}
+    packages = {f"{path.parent.name}/" for path in (ROOT / "memmcl").glob("*/__init__.py")}
+    missing = [name for name in sorted(modules - {"__init__.py"} | packages) if name not in text]
+    assert missing == []

@@ -1,0 +1,178 @@
+"""Prompts as token ids: what they say, and what truncation may and may not cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny import EOS, base_ref, corpus, prompter_of
+
+from memmcl.backbone.load import load_tokenizer
+from memmcl.errors import ConfigError, DataError
+from memmcl.suite.examples import Example
+from memmcl.suite.prompts import Prompter, query_text, shared_prefix
+from memmcl.suite.subtasks import SUBTASKS
+
+LONG = "The café’s “soufflé” was naïve 😀🥐 and the waiter, in the end, rather rude about it . " * 12
+
+
+@pytest.fixture(scope="module", params=["chat", "plain"])
+def directory(request: pytest.FixtureRequest, tiny_base: Path, plain_base: Path) -> Path:
+    return tiny_base if request.param == "chat" else plain_base
+
+
+def shown(directory: Path, ids: tuple[int, ...]) -> str:
+    return str(load_tokenizer(base_ref(directory)).decode(list(ids), skip_special_tokens=False))
+
+
+def test_a_chat_prompt(tiny_base: Path) -> None:
+    asc, sent2 = SUBTASKS["asc"], SUBTASKS["sent2"]
+    example = Example.create("d", "Cold soup, kind staff.", "negative", {"aspect": "soup"})
+    own = Example.create("d", "Lovely bread.", "positive", {"aspect": "bread"})
+    other = Example.create("d", "What a day!", "positive")
+    ids = prompter_of(tiny_base).prompt(asc, example, [(sent2, other), (asc, own)])
+    assert shown(tiny_base, ids) == (
+        f"<|im_start|>system\n{asc.instruction}<|im_end|>\n"
+        f"<|im_start|>user\n{sent2.instruction}\nText: What a day!<|im_end|>\n"
+        "<|im_start|>assistant\npositive<|im_end|>\n"
+        "<|im_start|>user\nText: Lovely bread.\nAspect: bread<|im_end|>\n"
+        "<|im_start|>assistant\npositive<|im_end|>\n"
+        "<|im_start|>user\nText: Cold soup, kind staff.\nAspect: soup<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_a_plain_prompt(plain_base: Path) -> None:
+    asc, sent2 = SUBTASKS["asc"], SUBTASKS["sent2"]
+    example = Example.create("d", "Cold soup, kind staff.", "negative", {"aspect": "soup"})
+    own = Example.create("d", "Lovely bread.", "positive", {"aspect": "bread"})
+    other = Example.create("d", "What a day!", "positive")
+    ids = prompter_of(plain_base).prompt(asc, example, [(sent2, other), (asc, own)])
+    assert shown(plain_base, ids) == (
+        f"{asc.instruction}\n\n"
+        f"{sent2.instruction}\nText: What a day!\nAnswer: positive\n\n"
+        "Text: Lovely bread.\nAspect: bread\nAnswer: positive\n\n"
+        "Text: Cold soup, kind staff.\nAspect: soup\nAnswer:"
+    )
+
+
+def test_an_answer_ends_with_the_end_token(directory: Path) -> None:
+    prompter = prompter_of(directory)
+    ids = prompter.answer("non_irony")
+    assert shown(directory, ids).strip() == f"non_irony{EOS}"
+    assert ids.count(ids[-1]) == 1
+    assert prompter.decode(ids) == "non_irony"
+
+
+def test_prompt_and_answer_ids_are_those_of_the_whole_text(directory: Path) -> None:
+    """The border between prompt and answer is one that the tokenizer makes by itself."""
+    tokenizer, prompter = load_tokenizer(base_ref(directory)), prompter_of(directory)
+    for name in ("sent2", "uabsa"):
+        for example in corpus(name, 5):
+            prompt, answer = prompter.prompt(SUBTASKS[name], example), prompter.answer(example.answer)
+            whole = tokenizer.encode(shown(directory, prompt + answer), add_special_tokens=False)
+            assert tuple(whole) == prompt + answer
+
+
+@pytest.mark.parametrize("extra", [0, 1, 2, 3, 5, 8, 13, 21, 34, 55])
+def test_truncation_cuts_the_text_alone(directory: Path, extra: int) -> None:
+    asc = SUBTASKS["asc"]
+    fields = {"aspect": "the waiter at the far end"}
+    bare = len(prompter_of(directory).prompt(asc, Example.create("d", "", "neutral", fields)))
+    limit = bare + 4 + extra
+    example = Example.create("d", LONG, "neutral", fields)
+    prompter = prompter_of(directory, limit)
+    ids = prompter.prompt(asc, example)
+    assert limit - 4 <= len(ids) <= limit, "room is left unused, or the limit is not kept"
+    head, _, rest = shown(directory, ids).partition("Text:")
+    text, found, tail = rest.partition("\nAspect: the waiter at the far end")
+    assert found
+    assert asc.instruction in head
+    assert LONG.startswith(text.strip())
+    whole = shown(directory, prompter_of(directory, 8192).prompt(asc, example))
+    assert whole.startswith(head)
+    assert whole.endswith(tail)
+    assert prompter.answer(example.answer) == prompter_of(directory, 8192).answer("neutral")
+
+
+def test_truncation_does_not_depend_on_demonstrations(directory: Path) -> None:
+    sent2 = SUBTASKS["sent2"]
+    prompter = prompter_of(directory, 60)
+    example = Example.create("d", LONG, "positive")
+    shots = [(sent2, shot) for shot in corpus("sent2", 2)]
+    alone, behind = (
+        shown(directory, prompter.prompt(sent2, example)),
+        shown(directory, prompter.prompt(sent2, example, shots)),
+    )
+    assert behind.endswith(alone[alone.index("Text:") :])
+    for _, shot in shots:
+        assert shot.text in behind
+
+
+def test_a_text_that_fits_is_left_alone(directory: Path) -> None:
+    sent2 = SUBTASKS["sent2"]
+    for example in corpus("sent2", 8):
+        ids = prompter_of(directory, 8192).prompt(sent2, example)
+        assert f"Text: {example.text}" in shown(directory, ids)
+        assert prompter_of(directory, len(ids)).prompt(sent2, example) == ids
+        assert len(prompter_of(directory, len(ids) - 1).prompt(sent2, example)) < len(ids)
+
+
+def test_no_room_for_any_text_is_refused(directory: Path) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"data\.max_prompt_tokens is 16, but the instruction of sent2 alone takes \d+ tokens",
+    ):
+        prompter_of(directory, 16).prompt(SUBTASKS["sent2"], corpus("sent2", 1)[0])
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(
+        DataError, match=r"asc needs the field 'aspect', and this row has none: 'Cold soup\.'"
+    ):
+        query_text(SUBTASKS["asc"], "Cold soup.", Example.create("d", "Cold soup.", "negative"))
+
+
+def test_a_missing_field_of_a_demonstration_is_named(directory: Path) -> None:
+    shot = Example.create("d", "No aspect here.", "negative")
+    with pytest.raises(DataError, match="asc needs the field 'aspect'"):
+        prompter_of(directory).prompt(SUBTASKS["sent2"], corpus("sent2", 1)[0], [(SUBTASKS["asc"], shot)])
+
+
+@pytest.mark.parametrize("reader", ["sent2", "asc", "uabsa"])
+def test_demonstration_tokens_is_the_growth_of_the_prompt(directory: Path, reader: str) -> None:
+    prompter, subtask = prompter_of(directory), SUBTASKS[reader]
+    example = corpus(reader, 1)[0]
+    shots = [
+        (SUBTASKS[name], shot)
+        for name in ("sent2", "asc", "uabsa", "emotion")
+        for shot in corpus(name, 9)[7:]
+    ]
+    for count, (other, shot) in enumerate(shots):
+        grown = prompter.prompt(subtask, example, shots[: count + 1])
+        growth = len(grown) - len(prompter.prompt(subtask, example, shots[:count]))
+        assert prompter.demonstration_tokens(other, shot, subtask) == growth
+
+
+def test_prompts_of_a_subtask_share_instruction_and_demonstrations(directory: Path) -> None:
+    prompter, sent2 = prompter_of(directory), SUBTASKS["sent2"]
+    shots = [(sent2, shot) for shot in corpus("sent2", 2)]
+    prompts = [prompter.prompt(sent2, example, shots) for example in corpus("sent2", 9)[2:]]
+    head = shown(directory, prompts[0][: shared_prefix(prompts)])
+    assert head.startswith(shown(directory, prompts[1]).partition(corpus("sent2", 9)[3].text)[0].rstrip())
+
+
+def test_shared_prefix() -> None:
+    assert shared_prefix([]) == 0
+    assert shared_prefix([(1, 2, 3)]) == 2
+    assert shared_prefix([(1, 2, 3), (1, 2, 3)]) == 2
+    assert shared_prefix([(1, 2, 3), (1, 2)]) == 1
+    assert shared_prefix([(1, 2, 3), (1, 4, 3)]) == 1
+    assert shared_prefix([(1, 2), (2, 2)]) == 0
+    assert shared_prefix([(1,), (1, 2)]) == 0
+
+
+def test_a_prompter_decodes_without_special_tokens(tiny_base: Path) -> None:
+    tokenizer = load_tokenizer(base_ref(tiny_base))
+    ids = tokenizer.encode(f" positive{EOS}<|im_start|>", add_special_tokens=False)
+    assert Prompter(tokenizer, 64).decode(ids) == "positive"

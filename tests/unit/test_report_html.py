@@ -1,0 +1,275 @@
+"""The HTML report: well-formed, self-contained, escaped, and with the numbers of the document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from report_fixture import results_document
+
+from memmcl.report import render_html
+from memmcl.report.figure import BIG, draw, shade, shorten
+from memmcl.report.html import duration
+
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+EVIL = "<script>alert('x')</script>\"&' $x_1$ --> ]]>"
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask about, and fails on tags that do not match."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.cells: dict[tuple[str, str], str] = {}
+        self.text: list[str] = []
+        self._cell: tuple[str, str] | None = None
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.append((tag, found))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "td" and "data-model" in found:
+            self._cell = (str(found["data-model"]), str(found["data-subtask"]))
+            self.cells[self._cell] = ""
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+        if tag == "td":
+            self._cell = None
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+        if self._cell:
+            self.cells[self._cell] += data
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return render_html(results_document())
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+def test_nothing_is_fetched_and_nothing_runs(page: Page, html: str) -> None:
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "iframe", "object", "embed", "form", "base"}
+    for _, attributes in page.tags:
+        for name in ("src", "href", "xlink:href", "srcset", "poster", "action"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("#", "data:")), value
+    assert "@import" not in html
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
+
+
+def test_ids_are_unique_and_every_link_has_its_target(page: Page) -> None:
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = [str(a["href"]) for _, a in page.tags if str(a.get("href") or "").startswith("#")]
+    assert len(links) > 20
+    assert {link[1:] for link in links} <= set(ids)
+
+
+def test_every_score_and_mean_is_that_of_the_document(page: Page) -> None:
+    document = results_document()
+    expected = {(s["model"], s["subtask"]): f"{s['score']:.3f} ± {s['se']:.3f}" for s in document["scores"]}
+    expected |= {(m["model"], ""): f"{m['mean']:.3f} ± {m['se']:.3f}" for m in document["means"]}
+    shown = {key: text.replace("curriculum", "") for key, text in page.cells.items()}
+    assert shown == expected
+
+
+def test_the_verdict_is_the_headline(page: Page, html: str) -> None:
+    assert "<h1>The unified model beats the base model by 0.285 ± 0.019</h1>" in html
+    assert html.index("<h1>") < html.index("falls behind joint LoRA") < html.index("<table")
+
+
+def test_other_numbers_are_on_the_page(page: Page) -> None:
+    document = results_document()
+    text = " ".join(page.text)
+    for search in document["searches"]:
+        winner = search["candidates"][search["winner"]]
+        assert f"{winner['fitness']:.3f}" in text
+    for row in document["merge"]["coefficients"]:
+        assert all(f"{value:.3f}" in text for value in row)
+    for part in document["curriculum"]["contexts"]:
+        assert f"{part['test_score']:.3f} ± {part['test_se']:.3f}" in text
+    for part in document["retention"]:
+        assert f"{part['nai']:.3f}" in text
+    for value in (document["run"]["run_id"], document["run"]["base"]["digest"], "12 min 45 s", "3.41 GB"):
+        assert value in text
+    assert all(d in text for parts in document["data"]["digests"].values() for d in parts.values())
+
+
+def test_every_drawing_has_a_text_alternative(page: Page) -> None:
+    drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
+    assert len(drawings) == 6 + 4 + 4 + 7 + 5  # subtasks, fitness, seconds, losses, single ones
+    assert all(a["role"] == "img" and len(str(a["aria-label"])) > 20 for a in drawings)
+    fitness = next(str(a["aria-label"]) for a in drawings if "Stage 1, ABSA: " in str(a["aria-label"]))
+    assert "20 evaluations, 1 failed" in fitness
+
+
+def test_the_same_document_gives_the_same_page(html: str) -> None:
+    assert render_html(results_document()) == html
+
+
+def test_data_cannot_become_markup() -> None:
+    document = results_document()
+    names: dict[str, str] = {}
+    for subtask in document["subtasks"]:
+        names[subtask["name"]] = subtask["name"] = EVIL + subtask["name"]
+        subtask.update(title=EVIL, metric=EVIL, group=EVIL, labels=[EVIL])
+        subtask["example"] = {"prompt": EVIL, "answer": EVIL}
+    parts = [*document["scores"], *document["retention"], *document["curriculum"]["features"]]
+    for part in [*parts, *document["curriculum"]["contexts"], *document["experts"]]:
+        part["subtask"] = names.get(part["subtask"], part["subtask"])
+        for field in ("context", "metric", "feature"):
+            if field in part:
+                part[field] = EVIL + str(part[field])
+    document["curriculum"]["order"] = [names[name] for name in document["curriculum"]["order"]]
+    for model in document["models"]:
+        model.update(title=EVIL, description=EVIL)
+    for search in document["searches"]:
+        search.update(strategy=EVIL, genes=[EVIL + gene for gene in search["genes"]])
+    for timing in document["timings"]:
+        timing.update(stage=EVIL, name=EVIL)
+    document["merge"].update(method=EVIL, experts=[EVIL] * 6, blocks=[EVIL] * 2)
+    document["run"].update(
+        name=EVIL, command=EVIL, store_url=EVIL, config={EVIL: EVIL}, versions={EVIL: EVIL}
+    )
+    document["data"].update(source=EVIL, dropped={EVIL: 1}, digests={EVIL: {EVIL: EVIL}})
+    document["notes"] = [EVIL]
+    html = render_html(document)
+    page = Page(html)
+    assert not [tag for tag, _ in page.tags if tag == "script"]
+    assert "<script" not in html
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    assert any(EVIL in text for text in page.text)
+
+
+def _one_subtask(document: dict[str, Any]) -> None:
+    document["subtasks"] = document["subtasks"][:1]
+    for key in ("scores", "retention"):
+        document[key] = [part for part in document[key] if part["subtask"] == "sent2"]
+    document["curriculum"] = {}
+    document["searches"] = document["searches"][-1:]
+
+
+def _no_rival(document: dict[str, Any]) -> None:
+    for key, field in (("models", "name"), ("scores", "model"), ("means", "model"), ("comparisons", "b")):
+        document[key] = [part for part in document[key] if part[field] != "joint"]
+    document["experts"] = document["experts"][:-1]
+
+
+def _no_tuples(document: dict[str, Any]) -> None:
+    document["subtasks"] = [part for part in document["subtasks"] if part["group"] != "ABSA"]
+    names = [part["name"] for part in document["subtasks"]]
+    document["curriculum"]["order"] = [n for n in document["curriculum"]["order"] if n in names]
+    for holder, key in ((document, "scores"), (document, "retention"), (document["curriculum"], "features")):
+        holder[key] = [part for part in holder[key] if part["subtask"] in names]
+    contexts = document["curriculum"]["contexts"]
+    document["curriculum"]["contexts"] = [part for part in contexts if part["subtask"] in names]
+
+
+def _all_failed(document: dict[str, Any]) -> None:
+    for search in document["searches"]:
+        search["winner"] = None
+        for candidate in search["candidates"]:
+            candidate.update(fitness=float("-inf"), values={})
+
+
+def _no_candidates(document: dict[str, Any]) -> None:
+    for search in document["searches"]:
+        search.update(candidates=[], winner=None)
+
+
+def _bare(document: dict[str, Any]) -> None:
+    for key in ("scores", "means", "comparisons", "retention", "searches", "experts", "timings", "notes"):
+        document[key] = []
+    document.update(merge=None, curriculum={}, peak_memory_gb=None)
+
+
+def _long_names(document: dict[str, Any]) -> None:
+    for model in document["models"]:
+        model["title"] = model["title"] * 12
+    document["run"]["name"] = "x" * 400
+    document["timings"] = [{"stage": "s" * 90, "name": f"{n}" * 50, "seconds": n} for n in range(60)]
+
+
+def _untested_contexts(document: dict[str, Any]) -> None:
+    for part in document["curriculum"]["contexts"]:
+        part.update(test_score=None, test_se=None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _one_subtask,
+        _no_rival,
+        _no_tuples,
+        _all_failed,
+        _no_candidates,
+        _bare,
+        _long_names,
+        _untested_contexts,
+    ],
+)
+def test_incomplete_runs_still_make_a_page(change: Callable[[dict[str, Any]], None]) -> None:
+    document = results_document()
+    change(document)
+    html = render_html(document)
+    page = Page(html)
+    assert len(page.cells) == len(document["models"]) + len(document["scores"])
+    assert "nan" not in " ".join(page.text).split()
+    assert "None" not in " ".join(page.text).split()
+    sections = {str(a["id"]) for tag, a in page.tags if tag == "section"}
+    assert ("search" in sections) == bool(document["searches"])
+    assert ("weights" in sections) == (document["merge"] is not None)
+    assert ("curriculum" in sections) == bool(document["curriculum"])
+
+
+def test_a_big_drawing_becomes_a_bitmap_with_alt_text() -> None:
+    def paint(figure: Any) -> None:
+        figure.add_subplot().plot([x % 7 for x in range(BIG // 50)], "o")
+
+    plot = draw("big", paint, width=200, height=100, alt='many "dots"')
+    assert plot.markup.startswith('<img src="data:image/png;base64,')
+    assert 'alt="many &quot;dots&quot;"' in plot.markup
+
+
+def test_drawing_leaves_no_trace_in_matplotlib() -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    plot = draw("trace", lambda figure: figure.add_subplot().plot([1, 2]), width=90, height=60, alt="a line")
+    assert dict(matplotlib.rcParams) == before
+    assert "var(--line)" in plot.markup  # the page's colours, not fixed ones
+    assert "<metadata" not in plot.markup
+    assert "<style" not in plot.markup
+
+
+def test_helpers() -> None:
+    assert shade(0.0, 0.0, 1.0) == ("#f2f5f4", "#1c1f21")
+    assert shade(1.0, 0.0, 1.0) == ("#095c53", "#ffffff")
+    assert shade(-2.0, -2.0, 1.0) == ("#943e08", "#ffffff")
+    assert shorten("a  b\nc", 5) == "a b c"
+    assert shorten("abcdef", 5) == "abcd…"
+    assert [duration(s) for s in (4.21, 59.96, 764.9, 4321)] == [
+        "4.2 s",
+        "1 min 00 s",
+        "12 min 45 s",
+        "1 h 12 min",
+    ]

@@ -1,0 +1,145 @@
+"""Leases: who may take one over, and what its holder notices. Real kills are in the integration tests."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from memmcl.errors import LeaseHeld, StoreAccessError
+from memmcl.store import Lease, Store
+from memmcl.store.lease import identity, process_start
+
+RUN = "3f2a" * 16
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store.open(f"memory://{uuid.uuid4().hex}")
+
+
+def hold(store: Store, **change: Any) -> None:
+    """Write the lease of some other holder."""
+    held = {**identity(), "run_id": RUN, "since": time.time(), "beat": time.time(), "ttl": 60.0}
+    store.swap_pointer(f"leases/{RUN}", {**held, "owner": {"n": 1}, "abandoned": [], **change}, None)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline, "waited 5 s in vain"
+        time.sleep(0.01)
+
+
+def test_a_lease_is_exclusive_and_released_at_the_end(store: Store) -> None:
+    with Lease(store, RUN, {"flow_run_id": "f1"}) as lease:
+        assert lease.previous is None
+        with pytest.raises(
+            LeaseHeld, match=r"run 3f2a3f2a is being worked on by pid \d+ on host .* since 20"
+        ):
+            Lease(store, RUN, {}).__enter__()
+        with Lease(store, "other", {}):
+            lease.check()
+    assert store.read_pointer(f"leases/{RUN}") == (None, None)
+    with Lease(store, RUN, {}) as again:
+        assert again.previous is None
+
+
+def test_it_is_released_when_the_block_fails(store: Store) -> None:
+    with pytest.raises(ZeroDivisionError), Lease(store, RUN, {}):
+        raise ZeroDivisionError
+    assert store.read_pointer(f"leases/{RUN}") == (None, None)
+
+
+def test_a_reused_pid_is_not_the_holder(store: Store) -> None:
+    hold(store, process_start="another boot:17")
+    with Lease(store, RUN, {}) as lease:
+        assert lease.previous == {"n": 1}
+
+
+def test_a_holder_elsewhere_is_given_its_time(store: Store) -> None:
+    hold(store, host="elsewhere", pid=1, beat=time.time() - 50)
+    with pytest.raises(LeaseHeld, match="pid 1 on host elsewhere"):
+        Lease(store, RUN, {}).__enter__()
+
+
+@pytest.mark.parametrize("change", [{"host": "elsewhere"}, {"pid_namespace": "pid:[1]"}])
+def test_a_holder_elsewhere_that_stopped_renewing_is_taken_over(store: Store, change: dict[str, str]) -> None:
+    hold(store, beat=time.time() - 61, **change)
+    with Lease(store, RUN, {}) as lease:
+        assert lease.previous == {"n": 1}
+
+
+def test_runs_nobody_closed_are_remembered_until_settled(store: Store) -> None:
+    hold(store, process_start="dead", abandoned=[{"n": 0}])
+    with Lease(store, RUN, {"n": 2}) as lease:
+        assert lease.abandoned == [{"n": 0}, {"n": 1}]
+        value, _ = store.read_pointer(f"leases/{RUN}")
+        assert value is not None
+        assert value["abandoned"] == [{"n": 0}, {"n": 1}]
+        lease.settle()
+        value, _ = store.read_pointer(f"leases/{RUN}")
+        assert value is not None
+        assert value["abandoned"] == []
+        assert value["owner"] == {"n": 2}
+
+
+def test_updates_and_beats_reach_the_store(store: Store) -> None:
+    with Lease(store, RUN, {"a": 1}, ttl=1.0, beat=0.02) as lease:
+        lease.update(flow_run_id="f2")
+        first, token = store.read_pointer(f"leases/{RUN}")
+        assert first is not None
+        assert first["owner"] == {"a": 1, "flow_run_id": "f2"}
+        wait_until(lambda: store.read_pointer(f"leases/{RUN}")[1] != token)
+        later, _ = store.read_pointer(f"leases/{RUN}")
+        assert later is not None
+        assert later["beat"] > first["beat"]
+        assert {**later, "beat": 0} == {**first, "beat": 0}
+
+
+def test_a_lost_lease_is_noticed_and_left_to_its_new_holder(store: Store) -> None:
+    with Lease(store, RUN, {}, ttl=1.0, beat=0.02) as lease:
+        while not lease.lost:  # the holder may renew between our read and our swap
+            value, token = store.read_pointer(f"leases/{RUN}")
+            assert value is not None
+            try:
+                store.swap_pointer(f"leases/{RUN}", {**value, "pid": 99, "host": "elsewhere"}, token)
+            except Exception:
+                continue
+            wait_until(lambda: lease.lost)
+        with pytest.raises(LeaseHeld, match="pid 99 on host elsewhere"):
+            lease.check()
+        with pytest.raises(LeaseHeld):
+            lease.update(b=2)
+    value, _ = store.read_pointer(f"leases/{RUN}")
+    assert value is not None
+    assert value["pid"] == 99
+
+
+def test_a_store_out_of_reach_for_a_while_costs_no_lease(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Lease(store, RUN, {}, ttl=1.0, beat=0.02) as lease:
+        with monkeypatch.context() as patch:
+
+            def fail(*_: object) -> str:
+                raise StoreAccessError("cannot reach it")
+
+            patch.setattr(store, "swap_pointer", fail)
+            wait_until(lambda: "was not renewed: cannot reach it" in caplog.text)
+        _, token = store.read_pointer(f"leases/{RUN}")
+        wait_until(lambda: store.read_pointer(f"leases/{RUN}")[1] != token)
+        lease.check()
+
+
+def test_a_beat_must_come_before_the_end(store: Store) -> None:
+    with pytest.raises(ValueError, match="beat 60 s is not below ttl 60 s"):
+        Lease(store, RUN, {}, ttl=60, beat=60)
+
+
+def test_a_process_is_known_by_its_start() -> None:
+    assert process_start(identity()["pid"]) == identity()["process_start"]
+    assert process_start(2**22 + 1) is None  # above the kernel's largest pid

@@ -1,0 +1,177 @@
+"""Metrics: SentiEval's edge cases by hand, the counts behind a bootstrap, constants."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from memmcl.errors import DataError
+from memmcl.suite.examples import Example
+from memmcl.suite.metrics import (
+    DATASETS,
+    balanced_accuracy,
+    best_constant,
+    datasets_of,
+    row_counts,
+    score,
+    score_from_counts,
+    score_subtask,
+    scoring_of,
+)
+from memmcl.suite.subtasks import SUBTASKS
+
+GOLD = [[("food", "positive"), ("wait", "negative")], [], [("Bar", "neutral")]]
+
+
+def tuple_f1(true: int, false: int, missed: int) -> float:
+    precision, recall = true / (true + false + 1e-7), true / (true + missed + 1e-7)
+    return 2 * precision * recall / (precision + recall + 1e-7)
+
+
+def test_the_26_data_sets_have_the_metrics_of_sentieval() -> None:
+    by_metric: dict[str, set[str]] = {}
+    for name, scoring in DATASETS.items():
+        by_metric.setdefault(scoring.metric, set()).add(name)
+    assert len(DATASETS) == 26
+    assert by_metric["accuracy"] == {
+        *("imdb", "yelp2", "yelp5", "mr", "sst2", "twitter", "sst5"),
+        *("asc_lap14", "asc_rest14", "implicit", "compsent19"),
+    }
+    assert by_metric["tuple_f1"] == {
+        *(
+            f"{kind}_{name}"
+            for kind in ("uabsa", "aste")
+            for name in ("laptop14", "rest14", "rest15", "rest16")
+        ),
+        "asqp_rest15",
+        "asqp_rest16",
+    }
+    assert by_metric["label_f1"] == {"irony"}
+    assert by_metric["macro_f1"] == {"emotion", "hate", "offensive", "stance"}
+    assert DATASETS["stance"].scored == ("against", "favor")
+    with pytest.raises(DataError, match="no metric for data set 'imdb2'"):
+        scoring_of("imdb2")
+    with pytest.raises(DataError, match="no metric for data set 'sent2'"):
+        scoring_of("sent2")
+
+
+def test_classification_compares_stripped_and_lowered() -> None:
+    assert (
+        score(
+            "sst2", [" Positive\n", "negative", "pos", ""], ["positive", "NEGATIVE", "positive", "negative"]
+        )
+        == 0.5
+    )
+    assert score("embedded_irony", ["Irony ", "non_irony"], ["irony", "non_irony"]) == 1.0
+
+
+def test_an_off_label_answer_costs_recall_only() -> None:
+    golds = ["hate", "hate", "non-hate", "non-hate"]
+    on_label = score("hate", ["hate", "non-hate", "non-hate", "non-hate"], golds)
+    off_label = score("hate", ["hate", "no idea", "non-hate", "non-hate"], golds)
+    assert on_label == pytest.approx((2 / 3 + 4 / 5) / 2)
+    assert off_label == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_a_label_of_the_space_that_nobody_names_counts_as_zero() -> None:
+    assert score("emotion", ["joy", "anger"], ["joy", "anger"]) == pytest.approx(2 / 4)
+    assert score("irony", ["non_irony"], ["non_irony"]) == 0.0
+
+
+def test_stance_leaves_none_out_of_the_mean_but_not_out_of_the_counts() -> None:
+    golds = ["against", "favor", "none", "none"]
+    assert score("stance", ["against", "favor", "against", "none"], golds) == pytest.approx((2 / 3 + 1) / 2)
+    subtask = replace(
+        SUBTASKS["emotion"],
+        name="stance",
+        labels=("against", "favor", "none"),
+        unscored_labels=("none",),
+        datasets=("stance",),
+    )
+    examples = [Example.create("stance", str(i), gold) for i, gold in enumerate(golds)]
+    answers = ["against", "favor", "against", "none"]
+    assert score_subtask(subtask, examples, answers) == score("stance", answers, golds)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("[('food', 'positive'), ('wait', 'negative')]", (2, 0, 1)),
+        ("[('wait', 'negative'), ('food', 'positive'), ('food', 'positive')]", (2, 0, 1)),
+        ("[('Food', 'positive')]", (0, 1, 3)),
+        ("[('food', 'positive'), ('food', 'positive', 'x')]", (1, 1, 2)),
+        ("[('food', 'positive'), 'wait', 3]", (1, 2, 2)),
+        ('[["food", "positive"]]', (0, 0, 3)),
+        ("[('food', 'positive'), ['wait', 'negative']]", (0, 0, 3)),
+        ("[('food', 'positive'), ('wait', [])]", (0, 0, 3)),
+        ("('food', 'positive')", (0, 0, 3)),
+        ("{('food', 'positive')}", (0, 0, 3)),
+        ("[('food', 'positive')", (0, 0, 3)),
+        ("Answer: [('food', 'positive')]", (0, 0, 3)),
+        ("list([('food', 'positive')])", (0, 0, 3)),
+        (" [('food', 'positive')]\n", (1, 0, 2)),
+        ("", (0, 0, 3)),
+    ],
+)
+def test_tuple_answers(answer: str, expected: tuple[int, int, int]) -> None:
+    assert score("uabsa_rest14", [answer, "[]", "[]"], GOLD) == pytest.approx(tuple_f1(*expected), rel=1e-15)
+
+
+def test_gold_tuples_come_as_tuples_lists_or_text() -> None:
+    answers = ["[('food', 'positive')]", "[('x', 'neutral')]", "[('Bar', 'neutral')]"]
+    as_lists = [[list(item) for item in row] for row in GOLD]
+    as_text = [repr(row) for row in GOLD]
+    expected = tuple_f1(2, 1, 1)
+    assert [score("uabsa_rest14", answers, gold) for gold in (GOLD, as_lists, as_text)] == [expected] * 3
+    with pytest.raises(DataError, match="expected gold tuples"):
+        score("uabsa_rest14", ["[]"], ["positive"])
+
+
+def test_nothing_to_find_and_nothing_found_scores_zero_as_in_sentieval() -> None:
+    assert score("aste_rest14", ["[]", "[]"], [[], []]) == 0.0
+
+
+def test_a_subtask_scores_the_mean_of_its_data_sets() -> None:
+    examples = [Example.create("mr", str(i), "positive") for i in range(3)]
+    examples.append(Example.create("sst2", "other", "negative"))
+    answers = ["positive", "negative", "negative", "negative"]
+    assert datasets_of(examples) == ("mr", "sst2")
+    assert score_subtask(SUBTASKS["sent2"], examples, answers) == pytest.approx((1 / 3 + 1) / 2)
+
+
+def test_a_resample_without_a_data_set_leaves_it_out_of_the_mean() -> None:
+    examples = [Example.create("mr", "a", "positive"), Example.create("sst2", "b", "negative")]
+    counts = row_counts(SUBTASKS["sent2"], examples, ["positive", "positive"])
+    weights = np.array([[1.0, 1.0], [2.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+    scores = score_from_counts(SUBTASKS["sent2"], ("mr", "sst2"), weights @ counts)
+    assert scores.tolist() == [0.5, 1.0, 0.0, 0.0]
+
+
+def test_unequal_or_no_rows_are_refused() -> None:
+    with pytest.raises(DataError, match="expected one prediction per row; got 1 for 2 rows"):
+        score("mr", ["positive"], ["positive", "negative"])
+    with pytest.raises(DataError, match="no rows to score"):
+        score_subtask(SUBTASKS["sent2"], [], [])
+    with pytest.raises(DataError, match="no rows to score"):
+        balanced_accuracy([], [])
+
+
+def test_best_constant_label_is_chosen_on_train_and_scored_on_test() -> None:
+    train = [Example.create("irony", str(i), "irony" if i < 3 else "non_irony") for i in range(10)]
+    test = [Example.create("irony", f"t{i}", "irony" if i < 1 else "non_irony") for i in range(4)]
+    # F1 of "irony" is 0 for the majority answer, so the minority label is the better constant.
+    assert best_constant(SUBTASKS["irony"], train, test) == ("irony", pytest.approx(2 / 5))
+    polar = [Example.create("mr", str(i), "negative" if i < 6 else "positive") for i in range(10)]
+    assert best_constant(SUBTASKS["sent2"], polar, polar[5:]) == ("negative", pytest.approx(1 / 5))
+
+
+def test_best_constant_tuples() -> None:
+    frequent = [("food", "positive")]
+    train = [Example.create("uabsa_rest14", str(i), frequent if i < 2 else []) for i in range(9)]
+    answer, value = best_constant(SUBTASKS["uabsa"], train, train[:4])
+    assert answer == "[('food', 'positive')]"
+    assert value == pytest.approx(tuple_f1(2, 2, 0))
+    empty = [replace(example, gold=()) for example in train]
+    assert best_constant(SUBTASKS["uabsa"], empty, train) == ("[]", 0.0)
+    with pytest.raises(DataError, match="no rows to score"):
+        best_constant(SUBTASKS["uabsa"], [], train)
