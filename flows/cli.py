@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from memmcl import __version__
@@ -30,17 +31,35 @@ store_app = typer.Typer(help="Look into the artifact store.", no_args_is_help=Tr
 app.add_typer(store_app, name="store")
 console = Console(highlight=False)
 
-StoreUrl = Annotated[str | None, typer.Option("--store", help="Store URL; without it, that of --config or memmcl-store")]
+StoreUrl = Annotated[
+    str | None, typer.Option("--store", help="Store URL; without it, that of --config or memmcl-store")
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file whose store section is used")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, as in --set experts.steps=80; may be repeated")]  # fmt: skip
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, as in experts.steps=80; may be repeated"),
+]
+RunId = Annotated[str | None, typer.Option("--run", help="First digits of a run's id; the latest run by default")]
+Aspects = Annotated[
+    list[str] | None,
+    typer.Option("--aspect", help="Ask about this aspect; may be repeated. Without it, about those found in the text"),
+]
+ArtifactKey = Annotated[str, typer.Argument(help="First digits of an artifact's key")]
+OutDirectory = Annotated[
+    Path | None,
+    typer.Option(help="Where report and model are copied to; for a store on this disk, memmcl-runs/ID by default"),
+]
+ServerPort = Annotated[
+    int | None, typer.Option(min=1, max=65535, help="Port of the run's Prefect server; a free one by default")
+]
 
 
 @app.command()
 def run(
     config: Annotated[Path, typer.Argument(help="YAML file with the run's settings")],
     set_: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Where the report and the model are copied to; for a store on this disk, memmcl-runs/ID by default")] = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of the Prefect server that is started for this run; a free one by default")] = None,
+    out: OutDirectory = None,
+    port: ServerPort = None,
 ) -> None:  # fmt: skip
     """Run the whole pipeline: rows, experts, merge search, contexts, evaluation, report.
 
@@ -100,9 +119,9 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen 
 @app.command()
 def predict(
     text: Annotated[str, typer.Argument(help="The text to analyse")],
-    aspect: Annotated[list[str] | None, typer.Option(help="Ask about this aspect; may be repeated. Without it, about those found in the text")] = None,
+    aspect: Aspects = None,
     target: Annotated[str | None, typer.Option(help="Target of a stance or a comparison")] = None,
-    run_id: Annotated[str | None, typer.Option("--run", help="First digits of a run's id; the latest run by default")] = None,
+    run_id: RunId = None,
     store: StoreUrl = None,
     config: ConfigFile = None,
 ) -> None:  # fmt: skip
@@ -135,21 +154,26 @@ def store_ls(
     table = Table("kind", "key", "name", "created", "seconds", "size", box=None, header_style="bold")
     for manifest in _open(_settings(store, config)).list(kind):
         size = sum(blob.size for blob in manifest.blobs.values())
-        table.add_row(manifest.kind, manifest.key[:12], manifest.name, manifest.created[:19], f"{manifest.seconds:.1f}", f"{size:,}")
+        table.add_row(
+            manifest.kind,
+            manifest.key[:12],
+            manifest.name,
+            manifest.created[:19],
+            f"{manifest.seconds:.1f}",
+            f"{size:,}",
+        )
     console.print(table)
 
 
 @store_app.command("show")
-def store_show(
-    key: Annotated[str, typer.Argument(help="First digits of an artifact's key")], store: StoreUrl = None, config: ConfigFile = None
-) -> None:  # fmt: skip
+def store_show(key: ArtifactKey, store: StoreUrl = None, config: ConfigFile = None) -> None:
     """Show one artifact's manifest."""
     console.print_json(_find(_open(_settings(store, config)), key).model_dump_json())
 
 
 @store_app.command("fetch")
 def store_fetch(
-    key: Annotated[str, typer.Argument(help="First digits of an artifact's key")],
+    key: ArtifactKey,
     directory: Annotated[Path, typer.Argument(help="Where its files go")],
     store: StoreUrl = None,
     config: ConfigFile = None,
@@ -182,7 +206,9 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    Console(stderr=True, highlight=False).print(f"[red]error:[/] {' '.join(message.split())}", markup=True, soft_wrap=True)
+    Console(stderr=True, highlight=False).print(
+        f"[red]error:[/] {escape(' '.join(message.split()))}", soft_wrap=True
+    )
     sys.exit(code)
 
 
@@ -209,7 +235,9 @@ def _find_run(store: Store, run_id: str | None) -> Manifest:
     runs = [manifest for manifest in store.list("run") if manifest.key.startswith(run_id or "")]
     if not runs:
         which = f"whose id starts with {run_id!r} " if run_id else ""
-        raise UsageError(f"no finished run {which}in {store.url}; start one with `memmcl run CONFIG`, or name another --store")
+        raise UsageError(
+            f"no finished run {which}in {store.url}; start one with `memmcl run CONFIG`, or name another --store"
+        )
     return runs[0]
 
 
@@ -244,10 +272,12 @@ def _made(store: Store, done: Manifest, kind: str) -> list[ArtifactRef]:
 def _quiet_environment() -> None:
     """Set what keeps libraries from phoning home and from talking over our own output."""
     for name, value in {
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_AIR_NEW_OUTPUT": "0", "RAY_TRAIN_V2_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-    }.items():  # fmt: skip
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
         os.environ.setdefault(name, value)
 
 

@@ -18,7 +18,8 @@ from tasks.data import SplitRefs, publish_splits
 from tasks.evaluate import evaluate_subtask, gate_contexts
 from tasks.experts import JOINT, measure_reference, train_expert, train_joint
 from tasks.merge import ARITHMETIC, STAGE_2, build_unified, search_groups, search_unified
-from tasks.report import candidate_models, export_full, measure_difficulty, publish_report
+from tasks.report import export_full, publish_report
+from tasks.results import Made, candidate_models, measure_difficulty
 from tasks.runtime import Run, log
 from tasks.session import PeakMemory, finished, held, open_run, ray_session
 
@@ -51,18 +52,16 @@ def pipeline(config: RunConfig, command: str = "") -> State[ArtifactRef]:
         gates, evaluations = evaluate_models(run, splits, experts, joint, searches, unified, order)
         model = export_full(run, unified, return_state=True).result() if config.export == "full" else None
         lease.check()
-        made = {
-            "splits": splits, "experts": experts, "joint": joint, "references": references, "searches": searches,
-            "unified": unified, "gates": gates, "evaluations": evaluations, "model": model,
-        }  # fmt: skip
+        made = Made(
+            splits=splits, experts=experts, joint=joint, references=references, searches=searches, unified=unified,
+            gates=gates, evaluations=evaluations, model=model,
+        )  # fmt: skip
         report = publish_report(run, made, started, memory.gib)
     return Completed(message=f"run {run.id[:8]} is finished", data=report)
 
 
 @flow(name="experts", flow_run_name="experts", task_runner=RayTaskRunner())
-def train_experts(
-    run: Run, splits: SplitRefs, anchors: ArtifactRef
-) -> tuple[Refs, ArtifactRef | None, Refs]:
+def train_experts(run: Run, splits: SplitRefs, anchors: ArtifactRef) -> tuple[Refs, ArtifactRef | None, Refs]:
     """Train one expert per subtask and the joint rival, the longest first, and measure each expert's reference."""
     train, weak = part(splits, "train"), part(splits, "weak")
     with worker(run):

@@ -76,7 +76,9 @@ def check_port(port: int) -> int:
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise ServiceError(f"port {port} is in use; name another with --port, or stop what listens there") from error
+            raise ServiceError(
+                f"port {port} is in use; name another with --port, or stop what listens there"
+            ) from error
     return port
 
 

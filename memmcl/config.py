@@ -44,7 +44,9 @@ class DataConfig(_Section):
     """Where rows come from, and how many of each part are used."""
 
     source: str = Field(
-        "embedded", min_length=1, description="'embedded' (the corpus that ships with memmcl), or a directory in SentiEval's layout"
+        "embedded",
+        min_length=1,
+        description="'embedded' (the corpus that ships with memmcl), or a directory in SentiEval's layout",
     )
     subtasks: tuple[str, ...] = Field(
         ("sent2", "asc", "uabsa", "aste", "irony", "emotion"), min_length=1, description="Subtasks of this run"
@@ -73,7 +75,9 @@ class ExpertsConfig(_Section):
     rank: int = Field(8, ge=1, le=512, description="LoRA rank r")
     alpha: float = Field(16.0, gt=0, description="LoRA alpha; updates are scaled by alpha / r")
     adapt_layers: str = Field(
-        "top-10", pattern=r"^(all|top-[1-9]\d*)$", description="Adapted layers: all, or top-N; those below are computed once"
+        "top-10",
+        pattern=r"^(all|top-[1-9]\d*)$",
+        description="Adapted layers: all, or top-N; those below are computed once",
     )
     target_modules: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),

@@ -25,17 +25,21 @@ from memmcl.suite import metrics, parsing
 from memmcl.suite.examples import Example, format_tuples
 from memmcl.suite.prompts import Demonstration, Prompter
 from memmcl.suite.subtasks import Subtask, get_subtask
-from tasks.runtime import Run, load_adapter, load_manifest, log, open_store, read_rows, resident, reuse_or_make
+from tasks.runtime import Run, load_adapter, log, open_store, read_rows, resident, reuse_or_make
 
 GATE_VERSION = 1
 EVALUATION_VERSION = 1
-ZERO_SHOT = "zero-shot"
 
 
 @task(name="context gate", task_run_name="context gate {subtask}", cache_policy=NO_CACHE, retries=1)
 def gate_contexts(
-    run: Run, subtask: str, unified: ArtifactRef, weak: ArtifactRef, train: Mapping[str, ArtifactRef], order: Sequence[str]
-) -> State[ArtifactRef]:  # fmt: skip
+    run: Run,
+    subtask: str,
+    unified: ArtifactRef,
+    weak: ArtifactRef,
+    train: Mapping[str, ArtifactRef],
+    order: Sequence[str],
+) -> State[ArtifactRef]:
     """Choose the subtask's context for the unified model, on weak rows alone."""
     cfg = run.config
 
@@ -283,8 +287,3 @@ def _table(rows: Sequence[Example], answers: Mapping[str, Sequence[str]]) -> byt
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink)
     return sink.getvalue()
-
-
-def gate_choice(run: Run, gate: ArtifactRef) -> dict[str, Any]:
-    """Return what the gate chose: context and whether it is calibrated."""
-    return load_manifest(run, gate).metrics

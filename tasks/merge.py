@@ -45,7 +45,11 @@ def search_groups(run: Run, experts: Refs, weak: Refs, references: Refs) -> Stat
                   [*_inputs(members, experts, weak, references)])
         )  # fmt: skip
     names = sorted(experts)
-    fixed = [seed for seed in seed_genomes(names, blocks, cfg.bounds, cfg.lambdas) if not seed[0].startswith(("base", "expert"))]
+    fixed = [
+        seed
+        for seed in seed_genomes(names, blocks, cfg.bounds, cfg.lambdas)
+        if not seed[0].startswith(("base", "expert"))
+    ]
     plans.append(
         _plan(run, ARITHMETIC, {m: itself[m] for m in names}, names, fixed, len(fixed),
               [*_inputs(names, experts, weak, references)])
@@ -151,10 +155,11 @@ def _publish(run: Run, spec: SearchSpec, inputs: list[ArtifactRef], core: LookAh
         winner, record = core.best()
     except SearchError as error:
         raise SearchError(f"search {spec.name}: {error}") from error
+    records = core.records
     candidates = [
-        {"index": proposal.index, "origin": proposal.origin, "generation": proposal.generation, **_plain(core.records[proposal.index])}
-        for proposal in core.proposals
-    ]  # fmt: skip
+        {"index": p.index, "origin": p.origin, "generation": p.generation, **_plain(records[p.index])}
+        for p in core.proposals
+    ]
     document = {
         "spec": spec.model_dump(mode="json"),
         "genes": list(spec.space(run).genes),

@@ -229,7 +229,13 @@ def run_searches(
         return cores
     cfg = run.config.ray
     searcher = Multiplexer(cores, specs, store, told)
-    bench = {"run": run, "specs": list(specs), "experts": dict(experts), "weak": dict(weak), "references": dict(references)}
+    bench = {
+        "run": run,
+        "specs": list(specs),
+        "experts": dict(experts),
+        "weak": dict(weak),
+        "references": dict(references),
+    }
     trainable = tune.with_parameters(Evaluator, bench=bench)
     resources = {"cpu": cfg.cpus_per_worker, "gpu": cfg.gpus_per_worker}
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -241,7 +247,10 @@ def run_searches(
                 search_alg=searcher, num_samples=-1, max_concurrent_trials=cfg.workers, reuse_actors=True
             ),
             run_config=tune.RunConfig(
-                name="search", storage_path=scratch, verbose=0, failure_config=tune.FailureConfig(max_failures=0),
+                name="search",
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=0),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )

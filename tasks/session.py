@@ -14,11 +14,23 @@ from memmcl import seeds
 from memmcl.backbone.load import read_layers, resolve_base, resolve_device, resolve_dtype
 from memmcl.config import RayConfig, RunConfig
 from memmcl.errors import ServiceError
+from memmcl.experts import train
 from memmcl.store import Lease, Manifest, Store
-from tasks import history
+from tasks import data, evaluate, history, merge, report, search
 from tasks.data import data_digests, read_splits
 from tasks.progress import choose_display
 from tasks.runtime import Base, Run, open_store
+
+STAGE_VERSIONS = {
+    "split": data.STAGE_VERSION,
+    "expert": train.STAGE_VERSION,
+    "search": search.STAGE_VERSION,
+    "unified": merge.UNIFIED_VERSION,
+    "gate": evaluate.GATE_VERSION,
+    "evaluation": evaluate.EVALUATION_VERSION,
+    "report": report.REPORT_VERSION,
+}
+"""A finished run of older stages is another run."""
 
 
 def open_run(config: RunConfig, command: str = "") -> Run:
@@ -41,7 +53,12 @@ def open_run(config: RunConfig, command: str = "") -> Run:
     )  # fmt: skip
     what = config.what()
     del what["data"]["source"]  # the rows' digests say more
-    identity = {"config": what, "data": data_digests(splits), "base": base.model_dump(mode="json", exclude={"licence"})}
+    identity = {
+        "config": what,
+        "data": data_digests(splits),
+        "base": base.model_dump(mode="json", exclude={"licence"}),
+        "stages": STAGE_VERSIONS,
+    }
     return Run(id=seeds.digest(identity), config=config, base=base, store=store.spec, command=command)
 
 
@@ -83,7 +100,9 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
             )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         where = f"reach the Ray cluster at {cfg.address}" if cfg.address else "start a local Ray"
-        raise ServiceError(f"cannot {where}: {str(error).splitlines()[0]}; check ray.address and free memory") from error
+        raise ServiceError(
+            f"cannot {where}: {str(error).splitlines()[0]}; check ray.address and free memory"
+        ) from error
     try:
         yield
     finally:

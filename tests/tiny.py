@@ -1,4 +1,4 @@
-"""A real but tiny base model: a random Llama and a byte-level BPE tokenizer, made in a second, always the same."""
+"""A real but tiny base model: a random Llama and a byte-level BPE tokenizer, always the same."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHATML = (
 
 
 def make_tiny_base(directory: Path, *, layers: int = 4, chat_template: bool = True, seed: int = 0) -> Path:
-    """Save a tiny Llama and its tokenizer as a Hugging Face directory; the same arguments give the same bytes."""
+    """Save a tiny Llama and its tokenizer as a Hugging Face directory; the same arguments, the same bytes."""
     quiet_transformers()
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -121,9 +121,7 @@ def _gguf_name(name: str) -> str:
 
 def _gguf_order(name: str, weight: torch.Tensor, config: LlamaConfig) -> torch.Tensor:
     # llama.cpp pairs neighbouring dimensions for the rotary embedding, transformers the two halves of a head.
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(
-        name.split(".")[-2]
-    )
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
     if heads is None:
         return weight
     return weight.reshape(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape).contiguous()
@@ -214,9 +212,9 @@ def random_factors(
     generator = torch.Generator().manual_seed(seed)
     factors = {}
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and name.rpartition(".")[2] in modules:
-            if int(name.split(".")[2]) in layers:
-                a = torch.randn(rank, module.in_features, generator=generator) * 0.1
-                b = torch.randn(module.out_features, rank, generator=generator) * 0.1
-                factors[name] = Factors(a, b, alpha / rank)
+        adapted = name.startswith("model.layers.") and name.rpartition(".")[2] in modules
+        if adapted and int(name.split(".")[2]) in layers:
+            a = torch.randn(rank, module.in_features, generator=generator) * 0.1
+            b = torch.randn(module.out_features, rank, generator=generator) * 0.1
+            factors[name] = Factors(a, b, alpha / rank)
     return factors

@@ -255,7 +255,8 @@ class Backbone:
 
     def logits(self, outputs: Tensor) -> Tensor:
         """Project outputs (n, d) to the vocabulary: (n, vocabulary) float32."""
-        return self.model.lm_head(outputs).float()
+        projected: Tensor = self.model.lm_head(outputs)
+        return projected.float()
 
     @torch.no_grad()
     def sequence_hidden(self, tokens: Sequence[int]) -> Tensor:
@@ -307,24 +308,28 @@ class Backbone:
         return answers
 
     def _run_trunk(self, tokens: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Any) -> Tensor:
+        hidden: Tensor
         if self.split == 0:
-            return self.model.get_input_embeddings()(tokens)
-        return self._bottom(
-            input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state  # fmt: skip
+            hidden = self.model.get_input_embeddings()(tokens)
+        else:
+            hidden = self._bottom(
+                input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=cache,
+                use_cache=cache is not None,
+            ).last_hidden_state  # fmt: skip
+        return hidden
 
     def _run_top(self, hidden: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Any) -> Tensor:
         if positions is None:
             positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         if mask is None:
-            mask = torch.ones(hidden.shape[1], hidden.shape[1], dtype=torch.bool, device=hidden.device).tril()[None, None]
+            mask = hidden.new_ones(hidden.shape[1], hidden.shape[1], dtype=torch.bool).tril()[None, None]
         self._entry.hidden = hidden
         try:
-            return self._above(
+            out: Tensor = self._above(
                 inputs_embeds=hidden, position_ids=positions, attention_mask=mask, past_key_values=cache,
                 use_cache=cache is not None,
             ).last_hidden_state  # fmt: skip
+            return out
         finally:
             self._entry.hidden = None
 

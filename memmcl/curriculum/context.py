@@ -72,9 +72,7 @@ def build_context(
             f"others_per_subtask {others_per_subtask}, budget_tokens {budget_tokens}"
         )
     if list(order).count(subtask_name) != 1 or len(set(order)) != len(order):
-        raise DataError(
-            f"the curriculum {list(order)} must hold every subtask once, and {subtask_name} among them"
-        )
+        raise DataError(f"the curriculum {list(order)} must hold every subtask once, and {subtask_name} among them")
 
     left = budget_tokens
     own: list[Demonstration] = []
@@ -86,9 +84,7 @@ def build_context(
         for source in sources:
             rows = demonstrations.get(source, ())
             shots = own_shots if source == subtask_name else others_per_subtask
-            chosen, used = _choose(
-                source, rows, shots, left, count_tokens, derive(seed, "context", subtask_name)
-            )
+            chosen, used = _choose(source, rows, shots, left, count_tokens, derive(seed, "context", subtask_name))
             left -= used
             if source == subtask_name:
                 own = chosen

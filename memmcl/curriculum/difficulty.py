@@ -74,8 +74,7 @@ def difficulties(
     words = {subtask.name: _words(subtask.name, examples.get(subtask.name, ())) for subtask in subtasks}
     shortest = min(len(tokens) for tokens in words.values())
     raw = {
-        subtask.name: _features(subtask, examples[subtask.name], words[subtask.name][:shortest])
-        for subtask in subtasks
+        subtask.name: _features(subtask, examples[subtask.name], words[subtask.name][:shortest]) for subtask in subtasks
     }
     total = sum(weight.values())
     reports = {}

@@ -12,9 +12,7 @@ from memmcl.seeds import derive
 MODES = ("ascending", "descending", "random")
 
 
-def order_subtasks(
-    difficulties: Mapping[str, float], mode: str = "ascending", seed: int = 0
-) -> tuple[str, ...]:
+def order_subtasks(difficulties: Mapping[str, float], mode: str = "ascending", seed: int = 0) -> tuple[str, ...]:
     """Return the subtask names of `difficulties` (name -> difficulty) in the order `mode`.
 
     ascending: the published curriculum, easiest first; descending: hardest first; random: shuffled by `seed`.

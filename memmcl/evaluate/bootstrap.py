@@ -140,7 +140,6 @@ def _resample(rows: Array, samples: int, seed: int) -> Array:
     share = np.full(len(rows), 1.0 / len(rows))
     step = max(1, _CHUNK // len(rows))
     parts = [
-        rng.multinomial(len(rows), share, size=min(step, samples - start)) @ rows
-        for start in range(0, samples, step)
+        rng.multinomial(len(rows), share, size=min(step, samples - start)) @ rows for start in range(0, samples, step)
     ]
     return np.concatenate(parts)

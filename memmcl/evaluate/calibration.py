@@ -50,9 +50,7 @@ def apply(scores: npt.ArrayLike, offsets: npt.ArrayLike) -> Array:
     rows = _checked(scores)
     shift = np.asarray(offsets, dtype=np.float64)
     if shift.shape != (rows.shape[1],):
-        raise DataError(
-            f"calibration has offsets of shape {shift.shape}, the scores have {rows.shape[1]} labels"
-        )
+        raise DataError(f"calibration has offsets of shape {shift.shape}, the scores have {rows.shape[1]} labels")
     return rows - shift
 
 

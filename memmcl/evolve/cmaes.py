@@ -155,9 +155,7 @@ def build_strategy(
     if name not in STRATEGIES:
         raise ConfigError(f"unknown search strategy `{name}`; choose one of {', '.join(sorted(STRATEGIES))}")
     return STRATEGIES[name](
-        check_arguments(
-            genes=genes, bounds=bounds, seeds=seeds, seed=seed, population=population, sigma=sigma
-        )
+        check_arguments(genes=genes, bounds=bounds, seeds=seeds, seed=seed, population=population, sigma=sigma)
     )
 
 

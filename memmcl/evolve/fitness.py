@@ -43,9 +43,7 @@ def fitness(values: Mapping[str, float]) -> float:
     """
     if not values:
         raise SearchError("a fitness needs at least one subtask, got none; is the weak set empty?")
-    return math.fsum(values.values()) / len(
-        values
-    )  # [ours] fsum is exact: the order of subtasks cannot matter
+    return math.fsum(values.values()) / len(values)  # [ours] fsum is exact: the order of subtasks cannot matter
 
 
 def nai(merged: float, base: float, expert: float) -> float | None:

@@ -132,9 +132,7 @@ class LookAhead:
         """
         ranked = [(-record["fitness"], index) for index, record in self._records.items()]
         if not ranked or math.isinf(min(ranked)[0]):
-            raise SearchError(
-                f"none of {len(ranked)} candidates has a finite fitness; see the log for their genomes"
-            )
+            raise SearchError(f"none of {len(ranked)} candidates has a finite fitness; see the log for their genomes")
         index = min(ranked)[1]
         return self._proposals[index], dict(self._records[index])
 
@@ -176,9 +174,7 @@ class LookAhead:
 
     def _handed_out(self, index: int) -> Proposal:
         if not 0 <= index < len(self._proposals) or self._first[self._proposals[index].genome] != index:
-            raise SearchError(
-                f"proposal {index} was never handed out for evaluation; use indices that next() gave"
-            )
+            raise SearchError(f"proposal {index} was never handed out for evaluation; use indices that next() gave")
         return self._proposals[index]
 
 

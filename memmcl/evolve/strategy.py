@@ -117,9 +117,7 @@ def check_arguments(
     if population is None:
         population = 4 + math.floor(3 * math.log(genes))  # Hansen 2016, eq. 48
     if population < 4:
-        raise ConfigError(
-            f"search population must be at least 4, got {population}; raise it or leave it unset"
-        )
+        raise ConfigError(f"search population must be at least 4, got {population}; raise it or leave it unset")
     if not 0 < sigma <= 1:
         raise ConfigError(f"search sigma is a fraction of the gene range in (0, 1], got {sigma}")
     checked = []
@@ -128,9 +126,7 @@ def check_arguments(
             raise GenomeError(f"seed genome `{name}` has {len(genome)} genes; this search needs {genes}")
         inside = all(low <= gene <= high for gene, (low, high) in zip(genome, pairs, strict=True))
         if not inside:
-            raise GenomeError(
-                f"seed genome `{name}` = {list(genome)} leaves the bounds; widen them or drop it"
-            )
+            raise GenomeError(f"seed genome `{name}` = {list(genome)} leaves the bounds; widen them or drop it")
         checked.append((name, round_genome(genome, pairs)))
     return Arguments(genes, pairs, tuple(checked), seed, population, float(sigma))
 
@@ -153,9 +149,7 @@ def expand_bounds(bounds: Bounds, genes: int) -> tuple[tuple[float, float], ...]
     return tuple((float(low), float(high)) for low, high in array)
 
 
-def round_genome(
-    genome: Sequence[float] | npt.NDArray[np.float64], bounds: Sequence[tuple[float, float]]
-) -> Genome:
+def round_genome(genome: Sequence[float] | npt.NDArray[np.float64], bounds: Sequence[tuple[float, float]]) -> Genome:
     """Return `genome` rounded to `DECIMALS`, clipped to `bounds` (one pair per gene), without -0.0."""
     limits = np.array(bounds)
     rounded = np.clip(np.round(np.asarray(genome, dtype=np.float64), DECIMALS), limits[:, 0], limits[:, 1])
@@ -189,9 +183,7 @@ class History:
             SearchError: the index was never asked, or was told before.
         """
         if not 0 <= index < len(self.proposals):
-            raise SearchError(
-                f"told proposal {index}; only {len(self.proposals)} were asked; tell what was asked"
-            )
+            raise SearchError(f"told proposal {index}; only {len(self.proposals)} were asked; tell what was asked")
         if index in self.fitness:
             raise SearchError(f"proposal {index} was told twice; tell each proposal once")
         value = maximised(fitness)
@@ -204,7 +196,5 @@ class History:
 
     def best_of(self, first: int) -> Proposal | None:
         """Return the best told proposal with a finite fitness among the `first` ones (ties: the earlier)."""
-        told = [
-            (-value, index) for index, value in self.fitness.items() if index < first and value > -math.inf
-        ]
+        told = [(-value, index) for index, value in self.fitness.items() if index < first and value > -math.inf]
         return self.proposals[min(told)[1]] if told else None

@@ -87,7 +87,9 @@ def train_adapter(
         anchored = [name for name in sorted(anchors) if anchors[name]] if anchor_weight > 0 else []
         trunk = _Trunk(backbone, [rows, *(anchors[name] for name in anchored)])
         batches = _stream(rows, batch_size, seeds.derive(seed, "rows"))
-        others = {name: _stream(anchors[name], anchor_batch_size, seeds.derive(seed, "anchor", name)) for name in anchored}
+        others = {
+            name: _stream(anchors[name], anchor_batch_size, seeds.derive(seed, "anchor", name)) for name in anchored
+        }
         losses, distances, tokens = [], [], 0
         for step in range(steps):
             hidden, batch = trunk.packed(next(batches))
@@ -220,7 +222,7 @@ def _inject(
 ) -> dict[str, LoraLayer]:
     """Put a PEFT LoRA layer over every target module of the top layers; names as in the base model."""
     names = _target_names(backbone, target_modules)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)  # type: ignore[arg-type]
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)
     with torch.random.fork_rng(devices=[]):  # PEFT draws from the global generator what is replaced below
         inject_adapter_in_model(config, backbone.model)
     generator = torch.Generator().manual_seed(seeds.derive(seed, "init"))
@@ -245,7 +247,9 @@ def _target_names(backbone: Backbone, target_modules: Sequence[str]) -> list[str
     present = {name.rpartition(".")[2] for name in linear}
     missing = sorted(set(target_modules) - present)
     if missing:
-        raise TrainingError(f"experts.target_modules: no linear layer named {missing}; this model has {sorted(present)}")
+        raise TrainingError(
+            f"experts.target_modules: no linear layer named {missing}; this model has {sorted(present)}"
+        )
     return [name for name in linear if name.rpartition(".")[2] in target_modules]
 
 

@@ -59,7 +59,11 @@ class Merger:
             )
         for module, parts in self._modules.items():
             block = block_of(layer_of(module), self.backbone.split, self.backbone.layers, self.blocks)
-            scaled = [(coefficients[e][block] * f.scale, f) for e, f in parts if coefficients.get(e, (0.0,) * self.blocks)[block]]
+            scaled = [
+                (coefficients[e][block] * f.scale, f)
+                for e, f in parts
+                if coefficients.get(e, (0.0,) * self.blocks)[block]
+            ]
             pristine = self._pristine[module]
             if not scaled:
                 self._weight(module).copy_(pristine)
@@ -112,8 +116,6 @@ def merged_factors(
             value = coefficients[expert][block_of(layer_of(module), lowest, layers, blocks)]
             parts.setdefault(module, []).append((value * factors.scale, factors))
     return {
-        module: Factors(
-            torch.cat([f.a for _, f in pairs]), torch.cat([value * f.b for value, f in pairs], dim=1), 1.0
-        )
+        module: Factors(torch.cat([f.a for _, f in pairs]), torch.cat([value * f.b for value, f in pairs], dim=1), 1.0)
         for module, pairs in sorted(parts.items())
     }

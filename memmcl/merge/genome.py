@@ -61,7 +61,8 @@ class GenomeSpace:
             raise GenomeError(f"expected coefficients of {list(self.parts)}, got {sorted(coefficients)}")
         wrong = [part for part in self.parts if len(coefficients[part]) != self.blocks]
         if wrong:
-            raise GenomeError(f"expected {self.blocks} blocks for each part; {wrong[0]} has {len(coefficients[wrong[0]])}")
+            got = len(coefficients[wrong[0]])
+            raise GenomeError(f"expected {self.blocks} blocks for each part; {wrong[0]} has {got}")
         genome = tuple(value for part in self.parts for value in coefficients[part])
         self.decode(genome)
         return genome

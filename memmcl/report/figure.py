@@ -59,9 +59,7 @@ class Plot:
     title: str = ""
 
 
-def draw(
-    name: str, paint: Callable[[Figure], None], *, width: int, height: int, alt: str, title: str = ""
-) -> Plot:
+def draw(name: str, paint: Callable[[Figure], None], *, width: int, height: int, alt: str, title: str = "") -> Plot:
     """Return what `paint` draws on a fresh figure of `width` x `height` CSS pixels.
 
     `name` (unique on the page) prefixes the ids of the SVG, so that no drawing reaches into another.
@@ -132,9 +130,7 @@ def curve(axes: Axes, values: Sequence[float | None], colour: str, style: str, l
     half = max(1, len(points) // 16)
     windows = [heights[max(0, place - half) : place + half + 1] for place in range(len(points))]
     axes.plot(steps, heights, color=colour, linewidth=0.9, alpha=0.3)
-    axes.plot(
-        steps, [sum(window) / len(window) for window in windows], color=colour, linestyle=style, label=label
-    )
+    axes.plot(steps, [sum(window) / len(window) for window in windows], color=colour, linestyle=style, label=label)
 
 
 def heat_map(

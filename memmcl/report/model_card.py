@@ -12,8 +12,19 @@ CODE_ADAPTER = """\
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained({base!r})
-model = AutoModelForCausalLM.from_pretrained({base!r})
+base = {base!r}
+tokenizer = AutoTokenizer.from_pretrained(base)
+model = AutoModelForCausalLM.from_pretrained(base)
+model = PeftModel.from_pretrained(model, "path/to/this/directory")
+"""
+CODE_CONVERTED = """\
+from memmcl.backbone.load import resolve_base  # transformers cannot load this base by its name
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = resolve_base({base!r}).directory
+tokenizer = AutoTokenizer.from_pretrained(base)
+model = AutoModelForCausalLM.from_pretrained(base)
 model = PeftModel.from_pretrained(model, "path/to/this/directory")
 """
 CODE_FULL = """\
@@ -109,14 +120,13 @@ def _merge(results: Results) -> str:
 
 
 def _usage(results: Results, base_model: str, adapter: bool) -> str:
-    code = CODE_ADAPTER.format(base=base_model) if adapter else CODE_FULL
+    converted = base_model.startswith("pypi:") or base_model.endswith(".gguf")
+    code = (CODE_CONVERTED if converted else CODE_ADAPTER).format(base=base_model) if adapter else CODE_FULL
     shown = next((subtask for subtask in results.subtasks if subtask.example), None)
     told = ""
     if shown is not None and shown.example is not None:
         code += CODE_ASK.format(prompt=shown.example.prompt)
-        told = (
-            f"\nThe prompt above asks for: {plain_text(shown.title)}. Each subtask has a prompt of its own; "
-        )
+        told = f"\nThe prompt above asks for: {plain_text(shown.title)}. Each subtask has a prompt of its own; "
         told += '`memmcl predict "..."` asks all of them.\n'
     fence = "`" * max(3, 1 + _longest_run(code))
     return f"## Use\n\n{fence}python\n{code}{fence}\n{told}"
@@ -151,9 +161,7 @@ def _limits(results: Results) -> str:
 
 def _lineage(results: Results) -> str:
     run = results.run
-    versions = ", ".join(
-        f"{plain_text(package)} {plain_text(version)}" for package, version in run.versions.items()
-    )
+    versions = ", ".join(f"{plain_text(package)} {plain_text(version)}" for package, version in run.versions.items())
     lines = [
         f"* Run `{run.run_id}`, seed {run.seed}, {run.created:%Y-%m-%d}",
         f"* Base: {plain_text(run.base.name)}, sha256 `{run.base.digest}`",

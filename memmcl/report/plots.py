@@ -61,10 +61,7 @@ def fitness_plots(results: Results) -> tuple[Plot, ...]:
         scored = [c.fitness for c in search.candidates if c.fitness is not None]
         best = max(scored, default=None)
         failed = len(search.candidates) - len(scored)
-        alt = (
-            f"{search.title}: {len(search.candidates)} evaluations, {failed} failed, "
-            f"best fitness {plus_minus(best)}"
-        )
+        alt = f"{search.title}: {len(search.candidates)} evaluations, {failed} failed, best fitness {plus_minus(best)}"
 
         def paint(figure: Figure, search: Search = search) -> None:
             _paint_fitness(figure.add_subplot(), search)
@@ -78,8 +75,7 @@ def seconds_plots(results: Results) -> tuple[Plot, ...]:
     panels = []
     for number, search in enumerate(results.searches):
         totals = {
-            part: sum(getattr(c.seconds, part) for c in search.candidates)
-            for part in ("merge", "evaluate", "wait")
+            part: sum(getattr(c.seconds, part) for c in search.candidates) for part in ("merge", "evaluate", "wait")
         }
         spoken = ", ".join(f"{part} {total:.1f} s" for part, total in totals.items())
 
@@ -185,10 +181,7 @@ def context_plot(results: Results) -> Plot | None:
         reference = plain[0] if plain else sum(scores.values()) / len(scores)
         cells.append([(scores[c] - reference, f"{scores[c]:.3f}") if c in scores else None for c in columns])
     chosen = [
-        (y, x)
-        for y, n in enumerate(rows)
-        for x, c in enumerate(columns)
-        if (p := by_place.get((n, c))) and p.chosen
+        (y, x) for y, n in enumerate(rows) for x, c in enumerate(columns) if (p := by_place.get((n, c))) and p.chosen
     ]
     reach = max(abs(cell[0]) for row in cells for cell in row if cell) or 0.05
 
@@ -196,15 +189,11 @@ def context_plot(results: Results) -> Plot | None:
         axes = figure.add_subplot()
         heat_map(axes, cells, [shorten(name) for name in rows], columns, -reach, reach, size=(0.88, 0.8))
         for row, column in chosen:
-            axes.add_patch(
-                rectangle(column, row, 0.97, 0.95, fill=False, edgecolor=COLOURS["ink"], linewidth=1.8)
-            )
+            axes.add_patch(rectangle(column, row, 0.97, 0.95, fill=False, edgecolor=COLOURS["ink"], linewidth=1.8))
 
     picked = ", ".join(f"{rows[y]}: {columns[x]}" for y, x in chosen) or "none"
     alt = f"Test score of {len(columns)} contexts on {len(rows)} subtasks; chosen by the gate: {picked}"
-    return draw(
-        "contexts", paint, width=min(WIDE, 110 + 78 * len(columns)), height=40 + 32 * len(rows), alt=alt
-    )
+    return draw("contexts", paint, width=min(WIDE, 110 + 78 * len(columns)), height=40 + 32 * len(rows), alt=alt)
 
 
 def loss_plots(results: Results) -> tuple[Plot, ...]:

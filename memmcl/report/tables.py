@@ -85,9 +85,7 @@ def _parquet(columns: dict[str, pa.DataType], rows: list[dict[str, Any]]) -> byt
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
-    pq.write_table(
-        pa.Table.from_pylist(rows, schema=pa.schema(list(columns.items()))), buffer, compression="zstd"
-    )
+    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(list(columns.items()))), buffer, compression="zstd")
     return buffer.getvalue()
 
 
@@ -145,11 +143,7 @@ def _rich(results: Results, names: list[str], with_se: bool, turned: bool) -> Ta
         name = Text(MEAN if line is None else line, style="bold" if line is None else "")
         if not turned and line is not None and kinds[line] == "unified":
             name.stylize("green")
-        row = (
-            [cell(head or "", line) for head in heads]
-            if turned
-            else [cell(line or "", head) for head in heads]
-        )
+        row = [cell(head or "", line) for head in heads] if turned else [cell(line or "", head) for head in heads]
         table.add_row(name, *row)
     return table
 

@@ -77,9 +77,7 @@ def verdict(results: Results) -> Verdict:
     """Return what the comparisons of `results` allow to say; the first against "base" is the headline."""
     statements = tuple(_statement(results, comparison) for comparison in results.comparisons)
     kinds = {model.name: model.kind for model in results.models}
-    first = next(
-        (s for s in statements if s.comparison.b == "base" and kinds[s.comparison.a] == "unified"), None
-    )
+    first = next((s for s in statements if s.comparison.b == "base" and kinds[s.comparison.a] == "unified"), None)
     if first is None:
         return Verdict("The unified model was not compared with its base", None, statements, "")
     others = tuple(statement for statement in statements if statement is not first)

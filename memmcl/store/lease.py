@@ -37,9 +37,7 @@ class Lease:
     the lease, through further kills, until `settle()`.
     """
 
-    def __init__(
-        self, store: Store, run_id: str, owner: dict[str, Any], ttl: float = 60.0, beat: float = 10.0
-    ) -> None:
+    def __init__(self, store: Store, run_id: str, owner: dict[str, Any], ttl: float = 60.0, beat: float = 10.0) -> None:
         if not 0 < beat < ttl:
             raise ValueError(f"a lease is renewed before it expires: beat {beat} s is not below ttl {ttl} s")
         self.store = store

@@ -153,9 +153,7 @@ class Objects:
         if code == "NoSuchBucket":
             return StoreAccessError(f"no bucket for {where}; create the bucket or correct the store's URL")
         if names & NO_CREDENTIALS:
-            return StoreAccessError(
-                f"no credentials for {where}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            )
+            return StoreAccessError(f"no credentials for {where}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         if status in {401, 403} or (isinstance(error, PermissionError) and code):
             return StoreAccessError(
                 f"{where} refused access ({code}); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
@@ -173,9 +171,7 @@ class Objects:
                 "the same command again"
             )
         if status is not None and status >= 500:
-            return StoreError(
-                f"{where} answered {code} (HTTP {status}) repeatedly; run the same command again later"
-            )
+            return StoreError(f"{where} answered {code} (HTTP {status}) repeatedly; run the same command again later")
         reason = " ".join(_scrub(str(error)).split())
         return StoreError(f"{where} failed: {reason}; finished work is kept; run the same command again")
 
@@ -199,17 +195,14 @@ def normalise(url: str) -> str:
     if not separator:
         scheme, rest = "file", url
     if not rest.strip("/") and not (scheme == "file" and rest):
-        raise ConfigError(
-            f"the store's URL {url!r} names no place; write file:///directory or s3://bucket/folder"
-        )
+        raise ConfigError(f"the store's URL {url!r} names no place; write file:///directory or s3://bucket/folder")
     if scheme == "file":
         return f"file://{Path(rest).expanduser().resolve()}"
     if scheme not in {"s3", "memory"}:
         raise ConfigError(f"a store cannot lie at {scheme}://; use a directory, s3:// or memory://")
     if "@" in rest.partition("/")[0]:
         raise ConfigError(
-            "the store's URL holds credentials; take them out and set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY"
+            "the store's URL holds credentials; take them out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     return f"{scheme}://{rest.strip('/')}"
 

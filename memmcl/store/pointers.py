@@ -28,9 +28,7 @@ def read_pointer(objects: Objects, name: str) -> tuple[dict[str, Any] | None, st
     data, token = found
     pointer = decode(data)
     if pointer is None or not isinstance(pointer.get("value"), dict):
-        raise CorruptArtifact(
-            f"pointer {name!r} holds no JSON value; remove {objects.url}/{path} and set it again"
-        )
+        raise CorruptArtifact(f"pointer {name!r} holds no JSON value; remove {objects.url}/{path} and set it again")
     return pointer["value"], token
 
 

@@ -166,14 +166,10 @@ class Store:
         manifest = self.load(artifact) if isinstance(artifact, ArtifactRef) else artifact
         info = manifest.blobs.get(file)
         if info is None:
-            raise ArtifactNotFound(
-                f"{manifest.ref} has no file {file!r}; it has {', '.join(sorted(manifest.blobs))}"
-            )
+            raise ArtifactNotFound(f"{manifest.ref} has no file {file!r}; it has {', '.join(sorted(manifest.blobs))}")
         data = self.objects.read(blob_path(info.sha256))
         if data is None:
-            raise ArtifactNotFound(
-                f"{file!r} of {manifest.ref} is missing from {self.url}; run the pipeline again"
-            )
+            raise ArtifactNotFound(f"{file!r} of {manifest.ref} is missing from {self.url}; run the pipeline again")
         if hashlib.sha256(data).hexdigest() != info.sha256:
             raise CorruptArtifact(
                 f"{file!r} of {manifest.ref} does not match its digest in {self.url}; run the pipeline again"
@@ -197,9 +193,7 @@ class Store:
         paths = self.objects.sizes("manifests" if kind is None else f"manifests/{check_name(kind)}")
         found = self.objects.map(self._manifest, paths)
         manifests = [manifest for manifest in found if manifest is not None]
-        return sorted(
-            manifests, key=lambda manifest: (manifest.created, manifest.kind, manifest.key), reverse=True
-        )
+        return sorted(manifests, key=lambda manifest: (manifest.created, manifest.kind, manifest.key), reverse=True)
 
     def verify(self) -> Verification:
         """Read every manifest and every blob once and report what is missing, invalid or corrupt."""

@@ -33,9 +33,7 @@ class Row:
             raise DataError(f"{self.source}: no field {name!r}; every row needs it: add it or remove the row")
         value = self.values[name]
         if not isinstance(value, str) or not value.strip():
-            raise DataError(
-                f"{self.source}: {name!r} must be a non-empty string, got {_short(value)}; correct the row"
-            )
+            raise DataError(f"{self.source}: {name!r} must be a non-empty string, got {_short(value)}; correct the row")
         return encodable(value, self.source)
 
 
@@ -50,9 +48,7 @@ def read_directory(root: str | Path, subtasks: Sequence[Subtask]) -> dict[str, d
     """
     root = Path(root)
     if not root.is_dir():
-        raise DataError(
-            f"data.source {str(root)!r} is not a directory; give one in SentiEval's layout, or 'embedded'"
-        )
+        raise DataError(f"data.source {str(root)!r} is not a directory; give one in SentiEval's layout, or 'embedded'")
     return {subtask.name: _read_subtask(root, subtask) for subtask in subtasks}
 
 
@@ -68,9 +64,7 @@ def _read_subtask(root: Path, subtask: Subtask) -> dict[str, list[Example]]:
     parts: dict[str, list[Example]] = {}
     for part, file_name in _FILES.items():
         parts[part] = [
-            example_of(row, subtask, folder.name)
-            for folder in present
-            for row in _read_file(folder / file_name)
+            example_of(row, subtask, folder.name) for folder in present for row in _read_file(folder / file_name)
         ]
     return parts
 
@@ -101,13 +95,9 @@ def read_rows(data: bytes, name: str) -> list[Row]:
             values = json.loads(line.decode())
         except (ValueError, RecursionError) as error:
             reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "broken JSON"
-            raise DataError(
-                f"{source}: {reason}; expected one JSON object a line: correct or remove it"
-            ) from error
+            raise DataError(f"{source}: {reason}; expected one JSON object a line: correct or remove it") from error
         if not isinstance(values, dict):
-            raise DataError(
-                f"{source}: expected a JSON object, got {_short(values)}; correct or remove the line"
-            )
+            raise DataError(f"{source}: expected a JSON object, got {_short(values)}; correct or remove the line")
         rows.append(Row(source, values))
     return rows
 
@@ -136,20 +126,15 @@ def example_of(row: Row, subtask: Subtask, dataset: str) -> Example:
 def _tuples(label: object, fields: tuple[str, ...], source: str) -> list[tuple[str, ...]]:
     shape = f"({', '.join(fields)})"
     if not isinstance(label, list):
-        raise DataError(
-            f"{source}: expected a list of {shape} as label, got {_short(label)}; correct the row"
-        )
+        raise DataError(f"{source}: expected a list of {shape} as label, got {_short(label)}; correct the row")
     tuples = []
     for item in label:
         if not isinstance(item, list) or len(item) != len(fields):
             raise DataError(
-                f"{source}: expected {len(fields)} strings {shape} in every tuple, got {_short(item)}; "
-                f"correct the row"
+                f"{source}: expected {len(fields)} strings {shape} in every tuple, got {_short(item)}; correct the row"
             )
         if not all(isinstance(value, str) and value.strip() for value in item):
-            raise DataError(
-                f"{source}: {shape} takes non-empty strings only, got {_short(item)}; correct the row"
-            )
+            raise DataError(f"{source}: {shape} takes non-empty strings only, got {_short(item)}; correct the row")
         polarity = dict(zip(fields, item, strict=True)).get("polarity")
         if polarity is not None and polarity not in POLARITIES:
             raise DataError(
@@ -169,9 +154,7 @@ def encodable(value: str, source: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise DataError(
-            f"{source}: {_short(value)} holds half a surrogate pair; replace the character"
-        ) from error
+        raise DataError(f"{source}: {_short(value)} holds half a surrogate pair; replace the character") from error
     return value
 
 

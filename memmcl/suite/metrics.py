@@ -98,8 +98,7 @@ def scoring_of(dataset: str) -> Scoring:
     if name != dataset and name in SUBTASKS:
         return _subtask_scoring(SUBTASKS[name])
     raise DataError(
-        f"no metric for data set {dataset!r}; "
-        f"expected embedded_SUBTASK or one of SentiEval's: {', '.join(DATASETS)}"
+        f"no metric for data set {dataset!r}; expected embedded_SUBTASK or one of SentiEval's: {', '.join(DATASETS)}"
     )
 
 
@@ -117,9 +116,7 @@ def score(dataset: str, predictions: Sequence[str], golds: Sequence[Any]) -> flo
     """
     _check_lengths(len(golds), len(predictions))
     scoring = scoring_of(dataset)
-    counts = np.array(
-        [_counts(scoring, gold, answer) for gold, answer in zip(golds, predictions, strict=True)]
-    )
+    counts = np.array([_counts(scoring, gold, answer) for gold, answer in zip(golds, predictions, strict=True)])
     return float(_score_block(scoring, counts.sum(axis=0)))
 
 
@@ -241,9 +238,7 @@ def _form(label: str) -> str:
 def _gold_tuples(gold: Any) -> set[Hashable]:
     items: Any = read_list(gold) if isinstance(gold, str) else gold
     if items is None:
-        raise DataError(
-            f"expected gold tuples or their text as a Python list, got {gold[:60]!r}; correct the row"
-        )
+        raise DataError(f"expected gold tuples or their text as a Python list, got {gold[:60]!r}; correct the row")
     return {tuple(item) for item in items}
 
 

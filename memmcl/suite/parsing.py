@@ -100,9 +100,7 @@ def parse_tuples(text: str, arity: int) -> Parsed:
 
 
 def _is_tuple_of_strings(item: object, arity: int) -> TypeGuard[Sequence[str]]:
-    return (
-        isinstance(item, tuple | list) and len(item) == arity and all(isinstance(part, str) for part in item)
-    )
+    return isinstance(item, tuple | list) and len(item) == arity and all(isinstance(part, str) for part in item)
 
 
 def _read_list_text(text: str) -> list[object] | None:

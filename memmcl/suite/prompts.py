@@ -79,9 +79,7 @@ class Prompter:
             f"{length - len(ids)} tokens; raise it"
         )
 
-    def _render(
-        self, subtask: Subtask, text: str, example: Example, demonstrations: Sequence[Demonstration]
-    ) -> str:
+    def _render(self, subtask: Subtask, text: str, example: Example, demonstrations: Sequence[Demonstration]) -> str:
         user = query_text(subtask, text, example)
         if not self._chat:
             shown = [self._plain_turn(other, shot, subtask) for other, shot in demonstrations]

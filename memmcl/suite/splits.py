@@ -71,9 +71,7 @@ def load_splits(
         DataError: a missing directory, rows that cannot be used, overlapping splits, or an empty part.
     """
     subtasks = [get_subtask(name) for name in subtask_names]
-    pools = (
-        split_embedded(read_embedded(subtasks)) if source == "embedded" else read_directory(source, subtasks)
-    )
+    pools = split_embedded(read_embedded(subtasks)) if source == "embedded" else read_directory(source, subtasks)
     return prepare(
         pools,
         train_rows=train_rows,
@@ -128,9 +126,7 @@ def prepare(
         if cap is not None and cap < 0:
             raise ConfigError(f"{part}_rows must not be negative, got {cap}")
     dropped: Counter[str] = Counter()
-    pools = {
-        name: {part: _distinct(parts[part], dropped) for part in PARTS} for name, parts in splits.items()
-    }
+    pools = {name: {part: _distinct(parts[part], dropped) for part in PARTS} for name, parts in splits.items()}
     for name, pool in pools.items():
         _separate_test(name, pool, on_overlap, dropped)
     _separate_parts(pools, dropped)
@@ -156,9 +152,7 @@ def _pool_of(part: str) -> str:
 
 def _empty(name: str, part: str, cap: int | None, read: int) -> DataError:
     if cap == 0:
-        return DataError(
-            f"the {part} part of subtask {name!r} is empty: {part}_rows is 0; ask for at least 1 row"
-        )
+        return DataError(f"the {part} part of subtask {name!r} is empty: {part}_rows is 0; ask for at least 1 row")
     return DataError(
         f"the {part} part of subtask {name!r} is empty: its source has {read} {_pool_of(part)} rows, "
         f"none of them left for it; add rows whose text occurs in no other part, or leave the subtask out"
@@ -180,9 +174,7 @@ def _drawing_order(example: Example) -> tuple[str, str, str]:
     return seeds.digest([example.dataset, normalised(example.text), fields]), example.text, example.answer
 
 
-def _separate_test(
-    name: str, pool: dict[str, list[Example]], on_overlap: OnOverlap, dropped: Counter[str]
-) -> None:
+def _separate_test(name: str, pool: dict[str, list[Example]], on_overlap: OnOverlap, dropped: Counter[str]) -> None:
     """Take test texts out of the train and weak rows of the same data set, or refuse."""
     test = {(example.dataset, normalised(example.text)) for example in pool["test"]}
     for part in ("train", "weak"):

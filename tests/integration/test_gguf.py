@@ -112,10 +112,8 @@ def test_another_gguf_file_of_the_same_name_is_another_model(gguf: Path, cache: 
     assert len(list(cache.iterdir())) == 2
 
 
-def test_a_rival_that_was_faster_keeps_its_files(
-    gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two processes begin at once; the slower one must not pull the files from under the faster one's feet."""
+def test_a_rival_that_was_faster_keeps_its_files(gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes begin at once; the slower one must not take the faster one's files away."""
     convert = load._convert
     seen: dict[str, int] = {}
 
@@ -131,18 +129,14 @@ def test_a_rival_that_was_faster_keeps_its_files(
     assert [path.name for path in cache.iterdir()] == [base.directory.name]
 
 
-def test_a_conversion_that_fails_leaves_nothing(
-    gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_conversion_that_fails_leaves_nothing(gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(source: Path, scratch: Path) -> None:
         (scratch / "model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(load, "_convert", full)
-        with pytest.raises(
-            load.ModelError, match=r"cannot convert tiny-F32\.gguf in .*No space left on device"
-        ):
+        with pytest.raises(load.ModelError, match=r"cannot convert tiny-F32\.gguf in .*No space left on device"):
             resolve_base(str(gguf))
     assert list(cache.iterdir()) == []
     assert load_base(resolve_base(str(gguf)), "float32").config.num_hidden_layers == 4

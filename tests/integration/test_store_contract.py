@@ -141,9 +141,7 @@ def test_what_is_published_can_be_found_read_and_fetched(store: Store, tmp_path:
     assert (directory / "empty").read_bytes() == b""
 
 
-def test_a_full_disk_under_the_fetched_files(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_under_the_fetched_files(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = publish(store)
     (tmp_path / "out").mkdir()
 
@@ -206,9 +204,7 @@ def test_a_damaged_winner_is_replaced_by_other_content(store: Store) -> None:
     assert store.find("expert", KEY) == second
 
 
-def test_a_torn_manifest_counts_as_none_and_is_replaced(
-    store: Store, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_torn_manifest_counts_as_none_and_is_replaced(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     first = publish(store)
     data = store.objects.read(PATH)
     assert data is not None
@@ -241,9 +237,7 @@ def test_verify_counts_and_names_problems(store: Store) -> None:
     store.objects.write(blob_of(manifest), b"torn")
     problems = {problem.where: problem.what for problem in store.verify().problems}
     assert problems.keys() == {blob_of(manifest), blob_of(manifest, "b.json")}
-    assert problems[blob_of(manifest)].startswith(
-        "does not match its digest; belongs to 'adapter/a.bin' of expert"
-    )
+    assert problems[blob_of(manifest)].startswith("does not match its digest; belongs to 'adapter/a.bin' of expert")
     assert problems[blob_of(manifest, "b.json")].startswith("missing; belongs to 'b.json' of expert")
 
 

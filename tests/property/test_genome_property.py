@@ -65,7 +65,7 @@ def stages(draw: st.DrawFn) -> tuple[dict[str, tuple[float, ...]], dict[str, dic
 def test_composing_equals_merging_the_dense_group_models(
     case: tuple[dict[str, tuple[float, ...]], dict[str, dict[str, tuple[float, ...]]]], seed: int
 ) -> None:
-    """Stage 2 on the group models' dense task vectors, layer by layer, and one merge of the experts are the same."""
+    """Stage 2 on the group models' dense task vectors and one merge of the experts are the same."""
     outer, models = case
     blocks, layers, lowest = len(next(iter(outer.values()))), 7, 2
     rng = np.random.default_rng(seed)
@@ -75,9 +75,7 @@ def test_composing_equals_merging_the_dense_group_models(
     for layer in range(lowest, layers):
         block = block_of(layer, lowest, layers, blocks)
         group_vectors = {
-            model: sum(
-                (values[block] * vectors[expert][layer] for expert, values in inner.items()), np.zeros((3, 2))
-            )
+            model: sum((values[block] * vectors[expert][layer] for expert, values in inner.items()), np.zeros((3, 2)))
             for model, inner in models.items()
         }
         two_stages = sum((outer[model][block] * group_vectors[model] for model in models), np.zeros((3, 2)))

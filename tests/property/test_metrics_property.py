@@ -60,9 +60,7 @@ def sentieval_score(dataset: str, answers: list[str], golds: list[str]) -> float
 @given(data=st.data())
 def test_label_metrics_agree_with_scikit_learn(dataset: str, data: st.DataObject) -> None:
     golds, answers = data.draw(classified(dataset))
-    assert score(dataset, answers, golds) == pytest.approx(
-        sentieval_score(dataset, answers, golds), abs=1e-12
-    )
+    assert score(dataset, answers, golds) == pytest.approx(sentieval_score(dataset, answers, golds), abs=1e-12)
 
 
 @settings(max_examples=500, deadline=None)
@@ -88,9 +86,7 @@ Answer = tuple[str, list[Any]]
 def answers_of(arity: int) -> st.SearchStrategy[Answer]:
     fine = tuples_of(arity).map(lambda items: (repr(items), items))
     longer = tuples_of(arity + 1).map(lambda items: (repr(items), items))
-    mixed = st.lists(st.one_of(WORDS, st.integers(), st.none()), max_size=3).map(
-        lambda items: (repr(items), items)
-    )
+    mixed = st.lists(st.one_of(WORDS, st.integers(), st.none()), max_size=3).map(lambda items: (repr(items), items))
     lists = tuples_of(arity).map(lambda items: (repr([list(item) for item in items]), []))
     not_a_list = tuples_of(arity).map(lambda items: (repr(tuple(items)), []))
     broken = tuples_of(arity).map(lambda items: (repr(items)[:-1], []))
@@ -121,9 +117,7 @@ def brute_force_f1(golds: list[list[tuple[str, ...]]], answers: list[Answer]) ->
     return 2 * (precision * recall) / (precision + recall + 1e-7)
 
 
-@pytest.mark.parametrize(
-    ("dataset", "arity"), [("uabsa_rest15", 2), ("aste_laptop14", 3), ("asqp_rest16", 4)]
-)
+@pytest.mark.parametrize(("dataset", "arity"), [("uabsa_rest15", 2), ("aste_laptop14", 3), ("asqp_rest16", 4)])
 @settings(max_examples=600, deadline=None)
 @given(data=st.data())
 def test_tuple_f1_agrees_with_brute_force(dataset: str, arity: int, data: st.DataObject) -> None:

@@ -96,9 +96,7 @@ def _search(rng: np.random.Generator, stage: str, group: str | None, genes: list
                 "origin": origin,
                 "genome": [round(float(gene), 4) for gene in rng.uniform(0, 1.2, len(genes))],
                 "fitness": None if failed else round(fitness, 4),
-                "values": {}
-                if failed
-                else {name: round(fitness + float(rng.normal(0, 0.04)), 4) for name in genes},
+                "values": {} if failed else {name: round(fitness + float(rng.normal(0, 0.04)), 4) for name in genes},
                 "seconds": {
                     "merge": round(float(rng.uniform(0.12, 0.3)), 3),
                     "evaluate": 0.0 if index == 4 else round(float(rng.uniform(4.5, 7.0)), 3),
@@ -115,11 +113,7 @@ def _search(rng: np.random.Generator, stage: str, group: str | None, genes: list
 def _expert(rng: np.random.Generator, name: str, steps: int) -> dict[str, Any]:
     decay = np.exp(-np.arange(steps) / (steps / 4))
     loss = 0.35 + 2.1 * decay + rng.normal(0, 0.12, steps)
-    anchor = (
-        []
-        if name == "joint"
-        else [round(float(a), 4) for a in 0.18 * (1 - decay) + rng.uniform(0, 0.03, steps)]
-    )
+    anchor = [] if name == "joint" else [round(float(a), 4) for a in 0.18 * (1 - decay) + rng.uniform(0, 0.03, steps)]
     return {
         "subtask": name,
         "loss": [round(max(0.02, float(value)), 4) for value in loss],
@@ -142,11 +136,7 @@ def _contexts(rng: np.random.Generator) -> list[dict[str, Any]]:
         zero_shot = LEVELS["unified"][number]
         chosen = "curriculum" if subtask in ("uabsa", "aste") else "zero-shot"
         for context, demonstrations in CONTEXTS.items():
-            score = (
-                zero_shot
-                if not demonstrations
-                else min(1.0, max(0.0, zero_shot + float(rng.normal(-0.01, 0.06))))
-            )
+            score = zero_shot if not demonstrations else min(1.0, max(0.0, zero_shot + float(rng.normal(-0.01, 0.06))))
             rows.append(
                 {
                     "subtask": subtask,
@@ -154,9 +144,7 @@ def _contexts(rng: np.random.Generator) -> list[dict[str, Any]]:
                     "tokens": 48 * demonstrations,
                     "demonstrations": demonstrations,
                     "weak_score": round(score + 0.011, 4),
-                    "weak_score_calibrated": None
-                    if subtask in ("uabsa", "aste")
-                    else round(score + 0.023, 4),
+                    "weak_score_calibrated": None if subtask in ("uabsa", "aste") else round(score + 0.023, 4),
                     "test_score": round(score, 4),
                     "test_se": 0.0412,
                     "chosen": context == chosen,
@@ -195,9 +183,7 @@ def _build() -> dict[str, Any]:
         for feature in FEATURES
     ]
     difficulty = {
-        name: round(
-            sum(FEATURES[str(f["feature"])] * float(f["scaled"]) for f in features if f["subtask"] == name), 4
-        )
+        name: round(sum(FEATURES[str(f["feature"])] * float(f["scaled"]) for f in features if f["subtask"] == name), 4)
         for name in names
     }
     return {
@@ -272,13 +258,9 @@ def _build() -> dict[str, Any]:
         "data": {
             "source": "embedded corpus",
             "dropped": {"duplicate text": 3, "overlap with test": 1},
-            "digests": {
-                name: {part: digest([name, part]) for part in ("train", "weak", "test")} for name in names
-            },
+            "digests": {name: {part: digest([name, part]) for part in ("train", "weak", "test")} for name in names},
         },
-        "notes": [
-            "One seed: the standard errors hold the test rows' share of the variance, not that of training."
-        ],
+        "notes": ["One seed: the standard errors hold the test rows' share of the variance, not that of training."],
     }
 
 

@@ -37,9 +37,7 @@ def random_rows(seed: int, prefix: int, lengths: tuple[int, ...] = (1, 9, 4, 6, 
     rng = np.random.default_rng(seed)
     shared, start = random_ids(rng, prefix), random_ids(rng, 2)
     continuations = ((*start, 7, 2), (*start, 2), start, (start[0],), (11,), (11, 2), random_ids(rng, 5))
-    return [
-        Row((*shared, *random_ids(rng, length)), continuations[: 1 + i]) for i, length in enumerate(lengths)
-    ]
+    return [Row((*shared, *random_ids(rng, length)), continuations[: 1 + i]) for i, length in enumerate(lengths)]
 
 
 def scored_logits(
@@ -185,7 +183,7 @@ def generated(model: nn.Module, prompt: tuple[int, ...], end: int, count: int) -
 
 
 @pytest.mark.parametrize("prefix", [0, 5])
-@pytest.mark.parametrize("batch_size", [1, 3, 7])
+@pytest.mark.parametrize("batch_size", [1, 3])
 def test_greedy_equals_generate(backbone: Backbone, model: nn.Module, batch_size: int, prefix: int) -> None:
     rows = [Row(row.prompt) for row in random_rows(2, prefix)]
     free = [generated(model, row.prompt, VOCABULARY, 8) for row in rows]
@@ -242,8 +240,7 @@ def test_pack_holds_each_prefix_once_and_no_padding() -> None:
     rows, prefixes = packed_rows()
     batch = pack(rows, prefixes)
     bodies = [
-        len(row.prompt) - prefix + len(row.continuations[0]) - 1
-        for row, prefix in zip(rows, prefixes, strict=True)
+        len(row.prompt) - prefix + len(row.continuations[0]) - 1 for row, prefix in zip(rows, prefixes, strict=True)
     ]
     assert batch.tokens.shape == batch.positions.shape == (1, sum(bodies) + 4 + 2)
     assert batch.owners[:, 0].tolist() == [i for i, row in enumerate(rows) for _ in row.continuations[0]]

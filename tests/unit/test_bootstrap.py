@@ -75,9 +75,7 @@ def test_paired_difference_cancels_shared_noise() -> None:
     right = np.arange(200) % 2 == 0
     improved = right.copy()
     improved[1:20:2] = True  # ten more rows
-    difference, error, p_value = paired_difference(
-        correct(improved), correct(right), accuracy, samples=4000, seed=1
-    )
+    difference, error, p_value = paired_difference(correct(improved), correct(right), accuracy, samples=4000, seed=1)
     assert difference == pytest.approx(0.05)
     assert error == pytest.approx(math.sqrt(0.05 * 0.95 / 200), rel=0.05)  # d is 1 in ten of 200 rows
     assert error < standard_error(correct(right), accuracy, seed=1) / 2
@@ -138,9 +136,7 @@ def test_row_values_of_a_pooled_metric_give_its_error() -> None:
 
 def test_the_suites_metrics_fit_in() -> None:
     subtask = SUBTASKS["uabsa"]
-    examples = [
-        Example.create("embedded_uabsa", f"text {i}", [("it", "positive")] * (i % 3 > 0)) for i in range(60)
-    ]
+    examples = [Example.create("embedded_uabsa", f"text {i}", [("it", "positive")] * (i % 3 > 0)) for i in range(60)]
     answers = ["[('it', 'positive')]"] * 60
     counts = row_counts(subtask, examples, answers)
     score = partial(score_from_counts, subtask, datasets_of(examples))

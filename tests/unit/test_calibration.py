@@ -42,9 +42,7 @@ def test_content_free_calibration_is_a_fit_on_one_row() -> None:
         max_size=9,
     )
 )
-def test_how_unlikely_a_row_is_as_a_whole_changes_no_offset(
-    method: str, rows: list[tuple[list[float], float]]
-) -> None:
+def test_how_unlikely_a_row_is_as_a_whole_changes_no_offset(method: str, rows: list[tuple[list[float], float]]) -> None:
     plain = np.array([scores for scores, _ in rows])
     shifted = plain + np.array([[shift] for _, shift in rows])
     assert fit(shifted, method) == pytest.approx(fit(plain, method), abs=1e-9)

@@ -68,10 +68,7 @@ def test_all_problems_are_told_at_once() -> None:
     assert "\n" not in message
     assert message.count("; ") == 3  # three problems, and one inside the unknown key's
     assert "experts.steps: input should be greater than or equal to 1 (got 0)" in message
-    assert (
-        "experts.rank: input should be a valid integer, unable to parse string as an integer (got 'many')"
-        in message
-    )
+    assert "experts.rank: input should be a valid integer, unable to parse string as an integer (got 'many')" in message
     assert "unknown key 'sead'; known here: name, seed, model" in message
 
 
@@ -222,7 +219,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("override", ["seed", "=3", "experts.=3", ".steps=3", "experts..steps=3", ""])
 def test_an_override_without_key_or_value(override: str) -> None:
-    with pytest.raises(ConfigError, match="--set expects key=value, as in --set experts.steps=40; got"):
+    with pytest.raises(ConfigError, match=r"--set expects key=value, as in --set experts\.steps=40; got"):
         load_config(None, [override])
 
 
@@ -246,7 +243,7 @@ def test_an_override_that_does_not_fit(override: str, said: str) -> None:
 
 def test_an_override_below_a_value(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("seed: 3\n")
-    with pytest.raises(ConfigError, match="--set seed.deep: seed is a value, not a section"):
+    with pytest.raises(ConfigError, match=r"--set seed\.deep: seed is a value, not a section"):
         load_config(tmp_path / "run.yaml", ["seed.deep=1"])
 
 
@@ -288,9 +285,7 @@ def test_no_file(tmp_path: Path) -> None:
 
 def test_what_is_everything_but_where_and_the_name() -> None:
     here = RunConfig()
-    there = parse_config(
-        {"name": "other", "store": {"url": "s3://b/p"}, "ray": {"workers": 4, "address": "auto"}}
-    )
+    there = parse_config({"name": "other", "store": {"url": "s3://b/p"}, "ray": {"workers": 4, "address": "auto"}})
     assert seeds.digest(here.what()) == seeds.digest(there.what())
     assert set(here.what()) == set(RunConfig.model_fields) - {"name", "store", "ray"}
     for change in (

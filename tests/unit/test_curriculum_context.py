@@ -166,9 +166,7 @@ def test_every_context_keeps_to_its_budget_and_to_easier_subtasks(
             count_tokens=count,
             seed=seed,
         )
-        assert (
-            context.tokens == sum(count(*demonstration) for demonstration in context.demonstrations) <= budget
-        )
+        assert context.tokens == sum(count(*demonstration) for demonstration in context.demonstrations) <= budget
         found = Counter(sources(context))
         assert found[subtask] <= own
         assert all(found[name] <= others for name in ORDER if name != subtask)

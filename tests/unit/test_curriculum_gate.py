@@ -55,8 +55,7 @@ def test_a_noisy_higher_score_does_not_shadow_a_sure_one() -> None:
 
 def test_one_row_decides_nothing() -> None:
     zero, other = (
-        Option(kind, False, score, np.array([score]), 0)
-        for kind, score in [("zero-shot", 0.0), ("random", 1.0)]
+        Option(kind, False, score, np.array([score]), 0) for kind, score in [("zero-shot", 0.0), ("random", 1.0)]
     )
     assert choose([zero, other], margin=0.0) is zero
     assert choose([zero, other], margin=1.0) is zero

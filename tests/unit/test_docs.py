@@ -13,9 +13,7 @@ from memmcl.config import RunConfig
 from memmcl.curriculum.difficulty import DEFAULT_WEIGHTS
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
-)
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 SETTINGS_OF_METHOD = ("data", "model", "experts", "search", "curriculum", "evaluation")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"```(?!mermaid).*?```|`[^`\n]+`|^ {4}[^\n]*$", re.DOTALL | re.MULTILINE)
@@ -61,9 +59,7 @@ def test_links_resolve(page: Path) -> None:
 
 def test_a_broken_link_or_anchor_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(
-        "# One title\n[a](gone.md) [b](#one-title) [c](#two) [d](page.md#nothing) [e](https://x.org/#y)\n"
-    )
+    page.write_text("# One title\n[a](gone.md) [b](#one-title) [c](#two) [d](page.md#nothing) [e](https://x.org/#y)\n")
     assert broken_links(page) == ["gone.md", "#two", "page.md#nothing"]
 
 
@@ -96,9 +92,7 @@ def settings(page: Path) -> dict[str, Any]:
 
 def test_settings_and_defaults_of_the_method_are_those_of_the_code() -> None:
     defaults = RunConfig().model_dump(mode="json")
-    expected = {
-        f"{part}.{key}": value for part in SETTINGS_OF_METHOD for key, value in defaults[part].items()
-    }
+    expected = {f"{part}.{key}": value for part in SETTINGS_OF_METHOD for key, value in defaults[part].items()}
     assert settings(ROOT / "docs" / "method.md") == expected
 
 

@@ -48,9 +48,7 @@ def make(name: str = "cmaes", **changes: object) -> Strategy:
 
 
 def test_cmaes_reaches_the_sphere_optimum_and_random_search_does_not() -> None:
-    best = {
-        name: max(sphere(p.genome) for p in drive(make(name, sigma=0.3), 300)) for name in ("cmaes", "random")
-    }
+    best = {name: max(sphere(p.genome) for p in drive(make(name, sigma=0.3), 300)) for name in ("cmaes", "random")}
     assert best["cmaes"] > -1e-6
     assert best["random"] < -1e-4
 
@@ -83,9 +81,7 @@ def test_seeds_come_first_in_order_then_the_strategys_own(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_genomes_are_rounded_inside_their_own_bounds_and_exact_in_json(name: str) -> None:
     bounds = [(0.0, 1.5), (-1.0, 0.25), (0.2, 0.9)]
-    for proposal in drive(
-        make(name, bounds=bounds, seeds=[], sigma=1.0), 60, fitness=lambda genome: genome[0]
-    ):
+    for proposal in drive(make(name, bounds=bounds, seeds=[], sigma=1.0), 60, fitness=lambda genome: genome[0]):
         for gene, (low, high) in zip(proposal.genome, bounds, strict=True):
             assert low <= gene <= high
             assert gene == round(gene, 6)
@@ -233,7 +229,5 @@ def test_default_population_follows_hansen() -> None:
 
 def test_helpers() -> None:
     assert expand_bounds((0, 2), 2) == ((0.0, 2.0), (0.0, 2.0))
-    assert repr(round_genome(np.array([-1e-9, 2.0]), ((-1.0, 1.0), (0.0, 1 / 3)))) == repr(
-        (0.0, 1 / 3)
-    )  # no -0.0
+    assert repr(round_genome(np.array([-1e-9, 2.0]), ((-1.0, 1.0), (0.0, 1 / 3)))) == repr((0.0, 1 / 3))  # no -0.0
     assert [maximised(value) for value in (1, None, math.nan, math.inf)] == [1.0, *[-math.inf] * 3]

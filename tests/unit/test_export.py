@@ -83,9 +83,7 @@ def test_the_full_directory_loads_by_itself(
     torch.testing.assert_close(probe_logits(model), expected, rtol=0, atol=1e-4)
     ours, theirs = AutoTokenizer.from_pretrained(tmp_path / "full"), AutoTokenizer.from_pretrained(tiny_base)
     messages = [{"role": "user", "content": "Lovely soup, rude waiter!"}]
-    assert ours.apply_chat_template(messages, tokenize=False) == theirs.apply_chat_template(
-        messages, tokenize=False
-    )
+    assert ours.apply_chat_template(messages, tokenize=False) == theirs.apply_chat_template(messages, tokenize=False)
     assert ours.encode("Lovely soup, rude waiter!") == theirs.encode("Lovely soup, rude waiter!")
     assert base_ref(tmp_path / "full").digest != base_ref(tiny_base).digest
 

@@ -15,6 +15,7 @@ from memmcl.backbone.load import (
     cache_directory,
     load_base,
     load_tokenizer,
+    read_layers,
     resolve_base,
     resolve_device,
     resolve_dtype,
@@ -64,9 +65,7 @@ def test_the_digest_changes_with_one_weight(copy: Path) -> None:
     assert resolve_base(str(copy)).digest != before
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
-)
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
 def test_the_digest_changes_with_what_decides_outputs(copy: Path, name: str) -> None:
     before = resolve_base(str(copy)).digest
     (copy / name).write_text((copy / name).read_text() + "\n")
@@ -110,17 +109,13 @@ def test_a_hub_model_at_a_revision(offline: Path, tiny_base: Path, tmp_path: Pat
         assert (base.name, base.directory) == ("org/tiny", directory)
     assert resolve_base("org/tiny").digest == base_ref(tiny_base).digest
     assert resolve_base("org/tiny", "v1").digest == base_ref(other).digest
-    with pytest.raises(
-        ModelError, match="'org/tiny' is neither a directory here nor a hub model that can be had"
-    ):
+    with pytest.raises(ModelError, match="'org/tiny' is neither a directory here nor a hub model that can be had"):
         resolve_base("org/tiny", "v2")
 
 
 @pytest.mark.parametrize("name", ["org/missing", "no-such-directory", "a/b/c", "not a name", "./models/tiny"])
 def test_no_directory_and_no_hub_model(offline: Path, name: str) -> None:
-    with pytest.raises(
-        ModelError, match="is neither a directory here nor a hub model that can be had"
-    ) as error:
+    with pytest.raises(ModelError, match="is neither a directory here nor a hub model that can be had") as error:
         resolve_base(name)
     assert repr(name) in str(error.value)
     assert_one_line(error)
@@ -140,9 +135,7 @@ def test_a_distribution_without_a_name() -> None:
 
 
 def test_a_distribution_without_a_model() -> None:
-    with pytest.raises(
-        ModelError, match=r"expected one \.gguf file in the distribution 'pytest', found 0"
-    ) as error:
+    with pytest.raises(ModelError, match=r"expected one \.gguf file in the distribution 'pytest', found 0") as error:
         resolve_base("pypi:pytest")
     assert_one_line(error)
 
@@ -193,9 +186,7 @@ def test_a_loaded_base_is_frozen_and_in_eval_mode(tiny_base: Path) -> None:
         assert not model.training
         assert not any(parameter.requires_grad for parameter in model.parameters())
         assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
-    assert torch.equal(
-        probe_logits(load_base(base_ref(tiny_base), "float32")), probe_logits(plain_model(tiny_base))
-    )
+    assert torch.equal(probe_logits(load_base(base_ref(tiny_base), "float32")), probe_logits(plain_model(tiny_base)))
 
 
 def test_a_base_that_lacks_a_weight(copy: Path) -> None:
@@ -216,9 +207,18 @@ def test_a_damaged_base(copy: Path, damage: str) -> None:
         weights.write_bytes(b"\xff" * 5000)
     else:
         (copy / "config.json").write_text('{"model_type": "no-such-architecture"}')
-    with pytest.raises(ModelError, match="cannot load .*copy") as error:
+    with pytest.raises(ModelError, match=r"cannot load .*copy") as error:
         load_base(base_ref(copy), "float32")
     assert_one_line(error)
+
+
+def test_the_number_of_layers(tiny_base: Path, copy: Path) -> None:
+    assert read_layers(base_ref(tiny_base)) == load_base(base_ref(tiny_base), "float32").config.num_hidden_layers == 4
+    for content in ("{}", "[]", "{", '{"num_hidden_layers": null}', '{"num_hidden_layers": "four"}'):
+        (copy / "config.json").write_text(content)
+        with pytest.raises(ModelError, match=r"config\.json names no num_hidden_layers") as error:
+            read_layers(base_ref(copy))
+        assert_one_line(error)
 
 
 def test_a_tokenizer_without_an_end_token(copy: Path) -> None:

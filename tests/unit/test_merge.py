@@ -24,9 +24,7 @@ def adapters(tiny_base: Path) -> dict[str, dict[str, Factors]]:
     return {
         "low": random_factors(tiny_base, layers=ADAPTED["low"], seed=1),
         "high": random_factors(tiny_base, layers=ADAPTED["high"], rank=2, alpha=7.0, seed=2),
-        "top": random_factors(
-            tiny_base, layers=ADAPTED["top"], modules=("q_proj", "up_proj"), rank=5, seed=3
-        ),
+        "top": random_factors(tiny_base, layers=ADAPTED["top"], modules=("q_proj", "up_proj"), rank=5, seed=3),
     }
 
 
@@ -55,14 +53,10 @@ def dense(
     return merged
 
 
-def assert_weights(
-    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], tolerance: float
-) -> None:
+def assert_weights(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], tolerance: float) -> None:
     assert found.keys() == expected.keys()
     for name in found:
-        torch.testing.assert_close(
-            found[name].double(), expected[name].double(), rtol=0, atol=tolerance, msg=name
-        )
+        torch.testing.assert_close(found[name].double(), expected[name].double(), rtol=0, atol=tolerance, msg=name)
 
 
 @pytest.mark.parametrize("split", [0, 1])
@@ -92,9 +86,7 @@ def test_a_merge_is_the_sum_of_task_vectors(
         for name, weight in plain_model(tiny_base).state_dict().items()
         if not torch.equal(weight, weights_of(backbone)[name])
     }
-    assert changed == {f"{m}.weight" for m in adapters["low"]}, (
-        "something else than the adapted modules changed"
-    )
+    assert changed == {f"{m}.weight" for m in adapters["low"]}, "something else than the adapted modules changed"
 
 
 def test_a_block_per_layer(tiny_base: Path, adapters: dict[str, dict[str, Factors]]) -> None:
@@ -105,9 +97,7 @@ def test_a_block_per_layer(tiny_base: Path, adapters: dict[str, dict[str, Factor
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_zero_is_the_base_bit_for_bit(
-    tiny_base: Path, adapters: dict[str, dict[str, Factors]], dtype: str
-) -> None:
+def test_zero_is_the_base_bit_for_bit(tiny_base: Path, adapters: dict[str, dict[str, Factors]], dtype: str) -> None:
     backbone = backbone_of(tiny_base, 1, dtype)
     base = weights_of(backbone)
     merger = Merger(backbone, adapters, blocks=1)
@@ -146,9 +136,7 @@ def test_a_merge_does_not_depend_on_those_before_it(
     assert all(torch.equal(first[name], weight) for name, weight in weights_of(fresh).items())
 
 
-def test_bfloat16_is_summed_in_float32_and_cast_once(
-    tiny_base: Path, adapters: dict[str, dict[str, Factors]]
-) -> None:
+def test_bfloat16_is_summed_in_float32_and_cast_once(tiny_base: Path, adapters: dict[str, dict[str, Factors]]) -> None:
     coefficients = {"low": (0.7,), "high": (1.3,), "top": (0.31,)}
     backbone = backbone_of(tiny_base, 1, "bfloat16")
     pristine = weights_of(backbone)
@@ -175,22 +163,18 @@ def test_merging_keeps_parameters_frozen_and_the_factors_as_they_were(
         assert torch.equal(adapters["low"][name].b, b)
 
 
-def test_an_expert_of_another_base_is_refused(
-    tiny_base: Path, adapters: dict[str, dict[str, Factors]]
-) -> None:
+def test_an_expert_of_another_base_is_refused(tiny_base: Path, adapters: dict[str, dict[str, Factors]]) -> None:
     module = "model.layers.2.mlp.up_proj"
     pair = adapters["low"][module]
     narrow = {**adapters["low"], module: Factors(pair.a[:, :32], pair.b, pair.scale)}
     with pytest.raises(
         ModelError,
-        match=r"expert odd was trained on another base: model\.layers\.2\.mlp\.up_proj is \(128, 64\) here, \(128, 32\) there",
+        match=r"expert odd was trained on another base: \S+\.up_proj is \(128, 64\) here, \(128, 32\) there",
     ):
         Merger(backbone_of(tiny_base, 1), {"odd": narrow}, blocks=1)
 
 
-def test_a_module_that_the_base_has_not_is_refused(
-    tiny_base: Path, adapters: dict[str, dict[str, Factors]]
-) -> None:
+def test_a_module_that_the_base_has_not_is_refused(tiny_base: Path, adapters: dict[str, dict[str, Factors]]) -> None:
     pair = adapters["low"]["model.layers.2.mlp.up_proj"]
     for module, said in (
         (
@@ -204,9 +188,7 @@ def test_a_module_that_the_base_has_not_is_refused(
             Merger(backbone_of(tiny_base, 1), {"odd": {module: pair}}, blocks=1)
 
 
-def test_a_module_below_the_split_is_refused(
-    tiny_base: Path, adapters: dict[str, dict[str, Factors]]
-) -> None:
+def test_a_module_below_the_split_is_refused(tiny_base: Path, adapters: dict[str, dict[str, Factors]]) -> None:
     with pytest.raises(ModelError, match=r"changes model\.layers\.1\.\S+, below the split at layer 2"):
         Merger(backbone_of(tiny_base, 2), adapters, blocks=1)
 
@@ -257,7 +239,7 @@ def test_layers(adapters: dict[str, dict[str, Factors]]) -> None:
     assert layer_of("model.layers.17.self_attn.q_proj") == 17
     assert lowest_layer(list(adapters.values())) == 1
     assert lowest_layer([adapters["high"], adapters["top"]]) == 2
-    with pytest.raises(ModelError, match="expected an adapted module inside model.layers; got model.norm"):
+    with pytest.raises(ModelError, match=r"expected an adapted module inside model\.layers; got model\.norm"):
         layer_of("model.norm")
 
 
@@ -299,7 +281,7 @@ def test_coefficients_of_other_parts_or_blocks_have_no_genome() -> None:
     for wrong in ({"b": (0.1, 0.2), "a": (0.1,)}, {"b": (0.1, 0.2, 0.3), "a": (0.1,)}):
         with pytest.raises(
             GenomeError,
-            match="expected 2 blocks for each part; a has 1|expected 2 blocks for each part; b has 3",
+            match=r"expected 2 blocks for each part; (a has 1|b has 3)",
         ):
             SPACE.encode(wrong)
 
@@ -318,9 +300,7 @@ def test_compose_adds_what_several_group_models_hold() -> None:
 
 def test_group_models_that_do_not_fit_are_refused() -> None:
     models = {"SC": {"asc": (0.5, 1.0)}, "ABSA": {"aste": (2.0, 3.0)}}
-    with pytest.raises(
-        GenomeError, match=r"expected coefficients of the group models \['ABSA', 'SC'\], got \['SC'\]"
-    ):
+    with pytest.raises(GenomeError, match=r"expected coefficients of the group models \['ABSA', 'SC'\], got \['SC'\]"):
         compose({"SC": (1.0, 1.0)}, models)
     with pytest.raises(GenomeError, match="group model SC has 2 blocks, stage 2 has 1"):
         compose({"SC": (1.0,), "ABSA": (1.0, 1.0)}, models)

@@ -127,9 +127,7 @@ def test_no_room_for_any_text_is_refused(directory: Path) -> None:
 
 
 def test_a_missing_field_is_named() -> None:
-    with pytest.raises(
-        DataError, match=r"asc needs the field 'aspect', and this row has none: 'Cold soup\.'"
-    ):
+    with pytest.raises(DataError, match=r"asc needs the field 'aspect', and this row has none: 'Cold soup\.'"):
         query_text(SUBTASKS["asc"], "Cold soup.", Example.create("d", "Cold soup.", "negative"))
 
 
@@ -143,11 +141,7 @@ def test_a_missing_field_of_a_demonstration_is_named(directory: Path) -> None:
 def test_demonstration_tokens_is_the_growth_of_the_prompt(directory: Path, reader: str) -> None:
     prompter, subtask = prompter_of(directory), SUBTASKS[reader]
     example = corpus(reader, 1)[0]
-    shots = [
-        (SUBTASKS[name], shot)
-        for name in ("sent2", "asc", "uabsa", "emotion")
-        for shot in corpus(name, 9)[7:]
-    ]
+    shots = [(SUBTASKS[name], shot) for name in ("sent2", "asc", "uabsa", "emotion") for shot in corpus(name, 9)[7:]]
     for count, (other, shot) in enumerate(shots):
         grown = prompter.prompt(subtask, example, shots[: count + 1])
         growth = len(grown) - len(prompter.prompt(subtask, example, shots[:count]))

@@ -147,9 +147,7 @@ def test_data_cannot_become_markup() -> None:
     for timing in document["timings"]:
         timing.update(stage=EVIL, name=EVIL)
     document["merge"].update(method=EVIL, experts=[EVIL] * 6, blocks=[EVIL] * 2)
-    document["run"].update(
-        name=EVIL, command=EVIL, store_url=EVIL, config={EVIL: EVIL}, versions={EVIL: EVIL}
-    )
+    document["run"].update(name=EVIL, command=EVIL, store_url=EVIL, config={EVIL: EVIL}, versions={EVIL: EVIL})
     document["data"].update(source=EVIL, dropped={EVIL: 1}, digests={EVIL: {EVIL: EVIL}})
     document["notes"] = [EVIL]
     html = render_html(document)

@@ -29,9 +29,7 @@ def test_the_front_matter_is_that_of_a_model_card(adapter: bool, library: str) -
 
 @pytest.mark.parametrize("adapter", [True, False])
 @pytest.mark.parametrize("prompt", ["Is it good?\nAnswer:", "```\n''' {x} \"\"\" %s ````", None])
-def test_the_code_is_python_and_asks_with_the_prompt_of_the_document(
-    adapter: bool, prompt: str | None
-) -> None:
+def test_the_code_is_python_and_asks_with_the_prompt_of_the_document(adapter: bool, prompt: str | None) -> None:
     document = results_document()
     document["subtasks"][0]["example"] = prompt and {"prompt": prompt, "answer": "positive"}
     for subtask in document["subtasks"][1:]:

@@ -21,9 +21,7 @@ from memmcl.suite.subtasks import SUBTASKS, Subtask
 
 SPLITS = (0, 1, 2)
 # Labels that share their first tokens; one of a single token, one that begins another.
-AWKWARD = replace(
-    SUBTASKS["irony"], labels=("irony", "non_irony", "non", "non_iro", "i"), positive_label="irony"
-)
+AWKWARD = replace(SUBTASKS["irony"], labels=("irony", "non_irony", "non", "non_iro", "i"), positive_label="irony")
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +95,7 @@ def test_batch_size_and_labels_that_begin_alike(
     assert len(answers[4]) == 2, "the one-token label has more tokens"
     examples = corpus("irony", 4)
     probe = Probe(backbone, chat, AWKWARD, examples, batch_size=batch_size)
-    np.testing.assert_allclose(
-        probe.label_scores(), naive_scores(model, chat, AWKWARD, examples), rtol=0, atol=1e-4
-    )
+    np.testing.assert_allclose(probe.label_scores(), naive_scores(model, chat, AWKWARD, examples), rtol=0, atol=1e-4)
 
 
 def test_one_row_alone(backbone: Backbone, model: nn.Module, chat: Prompter) -> None:
@@ -141,9 +137,7 @@ def test_tuple_answers_are_what_transformers_generates(
     backbone: Backbone, model: nn.Module, chat: Prompter, shots: str
 ) -> None:
     examples, subtask = corpus("uabsa", 5), SUBTASKS["uabsa"]
-    probe = Probe(
-        backbone, chat, subtask, examples, demonstrations=SHOTS[shots], batch_size=2, max_new_tokens=7
-    )
+    probe = Probe(backbone, chat, subtask, examples, demonstrations=SHOTS[shots], batch_size=2, max_new_tokens=7)
     expected = []
     for example in examples:
         prompt = torch.tensor([chat.prompt(subtask, example, SHOTS[shots])])
@@ -170,14 +164,9 @@ def test_a_probe_follows_the_weights(tiny_base: Path, chat: Prompter) -> None:
     fresh = Probe(backbone, chat, SUBTASKS["asc"], examples)
     assert np.array_equal(merged, fresh.label_scores())
     assert np.abs(merged - base).max() > 0.1
-    np.testing.assert_allclose(
-        merged, naive_scores(backbone.model, chat, SUBTASKS["asc"], examples), rtol=0, atol=1e-4
-    )
+    np.testing.assert_allclose(merged, naive_scores(backbone.model, chat, SUBTASKS["asc"], examples), rtol=0, atol=1e-4)
     assert merged_tuples != base_tuples
-    assert (
-        merged_tuples
-        == Probe(backbone, chat, SUBTASKS["uabsa"], corpus("uabsa", 3), max_new_tokens=6).answers()
-    )
+    assert merged_tuples == Probe(backbone, chat, SUBTASKS["uabsa"], corpus("uabsa", 3), max_new_tokens=6).answers()
     merger.reset()
     assert np.array_equal(probe.label_scores(), base)
     assert tuples.answers() == base_tuples
@@ -187,7 +176,5 @@ def test_a_probe_leaves_no_gradients_and_no_random_numbers(tiny_base: Path, chat
     state = torch.random.get_rng_state()
     backbone = backbone_of(tiny_base, 1)
     Probe(backbone, chat, SUBTASKS["sent2"], corpus("sent2", 2)).label_scores()
-    assert all(
-        parameter.grad is None and not parameter.requires_grad for parameter in backbone.model.parameters()
-    )
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in backbone.model.parameters())
     assert torch.equal(torch.random.get_rng_state(), state)

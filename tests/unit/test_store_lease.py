@@ -37,9 +37,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def test_a_lease_is_exclusive_and_released_at_the_end(store: Store) -> None:
     with Lease(store, RUN, {"flow_run_id": "f1"}) as lease:
         assert lease.previous is None
-        with pytest.raises(
-            LeaseHeld, match=r"run 3f2a3f2a is being worked on by pid \d+ on host .* since 20"
-        ):
+        with pytest.raises(LeaseHeld, match=r"run 3f2a3f2a is being worked on by pid \d+ on host .* since 20"):
             Lease(store, RUN, {}).__enter__()
         with Lease(store, "other", {}):
             lease.check()

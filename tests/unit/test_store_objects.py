@@ -14,9 +14,7 @@ from memmcl.store.local import TEMPORARY_SECONDS, LocalBackend
 from memmcl.store.objects import Objects, normalise
 
 
-def test_urls_become_absolute_and_lose_their_last_slash(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_urls_become_absolute_and_lose_their_last_slash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert normalise("runs/a/") == f"file://{tmp_path}/runs/a"
@@ -97,17 +95,13 @@ def test_a_full_disk_says_what_to_do_and_leaves_nothing(
     store = Store.open(str(tmp_path))
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
-        with pytest.raises(
-            StoreFull, match="finished work is kept; free space and run the same command again"
-        ):
+        with pytest.raises(StoreFull, match="finished work is kept; free space and run the same command again"):
             store.publish("expert", "aa", name="e", files={"f": b"data"})
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert store.publish("expert", "aa", name="e", files={"f": b"data"}) == store.find("expert", "aa")
 
 
-def test_other_failures_are_reported_without_credentials(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_failures_are_reported_without_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2secret")
     place = Objects(LocalBackend(tmp_path), f"file://{tmp_path}")
     translated = place.translate(OSError(errno.EIO, "bad sector\nnear hunter2secret"))
@@ -146,9 +140,7 @@ def test_a_failure_that_may_pass_is_tried_again_and_a_bug_is_not(
     assert len(calls) == 1
 
 
-def test_a_server_that_contradicts_itself_does_not_hang(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_contradicts_itself_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = Objects(LocalBackend(tmp_path), f"file://{tmp_path}")
     monkeypatch.setattr(place.backend, "create", lambda path, data: None)  # "it is there", and it is not
     with pytest.raises(StoreError, match="logs/x keeps changing"):

@@ -17,9 +17,7 @@ from memmcl.suite.subtasks import SUBTASKS
 SENTIEVAL = Path(
     os.environ.get("MEMMCL_SENTIEVAL", Path(__file__).resolve().parents[2].parent / "shared/data/sentieval")
 )
-needs_sentieval = pytest.mark.skipif(
-    not SENTIEVAL.is_dir(), reason="set MEMMCL_SENTIEVAL to SentiEval's files"
-)
+needs_sentieval = pytest.mark.skipif(not SENTIEVAL.is_dir(), reason="set MEMMCL_SENTIEVAL to SentiEval's files")
 
 
 def write(root: Path, dataset: str, **parts: list[object] | bytes) -> Path:
@@ -134,9 +132,7 @@ def test_a_broken_line_is_named(tmp_path: Path, line: bytes, message: str) -> No
 def test_missing_things_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not a directory; give one in SentiEval's layout"):
         read_directory(tmp_path / "nowhere", [SUBTASKS["sent2"]])
-    with pytest.raises(
-        DataError, match=r"no data set for subtask 'sent2' .* expected at least one of sc/mr, sc/sst2"
-    ):
+    with pytest.raises(DataError, match=r"no data set for subtask 'sent2' .* expected at least one of sc/mr, sc/sst2"):
         read_directory(tmp_path, [SUBTASKS["sent2"]])
     write(tmp_path, "sc/mr")
     (tmp_path / "sc/mr/dev.jsonl").unlink()
@@ -226,9 +222,7 @@ def test_embedded_annotations_occur_in_their_sentences() -> None:
 
 
 def test_the_embedded_splits_of_the_quickstart() -> None:
-    splits = load_splits(
-        "embedded", list(SUBTASKS), train_rows=None, weak_rows=24, selection_rows=0, test_rows=None
-    )
+    splits = load_splits("embedded", list(SUBTASKS), train_rows=None, weak_rows=24, selection_rows=0, test_rows=None)
     assert splits.dropped == {}
     for name, parts in splits.parts.items():
         assert len(parts["weak"]) == 24, name
@@ -248,9 +242,7 @@ def test_every_sentieval_data_set_reads(name: str) -> None:
 
 @needs_sentieval
 def test_sentieval_splits_without_overlap() -> None:
-    splits = load_splits(
-        str(SENTIEVAL), list(SUBTASKS), train_rows=100, weak_rows=48, selection_rows=16, test_rows=50
-    )
+    splits = load_splits(str(SENTIEVAL), list(SUBTASKS), train_rows=100, weak_rows=48, selection_rows=16, test_rows=50)
     for parts in splits.parts.values():
         assert {part: len(rows) for part, rows in parts.items()} == {
             "train": 100,

@@ -72,9 +72,7 @@ def test_table_round_trip_is_lossless() -> None:
     examples = [
         Example.create("d", 'quotes " and\nlines \u2028 \t 😒', "label"),
         Example.create("d", "none", []),
-        Example.create(
-            "e", "tuples", [("a", "b", "positive"), ("c'", 'd"', "negative")], {"aspect": "é", "x": ""}
-        ),
+        Example.create("e", "tuples", [("a", "b", "positive"), ("c'", 'd"', "negative")], {"aspect": "é", "x": ""}),
         Example("0" * 16, "e", "an id of its own", "[]", {}),
     ]
     assert from_table(to_table(examples)) == examples
@@ -110,16 +108,12 @@ def test_the_table_of_subtasks_is_consistent() -> None:
             assert set(scoring.labels) == set(subtask.labels)
             assert set(scoring.scored) == set(subtask.scored_labels)
         assert scoring_of(f"embedded_{name}").metric == subtask.metric
-    assert {group: sum(s.group == group for s in SUBTASKS.values()) for group in GROUPS} == dict.fromkeys(
-        GROUPS, 2
-    )
+    assert {group: sum(s.group == group for s in SUBTASKS.values()) for group in GROUPS} == dict.fromkeys(GROUPS, 2)
 
 
 def test_an_unknown_subtask_lists_the_known_ones() -> None:
     assert get_subtask("aste") is SUBTASKS["aste"]
-    with pytest.raises(
-        ConfigError, match="unknown subtask 'sentiment'; known ones: sent2, asc, uabsa, aste, irony"
-    ):
+    with pytest.raises(ConfigError, match="unknown subtask 'sentiment'; known ones: sent2, asc, uabsa, aste, irony"):
         get_subtask("sentiment")
 
 

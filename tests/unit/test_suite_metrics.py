@@ -38,11 +38,7 @@ def test_the_26_data_sets_have_the_metrics_of_sentieval() -> None:
         *("asc_lap14", "asc_rest14", "implicit", "compsent19"),
     }
     assert by_metric["tuple_f1"] == {
-        *(
-            f"{kind}_{name}"
-            for kind in ("uabsa", "aste")
-            for name in ("laptop14", "rest14", "rest15", "rest16")
-        ),
+        *(f"{kind}_{name}" for kind in ("uabsa", "aste") for name in ("laptop14", "rest14", "rest15", "rest16")),
         "asqp_rest15",
         "asqp_rest16",
     }
@@ -57,10 +53,7 @@ def test_the_26_data_sets_have_the_metrics_of_sentieval() -> None:
 
 def test_classification_compares_stripped_and_lowered() -> None:
     assert (
-        score(
-            "sst2", [" Positive\n", "negative", "pos", ""], ["positive", "NEGATIVE", "positive", "negative"]
-        )
-        == 0.5
+        score("sst2", [" Positive\n", "negative", "pos", ""], ["positive", "NEGATIVE", "positive", "negative"]) == 0.5
     )
     assert score("embedded_irony", ["Irony ", "non_irony"], ["irony", "non_irony"]) == 1.0
 

@@ -23,9 +23,7 @@ def source(train: list[Example], weak: list[Example], test: list[Example]) -> di
 
 
 def plain(dataset: str) -> dict[str, list[Example]]:
-    return source(
-        *(rows(dataset, [f"{dataset} {part} {i}" for i in range(20)]) for part in ("train", "weak", "test"))
-    )
+    return source(*(rows(dataset, [f"{dataset} {part} {i}" for i in range(20)]) for part in ("train", "weak", "test")))
 
 
 def everything(splits: Sources, **rules: object) -> Splits:
@@ -100,15 +98,11 @@ def test_parts_are_disjoint_by_content_whatever_overlaps() -> None:
     refused = 0
     for _ in range(200):
         sources = {
-            name: source(
-                *(rows(name + str(generator.randrange(2)), generator.sample(range(60), 12)) for _ in PARTS)
-            )
+            name: source(*(rows(name + str(generator.randrange(2)), generator.sample(range(60), 12)) for _ in PARTS))
             for name in "abc"
         }
         try:
-            splits = prepare(
-                sources, train_rows=None, weak_rows=3, selection_rows=2, test_rows=None, on_overlap="drop"
-            )
+            splits = prepare(sources, train_rows=None, weak_rows=3, selection_rows=2, test_rows=None, on_overlap="drop")
         except DataError:  # nothing left of a part
             refused += 1
             continue
@@ -116,9 +110,7 @@ def test_parts_are_disjoint_by_content_whatever_overlaps() -> None:
         assert sum(len(part) for part in parts) == len(set().union(*parts))
         read = sum(len(part) for pool in sources.values() for part in pool.values())
         weak_left = sum(len(pool["weak"]) for pool in everything(sources, on_overlap="drop").parts.values())
-        kept = weak_left + sum(
-            len(pool[part]) for pool in splits.parts.values() for part in ("train", "test")
-        )
+        kept = weak_left + sum(len(pool[part]) for pool in splits.parts.values() for part in ("train", "test"))
         assert read == kept + sum(splits.dropped.values())
     assert refused < 100
 
@@ -185,9 +177,7 @@ def test_train_and_test_rows_are_balanced_over_data_sets_only() -> None:
 
 
 def test_tuple_rows_are_balanced_over_data_sets() -> None:
-    weak = [
-        Example.create(name, f"{name} {i}", [("a", "positive")]) for name in ("p", "q") for i in range(30)
-    ]
+    weak = [Example.create(name, f"{name} {i}", [("a", "positive")]) for name in ("p", "q") for i in range(30)]
     parts = everything({"a": {**plain("one"), "weak": weak}}, weak_rows=10).parts["a"]
     assert Counter(e.dataset for e in parts["weak"]) == {"p": 5, "q": 5}
 
@@ -212,9 +202,7 @@ def test_repeated_rows_are_kept_once() -> None:
 @pytest.mark.parametrize("part", PARTS)
 def test_an_empty_part_is_refused(part: str) -> None:
     sources = {"a": plain("one"), "b": {**plain("two"), part: []}}
-    with pytest.raises(
-        DataError, match=rf"the {part} part of subtask 'b' is empty: its source has 0 {part} rows"
-    ):
+    with pytest.raises(DataError, match=rf"the {part} part of subtask 'b' is empty: its source has 0 {part} rows"):
         everything(sources)
     with pytest.raises(DataError, match=f"{part}_rows is 0; ask for at least 1"):
         everything({"a": plain("one")}, **{f"{part}_rows": 0})
@@ -223,9 +211,7 @@ def test_an_empty_part_is_refused(part: str) -> None:
 
 
 def test_a_selection_that_weak_rows_use_up_is_refused() -> None:
-    with pytest.raises(
-        DataError, match="the selection part of subtask 'a' is empty: its source has 20 weak rows"
-    ):
+    with pytest.raises(DataError, match="the selection part of subtask 'a' is empty: its source has 20 weak rows"):
         everything({"a": plain("one")}, weak_rows=20, selection_rows=1)
 
 

@@ -52,9 +52,7 @@ def backbone(request: pytest.FixtureRequest, tiny_base: Path) -> Backbone:
     return backbone_of(tiny_base, request.param)
 
 
-def train(
-    backbone: Backbone, rows: Sequence[Row], anchors: Mapping[str, Sequence[Row]], **settings: Any
-) -> Trained:
+def train(backbone: Backbone, rows: Sequence[Row], anchors: Mapping[str, Sequence[Row]], **settings: Any) -> Trained:
     return train_adapter(backbone, rows, anchors, **DEFAULTS | settings)
 
 
@@ -66,9 +64,7 @@ def state_of(model: nn.Module) -> dict[str, Any]:
         "buffers": {name: b.clone() for name, b in model.named_buffers()},
         "types": {name: type(m) for name, m in model.named_modules()},
         "modes": {name: m.training for name, m in model.named_modules()},
-        "hooks": {
-            name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()
-        },
+        "hooks": {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()},
         "attributes": sorted(model.__dict__),
     }
 
@@ -161,9 +157,7 @@ def test_the_anchor_keeps_the_expert_near_the_base_elsewhere(
         trained = train(backbone, rows, anchors, anchor_weight=weight, **settings)
         adapted = backbone_of(tiny_base, backbone.split)
         Merger(adapted, {"one": trained.factors}, blocks=1).apply({"one": (1.0,)})
-        distances[weight] = {
-            name: divergence(backbone.model, adapted.model, shown) for name, shown in anchors.items()
-        }
+        distances[weight] = {name: divergence(backbone.model, adapted.model, shown) for name, shown in anchors.items()}
         assert trained.loss[-1] < 0.5 * trained.loss[0]
     for name in anchors:
         assert distances[3.0][name] < 0.5 * distances[0.0][name]
@@ -188,9 +182,7 @@ def naive_kl(base: nn.Module, adapted: nn.Module, rows: Sequence[Row]) -> torch.
 def naive_loss(model: nn.Module, rows: Sequence[Row]) -> torch.Tensor:
     """Mean cross-entropy over the answer tokens, one plain pass per row."""
     logits = torch.cat([answer_logits(model, row.prompt, row.continuations[0]) for row in rows])
-    return nn.functional.cross_entropy(
-        logits, torch.tensor([token for row in rows for token in row.continuations[0]])
-    )
+    return nn.functional.cross_entropy(logits, torch.tensor([token for row in rows for token in row.continuations[0]]))
 
 
 def initial_factors(
@@ -247,7 +239,7 @@ def plain_training(
 def test_training_equals_plain_training(
     tiny_base: Path, backbone: Backbone, rows: list[Row], anchors: dict[str, list[Row]], clip: float
 ) -> None:
-    """Every step's loss and anchor, and the trained factors, are those of a loop that packs and caches nothing."""
+    """Loss and anchor of each step, and the trained factors, are those of a loop without tricks."""
     settings = DEFAULTS | {
         "batch_size": len(rows),  # each step takes all rows: their order cannot matter
         "anchor_batch_size": 3,
@@ -303,9 +295,7 @@ def test_a_trained_adapter_is_the_same_model_in_peft(
 
 def current_factors(backbone: Backbone) -> dict[str, Factors]:
     return {
-        name: Factors(
-            m.lora_A["default"].weight.detach().clone(), m.lora_B["default"].weight.detach().clone(), 2.0
-        )
+        name: Factors(m.lora_A["default"].weight.detach().clone(), m.lora_B["default"].weight.detach().clone(), 2.0)
         for name, m in backbone.model.named_modules()
         if hasattr(m, "lora_A")
     }
@@ -375,9 +365,7 @@ def test_a_loss_that_is_not_finite_names_its_step(
 
     if after is None:
         weight.data[0, 0] = float("nan")
-    with pytest.raises(
-        TrainingError, match=f"the loss became nan at step {step} of 5; lower experts.learning_rate"
-    ):
+    with pytest.raises(TrainingError, match=f"the loss became nan at step {step} of 5; lower experts.learning_rate"):
         train(backbone, rows, {}, progress=watch)
     assert state_of(backbone.model)["types"] == types, "the adapter was left in the backbone"
     assert not any(parameter.requires_grad for parameter in backbone.model.parameters())

@@ -1,0 +1,109 @@
+"""Ask the unified model of a finished run about one text: every subtask, each in the context of its gate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from memmcl.config import parse_config
+from memmcl.curriculum.context import Context
+from memmcl.errors import UsageError
+from memmcl.evaluate.scoring import Probe
+from memmcl.store import ArtifactRef, Manifest, Store
+from memmcl.suite.examples import Example
+from memmcl.suite.parsing import parse_tuples
+from memmcl.suite.subtasks import Subtask, get_subtask
+from tasks.evaluate import context_probe, contexts_of, unified_model
+from tasks.runtime import Base, Run
+
+ASPECTS = "uabsa"
+"""The subtask whose answer tells which aspects a text speaks of."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One line of the answer: subtask, what it was asked about, what the model said, how sure it is."""
+
+    title: str
+    about: str
+    answer: str
+    confidence: str
+
+
+def answer_all(
+    store: Store, done: Manifest, text: str, *, aspects: Sequence[str] = (), target: str | None = None
+) -> list[Answer]:
+    """Answer every subtask of the run `done` about `text`.
+
+    Aspect polarity is asked about `aspects`, or else about those that the model found itself; a subtask that needs
+    something else that was not given says so.
+
+    Raises:
+        UsageError: the text is empty.
+    """
+    if not text.strip():
+        raise UsageError("expected a text to analyse, got an empty one")
+    run, refs = _reopen(store, done)
+    order = [entry["name"] for entry in json.loads(store.read(done, "results.json"))["subtasks"]]
+    train = {name: refs[f"split:{name} train"] for name in order}
+    answers: dict[str, list[Answer]] = {}
+    found = list(aspects)
+    with unified_model(run, refs["unified:unified model"]) as (backbone, prompter):
+
+        def ask(name: str, fields: dict[str, str]) -> Answer:
+            subtask = get_subtask(name)
+            gate = json.loads(store.read(refs[f"gate:context gate {name}"], "gate.json"))
+            chosen = next(entry for entry in gate if entry["chosen"])
+            context = _context(run, subtask, prompter, train, order, chosen["context"])
+            row = Example.create("question", text, subtask.labels[0] if subtask.labels else (), fields)
+            return _said(
+                context_probe(run, backbone, prompter, subtask, [row], context), subtask, chosen["offsets"], fields
+            )
+
+        # The subtask that finds aspects goes first: the others may be asked about them.
+        for name in sorted(order, key=lambda name: (name != ASPECTS, order.index(name))):
+            needs = get_subtask(name).needs
+            if name == ASPECTS:
+                answers[name] = [ask(name, {})]
+                found = found or [first for first, *_ in parse_tuples(answers[name][0].answer, 2).tuples]
+            elif needs == ("aspect",):
+                asked = [ask(name, {"aspect": aspect}) for aspect in dict.fromkeys(found)]
+                answers[name] = asked or [_missing(name, "no aspect found; name one with --aspect")]
+            elif needs and target is None:
+                answers[name] = [_missing(name, f"needs {', '.join(needs)}; give it with --target")]
+            else:
+                answers[name] = [ask(name, dict.fromkeys(needs, target or ""))]
+    return [answer for name in order for answer in answers[name]]
+
+
+def _reopen(store: Store, done: Manifest) -> tuple[Run, dict[str, ArtifactRef]]:
+    """Return the run as it was, on this machine's store, and its artifacts by `kind:name`."""
+    results = json.loads(store.read(done, "results.json"))
+    config = parse_config(results["run"]["config"], f"run {done.key[:8]}")
+    base = Base.model_validate_json(store.read(done, "base.json"))
+    run = Run(id=done.key, config=config, base=base, store=store.spec, command=results["run"]["command"])
+    return run, {f"{ref.kind}:{ref.name}": ref for ref in done.inputs}
+
+
+def _context(run: Run, subtask: Subtask, prompter: Any, train: Any, order: Sequence[str], kind: str) -> Context:
+    return next(context for context in contexts_of(run, subtask, prompter, train, order) if context.kind == kind)
+
+
+def _said(probe: Probe, subtask: Subtask, offsets: list[float] | None, fields: dict[str, str]) -> Answer:
+    about = ", ".join(fields.values()) or "the text"
+    if subtask.is_tuple:
+        (text,) = probe.answers()
+        parsed = parse_tuples(text, len(subtask.tuple_fields))
+        return Answer(subtask.title, about, text if not parsed.rejected else f"unreadable: {text}", "")
+    scores = probe.label_scores()[0] - (np.array(offsets) if offsets else 0.0)
+    share = np.exp(scores - np.logaddexp.reduce(scores))
+    best = int(share.argmax())
+    return Answer(subtask.title, about, subtask.labels[best], f"{share[best]:.2f}")
+
+
+def _missing(name: str, why: str) -> Answer:
+    return Answer(get_subtask(name).title, "", f"({why})", "")
