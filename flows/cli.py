@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import subprocess
 import sys
+import tempfile
+import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from memmcl import __version__
 from memmcl.config import RunConfig, load_config
@@ -22,19 +23,26 @@ from memmcl.errors import MemmclError, UsageError
 if TYPE_CHECKING:
     from memmcl.store import ArtifactRef, Manifest, Store
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     help="One sentiment model out of many LoRA experts: train, merge by evolution, evaluate, report.\n\n"
-    "Start with: memmcl run deployments/configs/quickstart.yaml",
+    "For example:\n\n"
+    "$ memmcl run deployments/configs/quickstart.yaml\n"
+    '$ memmcl predict "The food was great, the wait was not."',
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
 )  # fmt: skip
-store_app = typer.Typer(help="Look into the artifact store.", no_args_is_help=True)
+store_app = typer.Typer(
+    help="Look into the artifact store: every expert, search, evaluation and report of every run.", no_args_is_help=True
+)
 app.add_typer(store_app, name="store")
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False, emoji=False)  # paths, names and answers may hold [brackets]
 
 StoreUrl = Annotated[
-    str | None, typer.Option("--store", help="Store URL; without it, that of --config or memmcl-store")
+    str | None,
+    typer.Option("--store", help="Directory or s3://bucket/folder; without it, that of --config, else memmcl-store"),
 ]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file whose store section is used")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of a run; its store section is used")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, as in experts.steps=80; may be repeated"),
@@ -65,31 +73,39 @@ def run(
 
     Run it again after a crash and it goes on where it was; run it again when finished and it returns at once.
     Uses the Prefect server named by PREFECT_API_URL, or starts one for the length of the run.
+
+    For example:
+
+    $ memmcl run deployments/configs/quickstart.yaml
+    $ memmcl run my.yaml --set experts.steps=80 --set "data.subtasks=\\[sent2, irony]"
+    $ memmcl run my.yaml --set store.url=s3://bucket/folder
     """
     settings = load_config(config, set_ or [])
     command = shlex.join(["memmcl", "run", str(config), *(f"--set={text}" for text in set_ or [])])
     _quiet_environment()
-    from tasks.session import finished, open_run
+    from tasks.inputs import find_inputs
 
     with console.status("reading data and base model"):
-        opened = open_run(settings, command)
+        inputs = find_inputs(settings)
+        from tasks.session import finished, open_run
+
+        opened = open_run(settings, command, inputs)
         done = finished(opened)
     if done is None:
         from flows.server import check_port, prefect_server
 
         if port is not None:
             check_port(port)
-        console.print(f"run [bold]{opened.id[:8]}[/], store {opened.store['url']}")
+        console.print(f"run {opened.id[:8]}, store {opened.store['url']}", soft_wrap=True)
         with prefect_server(port) as api:
             console.print(f"Prefect UI while it runs: {api.removesuffix('/api')}")
             from flows.pipeline import pipeline
 
-            _show_errors_as_lines()
             pipeline(settings, command)
         done = finished(opened)
         assert done is not None, "the pipeline publishes the run's last artifact before it returns"
     else:
-        console.print(f"run [bold]{opened.id[:8]}[/] is finished; from the store:")
+        console.print(f"run {opened.id[:8]} is finished; from the store:")
     _show(_open(settings), done, out)
 
 
@@ -100,7 +116,13 @@ def report(
     store: StoreUrl = None,
     config: ConfigFile = None,
 ) -> None:
-    """Show a finished run: the results table, and the path of its report."""
+    """Show a finished run: the results table, and the path of its report.
+
+    For example:
+
+    $ memmcl report
+    $ memmcl report 3f9a --store s3://bucket/folder --out report
+    """
     opened = _open(_settings(store, config))
     _show(opened, _find_run(opened, run_id), out)
 
@@ -112,7 +134,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen 
     from flows.server import HOST, check_port, server_command
 
     check_port(port)
-    console.print(f"Prefect UI: [bold]http://{HOST}:{port}/runs[/]  (Ctrl-C ends it)")
+    console.print(f"Prefect UI: http://{HOST}:{port}/runs  (Ctrl-C ends it)")
     raise typer.Exit(subprocess.call(server_command(port)))
 
 
@@ -125,7 +147,15 @@ def predict(
     store: StoreUrl = None,
     config: ConfigFile = None,
 ) -> None:  # fmt: skip
-    """Answer every subtask about one text with a run's unified model, each in the context that its gate chose."""
+    """Answer every subtask about one text with a run's unified model, each in the context that its gate chose.
+
+    For example:
+
+    $ memmcl predict "The food was great, the wait was not."
+    $ memmcl predict "The screen is sharp." --aspect screen --aspect battery
+    """
+    if not text.strip():
+        raise UsageError("expected a text to analyse, got an empty one; put it in quotes behind `memmcl predict`")
     opened = _open(_settings(store, config))
     manifest = _find_run(opened, run_id)
     from flows.predict import answer_all
@@ -150,9 +180,21 @@ def store_ls(
     store: StoreUrl = None,
     config: ConfigFile = None,
 ) -> None:
-    """List artifacts, the newest first."""
+    """List artifacts, the newest first.
+
+    For example:
+
+    $ memmcl store ls expert --store my-store
+    """
     table = Table("kind", "key", "name", "created", "seconds", "size", box=None, header_style="bold")
-    for manifest in _open(_settings(store, config)).list(kind):
+    opened = _open(_settings(store, config))
+    manifests = opened.list()
+    kinds = sorted({manifest.kind for manifest in manifests})
+    if kind is not None and kind not in kinds:
+        raise UsageError(f"no artifact of kind {kind!r} in {opened.url}; kinds there: {', '.join(kinds) or 'none'}")
+    for manifest in manifests:
+        if kind not in {None, manifest.kind}:
+            continue
         size = sum(blob.size for blob in manifest.blobs.values())
         table.add_row(
             manifest.kind,
@@ -178,17 +220,25 @@ def store_fetch(
     store: StoreUrl = None,
     config: ConfigFile = None,
 ) -> None:
-    """Copy one artifact's files into a directory, every digest checked."""
+    """Copy one artifact's files into a directory, every digest checked.
+
+    For example:
+
+    $ memmcl store fetch 3f9a1c ./adapter
+    """
     opened = _open(_settings(store, config))
-    console.print(str(opened.fetch(_find(opened, key), directory)))
+    console.print(str(opened.fetch(_find(opened, key), directory)), soft_wrap=True)
 
 
 @store_app.command("verify")
 def store_verify(store: StoreUrl = None, config: ConfigFile = None) -> None:
-    """Read every artifact and check every digest; exit code 1 if anything is damaged."""
+    """Read every artifact and check every digest; exit code 1 if anything is damaged.
+
+    What is damaged counts as absent: the next `memmcl run` of its run makes it again.
+    """
     found = _open(_settings(store, config)).verify()
     for problem in found.problems:
-        console.print(f"[red]{problem.where}[/]: {problem.what}", soft_wrap=True)
+        console.print(Text.assemble((problem.where, "red"), ": ", problem.what), soft_wrap=True)
     console.print(
         f"{found.manifests} artifacts, {found.blobs} blobs, {found.bytes:,} bytes, {len(found.problems)} problems"
     )
@@ -201,15 +251,29 @@ def main() -> None:
         app(prog_name="memmcl")
     except MemmclError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted; run the same command again to go on", 130)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # typer's answer to Ctrl-C, which it keeps silent about
+            _fail("interrupted; run the same command again to go on", INTERRUPTED)
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        _fail(f"unexpected {what}; this is a defect of memmcl, please report it {_kept(error)}", 1)
 
 
-def _fail(message: str, code: int) -> None:
-    Console(stderr=True, highlight=False).print(
-        f"[red]error:[/] {escape(' '.join(message.split()))}", soft_wrap=True
-    )
+def _fail(message: str, code: int) -> NoReturn:
+    line = Text.assemble(("error:", "red"), " ", " ".join(message.split()))
+    Console(stderr=True, highlight=False).print(line, soft_wrap=True)
     sys.exit(code)
+
+
+def _kept(error: BaseException) -> str:
+    """Write the error's traceback to a file of its own, and say where it is."""
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="memmcl-", suffix=".txt", delete=False) as file:
+            traceback.print_exception(error, file=file)
+    except OSError:
+        return f"(its traceback could not be written to {tempfile.gettempdir()})"
+    return f"with its traceback in {file.name}"
 
 
 def _settings(store: str | None, config: Path | None) -> RunConfig:
@@ -227,7 +291,7 @@ def _find(store: Store, key: str) -> Manifest:
     found = [manifest for manifest in store.list() if manifest.key.startswith(key)]
     if len(found) != 1:
         what = "no artifact has" if not found else f"{len(found)} artifacts have"
-        raise UsageError(f"{what} a key that starts with {key!r}; `memmcl store ls` lists them")
+        raise UsageError(f"{what} a key that starts with {key!r} in {store.url}; `memmcl store ls` lists them")
     return found[0]
 
 
@@ -246,6 +310,7 @@ def _show(store: Store, done: Manifest, out: Path | None) -> None:
     import json
 
     from memmcl.report import parse_results, results_table
+    from memmcl.store.objects import write_file
 
     results = parse_results(json.loads(store.read(done, "results.json")))
     console.print(results_table(results, width=max(80, console.width)))
@@ -256,7 +321,7 @@ def _show(store: Store, done: Manifest, out: Path | None) -> None:
         for kind, name in (("unified", "adapter"), ("model", "model")):
             for ref in _made(store, done, kind):
                 store.fetch(ref, out / name)
-                (out / name / "README.md").write_bytes(store.read(done, f"{name}.md"))
+                write_file(out / name / "README.md", store.read(done, f"{name}.md"))
         console.print(f"unified model  {out / 'adapter'}")
         console.print(f"report         {out / 'report.html'}", soft_wrap=True)
     else:
@@ -277,23 +342,9 @@ def _quiet_environment() -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
         "TOKENIZERS_PARALLELISM": "false",
+        **({} if sys.stderr.isatty() else {"RAY_COLOR_PREFIX": "0"}),
     }.items():
         os.environ.setdefault(name, value)
-
-
-def _show_errors_as_lines() -> None:
-    """Keep tracebacks of our own errors out of the terminal; the last line says what to do."""
-
-    class OneLine(logging.Filter):
-        def filter(self, record: logging.LogRecord) -> bool:
-            error: Any = record.exc_info[1] if record.exc_info else None
-            if isinstance(error, MemmclError):
-                record.exc_info = record.exc_text = None
-            return True
-
-    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs"):
-        for handler in logging.getLogger(name).handlers:
-            handler.addFilter(OneLine())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import numpy as np
 
 from memmcl.config import parse_config
 from memmcl.curriculum.context import Context
-from memmcl.errors import UsageError
 from memmcl.evaluate.scoring import Probe
 from memmcl.store import ArtifactRef, Manifest, Store
 from memmcl.suite.examples import Example
@@ -41,12 +40,7 @@ def answer_all(
 
     Aspect polarity is asked about `aspects`, or else about those that the model found itself; a subtask that needs
     something else that was not given says so.
-
-    Raises:
-        UsageError: the text is empty.
     """
-    if not text.strip():
-        raise UsageError("expected a text to analyse, got an empty one")
     run, refs = _reopen(store, done)
     order = [entry["name"] for entry in json.loads(store.read(done, "results.json"))["subtasks"]]
     train = {name: refs[f"split:{name} train"] for name in order}

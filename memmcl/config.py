@@ -223,7 +223,9 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(loaded, dict | None):
-            raise ConfigError(f"{path}: expected a mapping of settings, got {type(loaded).__name__}")
+            raise ConfigError(
+                f"{path}: expected a mapping of settings, got {type(loaded).__name__}; write lines of key: value"
+            )
         tree = loaded or {}
     for override in overrides:
         _apply(tree, override)

@@ -5,29 +5,15 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from memmcl.config import RunConfig
 from memmcl.store import ArtifactRef, cache_key
 from memmcl.suite.examples import Example, to_table
-from memmcl.suite.splits import PREPARED_PARTS, Splits, load_splits
+from memmcl.suite.splits import PREPARED_PARTS, Splits
+from tasks.inputs import read_splits
 from tasks.runtime import Run, log, open_store
 
 STAGE_VERSION = 1
 SplitRefs = dict[str, dict[str, ArtifactRef]]
 """Subtask -> part -> artifact."""
-
-
-def read_splits(config: RunConfig) -> Splits:
-    """Read the rows that `config.data` asks for."""
-    data = config.data
-    return load_splits(
-        data.source,
-        data.subtasks,
-        train_rows=data.train_rows,
-        weak_rows=data.weak_rows,
-        selection_rows=0,
-        test_rows=data.test_rows,
-        on_overlap=data.on_overlap,
-    )
 
 
 def data_digests(splits: Splits) -> dict[str, dict[str, str]]:

@@ -25,9 +25,10 @@ from memmcl.suite import metrics
 from memmcl.suite.examples import Example
 from memmcl.suite.splits import Splits
 from memmcl.suite.subtasks import get_subtask
-from tasks.data import SplitRefs, data_digests, read_splits
+from tasks.data import SplitRefs, data_digests
 from tasks.experts import JOINT
 from tasks.history import root_flow_run_id
+from tasks.inputs import read_splits
 from tasks.merge import ARITHMETIC, STAGE_2, coefficients_of, read_search
 from tasks.runtime import Run, load_manifest, open_store, read_rows, resident_prompter
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect.logging import get_run_logger
+from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.states import Completed, State
 from pydantic import BaseModel, ConfigDict
 
@@ -17,13 +19,37 @@ from memmcl import seeds
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import BaseRef, load_base, load_tokenizer, resolve_base
 from memmcl.config import RunConfig
-from memmcl.errors import ModelError
+from memmcl.errors import MemmclError, ModelError
 from memmcl.experts import adapter
 from memmcl.store import ArtifactRef, Manifest, Store, cache_key
 from memmcl.suite.examples import Example, from_table
 from memmcl.suite.prompts import Prompter
 
 Files = Mapping[str, bytes | Path]
+
+
+class _WithoutTraceback(logging.Formatter):
+    """Formats as `formatter` does, but without the traceback of our own errors: their message says what to do."""
+
+    def __init__(self, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self.formatter = formatter
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.exc_info and isinstance(record.exc_info[1], MemmclError):
+            record = copy.copy(record)  # the run history, another handler, keeps the traceback
+            record.exc_info = record.exc_text = None
+        return self.formatter.format(record)
+
+
+def _shorten_errors() -> None:
+    """Keep the tracebacks of our own errors out of the terminal, in whatever process tasks run."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, PrefectConsoleHandler) and not isinstance(handler.formatter, _WithoutTraceback):
+            handler.setFormatter(_WithoutTraceback(handler.formatter or logging.Formatter()))
+
+
+_shorten_errors()  # Prefect's console exists since it was imported; Ray's workers import this module as well
 
 
 class Base(BaseModel):

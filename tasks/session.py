@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +12,14 @@ import psutil
 import ray
 
 from memmcl import seeds
-from memmcl.backbone.load import read_layers, resolve_base, resolve_device, resolve_dtype
+from memmcl.backbone.load import resolve_device, resolve_dtype
 from memmcl.config import RayConfig, RunConfig
 from memmcl.errors import ServiceError
 from memmcl.experts import train
-from memmcl.store import Lease, Manifest, Store
+from memmcl.store import Lease, Manifest
 from tasks import data, evaluate, history, merge, report, search
-from tasks.data import data_digests, read_splits
+from tasks.data import data_digests
+from tasks.inputs import Inputs, find_inputs
 from tasks.progress import choose_display
 from tasks.runtime import Base, Run, open_store
 
@@ -33,19 +35,17 @@ STAGE_VERSIONS = {
 """A finished run of older stages is another run."""
 
 
-def open_run(config: RunConfig, command: str = "") -> Run:
-    """Find data, base and store, and return the run that they make.
+def open_run(config: RunConfig, command: str = "", inputs: Inputs | None = None) -> Run:
+    """Return the run that data, base and store make; they are found first where `inputs` does not bring them.
 
     The run's id is the digest of the configuration (but for where it runs), the rows and the base's weights.
 
     Raises:
         MemmclError: anything that is missing or wrong, before any work begins.
     """
-    store = Store.open(config.store.url, endpoint_url=config.store.endpoint_url, region=config.store.region)
-    splits = read_splits(config)
-    found = resolve_base(config.model.name_or_path, config.model.revision)
+    inputs = inputs or find_inputs(config)
+    found, layers = inputs.base, inputs.layers
     device = resolve_device(config.model.device)
-    layers = read_layers(found)
     adapted = layers if config.experts.adapt_layers == "all" else int(config.experts.adapt_layers.removeprefix("top-"))
     base = Base(
         name=found.name, digest=found.digest, licence=found.licence, device=device,
@@ -55,11 +55,11 @@ def open_run(config: RunConfig, command: str = "") -> Run:
     del what["data"]["source"]  # the rows' digests say more
     identity = {
         "config": what,
-        "data": data_digests(splits),
+        "data": data_digests(inputs.splits),
         "base": base.model_dump(mode="json", exclude={"licence"}),
         "stages": STAGE_VERSIONS,
     }
-    return Run(id=seeds.digest(identity), config=config, base=base, store=store.spec, command=command)
+    return Run(id=seeds.digest(identity), config=config, base=base, store=inputs.store.spec, command=command)
 
 
 def finished(run: Run) -> Manifest | None:
@@ -89,6 +89,8 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    if cfg.address:
+        _check_reachable(cfg.address)
     choose_display()
     try:
         if cfg.address:
@@ -107,6 +109,20 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str, seconds: float = 10.0) -> None:
+    """Look whether something listens at host:port; Ray itself would try for a quarter of an hour."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto" and the like: Ray finds out at once
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), seconds).close()
+    except (OSError, OverflowError) as error:
+        raise ServiceError(
+            f"nothing answers at ray.address {address} ({error}); start that cluster, correct the address, "
+            "or leave it out for a local Ray"
+        ) from error
 
 
 class PeakMemory:

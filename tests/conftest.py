@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from servers import S3Server, s3_server
+from servers import S3Server, prefect_api_server, s3_server
+
+if TYPE_CHECKING:
+    from e2e_driver import Desk
 
 FOLDERS = ("unit", "property", "golden", "integration", "e2e")
 TESTS = Path(__file__).parent
@@ -45,3 +49,23 @@ def plain_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import make_tiny_base
 
     return make_tiny_base(tmp_path_factory.mktemp("tiny") / "plain", chat_template=False)
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API URL of a real Prefect server for the session, with a history of its own."""
+    with prefect_api_server(tmp_path_factory.mktemp("prefect-server")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Desk]:
+    """A desk at which `memmcl run` went through once, uninterrupted; to read, not to change."""
+    from e2e_driver import desk
+
+    with desk(tmp_path_factory.mktemp("reference"), tiny_base) as place:
+        ended = place.run("run", place.config)
+        assert ended.code == 0, ended
+        (place.root / "out.txt").write_text(ended.out)
+        (place.root / "err.txt").write_text(ended.err)
+        yield place

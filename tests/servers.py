@@ -9,9 +9,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import sysconfig
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -81,6 +83,31 @@ def s3_server(tmp_dir: Path | None = None) -> Iterator[S3Server]:
         yield server
 
 
+@contextmanager
+def prefect_api_server(home: Path) -> Iterator[str]:
+    """Run a Prefect server with its database in `home` until the block ends; yield its API URL.
+
+    Raises:
+        RuntimeError: the server did not answer in time (its log is in the message).
+    """
+    port = free_ports(1)[0]
+    url = f"http://127.0.0.1:{port}/api"
+    log = home / "server.log"
+    quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_HOME": str(home)}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    with ExitStack() as stack:
+        output = stack.enter_context(log.open("wb"))
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=inherited | quiet)
+        stack.callback(stop, process)
+        deadline = time.monotonic() + 5 * START_SECONDS
+        while not _answers(f"{url}/health"):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"no Prefect server: {_tail(log)}")
+            time.sleep(0.2)
+        yield url
+
+
 def free_ports(count: int) -> list[int]:
     """Return `count` different TCP ports of 127.0.0.1 that nothing listens on now."""
     with ExitStack() as stack:
@@ -129,6 +156,14 @@ def _make_bucket(server: S3Server, process: subprocess.Popen[bytes], log: Path) 
             if time.monotonic() > deadline:
                 raise RuntimeError(f"no S3 server in {START_SECONDS:.0f} s: {_tail(log)}") from error
         time.sleep(0.2)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def _tail(log: Path) -> str:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from memmcl.backbone.forward import Backbone, Row
 from memmcl.backbone.load import BaseRef, load_base, load_tokenizer, quiet_transformers, resolve_base
@@ -165,9 +172,15 @@ def plain_model(directory: Path) -> LlamaForCausalLM:
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
+@cache
+def tokenizer_of(directory: Path) -> PreTrainedTokenizerBase:
+    """Load the tiny base's tokenizer, once; nobody changes it."""
+    return load_tokenizer(base_ref(directory))
+
+
 def prompter_of(directory: Path, max_tokens: int = 512) -> Prompter:
     """Return a prompter with the tiny base's tokenizer."""
-    return Prompter(load_tokenizer(base_ref(directory)), max_tokens)
+    return Prompter(tokenizer_of(directory), max_tokens)
 
 
 def training_rows(prompter: Prompter, subtask: str, count: int) -> list[Row]:

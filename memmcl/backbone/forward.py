@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from transformers.cache_utils import DynamicCache
 
 
+ROUND = 32
+"""Lengths are padded to multiples of this: each new shape costs a kernel of its own, in time and memory."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A prompt and the continuations to score behind it, as token ids. A row to generate from has none."""
@@ -119,8 +123,8 @@ def collate(rows: Sequence[Row], pad: int, prefix: int = 0, device: str | torch.
     )
 
 
-def pack(rows: Sequence[Row], prefixes: Sequence[int], device: str | torch.device = "cpu") -> Batch:
-    """Lay all rows into one sequence without padding, each shared prefix once.
+def pack(rows: Sequence[Row], prefixes: Sequence[int], pad: int, device: str | torch.device = "cpu") -> Batch:
+    """Lay all rows into one sequence, each shared prefix once; only the sequence's end is padded, to a `ROUND`.
 
     Row i has one continuation, and its first `prefixes[i]` prompt tokens are a prefix that it shares with every row
     that starts alike. Each row sees its prefix and itself, as if it stood alone. Returns a batch of one long row
@@ -152,6 +156,12 @@ def pack(rows: Sequence[Row], prefixes: Sequence[int], device: str | torch.devic
         queries += [(0, first + j) for j in range(len(answer))]
         targets += answer
         owners += [(i, 0)] * len(answer)
+    used = len(tokens)
+    fill = -used % ROUND
+    tokens += [pad] * fill
+    positions += [0] * fill
+    segments += [len(parents)] * fill
+    parents.append(len(parents))
     segment = torch.tensor(segments)
     parent = torch.tensor(parents)[segment]
     causal = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()
@@ -164,7 +174,7 @@ def pack(rows: Sequence[Row], prefixes: Sequence[int], device: str | torch.devic
         picks=torch.arange(len(targets), device=device),
         targets=torch.tensor(targets, device=device),
         owners=torch.tensor(owners),
-        lengths=torch.tensor([len(tokens)], device=device),
+        lengths=torch.tensor([used], device=device),
     )
 
 
@@ -261,9 +271,11 @@ class Backbone:
     @torch.no_grad()
     def sequence_hidden(self, tokens: Sequence[int]) -> Tensor:
         """Return the trunk's activations (length, d) of one sequence run alone: they never depend on its company."""
-        ids = torch.tensor([list(tokens)], device=self.device)
-        causal = torch.ones(len(tokens), len(tokens), dtype=torch.bool, device=self.device).tril()
-        return self._run_trunk(ids, torch.arange(len(tokens), device=self.device)[None], causal[None, None], None)[0]
+        length = len(tokens) + -len(tokens) % ROUND
+        ids = torch.tensor([[*tokens, *[self.pad] * (length - len(tokens))]], device=self.device)
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
+        hidden = self._run_trunk(ids, torch.arange(length, device=self.device)[None], causal[None, None], None)
+        return hidden[0, : len(tokens)].clone()
 
     @torch.no_grad()
     def outputs(self, prepared: Prepared, batch_index: int, prefix: DynamicCache | None) -> Tensor:

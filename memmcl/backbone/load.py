@@ -82,18 +82,18 @@ def resolve_base(name_or_path: str, revision: str | None = None) -> BaseRef:
             f"model.name_or_path: {directory} holds no config.json with *.safetensors weights; "
             "memmcl loads safetensors only: convert the model with save_pretrained first"
         )
+    _check_weights(name_or_path, directory)
     return BaseRef(name_or_path, directory, _directory_digest(directory), licence)
 
 
 def read_layers(base: BaseRef) -> int:
     """Return how many layers the base has, from its config.json."""
     try:
-        layers = json.loads((base.directory / "config.json").read_text())["num_hidden_layers"]
+        return int(json.loads((base.directory / "config.json").read_text())["num_hidden_layers"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{base.name}: config.json names no num_hidden_layers; memmcl needs a decoder model"
         ) from error
-    return int(layers)
 
 
 def load_base(base: BaseRef, dtype: str, device: str = "cpu") -> PreTrainedModel:
@@ -168,6 +168,20 @@ def file_digest(path: Path) -> str:
     """Return the sha256 (hex) of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_weights(name: str, directory: Path) -> None:
+    """Refuse a file whose header and size do not fit together, before anybody waits for a load to fail."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(directory.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise ModelError(
+                f"cannot load {name}: {path.name} is damaged ({_first_line(error)}); get the file anew"
+            ) from error
 
 
 def _packaged_gguf(distribution: str) -> Path:

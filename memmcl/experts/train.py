@@ -94,13 +94,13 @@ def train_adapter(
         for step in range(steps):
             hidden, batch = trunk.packed(next(batches))
             loss = _cross_entropy(backbone, hidden, batch)
-            tokens += batch.tokens.shape[1]
+            tokens += int(batch.lengths)
             total = loss
             if anchored:
                 shown = next(others[anchored[step % len(anchored)]])
                 hidden, batch = trunk.packed(shown)
                 distance = _kl(backbone, hidden, batch, trunk.base_outputs(shown, modules))
-                tokens += batch.tokens.shape[1]
+                tokens += int(batch.lengths)
                 total = loss + anchor_weight * distance
                 distances.append(float(distance.detach()))
             losses.append(float(loss.detach()))
@@ -138,7 +138,7 @@ class _Trunk:
     def packed(self, rows: Sequence[Row]) -> tuple[Tensor, Batch]:
         """Return the activations (1, length, d) and the batch of `rows` packed into one sequence."""
         prefixes = [self._prefix[row] for row in rows]
-        batch = pack(rows, prefixes, self._backbone.device)
+        batch = pack(rows, prefixes, self._backbone.pad, self._backbone.device)
         parts: list[Tensor] = []
         seen: set[tuple[int, ...]] = set()
         for row, length in zip(rows, prefixes, strict=True):
@@ -147,7 +147,9 @@ class _Trunk:
                 seen.add(shared)
                 parts.append(self._prefix_hidden(shared))
             parts.append(self._body(row, length))
-        return torch.cat(parts)[None], batch
+        hidden = torch.cat(parts)
+        padded = nn.functional.pad(hidden, (0, 0, 0, batch.tokens.shape[1] - len(hidden)))
+        return padded[None], batch
 
     def base_outputs(self, rows: Sequence[Row], modules: Mapping[str, LoraLayer]) -> Tensor:
         """Return the base's outputs (n, d) at the answers of `rows`; computed once a row, the adapter off."""

@@ -24,7 +24,7 @@ T = TypeVar("T")
 RETRY_SECONDS = (0.2, 0.6, 1.8, 5.0)  # pauses between attempts when a failure may pass by itself
 CHECK_SECONDS = (0.2,)  # the same for the check at opening: somebody waits at the terminal
 WRITE_ONCE_ATTEMPTS = 100  # each failed one means that another writer got on
-FULL = {errno.ENOSPC, errno.EDQUOT}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # disk, quota, limit on the size of a file
 SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec"}
 NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
@@ -147,8 +147,9 @@ class Objects:
         where = self.url if self.endpoint_url is None else f"{self.url} at {self.endpoint_url}"
         number = error.errno if isinstance(error, OSError) else None
         if number in FULL or status == 507:
+            reason = f" ({os.strerror(number)})" if number in FULL - {errno.ENOSPC} else ""
             return StoreFull(
-                f"no space left in {where}; finished work is kept; free space and run the same command again"
+                f"no space left in {where}{reason}; finished work is kept; free space and run the same command again"
             )
         if code == "NoSuchBucket":
             return StoreAccessError(f"no bucket for {where}; create the bucket or correct the store's URL")
@@ -161,10 +162,10 @@ class Objects:
             )
         if isinstance(error, OSError) and number in {errno.EACCES, errno.EPERM, errno.EROFS}:
             place = _scrub(str(error.filename or where))
-            return StoreAccessError(f"no permission for {place}; change its permissions or the store's URL")
+            return StoreAccessError(f"no permission for {place}; change its permissions or choose another place")
         if isinstance(error, (NotADirectoryError, FileExistsError)):
             place = _scrub(str(error.filename or where))
-            return StoreAccessError(f"{place} is a file, not a directory; choose another URL for the store")
+            return StoreAccessError(f"{place} is a file, not a directory; choose another place")
         if names & (UNREACHABLE | BROKEN):
             return StoreAccessError(
                 f"cannot reach {where}; check that the server runs and that the endpoint is right, then run "

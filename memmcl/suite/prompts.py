@@ -8,6 +8,7 @@ so that this module loads no model library.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from memmcl.errors import ConfigError, DataError
@@ -31,27 +32,32 @@ class Prompter:
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._chat = bool(tokenizer.chat_template)
+        self._control = [str(token) for token in tokenizer.all_special_tokens if len(str(token)) > 1]
 
     def prompt(
         self, subtask: Subtask, example: Example, demonstrations: Sequence[Demonstration] = ()
     ) -> tuple[int, ...]:
         """Return the ids of the whole prompt, up to where the answer starts."""
+        example = self._harmless(example)
         text = self._fitted(subtask, example)
-        return tuple(self._encode(self._render(subtask, text, example, demonstrations)))
+        shown = [(other, self._harmless(shot)) for other, shot in demonstrations]
+        return tuple(self._encode(self._render(subtask, text, example, shown)))
 
     def text(self, subtask: Subtask, example: Example) -> str:
         """Return the zero-shot prompt as text, the way the model sees it."""
+        example = self._harmless(example)
         return self._render(subtask, self._fitted(subtask, example), example, ())
 
     def answer(self, answer: str) -> tuple[int, ...]:
         """Return the ids of an answer with its end token."""
-        text = answer if self._chat else f" {answer}"
+        text = self._broken(answer) if self._chat else f" {self._broken(answer)}"
         return (*self._encode(text), self._tokenizer.eos_token_id)
 
     def demonstration_tokens(self, subtask: Subtask, example: Example, reader: Subtask) -> int:
         """Return how many tokens one demonstration of `subtask` adds to a prompt of `reader`."""
         follows = "Text:"  # line breaks at the end of a text split differently from those before a word
-        return len(self._encode(self._turn(subtask, example, reader) + follows)) - len(self._encode(follows))
+        turn = self._turn(subtask, self._harmless(example), reader)
+        return len(self._encode(turn + follows)) - len(self._encode(follows))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of generated ids, special tokens left out."""
@@ -59,6 +65,22 @@ class Prompter:
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _harmless(self, example: Example) -> Example:
+        """Return the example with control tokens that its words spell out broken up: rows end no turn."""
+        words = [example.text, *example.fields.values(), example.answer]
+        if not any(token in word for token in self._control for word in words):
+            return example
+        fields = {name: self._broken(value) for name, value in example.fields.items()}
+        gold = example.gold
+        if not isinstance(gold, str):
+            gold = tuple(tuple(self._broken(part) for part in item) for item in gold)
+        return replace(example, text=self._broken(example.text), fields=fields, gold=gold)
+
+    def _broken(self, text: str) -> str:
+        for token in self._control:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
 
     def _fitted(self, subtask: Subtask, example: Example) -> str:
         """Return the example's text, cut at its end where the query would exceed `max_tokens`."""

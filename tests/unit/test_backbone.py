@@ -10,7 +10,7 @@ import torch
 from tiny import VOCABULARY, answer_logits, backbone_of, naive_logprob, plain_model
 from torch import nn
 
-from memmcl.backbone.forward import Backbone, Row, collate, pack
+from memmcl.backbone.forward import ROUND, Backbone, Row, collate, pack
 from memmcl.errors import ModelError
 
 SPLITS = (0, 1, 2)
@@ -236,20 +236,23 @@ def packed_rows() -> tuple[list[Row], list[int]]:
     return [*rows, rows[0]], [4, 2, 4, 0, 2, 0, 4]
 
 
-def test_pack_holds_each_prefix_once_and_no_padding() -> None:
+def test_pack_holds_each_prefix_once_and_pads_the_end_alone() -> None:
     rows, prefixes = packed_rows()
-    batch = pack(rows, prefixes)
+    batch = pack(rows, prefixes, 0)
     bodies = [
         len(row.prompt) - prefix + len(row.continuations[0]) - 1 for row, prefix in zip(rows, prefixes, strict=True)
     ]
-    assert batch.tokens.shape == batch.positions.shape == (1, sum(bodies) + 4 + 2)
+    used = sum(bodies) + 4 + 2
+    assert batch.lengths.tolist() == [used]
+    assert batch.tokens.shape == batch.positions.shape == (1, used + -used % ROUND)
+    assert not batch.mask[0, 0, :used, used:].any()
     assert batch.owners[:, 0].tolist() == [i for i, row in enumerate(rows) for _ in row.continuations[0]]
     assert batch.targets.tolist() == [token for row in rows for token in row.continuations[0]]
 
 
 def test_packed_rows_behave_as_if_each_stood_alone(backbone: Backbone, model: nn.Module) -> None:
     rows, prefixes = packed_rows()
-    batch = pack(rows, prefixes)
+    batch = pack(rows, prefixes, 0)
     parts, seen = [], set()
     for row, prefix in zip(rows, prefixes, strict=True):
         (answer,) = row.continuations
@@ -259,7 +262,9 @@ def test_packed_rows_behave_as_if_each_stood_alone(backbone: Backbone, model: nn
             parts.append(hidden[:prefix])
         parts.append(hidden[prefix:])
     with torch.no_grad():
-        logits = backbone.logits(backbone.top(torch.cat(parts)[None], batch))
+        hidden = torch.cat(parts)
+        hidden = nn.functional.pad(hidden, (0, 0, 0, batch.tokens.shape[1] - len(hidden)), value=7.0)
+        logits = backbone.logits(backbone.top(hidden[None], batch))
         expected = torch.cat([answer_logits(model, row.prompt, row.continuations[0]) for row in rows])
     torch.testing.assert_close(logits, expected, **TOLERANCE)
     loss = nn.functional.cross_entropy(logits, batch.targets)

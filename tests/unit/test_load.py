@@ -213,7 +213,7 @@ def test_a_damaged_base(copy: Path, damage: str) -> None:
 
 
 def test_the_number_of_layers(tiny_base: Path, copy: Path) -> None:
-    assert read_layers(base_ref(tiny_base)) == load_base(base_ref(tiny_base), "float32").config.num_hidden_layers == 4
+    assert read_layers(base_ref(tiny_base)) == 4
     for content in ("{}", "[]", "{", '{"num_hidden_layers": null}', '{"num_hidden_layers": "four"}'):
         (copy / "config.json").write_text(content)
         with pytest.raises(ModelError, match=r"config\.json names no num_hidden_layers") as error:

@@ -72,7 +72,7 @@ SHOTS = {
 
 
 @pytest.mark.parametrize("shots", SHOTS)
-@pytest.mark.parametrize("name", ["sent2", "asc", "emotion"])
+@pytest.mark.parametrize("name", ["asc", "emotion"])
 def test_label_scores_equal_one_pass_per_label(
     backbone: Backbone, model: nn.Module, prompter: Prompter, name: str, shots: str
 ) -> None:

@@ -141,11 +141,11 @@ def test_without_an_anchor_there_is_no_anchor(
     backbone: Backbone, rows: list[Row], anchors: dict[str, list[Row]], off: str
 ) -> None:
     if off == "weight":
-        trained = train(backbone, rows, anchors, anchor_weight=0.0)
+        trained = train(backbone, rows, anchors, anchor_weight=0.0, steps=2)
     else:
-        trained = train(backbone, rows, {"irony": []})
+        trained = train(backbone, rows, {"irony": []}, steps=2)
     assert trained.anchor == ()
-    assert_same_factors(trained.factors, train(backbone, rows, {}).factors)
+    assert_same_factors(trained.factors, train(backbone, rows, {}, steps=2).factors)
 
 
 def test_the_anchor_keeps_the_expert_near_the_base_elsewhere(
@@ -153,14 +153,14 @@ def test_the_anchor_keeps_the_expert_near_the_base_elsewhere(
 ) -> None:
     settings = {"steps": 15, "learning_rate": 1e-2}
     distances = {}
-    for weight in (0.0, 3.0):
+    for weight in (0.0, 5.0):
         trained = train(backbone, rows, anchors, anchor_weight=weight, **settings)
         adapted = backbone_of(tiny_base, backbone.split)
         Merger(adapted, {"one": trained.factors}, blocks=1).apply({"one": (1.0,)})
         distances[weight] = {name: divergence(backbone.model, adapted.model, shown) for name, shown in anchors.items()}
         assert trained.loss[-1] < 0.5 * trained.loss[0]
     for name in anchors:
-        assert distances[3.0][name] < 0.5 * distances[0.0][name]
+        assert distances[5.0][name] < 0.5 * distances[0.0][name]
 
 
 @torch.no_grad()
@@ -246,20 +246,21 @@ def test_training_equals_plain_training(
         "weight_decay": 0.1,
         "warmup": 0.4,  # of 5 steps: 2
         "clip": clip,
+        "anchor_weight": 20.0,  # much, so that a wrong weight shows
         "learning_rate": 3e-3,
     }
     start = initial_factors(backbone, rows, anchors, **settings)
     model, losses, distances = plain_training(tiny_base, start, rows, anchors, settings, rising=2)
     trained = train_adapter(backbone, rows, anchors, **settings)
-    assert trained.loss == pytest.approx(losses, abs=1e-3)
-    assert trained.anchor == pytest.approx(distances, abs=1e-3)
+    assert trained.loss == pytest.approx(losses, abs=5e-5)
+    assert trained.anchor == pytest.approx(distances, abs=5e-6)
     assert losses[-1] < losses[0] - 0.1
     assert max(distances) > 1e-3
     for name, pair in trained.factors.items():
         layer = model.base_model.model.get_submodule(name)
         for found, factor in ((pair.a, layer.lora_A), (pair.b, layer.lora_B)):
             expected = factor["default"].weight.detach()
-            assert float((found - expected).norm() / expected.norm()) < 2e-2, name
+            assert float((found - expected).norm() / expected.norm()) < 5e-3, name
 
 
 def test_a_trained_adapter_is_the_same_model_in_peft(

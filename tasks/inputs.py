@@ -1,0 +1,46 @@
+"""What a run is made from, found and checked before Prefect, Ray or torch are loaded: mistakes show at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from memmcl.backbone.load import BaseRef, read_layers, resolve_base
+from memmcl.config import RunConfig
+from memmcl.store import Store
+from memmcl.suite.splits import Splits, load_splits
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The store, the rows, the base model and how many layers it has."""
+
+    store: Store
+    splits: Splits
+    base: BaseRef
+    layers: int
+
+
+def find_inputs(config: RunConfig) -> Inputs:
+    """Open the store, read the rows, find the base model.
+
+    Raises:
+        MemmclError: one of them is missing or wrong.
+    """
+    store = Store.open(config.store.url, endpoint_url=config.store.endpoint_url, region=config.store.region)
+    splits = read_splits(config)
+    base = resolve_base(config.model.name_or_path, config.model.revision)
+    return Inputs(store, splits, base, read_layers(base))
+
+
+def read_splits(config: RunConfig) -> Splits:
+    """Read the rows that `config.data` asks for."""
+    data = config.data
+    return load_splits(
+        data.source,
+        data.subtasks,
+        train_rows=data.train_rows,
+        weak_rows=data.weak_rows,
+        selection_rows=0,
+        test_rows=data.test_rows,
+        on_overlap=data.on_overlap,
+    )

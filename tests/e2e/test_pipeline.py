@@ -1,0 +1,418 @@
+"""The whole DAG through the command line on a tiny Llama: on a directory, and on a real S3 server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from e2e_driver import (
+    LAMBDAS,
+    STAGE_EVALUATIONS,
+    SUBTASKS,
+    Desk,
+    Ended,
+    desk,
+    frozen,
+    lease_holder,
+    manifest,
+    read_json,
+    states,
+    wait_until,
+)
+from servers import S3Server, free_ports
+from tiny import plain_model, probe_logits
+
+from memmcl.experts import adapter
+from memmcl.store import Store
+
+pytestmark = pytest.mark.timeout(1800)
+MODELS = ("base", "constant", "experts", "uniform", "arithmetic", "unified", "unified+context", "joint")
+FIXED = ("split", "anchors", "expert", "reference", "unified", "gate")
+"""Kinds whose files hold no times: the same run makes the same bytes."""
+
+
+# ---------------------------------------------------------------------------------------- on a directory
+
+
+def test_run_prints_the_table_and_where_to_look(reference: Desk) -> None:
+    out = (reference.root / "out.txt").read_text()
+    (done,) = reference.store.list("run")
+    for model in MODELS:
+        assert re.search(rf"^{re.escape(model)} .*\d", out, re.MULTILINE), f"no row {model} in {out}"
+    assert f"run {done.key[:8]}" in out
+    assert "memmcl ui" in out
+    assert done.metrics["flow_run_id"] in out
+    assert "Traceback" not in out + (reference.root / "err.txt").read_text()
+    directory = reference.cwd / "memmcl-runs" / done.key[:8]
+    assert (directory / "report.html").is_file()
+    assert (directory / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_every_stage_is_published_with_its_lineage(reference: Desk) -> None:
+    store = reference.store
+    found = {(one.kind, one.key): one for one in store.list()}
+    kinds = Counter(kind for kind, _ in found)
+    six = len(SUBTASKS)
+    parts = Counter(one.name.split()[-1] for one in store.list("split"))
+    assert {"train", "weak", "test"} <= set(parts)
+    assert set(parts.values()) == {six}
+    assert kinds == {
+        "split": six * len(parts), "anchors": 1, "expert": six + 1, "reference": six, "search": 5, "unified": 1,
+        "gate": six, "evaluation": six, "run": 1,
+    }  # fmt: skip
+    for one in found.values():
+        for ref in one.inputs:
+            assert (ref.kind, ref.key) in found, f"{one.ref} was made from {ref}, which is not there"
+    reached: set[tuple[str, str]] = set()
+    ahead = [(done.kind, done.key) for done in store.list("run")]
+    while ahead:
+        reached.add(ahead[-1])
+        ahead += [(ref.kind, ref.key) for ref in found[ahead.pop()].inputs if (ref.kind, ref.key) not in reached]
+    assert reached == set(found), "the run's lineage leads to everything that was made"
+
+
+def test_searches_used_their_budgets(reference: Desk) -> None:
+    store = reference.store
+    budgets = dict.fromkeys(("SC", "ABSA", "MAST", "unified"), STAGE_EVALUATIONS)
+    seen = {}
+    for search in store.list("search"):
+        document = read_json(store, search, "search.json")
+        seen[document["spec"]["name"]] = len(document["candidates"])
+        best = max(entry["fitness"] for entry in document["candidates"] if entry["fitness"] is not None)
+        assert document["candidates"][document["winner"]]["fitness"] == best == search.metrics["fitness"]
+        told = store.records(f"searches/{search.key}")
+        for entry in document["candidates"]:
+            if "reused_from" not in entry:
+                assert told[entry["index"]]["genome"] == entry["genome"]
+    arithmetic = seen.pop("task arithmetic")
+    assert seen == budgets
+    assert arithmetic == len(LAMBDAS) + 1, "the grid, and the uniform average"
+
+
+def test_adapter_is_the_merge_that_was_searched(reference: Desk, tiny_base: Path) -> None:
+    """peft on the tiny base gives what the sum of coefficient x B A over all experts gives."""
+    from peft import PeftModel
+
+    store = reference.store
+    (done,) = store.list("run")
+    directory = reference.cwd / "memmcl-runs" / done.key[:8] / "adapter"
+    merged = probe_logits(PeftModel.from_pretrained(plain_model(tiny_base), directory).eval())
+    coefficients = read_json(store, manifest(store, "search", "search unified"), "search.json")["coefficients"]
+    oracle = plain_model(tiny_base)
+    modules = dict(oracle.named_modules())
+    with torch.no_grad():
+        for name, (coefficient,) in coefficients.items():
+            expert = manifest(store, "expert", f"expert {name}")
+            weights = store.read(expert, adapter.WEIGHTS_FILE)
+            for module, factors in adapter.from_files(weights, store.read(expert, adapter.CONFIG_FILE)).items():
+                modules[module].weight += coefficient * factors.scale * (factors.b @ factors.a)
+    assert set(coefficients) == set(SUBTASKS)
+    torch.testing.assert_close(merged, probe_logits(oracle), atol=1e-4, rtol=1e-4)
+    assert (merged - probe_logits(plain_model(tiny_base))).abs().max() > 0.01, "the merge is not the base"
+
+
+def test_report_is_one_file_that_works_offline(reference: Desk) -> None:
+    (done,) = reference.store.list("run")
+    page = (reference.cwd / "memmcl-runs" / done.key[:8] / "report.html").read_text()
+
+    class Links(HTMLParser):
+        remote: list[str] = []  # noqa: RUF012
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            loads = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src"}.get(tag)
+            self.remote += [value or "" for name, value in attrs if name == loads and "data:" not in (value or "")]
+
+    Links().feed(page)
+    assert Links.remote == []
+    assert page.count("<svg") + page.count("data:image/") >= 3
+    for model in MODELS:
+        assert model in page
+    results = read_json(reference.store, done, "results.json")
+    assert [entry["name"] for entry in results["subtasks"]]
+    assert done.key in page
+
+
+def test_the_same_command_again_starts_nothing(reference: Desk) -> None:
+    before = frozen(reference.cwd / "memmcl-store")
+    history = _files(reference.history.parent)
+    sessions = sorted(path.name for path in (reference.ray_folder).rglob("session_*"))
+    ended = reference.run("run", reference.config)
+    assert ended.code == 0, ended
+    assert "finished; from the store" in ended.out
+    assert re.search(r"^unified .*\d", ended.out, re.MULTILINE)
+    assert frozen(reference.cwd / "memmcl-store") == before, "nothing was published again"
+    assert _files(reference.history.parent) == history, "no server wrote to the history"
+    assert sorted(path.name for path in (reference.ray_folder).rglob("session_*")) == sessions, "no Ray"
+
+
+def test_where_it_runs_and_what_it_is_called_make_no_other_run(reference: Desk) -> None:
+    before = frozen(reference.cwd / "memmcl-store")
+    ended = reference.run("run", reference.config, "--set", "ray.workers=1", "--set", "name=other")
+    assert ended.code == 0, ended
+    assert "finished; from the store" in ended.out
+    assert frozen(reference.cwd / "memmcl-store") == before
+
+
+def test_the_history_holds_one_finished_run(reference: Desk) -> None:
+    assert Counter(states(reference.history, "flow_run")) == {
+        (name, "Completed"): 1 for name in ("tiny", "experts", "merge", "evaluation")
+    }
+    tasks = states(reference.history, "task_run")
+    assert {state for _, state in tasks} == {"Completed"}
+    assert {f"expert {name}" for name in SUBTASKS} <= {name for name, _ in tasks}
+
+
+def test_store_commands(reference: Desk, tmp_path: Path) -> None:
+    store = reference.store
+    verified = reference.run("store", "verify")
+    assert verified.code == 0, verified
+    assert f"{len(store.list())} artifacts" in verified.out
+    assert "0 problems" in verified.out
+
+    listed = reference.run("store", "ls", "expert")
+    assert listed.code == 0, listed
+    for one in store.list("expert"):
+        assert one.key[:12] in listed.out
+    assert "unified" not in listed.out
+
+    unified = manifest(store, "unified", "unified model")
+    shown = reference.run("store", "show", unified.key[:12])
+    assert json.loads(shown.out) == json.loads(unified.model_dump_json())
+
+    fetched = reference.run("store", "fetch", unified.key[:12], tmp_path / "fetched")
+    assert fetched.code == 0, fetched
+    for file, info in unified.blobs.items():
+        assert hashlib.sha256((tmp_path / "fetched" / file).read_bytes()).hexdigest() == info.sha256
+
+    unknown = reference.run("store", "show", "ffffffffffff0")
+    assert unknown.code == 2
+    assert _one_line(unknown)
+
+
+def test_report_shows_the_latest_run(reference: Desk, tmp_path: Path) -> None:
+    ended = reference.run("report", "--out", tmp_path / "copy")
+    assert ended.code == 0, ended
+    for model in MODELS:
+        assert re.search(rf"^{re.escape(model)} .*\d", ended.out, re.MULTILINE)
+    (done,) = reference.store.list("run")
+    assert (tmp_path / "copy" / "report.html").read_bytes() == reference.store.read(done, "report.html")
+    assert (tmp_path / "copy" / "adapter" / "README.md").is_file()
+
+
+def test_predict_answers_every_subtask(reference: Desk) -> None:
+    asked = reference.run("predict", "The food was great, the wait was not.", "--aspect", "food", "--aspect", "wait")
+    assert asked.code == 0, asked
+    rows = [line.split() for line in asked.out.splitlines()[1:] if line.strip()]
+    assert len(rows) >= len(SUBTASKS) + 1, "one line a subtask, and one an aspect"
+    about = [line for line in asked.out.splitlines() if line.lstrip().startswith("Aspect polarity")]
+    assert len(about) == 2
+    for aspect, line in zip(("food", "wait"), about, strict=True):
+        assert aspect in line
+        assert re.search(r"positive|negative|neutral", line)
+        assert 1 / 3 - 0.01 <= float(line.split()[-1]) <= 1, "the best of three labels, as a share"
+
+
+# ------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Desk]:
+    """A desk with nothing on it."""
+    with desk(tmp_path_factory.mktemp("bench"), tiny_base) as place:
+        yield place
+
+
+BAD: dict[str, tuple[list[str], int, str]] = {
+    "unknown key": (["--set", "experts.stepz=4"], 2, "stepz"),
+    "wrong type": (["--set", "experts.steps=many"], 2, "experts.steps"),
+    "no such model": (["--set", "model.name_or_path=/no/such/model"], 1, "/no/such/model"),
+    "no such data": (["--set", "data.source=/no/such/data"], 1, "/no/such/data"),
+    "a store that cannot be": (["--set", "store.url=ftp://somewhere/store"], 2, "ftp"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line(bench: Desk, name: str) -> None:
+    arguments, code, word = BAD[name]
+    ended = bench.run("run", bench.config, *arguments)
+    assert ended.code == code, ended
+    assert word in _one_line(ended)
+    assert not (bench.cwd / "memmcl-store").exists()
+
+
+def test_a_port_in_use_is_one_line(bench: Desk) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        ended = bench.run("run", bench.config, "--port", port)
+    assert ended.code == 1, ended
+    assert port in _one_line(ended)
+
+
+def test_no_server_where_the_variable_points_is_one_line(tmp_path: Path, tiny_base: Path) -> None:
+    url = f"http://127.0.0.1:{free_ports(1)[0]}/api"
+    with desk(tmp_path, tiny_base, server=url) as place:
+        ended = place.run("run", place.config)
+    assert ended.code == 1, ended
+    assert url in _one_line(ended)
+
+
+# --------------------------------------------------------------------------------------- on an S3 server
+
+
+@pytest.fixture(scope="module")
+def bucket(s3: S3Server) -> list[str]:
+    """The options that put a store into the S3 server's bucket."""
+    return [
+        "--set", f"store.url=s3://{s3.bucket}/runs", "--set", f"store.endpoint_url={s3.endpoint_url}",
+        "--set", "store.region=us-east-1",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def remote(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, s3: S3Server, prefect_api: str, bucket: list[str]
+) -> Iterator[tuple[Desk, Ended]]:
+    """A run on the S3 server and on a Prefect server that was there before; one worker instead of two."""
+    root = tmp_path_factory.mktemp("remote")
+    with desk(root, tiny_base, server=prefect_api, environment=s3.environment) as place:
+        yield place, place.run("run", place.config, "--set", "ray.workers=1", *bucket)
+
+
+@pytest.fixture(scope="module")
+def remote_store(s3: S3Server, remote: tuple[Desk, Ended]) -> Store:
+    """The store in the bucket, after the run."""
+    assert remote[1].code == 0, remote[1]
+    return Store.open(f"s3://{s3.bucket}/runs", endpoint_url=s3.endpoint_url, region="us-east-1")
+
+
+def test_on_s3_every_artifact_lies_in_the_bucket(
+    reference: Desk, remote: tuple[Desk, Ended], remote_store: Store
+) -> None:
+    there, here = ({(one.kind, one.key) for one in store.list()} for store in (remote_store, reference.store))
+    assert there == here, "the same run, under the same keys"
+    verification = remote_store.verify()
+    assert verification.problems == () or list(verification.problems) == []
+    assert verification.manifests == len(there)
+
+
+def test_on_s3_nothing_lies_in_a_local_directory(remote: tuple[Desk, Ended], remote_store: Store) -> None:
+    place, _ = remote
+    assert list(place.cwd.iterdir()) == []
+    contents = {path.rpartition("/")[2] for path in remote_store.objects.sizes("blobs")}
+    assert len(contents) > len(SUBTASKS)
+    local = [path for top in (place.root, place.ray_folder) for path in top.rglob("*") if path.is_file()]
+    assert local, "caches and Ray's logs, at least"
+    for path in local:
+        assert hashlib.sha256(path.read_bytes()).hexdigest() not in contents, f"{path} is a copy of a blob"
+    folders = {path.name for path in place.root.rglob("*") if path.is_dir()}
+    assert folders.isdisjoint({"blobs", "manifests", "pointers", "memmcl-store", "memmcl-runs"})
+
+
+def test_on_s3_the_results_are_those_of_the_directory(reference: Desk, remote_store: Store) -> None:
+    """Another store, another number of workers: the same bytes."""
+    for kind in FIXED:
+        here = {one.key: one.blobs for one in reference.store.list(kind)}
+        assert {one.key: one.blobs for one in remote_store.list(kind)} == here, kind
+    for here_search in reference.store.list("search"):
+        (there_search,) = [one for one in remote_store.list("search") if one.key == here_search.key]
+        assert _untimed(reference.store, here_search) == _untimed(remote_store, there_search)
+    tables = [
+        read_json(store, store.list("run")[0], "results.json")["scores"] for store in (reference.store, remote_store)
+    ]
+    assert tables[0] == tables[1]
+
+
+def test_on_s3_a_finished_run_is_shown_and_copied(remote: tuple[Desk, Ended], remote_store: Store,
+                                                 s3: S3Server, tmp_path: Path) -> None:  # fmt: skip
+    place, first = remote
+    (done,) = remote_store.list("run")
+    assert f"memmcl report {done.key[:8]}" in first.out
+    config = tmp_path / "store.yaml"
+    config.write_text(json.dumps({"store": {"url": remote_store.url, "endpoint_url": s3.endpoint_url}}))
+    ended = place.run("report", done.key[:8], "--config", config, "--out", tmp_path / "copy")
+    assert ended.code == 0, ended
+    assert (tmp_path / "copy" / "report.html").read_bytes() == remote_store.read(done, "report.html")
+
+
+def test_a_wrong_secret_is_one_line(
+    tmp_path: Path, tiny_base: Path, s3: S3Server, prefect_api: str, bucket: list[str], remote_store: Store
+) -> None:
+    wrong = "wrong" + s3.secret_key[5:]
+    environment = {**s3.environment, "AWS_SECRET_ACCESS_KEY": wrong}
+    before = remote_store.objects.sizes("")
+    with desk(tmp_path, tiny_base, server=prefect_api, environment=environment) as place:
+        ended = place.run("run", place.config, *bucket)
+        assert list(place.cwd.iterdir()) == []
+    assert ended.code == 1, ended
+    assert "AWS_SECRET_ACCESS_KEY" in _one_line(ended)
+    for secret in (wrong, s3.secret_key, s3.access_key):
+        assert secret not in ended.out + ended.err
+    assert remote_store.objects.sizes("") == before
+
+
+def test_no_credential_is_in_anything_the_run_wrote(
+    remote: tuple[Desk, Ended], remote_store: Store, s3: S3Server
+) -> None:
+    place, ended = remote
+    secret = s3.secret_key.encode()
+    assert s3.secret_key not in ended.out + ended.err
+    for path in remote_store.objects.sizes(""):
+        assert secret not in (remote_store.objects.read(path) or b""), path
+    for path in place.root.rglob("*"):
+        assert not path.is_file() or secret not in path.read_bytes(), path
+
+
+# ------------------------------------------------------------------------------------- one run, one process
+
+
+def test_a_second_live_run_of_the_same_id_is_refused(tmp_path: Path, tiny_base: Path, prefect_api: str) -> None:
+    endless = ["--set", "experts.steps=1000000"]
+    with desk(tmp_path, tiny_base, server=prefect_api) as place:
+        with place.started("run", place.config, *endless) as first:
+            store = place.store
+            first.wait_until(lambda: lease_holder(store), "the first command holds the lease")
+            assert lease_holder(store) == first.process.pid
+            second = place.run("run", place.config, *endless)
+            assert second.code == 1, second
+            assert f"is being worked on by pid {first.process.pid}" in second.err.splitlines()[-1]
+            assert "Traceback" not in second.out + second.err
+            assert first.process.poll() is None, "the first goes on"
+            assert lease_holder(store) == first.process.pid
+            trains = re.compile(r"1\d* of 1000000|training on")
+            first.wait_until(
+                lambda: trains.search((first.output / "err").read_text(errors="replace")), "the first one trains"
+            )
+            first.kill()
+        wait_until(lambda: not first.members(), "the first is gone")
+
+
+def _untimed(store: Store, search: Any) -> dict[str, Any]:
+    document = read_json(store, search, "search.json")
+    for candidate in document["candidates"]:
+        del candidate["seconds"]
+    return dict(document)
+
+
+def _files(directory: Path) -> dict[str, tuple[int, int]]:
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
+
+
+def _one_line(ended: Ended) -> str:
+    """Return the error message, having made sure that nothing but it is on stderr."""
+    (line,) = ended.err.strip().splitlines()
+    assert line.startswith("error: "), ended
+    assert "Traceback" not in ended.out
+    return line

@@ -1,0 +1,253 @@
+"""Drives the `memmcl` command from outside, as a user would: real processes, own home, own history, own Ray folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from memmcl.store import Manifest, Store
+
+SECONDS = 900.0
+"""How long anything may take on a busy machine; nothing is ever slower by design, so no test is about this."""
+MARK = "MEMMCL_TEST_TREE"
+COMMAND = Path(sys.executable).with_name("memmcl")
+SUBTASKS = ("sent2", "asc", "uabsa", "aste", "irony", "emotion")
+STAGE_EVALUATIONS = 8
+LAMBDAS = (0.3, 0.5, 0.7)
+
+
+def tiny_config(base: Path) -> dict[str, Any]:
+    """Return the settings of a run of all six subtasks that takes seconds of work on the tiny base."""
+    return {
+        "name": "tiny",
+        "model": {"name_or_path": str(base), "dtype": "float32"},
+        "data": {"subtasks": list(SUBTASKS), "train_rows": 24, "weak_rows": 8, "test_rows": 8},
+        "experts": {
+            "steps": 4, "batch_size": 4, "rank": 4, "alpha": 8, "adapt_layers": "top-2", "learning_rate": 5e-3,
+            "anchor_batch_size": 4, "anchor_rows": 4,
+        },
+        "search": {
+            "stage1_evaluations": STAGE_EVALUATIONS, "stage2_evaluations": STAGE_EVALUATIONS, "blocks": 1,
+            "population": 4, "lambdas": list(LAMBDAS),
+        },
+        "curriculum": {"own_shots": 2, "budget_tokens": 256},
+        "evaluation": {"batch_size": 8, "max_new_tokens": 8, "bootstrap_samples": 100, "joint_lora": True},
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that ended: exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    def __str__(self) -> str:
+        return f"exit code {self.code}\n--- stdout\n{self.out}\n--- stderr\n{self.err[-8000:]}"
+
+
+@dataclass
+class Running:
+    """A command that was started, with everything it starts, however deep and detached."""
+
+    process: subprocess.Popen[bytes]
+    mark: str
+    output: Path
+
+    def members(self) -> list[psutil.Process]:
+        """Return all live processes of the command: those that carry its mark, and all below them."""
+        found: dict[int, psutil.Process] = {}
+        for process in psutil.process_iter():
+            if _marked(process.pid, self.mark):
+                found[process.pid] = process
+                try:
+                    found |= {child.pid: child for child in process.children(recursive=True)}
+                except psutil.NoSuchProcess:
+                    continue
+        return [process for process in found.values() if _alive(process)]
+
+    def kill(self) -> int:
+        """SIGKILL the whole tree, until nothing of it is left; return how many processes that took."""
+        killed: set[psutil.Process] = set()
+
+        def emptied() -> bool:
+            for member in self.members():
+                try:
+                    member.kill()
+                    killed.add(member)
+                except psutil.NoSuchProcess:
+                    continue
+            return not any(_alive(member) for member in killed) and not self.members()
+
+        wait_until(emptied, "the killed tree is gone")
+        self.process.wait()
+        return len(killed)
+
+    def wait_until(self, condition: Callable[[], Any], what: str) -> None:
+        """Poll until `condition` holds; fail when the command ends before."""
+
+        def reached() -> bool:
+            if condition():
+                return True
+            if self.process.poll() is not None:
+                raise AssertionError(f"the command ended before {what}: {self.ended()}")
+            return False
+
+        wait_until(reached, what)
+
+    def ended(self) -> Ended:
+        """Wait for the command itself and return what it said."""
+        code = self.process.wait(SECONDS)
+        out, err = ((self.output / name).read_text(errors="replace") for name in ("out", "err"))
+        return Ended(code, out, err)
+
+
+@dataclass
+class Desk:
+    """Where a user works: a home, a working directory, a Prefect history, a Ray folder, and a config file."""
+
+    root: Path
+    ray_folder: Path
+    config: Path
+    server: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def cwd(self) -> Path:
+        """The working directory, where the default store and the results land."""
+        return self.root / "cwd"
+
+    @property
+    def history(self) -> Path:
+        """The Prefect database of the servers that commands start here."""
+        return self.root / "prefect" / "prefect.db"
+
+    @property
+    def store(self) -> Store:
+        """The default store of this desk."""
+        return Store.open(str(self.cwd / "memmcl-store"))
+
+    @contextmanager
+    def started(self, *arguments: str | Path) -> Iterator[Running]:
+        """Start `memmcl ARGUMENTS`; whatever is left of it at the end of the block is killed."""
+        mark = uuid.uuid4().hex
+        output = self.root / "output" / mark
+        output.mkdir(parents=True)
+        with (output / "out").open("wb") as out, (output / "err").open("wb") as err:
+            process = subprocess.Popen(
+                [COMMAND, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=self.cwd,
+                env=self._environment(mark), start_new_session=True,
+            )  # fmt: skip
+        running = Running(process, mark, output)
+        try:
+            yield running
+        finally:
+            running.kill()
+
+    def run(self, *arguments: str | Path) -> Ended:
+        """Run `memmcl ARGUMENTS` to its end; nothing that it started may outlive it."""
+        with self.started(*arguments) as running:
+            ended = running.ended()
+            wait_until(lambda: not running.members(), f"the processes of `memmcl {arguments[0]}` have ended")
+        return ended
+
+    def _environment(self, mark: str) -> dict[str, str]:
+        chosen = {
+            "HOME": str(self.root / "home"), "PREFECT_HOME": str(self.root / "prefect"), "COLUMNS": "160",
+            "RAY_TMPDIR": str(self.ray_folder), "OMP_NUM_THREADS": "1", MARK: mark,
+            "SPT_NOENV": "1",  # or Ray's workers write their titles over their environment, and the mark
+        }  # fmt: skip
+        kept = ("PREFECT_", "AWS_", "RAY_", "MEMMCL_", "XDG_")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(kept)}
+        server = {"PREFECT_API_URL": self.server} if self.server else {}
+        return inherited | chosen | server | dict(self.environment)
+
+
+@contextmanager
+def desk(root: Path, base: Path, *, server: str | None = None, environment: Mapping[str, str] | None = None
+         ) -> Iterator[Desk]:  # fmt: skip
+    """Set up a desk below `root`, with the tiny config on the tiny base. Ray's folder is short (unix sockets)."""
+    for name in ("home", "cwd"):
+        (root / name).mkdir(parents=True)
+    config = root / "tiny.yaml"
+    config.write_text(yaml.safe_dump(tiny_config(base)))
+    ray_folder = Path(tempfile.mkdtemp(prefix="mm"))
+    try:
+        yield Desk(root, ray_folder, config, server, environment or {})
+    finally:
+        shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+def wait_until(condition: Callable[[], Any], what: str, every: float = 0.02) -> None:
+    """Poll until `condition` holds."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {SECONDS:.0f} s: {what}")
+        time.sleep(every)
+
+
+def manifest(store: Store, kind: str, name: str) -> Manifest:
+    """Return the one artifact of this kind and name."""
+    (found,) = [one for one in store.list(kind) if one.name == name]
+    return found
+
+
+def lease_holder(store: Store) -> int | None:
+    """Return the pid that holds the lease of the store's only run, None while nobody does."""
+    for path in store.objects.sizes("pointers/leases"):
+        value, _ = store.read_pointer(path.removeprefix("pointers/").removesuffix(".json"))
+        return None if value is None else int(value["pid"])
+    return None
+
+
+def frozen(root: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Return every published file of a local store: path -> (inode, time of change, content)."""
+    found = {}
+    for folder in ("blobs", "manifests", "logs"):
+        for path in (root / folder).rglob("*"):
+            if path.is_file():
+                status = path.stat()
+                found[path.relative_to(root).as_posix()] = (status.st_ino, status.st_mtime_ns, path.read_bytes())
+    return found
+
+
+def states(history: Path, table: str) -> list[tuple[str, str]]:
+    """Return (name, state) of all rows in a Prefect database, `flow_run` or `task_run`, the oldest first."""
+    with closing(sqlite3.connect(f"file:{history}?mode=ro", uri=True)) as connection:
+        return list(connection.execute(f"select name, state_name from {table} order by created"))
+
+
+def read_json(store: Store, artifact: Manifest, file: str) -> Any:
+    """Return a JSON file of an artifact."""
+    return json.loads(store.read(artifact, file))
+
+
+def _marked(pid: int, mark: str) -> bool:
+    try:
+        return f"{MARK}={mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # it ended, or it is another user's
+        return False
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

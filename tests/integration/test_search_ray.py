@@ -1,0 +1,238 @@
+"""Merge searches on a real Ray: workers that come, go and die change nothing but the time it takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from e2e_driver import frozen, tiny_config
+from tiny import corpus, random_factors
+
+from memmcl.config import parse_config
+from memmcl.errors import SearchError
+from memmcl.evolve import LookAhead, seed_genomes
+from memmcl.experts import adapter
+from memmcl.store import ArtifactRef
+from memmcl.store.manifest import blob_path
+from memmcl.suite.examples import to_table
+from tasks import search
+from tasks.runtime import Run, open_store
+from tasks.search import SearchSpec, run_searches
+from tasks.session import open_run
+
+pytestmark = pytest.mark.timeout(900)
+MEMBERS = ("sent2", "irony", "emotion")
+EVALUATIONS = {"pair": 12, "trio": 9}
+STOP_AFTER, KILL_AFTER = 4, 7
+TOLD_BEFORE = 5
+Refs = dict[str, ArtifactRef]
+Outcome = list[tuple[list[tuple[tuple[float, ...], float]], int]]
+
+
+@dataclass
+class Case:
+    """Two searches over three random experts, in a store of their own, and what was seen while they ran."""
+
+    run: Run
+    specs: list[SearchSpec]
+    experts: Refs
+    weak: Refs
+    references: Refs
+    told: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def root(self) -> Path:
+        """The store's directory."""
+        return Path(open_store(self.run).url.removeprefix("file://"))
+
+    def search(self, after: Callable[[int], None] = lambda told: None) -> list[LookAhead]:
+        """Run the searches; `after` is called after each result with their number so far."""
+
+        def told(number: int, record: Mapping[str, Any], done: int) -> None:
+            assert set(record["values"]) == set(self.specs[number].subtasks)
+            self.told.append((number, done))
+            after(len(self.told))
+
+        return run_searches(self.run, self.specs, self.experts, self.weak, self.references, told)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A local Ray with two CPUs; its folder is short, because unix sockets lie in it."""
+    folder = tempfile.mkdtemp(prefix="mm")
+    ray.init(
+        num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, logging_level="error", _temp_dir=folder
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def make_case(cluster: None, tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Callable[[int], Case]:
+    """Make the same two searches in a new store; `workers` share them."""
+
+    def make(workers: int) -> Case:
+        tree = tiny_config(tiny_base)
+        tree["data"]["subtasks"] = list(MEMBERS)
+        tree["ray"] = {"workers": workers}
+        tree["store"] = {"url": str(tmp_path_factory.mktemp("searches") / "store")}
+        run = open_run(parse_config(tree))
+        store = open_store(run)
+        experts, weak, references = {}, {}, {}
+        for number, subtask in enumerate(MEMBERS):
+            factors = random_factors(tiny_base, layers=(2, 3), seed=number)
+            files = adapter.to_files(factors, base_name=run.base.name, rank=3, alpha=6.0)
+            key = f"{number:064x}"
+            experts[subtask] = store.publish("expert", key, name=f"expert {subtask}", files=files).ref
+            rows = {"rows.parquet": to_table(corpus(subtask, 6))}
+            weak[subtask] = store.publish("split", key, name=f"{subtask} weak", files=rows).ref
+            measured = {"reference.json": json.dumps({"expert": {"loglik": -1.0, "score": 0.5}}).encode()}
+            references[subtask] = store.publish("reference", key, name=subtask, files=measured).ref
+        cfg = run.config.search
+        specs = []
+        for number, (title, members) in enumerate({"pair": MEMBERS[1:], "trio": MEMBERS}.items()):
+            specs.append(
+                SearchSpec(
+                    name=title, key=f"{number:064x}", strategy="cmaes", subtasks=members,
+                    parts={member: {member: (1.0,)} for member in members},
+                    seeds=tuple(
+                        (origin, tuple(genome))
+                        for origin, genome in seed_genomes(list(members), cfg.blocks, cfg.bounds, cfg.lambdas)
+                    ),
+                    evaluations=EVALUATIONS[title],
+                )
+            )  # fmt: skip
+        return Case(run, specs, experts, weak, references)
+
+    return make
+
+
+@pytest.fixture
+def handed_out(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, tuple[float, ...]]]:
+    """Every candidate that Tune was given, in order: (number of the search, genome)."""
+    seen: list[tuple[int, tuple[float, ...]]] = []
+    suggest = search.Multiplexer.suggest
+
+    def watched(self: search.Multiplexer, trial_id: str) -> dict[str, Any] | str | None:
+        answer = suggest(self, trial_id)
+        if isinstance(answer, dict):
+            seen.append((answer["search"], tuple(answer["genome"])))
+        return answer
+
+    monkeypatch.setattr(search.Multiplexer, "suggest", watched)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def alone(make_case: Callable[[int], Case]) -> tuple[Case, Outcome]:
+    """The searches on one worker, undisturbed, and what they found; to read, not to change."""
+    case = make_case(1)
+    return case, outcome(case.search())
+
+
+def test_one_worker_and_two_find_the_same(
+    alone: tuple[Case, Outcome], make_case: Callable[[int], Case], handed_out: list[Any]
+) -> None:
+    case, found = alone
+    shared = make_case(2)
+    assert outcome(shared.search()) == found
+    assert len(handed_out) == len(set(handed_out)) == len(shared.told) == len(case.told), "each genome once"
+    for evaluations, (candidates, winner) in zip(EVALUATIONS.values(), found, strict=True):
+        assert len(candidates) == evaluations
+        fitnesses = [fitness for _, fitness in candidates]
+        assert fitnesses[winner] == max(fitnesses)
+        assert len(set(fitnesses)) > evaluations / 2, "fitness tells candidates apart"
+
+
+def test_a_killed_worker_costs_one_candidate_its_retry(
+    alone: tuple[Case, Outcome], make_case: Callable[[int], Case], handed_out: list[Any]
+) -> None:
+    victims: list[psutil.Process] = []
+
+    def disturb(told: int) -> None:
+        if told == STOP_AFTER:  # it keeps the candidate that it has, or is given next ...
+            victims.append(evaluators()[0])
+            victims[0].send_signal(signal.SIGSTOP)
+        if told == KILL_AFTER:  # ... and by now it has one: the others came from the other worker
+            victims[0].kill()
+
+    case = make_case(2)
+    try:
+        assert outcome(case.search(disturb)) == alone[1]
+    finally:
+        for victim in victims:
+            victim.kill()
+    assert len(victims) == 1
+    assert len(handed_out) == len(case.told) + 1, "one candidate went out a second time"
+    assert len(set(handed_out)) == len(case.told) == len(alone[0].told)
+
+
+def test_a_corrupt_expert_is_one_line_and_loses_nothing(
+    alone: tuple[Case, Outcome], make_case: Callable[[int], Case], handed_out: list[Any]
+) -> None:
+    case = make_case(1)
+    store, whole = open_store(case.run), open_store(alone[0].run)
+    for spec in case.specs:  # as if it had been killed after the first records of each
+        for index, record in list(whole.records(f"searches/{spec.key}").items())[:TOLD_BEFORE]:
+            store.append(f"searches/{spec.key}", index, record)
+    info = store.load(case.experts["irony"]).blobs[adapter.WEIGHTS_FILE]
+    blob = case.root / blob_path(info.sha256)
+    healthy = blob.read_bytes()
+    blob.write_bytes(healthy[:-1] + bytes([healthy[-1] ^ 1]))
+    before = frozen(case.root)
+
+    with pytest.raises(SearchError) as caught:
+        case.search()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "expert irony" in message
+    assert "does not match its digest" in message
+    assert case.told == []
+    assert frozen(case.root) == before
+
+    blob.write_bytes(healthy)
+    handed_out.clear()
+    assert outcome(case.search()) == alone[1]
+    after = frozen(case.root)
+    records = {path for path in before if path.startswith("logs/")}
+    assert {path: after[path] for path in records} == {path: before[path] for path in records}
+    assert len(records) == TOLD_BEFORE * len(case.specs)
+    assert len(handed_out) == len(case.told) == len(alone[0].told) - len(records), "only what was missing"
+
+
+def outcome(cores: list[LookAhead]) -> Outcome:
+    """Return, for each search, (genome, fitness) of all candidates in order, and the winner's index."""
+    return [
+        (
+            [(proposal.genome, core.records[proposal.index]["fitness"]) for proposal in core.proposals],
+            core.best()[0].index,
+        )
+        for core in cores
+    ]
+
+
+def evaluators() -> list[psutil.Process]:
+    """Return the live worker processes of the search, the oldest first."""
+    children = psutil.Process(os.getpid()).children(recursive=True)
+    found = [child for child in children if _title(child).startswith("ray::Evaluator")]
+    return sorted(found, key=lambda child: child.create_time())
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
