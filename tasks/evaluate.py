@@ -25,13 +25,19 @@ from memmcl.suite import metrics, parsing
 from memmcl.suite.examples import Example, format_tuples
 from memmcl.suite.prompts import Demonstration, Prompter
 from memmcl.suite.subtasks import Subtask, get_subtask
-from tasks.runtime import Run, load_adapter, log, open_store, read_rows, resident, reuse_or_make
+from tasks.runtime import Run, load_adapter, log, open_store, read_rows, resident, reuse_or_make, worth_retrying
 
 GATE_VERSION = 1
 EVALUATION_VERSION = 1
 
 
-@task(name="context gate", task_run_name="context gate {subtask}", cache_policy=NO_CACHE, retries=1)
+@task(
+    name="context gate",
+    task_run_name="context gate {subtask}",
+    cache_policy=NO_CACHE,
+    retries=1,
+    retry_condition_fn=worth_retrying,
+)
 def gate_contexts(
     run: Run,
     subtask: str,
@@ -75,7 +81,13 @@ def gate_contexts(
     )  # fmt: skip
 
 
-@task(name="evaluate", task_run_name="evaluate {subtask}", cache_policy=NO_CACHE, retries=1)
+@task(
+    name="evaluate",
+    task_run_name="evaluate {subtask}",
+    cache_policy=NO_CACHE,
+    retries=1,
+    retry_condition_fn=worth_retrying,
+)
 def evaluate_subtask(
     run: Run,
     subtask: str,

@@ -21,12 +21,14 @@ from memmcl.suite.prompts import Prompter
 from memmcl.suite.subtasks import Subtask, get_subtask
 from tasks.evaluate import make_probe, weak_values
 from tasks.progress import shown
-from tasks.runtime import Run, load_adapter, load_manifest, log, read_rows, resident, reuse_or_make
+from tasks.runtime import Run, load_adapter, load_manifest, log, read_rows, resident, reuse_or_make, worth_retrying
 
 JOINT = "joint"
 
 
-@task(name="expert", task_run_name="expert {subtask}", cache_policy=NO_CACHE, retries=1)
+@task(
+    name="expert", task_run_name="expert {subtask}", cache_policy=NO_CACHE, retries=1, retry_condition_fn=worth_retrying
+)
 def train_expert(run: Run, subtask: str, train: ArtifactRef, anchors: ArtifactRef) -> State[ArtifactRef]:
     """Train the expert of one subtask."""
 
@@ -43,7 +45,9 @@ def train_expert(run: Run, subtask: str, train: ArtifactRef, anchors: ArtifactRe
     )  # fmt: skip
 
 
-@task(name="joint LoRA", task_run_name="joint LoRA", cache_policy=NO_CACHE, retries=1)
+@task(
+    name="joint LoRA", task_run_name="joint LoRA", cache_policy=NO_CACHE, retries=1, retry_condition_fn=worth_retrying
+)
 def train_joint(run: Run, train: Mapping[str, ArtifactRef]) -> State[ArtifactRef]:
     """Train the rival of merging: one LoRA on all subtasks' rows, with as many steps as all experts together."""
 
@@ -63,7 +67,13 @@ def train_joint(run: Run, train: Mapping[str, ArtifactRef]) -> State[ArtifactRef
     )  # fmt: skip
 
 
-@task(name="reference", task_run_name="reference {subtask}", cache_policy=NO_CACHE, retries=1)
+@task(
+    name="reference",
+    task_run_name="reference {subtask}",
+    cache_policy=NO_CACHE,
+    retries=1,
+    retry_condition_fn=worth_retrying,
+)
 def measure_reference(run: Run, subtask: str, expert: ArtifactRef, weak: ArtifactRef) -> State[ArtifactRef]:
     """Measure what the expert and the base reach on the subtask's weak rows: the unit of every retention."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect.logging import get_run_logger
+from prefect.logging.configuration import ensure_logging_setup
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.states import Completed, State
 from pydantic import BaseModel, ConfigDict
@@ -19,7 +20,7 @@ from memmcl import seeds
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import BaseRef, load_base, load_tokenizer, resolve_base
 from memmcl.config import RunConfig
-from memmcl.errors import MemmclError, ModelError
+from memmcl.errors import MemmclError, ModelError, StoreAccessError
 from memmcl.experts import adapter
 from memmcl.store import ArtifactRef, Manifest, Store, cache_key
 from memmcl.suite.examples import Example, from_table
@@ -44,12 +45,13 @@ class _WithoutTraceback(logging.Formatter):
 
 def _shorten_errors() -> None:
     """Keep the tracebacks of our own errors out of the terminal, in whatever process tasks run."""
+    ensure_logging_setup()
     for handler in logging.getLogger().handlers:
         if isinstance(handler, PrefectConsoleHandler) and not isinstance(handler.formatter, _WithoutTraceback):
             handler.setFormatter(_WithoutTraceback(handler.formatter or logging.Formatter()))
 
 
-_shorten_errors()  # Prefect's console exists since it was imported; Ray's workers import this module as well
+_shorten_errors()  # Ray's workers import this module before they run anything
 
 
 class Base(BaseModel):
@@ -87,6 +89,19 @@ class Run(BaseModel):
             **self.base.model_dump(include={"digest", "dtype", "device", "split"}),
             "max_prompt_tokens": self.config.data.max_prompt_tokens,
         }
+
+
+def worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
+    """Tell Prefect whether a failed task run may do better the next time: our own errors would come again."""
+    try:
+        state.result()
+    except StoreAccessError:
+        return True
+    except MemmclError:
+        return False
+    except Exception:
+        return True
+    return False
 
 
 def open_store(run: Run) -> Store:

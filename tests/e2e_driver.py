@@ -23,7 +23,7 @@ import yaml
 from memmcl.store import Manifest, Store
 
 SECONDS = 900.0
-"""How long anything may take on a busy machine; nothing is ever slower by design, so no test is about this."""
+"""How long a test waits for anything, however busy the machine; no test is about how long it took."""
 MARK = "MEMMCL_TEST_TREE"
 COMMAND = Path(sys.executable).with_name("memmcl")
 SUBTASKS = ("sent2", "asc", "uabsa", "aste", "irony", "emotion")

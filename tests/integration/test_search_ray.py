@@ -8,6 +8,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ def test_a_killed_worker_costs_one_candidate_its_retry(
 
     def disturb(told: int) -> None:
         if told == STOP_AFTER:  # it keeps the candidate that it has, or is given next ...
-            victims.append(evaluators()[0])
+            victims.append(evaluators()[-1])
             victims[0].send_signal(signal.SIGSTOP)
         if told == KILL_AFTER:  # ... and by now it has one: the others came from the other worker
             victims[0].kill()
@@ -174,7 +175,8 @@ def test_a_killed_worker_costs_one_candidate_its_retry(
         assert outcome(case.search(disturb)) == alone[1]
     finally:
         for victim in victims:
-            victim.kill()
+            with suppress(psutil.NoSuchProcess):
+                victim.kill()
     assert len(victims) == 1
     assert len(handed_out) == len(case.told) + 1, "one candidate went out a second time"
     assert len(set(handed_out)) == len(case.told) == len(alone[0].told)
@@ -225,7 +227,7 @@ def outcome(cores: list[LookAhead]) -> Outcome:
 
 
 def evaluators() -> list[psutil.Process]:
-    """Return the live worker processes of the search, the oldest first."""
+    """Return the live worker processes of the search, the newest last."""
     children = psutil.Process(os.getpid()).children(recursive=True)
     found = [child for child in children if _title(child).startswith("ray::Evaluator")]
     return sorted(found, key=lambda child: child.create_time())
