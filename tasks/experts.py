@@ -21,7 +21,17 @@ from memmcl.suite.prompts import Prompter
 from memmcl.suite.subtasks import Subtask, get_subtask
 from tasks.evaluate import make_probe, weak_values
 from tasks.progress import shown
-from tasks.runtime import Run, load_adapter, load_manifest, log, read_rows, resident, reuse_or_make, worth_retrying
+from tasks.runtime import (
+    Run,
+    load_adapter,
+    load_manifest,
+    log,
+    read_rows,
+    release_memory,
+    resident,
+    reuse_or_make,
+    worth_retrying,
+)
 
 JOINT = "joint"
 
@@ -128,6 +138,7 @@ def _train(
             seed=run.seed("expert", name),
             progress=lambda done, steps, loss: move(done, steps, f"loss {loss:.3f}"),
         )
+    release_memory()
     files = adapter.to_files(trained.factors, base_name=run.base.name, rank=cfg.rank, alpha=cfg.alpha)
     metrics = {
         "loss": [round(value, 5) for value in trained.loss],

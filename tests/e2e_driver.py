@@ -50,7 +50,7 @@ def tiny_config(base: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ended:
     """A command that ended: exit code and what it printed."""
 
@@ -58,7 +58,7 @@ class Ended:
     out: str
     err: str
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"exit code {self.code}\n--- stdout\n{self.out}\n--- stderr\n{self.err[-8000:]}"
 
 

@@ -265,8 +265,10 @@ class Backbone:
 
     def logits(self, outputs: Tensor) -> Tensor:
         """Project outputs (n, d) to the vocabulary: (n, vocabulary) float32."""
-        projected: Tensor = self.model.lm_head(outputs)
-        return projected.float()
+        count = len(outputs)
+        fill = -count % ROUND if count > ROUND else 0
+        projected: Tensor = self.model.lm_head(nn.functional.pad(outputs, (0, 0, 0, fill)))
+        return projected[:count].float()
 
     @torch.no_grad()
     def sequence_hidden(self, tokens: Sequence[int]) -> Tensor:

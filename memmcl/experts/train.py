@@ -24,7 +24,7 @@ from memmcl.errors import TrainingError
 from memmcl.experts.adapter import Factors
 from memmcl.suite.prompts import shared_prefix
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 ADAPTER = "default"
 
 
@@ -92,25 +92,20 @@ def train_adapter(
         }
         losses, distances, tokens = [], [], 0
         for step in range(steps):
+            optimiser.zero_grad()
+            # Each part runs backward by itself: the gradients add up, and half of the activations live at a time.
             hidden, batch = trunk.packed(next(batches))
             loss = _cross_entropy(backbone, hidden, batch)
             tokens += int(batch.lengths)
-            total = loss
+            losses.append(_checked(loss, step, steps))
+            loss.backward()  # type: ignore[no-untyped-call]
             if anchored:
                 shown = next(others[anchored[step % len(anchored)]])
                 hidden, batch = trunk.packed(shown)
                 distance = _kl(backbone, hidden, batch, trunk.base_outputs(shown, modules))
                 tokens += int(batch.lengths)
-                total = loss + anchor_weight * distance
-                distances.append(float(distance.detach()))
-            losses.append(float(loss.detach()))
-            if not math.isfinite(float(total.detach())):
-                raise TrainingError(
-                    f"the loss became {float(total.detach())} at step {step + 1} of {steps}; "
-                    "lower experts.learning_rate, or look for broken rows"
-                )
-            optimiser.zero_grad()
-            total.backward()  # type: ignore[no-untyped-call]
+                distances.append(_checked(distance, step, steps))
+                (anchor_weight * distance).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, clip)
             optimiser.step()
             schedule.step()
@@ -178,6 +173,16 @@ class _Trunk:
             (answer,) = row.continuations
             self._bodies[row] = self._backbone.sequence_hidden((*row.prompt, *answer[:-1]))[length:]
         return self._bodies[row]
+
+
+def _checked(loss: Tensor, step: int, steps: int) -> float:
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"the loss became {value} at step {step + 1} of {steps}; "
+            "lower experts.learning_rate, or look for broken rows"
+        )
+    return value
 
 
 def _cross_entropy(backbone: Backbone, hidden: Tensor, batch: Batch) -> Tensor:
