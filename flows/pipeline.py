@@ -95,7 +95,7 @@ def evaluate_models(
         scored = {
             name: evaluate_subtask.submit(
                 run, name, candidate_models(run, list(experts), searches, joint is not None, name), adapters, unified,
-                gated[name], test[name], train, order,
+                gated[name], weak[name], test[name], train, order,
             )
             for name in hardest_first
         }  # fmt: skip

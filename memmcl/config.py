@@ -133,7 +133,6 @@ class CurriculumConfig(_Section):
     own_shots: int = Field(4, ge=0, description="Demonstrations of the subtask itself, at most")
     shots_per_subtask: int = Field(1, ge=0, description="Demonstrations of each easier subtask, at most")
     budget_tokens: int = Field(512, ge=0, description="Tokens that demonstrations may take")
-    calibration: bool = Field(True, description="Also offer label scores less their median over the weak rows")
     gate_margin: float = Field(
         1.0, ge=0, description="Paired standard errors by which a context must beat zero-shot on weak rows"
     )
@@ -154,6 +153,9 @@ class EvaluationConfig(_Section):
 
     batch_size: int = Field(16, ge=1, description="Rows run at once")
     max_new_tokens: int = Field(64, ge=1, le=1024, description="Where a generated tuple answer is cut off")
+    calibration: bool = Field(
+        True, description="Take from the label scores of every model and context their median over the weak rows"
+    )
     bootstrap_samples: int = Field(1000, ge=100, description="Bootstrap samples of each standard error")
     joint_lora: bool = Field(
         True, description="Also train the rival: one joint LoRA on all subtasks, with as many steps as all experts"

@@ -27,8 +27,8 @@ from memmcl.suite.prompts import Demonstration, Prompter
 from memmcl.suite.subtasks import Subtask, get_subtask
 from tasks.runtime import Run, load_adapter, log, open_store, read_rows, resident, reuse_or_make, worth_retrying
 
-GATE_VERSION = 1
-EVALUATION_VERSION = 1
+GATE_VERSION = 2
+EVALUATION_VERSION = 2
 
 
 @task(
@@ -57,7 +57,7 @@ def gate_contexts(
         with unified_model(run, unified) as (backbone, prompter):
             for context in contexts_of(run, asked, prompter, train, order):
                 probe = context_probe(run, backbone, prompter, asked, rows, context)
-                for calibrated, answers, offsets in _answers(probe, asked, cfg.curriculum.calibration):
+                for calibrated, answers, offsets in _answers(probe, asked, cfg.evaluation.calibration):
                     counts = metrics.row_counts(asked, rows, answers)
                     score = partial(metrics.score_from_counts, asked, metrics.datasets_of(rows))
                     value = float(score(counts.sum(axis=0)))
@@ -68,7 +68,8 @@ def gate_contexts(
                         "context": context.kind, "calibrated": calibrated, "weak_score": value, "offsets": offsets,
                         "tokens": context.tokens, "demonstrations": len(context.demonstrations),
                     })  # fmt: skip
-        chosen = choose(options, margin=cfg.curriculum.gate_margin)
+        calibrated = cfg.evaluation.calibration and not asked.is_tuple
+        chosen = choose(options, margin=cfg.curriculum.gate_margin, calibrated=calibrated)
         for entry in measured:
             entry["chosen"] = (entry["context"], entry["calibrated"]) == (chosen.kind, chosen.calibrated)
         log().info("%s: context %s%s", subtask, chosen.kind, ", calibrated" if chosen.calibrated else "")
@@ -95,6 +96,7 @@ def evaluate_subtask(
     adapters: Mapping[str, ArtifactRef],
     unified: ArtifactRef,
     gate: ArtifactRef,
+    weak: ArtifactRef,
     test: ArtifactRef,
     train: Mapping[str, ArtifactRef],
     order: Sequence[str],
@@ -107,7 +109,7 @@ def evaluate_subtask(
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
         asked = get_subtask(subtask)
         rows = read_rows(run, test)
-        answers = _model_answers(run, asked, rows, models, adapters)
+        answers = _model_answers(run, asked, rows, read_rows(run, weak), models, adapters)
         constant, _ = metrics.best_constant(asked, read_rows(run, train[subtask]), rows)
         answers["constant"] = [constant] * len(rows)
         gated = json.loads(open_store(run).read(gate, "gate.json"))
@@ -119,7 +121,9 @@ def evaluate_subtask(
 
     return reuse_or_make(
         run, "evaluation", name=f"evaluation {subtask}",
-        inputs=[*(adapters[name] for name in sorted(adapters)), unified, gate, test, *(train[name] for name in order)],
+        inputs=[
+            *(adapters[name] for name in sorted(adapters)), unified, gate, weak, test, *(train[name] for name in order),
+        ],
         config={
             "subtask": subtask,
             "models": {name: {part: list(row) for part, row in parts.items()} for name, parts in models.items()},
@@ -150,8 +154,15 @@ def weak_values(run: Run, probe: Probe, subtask: Subtask, rows: Sequence[Example
     unless the fitness needs it, because decoding is what costs.
     """
     wanted = not subtask.is_tuple or run.config.search.fitness == "metric"
-    score = metrics.score_subtask(subtask, rows, probe.answers()) if wanted else None
+    score = metrics.score_subtask(subtask, rows, probe.answers(offsets_of(run, probe))) if wanted else None
     return {"loglik": probe.gold_logprob(), "score": score}
+
+
+def offsets_of(run: Run, weak: Probe) -> np.ndarray | None:
+    """Return what to take from label scores, found on weak rows; None for tuples and without calibration."""
+    if weak.subtask.is_tuple or not run.config.evaluation.calibration:
+        return None
+    return calibration.fit(weak.label_scores(), "median")
 
 
 def contexts_of(
@@ -213,18 +224,24 @@ def _best(subtask: Subtask, scores: np.ndarray) -> list[str]:
 
 
 def _model_answers(
-    run: Run, subtask: Subtask, rows: Sequence[Example], models: Mapping[str, Mapping[str, Sequence[float]]],
+    run: Run,
+    subtask: Subtask,
+    rows: Sequence[Example],
+    weak: Sequence[Example],
+    models: Mapping[str, Mapping[str, Sequence[float]]],
     adapters: Mapping[str, ArtifactRef],
-) -> dict[str, list[str]]:  # fmt: skip
+) -> dict[str, list[str]]:
+    """Return every model's answers; label scores are calibrated on the weak rows where the run says so."""
     backbone, prompter = resident(run)
     probe = make_probe(run, backbone, prompter, subtask, rows)
+    weak_probe = make_probe(run, backbone, prompter, subtask, weak)
     loaded = {name: load_adapter(run, ref) for name, ref in adapters.items()}
     merger = Merger(backbone, loaded, blocks=run.config.search.blocks)
     answers: dict[str, list[str]] = {}
     try:
         for name, coefficients in models.items():
             merger.apply({part: tuple(row) for part, row in coefficients.items()})
-            answers[name] = probe.answers()
+            answers[name] = probe.answers(offsets_of(run, weak_probe))
     finally:
         merger.reset()
     return answers
@@ -282,7 +299,9 @@ def _tolerant(subtask: Subtask, answers: Sequence[str]) -> tuple[list[str], int]
 def _context_key(run: Run) -> dict[str, Any]:
     return {
         "curriculum": run.config.curriculum.model_dump(mode="json", exclude={"weights"}),
-        "evaluation": run.config.evaluation.model_dump(mode="json", include={"batch_size", "max_new_tokens"}),
+        "evaluation": run.config.evaluation.model_dump(
+            mode="json", include={"batch_size", "max_new_tokens", "calibration"}
+        ),
         "model": run.model_key(),
     }
 

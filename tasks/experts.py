@@ -100,7 +100,7 @@ def measure_reference(run: Run, subtask: str, expert: ArtifactRef, weak: Artifac
             merger.reset()
         return {"reference.json": json.dumps(measured).encode()}, measured
 
-    evaluation = run.config.evaluation.model_dump(mode="json", include={"batch_size", "max_new_tokens"})
+    evaluation = run.config.evaluation.model_dump(mode="json", include={"batch_size", "max_new_tokens", "calibration"})
     return reuse_or_make(
         run, "reference", name=f"reference {subtask}", inputs=[expert, weak],
         config={"evaluation": evaluation, "fitness": run.config.search.fitness, "model": run.model_key()},

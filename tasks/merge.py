@@ -113,7 +113,9 @@ def _plan(
         "name": name,
         "search": cfg.model_dump(mode="json", exclude={"stage1_evaluations", "stage2_evaluations"}),
         "evaluations": evaluations,
-        "evaluation": run.config.evaluation.model_dump(mode="json", include={"batch_size", "max_new_tokens"}),
+        "evaluation": run.config.evaluation.model_dump(
+            mode="json", include={"batch_size", "max_new_tokens", "calibration"}
+        ),
         "model": run.model_key(),
     }
     key = cache_key("search", inputs=inputs, config=config, stage_version=STAGE_VERSION, seed=run.config.seed)

@@ -30,8 +30,10 @@ class Option:
     tokens: int
 
 
-def choose(options: Sequence[Option], *, margin: float) -> Option:
-    """Return the option with the best score; uncalibrated zero-shot unless one beats it by more than noise.
+def choose(options: Sequence[Option], *, margin: float, calibrated: bool = False) -> Option:
+    """Return the option with the best score; zero-shot unless one beats it by more than noise.
+
+    calibrated: whether the zero-shot option to beat is the calibrated one, as models are scored without a gate.
 
     To beat it, an option's score must be higher by more than `margin` standard errors of the paired
     difference over rows. Of those that do, the highest score wins; ties go to fewer tokens, then to the
@@ -39,14 +41,15 @@ def choose(options: Sequence[Option], *, margin: float) -> Option:
 
     Raises:
         ConfigError: a negative margin.
-        DataError: not exactly one uncalibrated zero-shot option, no rows, or options over different numbers
+        DataError: not exactly one zero-shot option of that form, no rows, or options over different numbers
         of rows.
     """
     if margin < 0:
         raise ConfigError(f"gate margin is a number of standard errors of 0 or more, got {margin}")
-    defaults = [option for option in options if option.kind == DEFAULT and not option.calibrated]
+    defaults = [option for option in options if option.kind == DEFAULT and option.calibrated == calibrated]
     if len(defaults) != 1:
-        raise DataError(f"the gate needs exactly one uncalibrated {DEFAULT} option, got {len(defaults)}")
+        form = "calibrated" if calibrated else "uncalibrated"
+        raise DataError(f"the gate needs exactly one {form} {DEFAULT} option, got {len(defaults)}")
     default = defaults[0]
     rows = {np.asarray(option.per_row).shape for option in options}
     if len(rows) != 1 or default.per_row.ndim != 1 or not len(default.per_row):

@@ -44,6 +44,9 @@ def test_calibrated_zero_shot_must_beat_it_too() -> None:
     calibrated = option("zero-shot", [1, 0, 0, 0, 1, 1, 1, 1], calibrated=True)  # one standard error
     assert choose([ZERO, calibrated], margin=1.1) is ZERO
     assert choose([ZERO, calibrated], margin=0.9) is calibrated
+    assert choose([ZERO, calibrated], margin=9.0, calibrated=True) is calibrated
+    worse = option("zero-shot", [0] * 8, calibrated=True)
+    assert choose([ZERO, worse], margin=1.1, calibrated=True) is ZERO
 
 
 def test_a_noisy_higher_score_does_not_shadow_a_sure_one() -> None:
