@@ -77,7 +77,8 @@ def s3_server(tmp_dir: Path | None = None) -> Iterator[S3Server]:
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, data, ignore_errors=True)
         output = stack.enter_context(log.open("wb"))
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=data)
+        environment = {**os.environ, "TMPDIR": str(data)}  # its own logs
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=data, env=environment)
         stack.callback(stop, process)
         _make_bucket(server, process, log)
         yield server
