@@ -87,13 +87,14 @@ def run(
 
     with console.status("reading data and base model"):
         inputs = find_inputs(settings)
-        from tasks.session import finished, open_run
+        from tasks.session import finished, open_run, refuse_second
 
         opened = open_run(settings, command, inputs)
         done = finished(opened)
     if done is None:
         from flows.server import check_port, prefect_server
 
+        refuse_second(opened)
         if port is not None:
             check_port(port)
         console.print(f"run {opened.id[:8]}, store {opened.store['url']}", soft_wrap=True)

@@ -67,6 +67,11 @@ def finished(run: Run) -> Manifest | None:
     return open_store(run).find("run", run.id)
 
 
+def refuse_second(run: Run) -> None:
+    """Raise LeaseHeld when another live process works on the same run, before anything is started for this one."""
+    Lease(open_store(run), run.id, {}).refuse_if_held()
+
+
 @contextmanager
 def held(run: Run) -> Iterator[Lease]:
     """Hold the run's lease; runs that died with it are closed in the history.

@@ -86,6 +86,12 @@ class Lease:
         except StoreError as problem:
             logger.warning("the lease of run %s was not released: %s", self.run_id[:8], problem)
 
+    def refuse_if_held(self) -> None:
+        """Raise LeaseHeld when a live process holds the lease; takes nothing, and promises nothing for later."""
+        held, _ = self.store.read_pointer(self._name)
+        if held is not None and not self._is_dead(held):
+            raise LeaseHeld(self._describe(held))
+
     def check(self) -> None:
         """Raise LeaseHeld when another process has taken the lease over."""
         if self.lost:

@@ -330,7 +330,8 @@ def test_a_second_live_run_of_the_same_id_is_refused(tmp_path: Path, tiny_base: 
             assert lease_holder(store) == first.process.pid
             second = place.run("run", place.config, *endless)
             assert second.code == 1, second
-            assert f"is being worked on by pid {first.process.pid}" in second.err.splitlines()[-1]
+            (line,) = second.err.strip().splitlines()  # refused before a server starts
+            assert f"is being worked on by pid {first.process.pid}" in line
             assert "Traceback" not in second.out + second.err
             assert first.process.poll() is None, "the first goes on"
             assert lease_holder(store) == first.process.pid

@@ -46,6 +46,21 @@ def test_a_lease_is_exclusive_and_released_at_the_end(store: Store) -> None:
         assert again.previous is None
 
 
+def test_a_look_refuses_a_live_holder_and_takes_nothing(store: Store) -> None:
+    Lease(store, RUN, {}).refuse_if_held()
+    with Lease(store, RUN, {}) as lease:
+        with pytest.raises(LeaseHeld, match=r"is being worked on by pid \d+"):
+            Lease(store, RUN, {}).refuse_if_held()
+        lease.check()
+
+
+def test_a_look_leaves_a_dead_holder_to_the_one_who_takes_over(store: Store) -> None:
+    hold(store, process_start="another boot:17")
+    Lease(store, RUN, {}).refuse_if_held()
+    with Lease(store, RUN, {}) as lease:
+        assert lease.abandoned == [{"n": 1}]
+
+
 def test_it_is_released_when_the_block_fails(store: Store) -> None:
     with pytest.raises(ZeroDivisionError), Lease(store, RUN, {}):
         raise ZeroDivisionError
