@@ -12,7 +12,9 @@ import json
 import logging
 import math
 import os
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -109,6 +111,9 @@ class Evaluator(tune.Trainable):
         """Load the model and the experts; `bench` holds the arguments of `Bench` and the search specs."""
         assert bench is not None
         logging.getLogger("memmcl").setLevel(logging.WARNING)
+        if threading.current_thread() is threading.main_thread():
+            # Tune ends its workers by SIGTERM; Ray's handler prints a traceback where it strikes in a finaliser.
+            signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         self._config = config
         self._specs: list[SearchSpec] = bench["specs"]
         self._error: str | None = None
