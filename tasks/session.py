@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -101,6 +102,7 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
         if cfg.address:
             ray.init(address=cfg.address, logging_level="warning", namespace="memmcl")
         else:
+            os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # they hold the model
             ray.init(
                 num_cpus=math.ceil(cfg.workers * cfg.cpus_per_worker), include_dashboard=False,
                 logging_level="warning", object_store_memory=256 * 2**20, namespace="memmcl",

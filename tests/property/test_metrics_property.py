@@ -56,14 +56,14 @@ def sentieval_score(dataset: str, answers: list[str], golds: list[str]) -> float
 
 
 @pytest.mark.parametrize("dataset", LABELLED)
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_label_metrics_agree_with_scikit_learn(dataset: str, data: st.DataObject) -> None:
     golds, answers = data.draw(classified(dataset))
     assert score(dataset, answers, golds) == pytest.approx(sentieval_score(dataset, answers, golds), abs=1e-12)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_balanced_accuracy_agrees_with_scikit_learn(data: st.DataObject) -> None:
     golds, answers = data.draw(classified("emotion"))
@@ -118,7 +118,7 @@ def brute_force_f1(golds: list[list[tuple[str, ...]]], answers: list[Answer]) ->
 
 
 @pytest.mark.parametrize(("dataset", "arity"), [("uabsa_rest15", 2), ("aste_laptop14", 3), ("asqp_rest16", 4)])
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(data=st.data())
 def test_tuple_f1_agrees_with_brute_force(dataset: str, arity: int, data: st.DataObject) -> None:
     golds, answers = data.draw(extracted(arity))
@@ -140,7 +140,7 @@ def answered(draw: st.DrawFn) -> tuple[Subtask, list[Example], list[str]]:
     return subtask, examples, answers
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(case=answered())
 def test_a_subtask_is_the_mean_of_its_data_sets_and_its_counts_give_it_exactly(
     case: tuple[Subtask, list[Example], list[str]],
@@ -157,7 +157,7 @@ def test_a_subtask_is_the_mean_of_its_data_sets_and_its_counts_give_it_exactly(
     assert total == pytest.approx(sum(each) / len(each), rel=1e-12)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(case=answered(), seed=st.integers(0, 2**32 - 1))
 def test_a_bootstrap_by_matrix_product_equals_scoring_each_resample(
     case: tuple[Subtask, list[Example], list[str]], seed: int
@@ -173,7 +173,7 @@ def test_a_bootstrap_by_matrix_product_equals_scoring_each_resample(
         assert value == pytest.approx(again, rel=1e-12)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(gold=tuples_of(3), noise=st.text(alphabet="abc ,.\n", max_size=6))
 def test_an_answer_in_prose_parses_back_to_its_tuples(gold: list[tuple[str, ...]], noise: str) -> None:
     parsed = parse_tuples(f"{noise}{format_tuples(gold)}{noise}", 3)
@@ -181,7 +181,7 @@ def test_an_answer_in_prose_parses_back_to_its_tuples(gold: list[tuple[str, ...]
     assert not parsed.rejected
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(text=st.text(alphabet="[](){}'\",\\ab1:-.\n", max_size=60), arity=st.integers(2, 4))
 def test_no_text_breaks_the_parser(text: str, arity: int) -> None:
     parsed = parse_tuples(text, arity)
@@ -192,7 +192,7 @@ def test_no_text_breaks_the_parser(text: str, arity: int) -> None:
 VALID_TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=20)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     rows=st.lists(
         st.tuples(
