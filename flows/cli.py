@@ -320,7 +320,7 @@ def _show(store: Store, done: Manifest, out: Path | None) -> None:
     if out is not None:
         store.fetch(done, out)
         for kind, name in (("unified", "adapter"), ("model", "model")):
-            for ref in _made(store, done, kind):
+            for ref in _made(done, kind):
                 store.fetch(ref, out / name)
                 write_file(out / name / "README.md", store.read(done, f"{name}.md"))
         console.print(f"unified model  {out / 'adapter'}")
@@ -331,7 +331,7 @@ def _show(store: Store, done: Manifest, out: Path | None) -> None:
     console.print(f"run history    memmcl ui  (flow run {flow_run})", soft_wrap=True)
 
 
-def _made(store: Store, done: Manifest, kind: str) -> list[ArtifactRef]:
+def _made(done: Manifest, kind: str) -> list[ArtifactRef]:
     return [ref for ref in done.inputs if ref.kind == kind]
 
 
