@@ -1,11 +1,14 @@
-"""A real but tiny base model: a random Llama and a byte-level BPE tokenizer, always the same."""
+"""A real but tiny base model, and invented rows for all 16 subtasks: always the same."""
 
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from functools import cache
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -23,7 +26,10 @@ from memmcl.experts.adapter import Factors
 from memmcl.suite.embedded import read_embedded
 from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Prompter
-from memmcl.suite.subtasks import SUBTASKS
+from memmcl.suite.subtasks import POLARITIES, SUBTASKS, Subtask
+
+EMBEDDED = ("sent2", "asc", "uabsa", "aste", "irony", "emotion")
+"""The subtasks that the embedded corpus has rows for."""
 
 VOCABULARY = 600
 PAD, BOS, EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -136,7 +142,7 @@ def _gguf_order(name: str, weight: torch.Tensor, config: LlamaConfig) -> torch.T
 
 def _train_tokenizer() -> Tokenizer:
     texts = [example.text for name in ("sent2", "uabsa", "irony", "emotion") for example in corpus(name, 30)]
-    instructions = [subtask.instruction for subtask in SUBTASKS.values()]
+    instructions = [SUBTASKS[name].instruction for name in EMBEDDED]
     # The blank lines teach it a token for two line breaks, which splits differently at the end of a text.
     turns = [f"Text: {text}\nAspect: service\nAnswer: positive\n\n" for text in texts[:20]]
     tokenizer = Tokenizer(models.BPE())
@@ -231,3 +237,56 @@ def random_factors(
             b = torch.randn(module.out_features, rank, generator=generator) * 0.1
             factors[name] = Factors(a, b, alpha / rank)
     return factors
+
+
+_CUES = {
+    "positive": "lovely", "negative": "awful", "neutral": "usual", "very positive": "superb", "very negative": "vile",
+    "better": "ahead of", "worse": "behind", "irony": "oh so great", "non_irony": "rather late",
+    "anger": "maddening", "joy": "delightful", "optimism": "promising", "sadness": "gloomy",
+    "hate": "not wanted", "non-hate": "welcome", "offensive": "stupid", "non-offensive": "polite",
+    "against": "a bad idea", "favor": "a good idea", "none": "on the agenda",
+}  # fmt: skip
+"""Label -> what its texts say, so that rows of one label have something in common."""
+
+_THINGS = ("soup", "screen", "ferry", "choir", "garden", "ticket", "lamp", "tunnel", "recipe", "museum")
+_WHEN = ("today", "again", "on Monday", "after lunch", "since spring", "at the fair", "in the rain")
+
+
+def make_sixteen(directory: Path, rows: int = 24, seed: int = 0) -> Path:
+    """Write invented rows in SentiEval's layout, one data set for each of the 16 subtasks; return `directory`.
+
+    Every file has `rows` rows: labels in turn, or tuples, of which one row in six of uabsa has none. No text occurs
+    twice in the directory. The same arguments, the same bytes.
+    """
+    number = count(1)
+    for subtask in SUBTASKS.values():
+        folder = directory / subtask.group.lower() / subtask.datasets[0]
+        folder.mkdir(parents=True)
+        for part in ("train", "dev", "test"):
+            draw = random.Random(f"{seed} {subtask.name} {part}")
+            made = [_invented(subtask, draw, index, f"note {next(number)}") for index in range(rows)]
+            (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    return directory
+
+
+def _invented(subtask: Subtask, draw: random.Random, index: int, note: str) -> dict[str, Any]:
+    """Return one row; `note` makes its text unique."""
+    (first, second), when = draw.sample(_THINGS, 2), draw.choice(_WHEN)
+    if not subtask.is_tuple:
+        label = subtask.labels[index % len(subtask.labels)]
+        text = f"The {first} is {_CUES[label]} {'the ' + second + ' ' if label in ('better', 'worse') else ''}{when}"
+        known = {"aspect": first, "target": first, "object_a": first, "object_b": second}
+        return {"text": f"{text}, {note}.", **{name: known[name] for name in subtask.needs}, "label": label}
+    if subtask.name == "uabsa" and index % 6 == 5:
+        return {"text": f"We went home {when}, {note}.", "label": []}
+    polarities = [draw.choice(POLARITIES) for _ in range(1 + index % 2)]
+    named = list(zip((first, second), polarities, strict=False))
+    text = " and ".join(f"the {aspect} was {_CUES[polarity]}" for aspect, polarity in named)
+    if subtask.name == "asqp" and index % 6 == 4:  # an aspect that is not named
+        named, text = [("NULL", polarities[0])], f"all in all {_CUES[polarities[0]]}"
+    values = [
+        {"category": "food quality", "aspect": aspect, "opinion": _CUES[polarity], "polarity": polarity}
+        for aspect, polarity in named
+    ]
+    label = [[value[field] for field in subtask.tuple_fields] for value in values]
+    return {"text": f"{text.capitalize()} {when}, {note}.", "label": label}

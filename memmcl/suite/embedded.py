@@ -17,7 +17,7 @@ from memmcl.suite.examples import Example
 from memmcl.suite.subtasks import POLARITIES, Subtask
 
 Quad = tuple[str, str, str]
-"""(aspect, opinion, polarity); the category is for later subtasks."""
+"""(aspect, opinion, polarity); no subtask of this corpus asks for the category."""
 
 
 def read_embedded(subtasks: Sequence[Subtask]) -> dict[str, list[Example]]:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from memmcl.errors import DataError
 from memmcl.suite.examples import Example, format_tuples
 from memmcl.suite.parsing import read_list
-from memmcl.suite.subtasks import POLARITIES, SUBTASKS, Metric, Subtask
+from memmcl.suite.subtasks import GRADES, POLARITIES, SUBTASKS, Metric, Subtask
 
 Floats = NDArray[np.float64]
 
@@ -49,7 +49,6 @@ class Scoring:
         return {"accuracy": 2, "tuple_f1": 4}.get(self.metric, 1 + 3 * len(self.scored))
 
 
-_FIVE = ("very negative", "negative", "neutral", "positive", "very positive")
 _TWO = ("positive", "negative")
 _EMOTIONS = ("anger", "joy", "optimism", "sadness")
 _HATE = ("hate", "non-hate")
@@ -59,11 +58,11 @@ _TUPLES = Scoring("tuple_f1")
 DATASETS: dict[str, Scoring] = {
     "imdb": Scoring("accuracy", _TWO),
     "yelp2": Scoring("accuracy", _TWO),
-    "yelp5": Scoring("accuracy", _FIVE),
+    "yelp5": Scoring("accuracy", GRADES),
     "mr": Scoring("accuracy", _TWO),
     "sst2": Scoring("accuracy", _TWO),
     "twitter": Scoring("accuracy", POLARITIES),
-    "sst5": Scoring("accuracy", _FIVE),
+    "sst5": Scoring("accuracy", GRADES),
     "asc_lap14": Scoring("accuracy", POLARITIES),
     "asc_rest14": Scoring("accuracy", POLARITIES),
     "uabsa_laptop14": _TUPLES,

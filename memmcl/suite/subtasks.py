@@ -11,6 +11,7 @@ Metric = Literal["accuracy", "macro_f1", "label_f1", "tuple_f1"]
 
 GROUPS = ("SC", "ABSA", "MAST")
 POLARITIES = ("positive", "negative", "neutral")
+GRADES = ("very negative", "negative", "neutral", "positive", "very positive")
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Subtask:
     labels: every label an answer may be; empty where answers are tuples.
     tuple_fields: what a tuple holds, in order; empty where answers are labels. A field called "polarity"
         takes one of `POLARITIES`.
-    needs: the fields beside the text without which the question cannot be asked, as "aspect".
+    needs: the fields beside the text without which the question cannot be asked, as "aspect" or "target".
     metric: how one data set is scored; a subtask's score is the mean over its data sets.
     positive_label: the one label whose F1 is the score (`label_f1` only).
     figurative: whether the meaning is implicit or not literal.
@@ -60,6 +61,33 @@ class Subtask:
 
 _ROWS = (
     Subtask(
+        name="doc2",
+        group="SC",
+        title="Document polarity",
+        instruction="Classify the sentiment of the review. Answer with one word: positive or negative.",
+        labels=("positive", "negative"),
+        tuple_fields=(),
+        needs=(),
+        metric="accuracy",
+        positive_label=None,
+        figurative=False,
+        datasets=("imdb", "yelp2"),
+    ),
+    Subtask(
+        name="doc5",
+        group="SC",
+        title="Document polarity, five classes",
+        instruction="Classify the sentiment of the review. "
+        "Answer with one label: very negative, negative, neutral, positive or very positive.",
+        labels=GRADES,
+        tuple_fields=(),
+        needs=(),
+        metric="accuracy",
+        positive_label=None,
+        figurative=False,
+        datasets=("yelp5",),
+    ),
+    Subtask(
         name="sent2",
         group="SC",
         title="Sentence polarity",
@@ -71,6 +99,33 @@ _ROWS = (
         positive_label=None,
         figurative=False,
         datasets=("mr", "sst2"),
+    ),
+    Subtask(
+        name="sent3",
+        group="SC",
+        title="Sentence polarity, three classes",
+        instruction="Classify the sentiment of the text. Answer with one word: positive, negative or neutral.",
+        labels=POLARITIES,
+        tuple_fields=(),
+        needs=(),
+        metric="accuracy",
+        positive_label=None,
+        figurative=False,
+        datasets=("twitter",),
+    ),
+    Subtask(
+        name="sent5",
+        group="SC",
+        title="Sentence polarity, five classes",
+        instruction="Classify the sentiment of the text. "
+        "Answer with one label: very negative, negative, neutral, positive or very positive.",
+        labels=GRADES,
+        tuple_fields=(),
+        needs=(),
+        metric="accuracy",
+        positive_label=None,
+        figurative=False,
+        datasets=("sst5",),
     ),
     Subtask(
         name="asc",
@@ -115,6 +170,51 @@ _ROWS = (
         datasets=("aste_laptop14", "aste_rest14", "aste_rest15", "aste_rest16"),
     ),
     Subtask(
+        name="asqp",
+        group="ABSA",
+        title="Categories, aspects, opinions and polarity",
+        instruction="List the categories, aspects (NULL if not named), opinion words and sentiment "
+        "(positive, negative or neutral) as [('category', 'aspect', 'opinion', 'sentiment'), ...]. "
+        "Categories: food quality, food prices, food style_options, food general, drinks quality, drinks prices, "
+        "drinks style_options, restaurant general, restaurant prices, restaurant miscellaneous, service general, "
+        "ambience general, location general.",
+        labels=(),
+        tuple_fields=("category", "aspect", "opinion", "polarity"),
+        needs=(),
+        metric="tuple_f1",
+        positive_label=None,
+        figurative=False,
+        datasets=("asqp_rest15", "asqp_rest16"),
+    ),
+    Subtask(
+        name="implicit",
+        group="MAST",
+        title="Implicit sentiment",
+        instruction="Classify the implied sentiment of the text towards the aspect. "
+        "Answer with one word: positive, negative or neutral.",
+        labels=POLARITIES,
+        tuple_fields=(),
+        needs=("aspect",),
+        metric="accuracy",
+        positive_label=None,
+        figurative=True,
+        datasets=("implicit",),
+    ),
+    Subtask(
+        name="compsent",
+        group="MAST",
+        title="Comparative opinion",
+        instruction="Decide whether the text finds object a better or worse than object b. "
+        "Answer with one word: better or worse.",
+        labels=("better", "worse"),
+        tuple_fields=(),
+        needs=("object_a", "object_b"),
+        metric="accuracy",
+        positive_label=None,
+        figurative=False,
+        datasets=("compsent19",),
+    ),
+    Subtask(
         name="irony",
         group="MAST",
         title="Irony",
@@ -139,6 +239,47 @@ _ROWS = (
         positive_label=None,
         figurative=False,
         datasets=("emotion",),
+    ),
+    Subtask(
+        name="hate",
+        group="MAST",
+        title="Hate speech",
+        instruction="Decide whether the text is hate speech. Answer with one word: hate or non-hate.",
+        labels=("hate", "non-hate"),
+        tuple_fields=(),
+        needs=(),
+        metric="macro_f1",
+        positive_label=None,
+        figurative=False,
+        datasets=("hate",),
+    ),
+    Subtask(
+        name="offensive",
+        group="MAST",
+        title="Offensive language",
+        instruction="Decide whether the text is offensive. Answer with one word: offensive or non-offensive.",
+        labels=("offensive", "non-offensive"),
+        tuple_fields=(),
+        needs=(),
+        metric="macro_f1",
+        positive_label=None,
+        figurative=False,
+        datasets=("offensive",),
+    ),
+    Subtask(
+        name="stance",
+        group="MAST",
+        title="Stance",
+        instruction="Decide which stance the text takes towards the target. "
+        "Answer with one word: against, favor or none.",
+        labels=("against", "favor", "none"),
+        tuple_fields=(),
+        needs=("target",),
+        metric="macro_f1",
+        positive_label=None,
+        figurative=False,
+        datasets=("stance",),
+        unscored_labels=("none",),
     ),
 )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from memmcl import seeds
 from memmcl.store import ArtifactRef, cache_key
 from memmcl.suite.splits import load_splits
-from memmcl.suite.subtasks import SUBTASKS
 
 SIZES = {
     "sent2": (117, 24, 51), "asc": (201, 24, 119), "uabsa": (126, 24, 75),
@@ -33,7 +32,7 @@ def test_cache_keys() -> None:
 
 
 def test_splits_of_the_embedded_corpus() -> None:
-    splits = load_splits("embedded", tuple(SUBTASKS), train_rows=None, weak_rows=24, selection_rows=0, test_rows=None)
+    splits = load_splits("embedded", tuple(SIZES), train_rows=None, weak_rows=24, selection_rows=0, test_rows=None)
     sizes = {
         name: tuple(len(parts[part]) for part in ("train", "weak", "test")) for name, parts in splits.parts.items()
     }

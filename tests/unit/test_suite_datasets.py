@@ -6,13 +6,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from tiny import EMBEDDED
 
 from memmcl.errors import DataError
 from memmcl.suite.datasets import read_directory
 from memmcl.suite.embedded import read_corpus, read_embedded
 from memmcl.suite.examples import Example
 from memmcl.suite.splits import load_splits, split_embedded
-from memmcl.suite.subtasks import SUBTASKS
+from memmcl.suite.subtasks import POLARITIES, SUBTASKS
 
 SENTIEVAL = Path(
     os.environ.get("MEMMCL_SENTIEVAL", Path(__file__).resolve().parents[2].parent / "shared/data/sentieval")
@@ -64,6 +65,36 @@ def test_fields_and_tuples_are_read(tmp_path: Path) -> None:
     assert [example.gold for example in read["aste"]["weak"]] == [(("a", "b", "positive"),), ()]
 
 
+def test_quadruples_keep_an_aspect_that_is_not_named(tmp_path: Path) -> None:
+    quads = [["food quality", "NULL", "good", "positive"], ["food prices", "soup", "NULL", "negative"]]
+    rows = [{"text": "t", "label": quads}, {"text": "u", "label": []}]
+    write(tmp_path, "absa/asqp_rest16", train=rows, dev=rows, test=rows)
+    read = read_directory(tmp_path, [SUBTASKS["asqp"]])["asqp"]["train"]
+    assert [example.gold for example in read] == [tuple(tuple(quad) for quad in quads), ()]
+    assert read[0].answer == repr([tuple(quad) for quad in quads])
+    assert read[1].answer == "[]"
+
+
+def test_targets_and_compared_objects_are_read_and_domains_are_not(tmp_path: Path) -> None:
+    stance = [{"text": "t", "target": "NULL", "label": "none"}]
+    write(tmp_path, "mast/stance", train=stance, dev=stance, test=stance)
+    implied = [{"text": "t", "aspect": "NULL", "domain": "", "label": "neutral"}]
+    write(tmp_path, "mast/implicit", train=implied, dev=implied, test=implied)
+    compared = [
+        {"text": "t", "object_a": "A", "object_b": "B", "label": "better"},
+        {"text": "t", "object_a": "B", "object_b": "A", "label": "worse"},
+    ]
+    write(tmp_path, "mast/compsent19", train=compared, dev=compared, test=compared)
+    read = read_directory(tmp_path, [SUBTASKS[name] for name in ("stance", "implicit", "compsent")])
+    assert read["stance"]["test"] == [Example.create("stance", "t", "none", {"target": "NULL"})]
+    assert read["implicit"]["test"] == [Example.create("implicit", "t", "neutral", {"aspect": "NULL"})]
+    assert [dict(example.fields) for example in read["compsent"]["weak"]] == [
+        {"object_a": "A", "object_b": "B"},
+        {"object_a": "B", "object_b": "A"},
+    ]
+    assert len({example.id for example in read["compsent"]["weak"]}) == 2
+
+
 @pytest.mark.parametrize(
     ("subtask", "dataset", "row", "message"),
     [
@@ -105,12 +136,23 @@ def test_fields_and_tuples_are_read(tmp_path: Path) -> None:
             {"text": "t", "label": [["\udc00", "positive"]]},
             "half a surrogate pair",
         ),
+        ("doc5", "sc/yelp5", {"text": "t", "label": "very  positive"}, "unknown label 'very  positive'"),
+        ("hate", "mast/hate", {"text": "t", "label": "non_hate"}, "unknown label 'non_hate'"),
+        ("stance", "mast/stance", {"text": "t", "label": "none"}, "no field 'target'"),
+        ("stance", "mast/stance", {"text": "t", "target": "t", "label": None}, "unknown label None"),
+        ("stance", "mast/stance", {"text": "t", "target": None, "label": "none"}, "'target' must be a non-empty"),
+        ("implicit", "mast/implicit", {"text": "t", "aspect": " ", "label": "neutral"}, "'aspect' must be a non-empty"),
+        ("compsent", "mast/compsent19", {"text": "t", "object_a": "A", "label": "better"}, "no field 'object_b'"),
+        ("asqp", "absa/asqp_rest15", {"text": "t", "label": [["c", "", "o", "positive"]]}, "non-empty strings only"),
+        ("asqp", "absa/asqp_rest15", {"text": "t", "label": [["a", "o", "positive"]]}, "expected 4 strings"),
+        ("asqp", "absa/asqp_rest15", {"text": "t", "label": [["c", "a", "o", "NULL"]]}, "unknown polarity 'NULL'"),
     ],
 )
 def test_a_bad_row_is_named_with_file_and_line(
     tmp_path: Path, subtask: str, dataset: str, row: object, message: str
 ) -> None:
-    good = {"text": "t", "aspect": "a", "label": [] if SUBTASKS[subtask].is_tuple else "positive"}
+    asked = SUBTASKS[subtask]
+    good = {"text": "t", **dict.fromkeys(asked.needs, "a"), "label": [] if asked.is_tuple else asked.labels[0]}
     write(tmp_path, dataset, train=[good, row], dev=[good], test=[good])
     with pytest.raises(DataError, match=r"train\.jsonl, line 2: ") as caught:
         read_directory(tmp_path, [SUBTASKS[subtask]])
@@ -197,10 +239,11 @@ def test_a_corpus_without_rows_or_with_bad_ones_is_refused(tmp_path: Path) -> No
 
 
 def test_the_embedded_corpus_fills_every_part_of_every_subtask() -> None:
-    read = read_embedded(list(SUBTASKS.values()))
-    assert list(read) == list(SUBTASKS)
+    read = read_embedded([SUBTASKS[name] for name in EMBEDDED])
+    assert tuple(read) == EMBEDDED
     pools = split_embedded(read)
-    for name, subtask in SUBTASKS.items():
+    for name in EMBEDDED:
+        subtask = SUBTASKS[name]
         assert len(read[name]) >= 120, name
         assert len({example.id for example in read[name]}) == len(read[name]), name
         assert {example.dataset for example in read[name]} == {f"embedded_{name}"}
@@ -222,7 +265,7 @@ def test_embedded_annotations_occur_in_their_sentences() -> None:
 
 
 def test_the_embedded_splits_of_the_quickstart() -> None:
-    splits = load_splits("embedded", list(SUBTASKS), train_rows=None, weak_rows=24, selection_rows=0, test_rows=None)
+    splits = load_splits("embedded", EMBEDDED, train_rows=None, weak_rows=24, selection_rows=0, test_rows=None)
     assert splits.dropped == {}
     for name, parts in splits.parts.items():
         assert len(parts["weak"]) == 24, name
@@ -235,19 +278,32 @@ def test_every_sentieval_data_set_reads(name: str) -> None:
     read = read_directory(SENTIEVAL, [SUBTASKS[name]])[name]
     for part, file in (("train", "train"), ("weak", "dev"), ("test", "test")):
         counted = Counter(example.dataset for example in read[part])
+        assert set(counted) == set(SUBTASKS[name].datasets)
         for dataset in SUBTASKS[name].datasets:
             lines = (SENTIEVAL / SUBTASKS[name].group.lower() / dataset / f"{file}.jsonl").read_bytes()
             assert counted[dataset] == lines.count(b"\n"), (dataset, part)
 
 
 @needs_sentieval
+@pytest.mark.parametrize("name", list(SUBTASKS))
+def test_the_catalogue_has_the_labels_and_categories_of_sentieval(name: str) -> None:
+    subtask = SUBTASKS[name]
+    golds = [example.gold for example in read_directory(SENTIEVAL, [subtask])[name]["train"]]
+    if subtask.is_tuple:
+        assert {item[-1] for gold in golds for item in gold} == set(POLARITIES)
+    else:
+        assert set(golds) == set(subtask.labels)
+    if "category" in subtask.tuple_fields:
+        named = subtask.instruction.partition("Categories: ")[2].rstrip(".").split(", ")
+        assert len(named) == 13
+        assert {item[0] for gold in golds for item in gold} <= set(named)
+
+
+@needs_sentieval
 def test_sentieval_splits_without_overlap() -> None:
-    splits = load_splits(str(SENTIEVAL), list(SUBTASKS), train_rows=100, weak_rows=48, selection_rows=16, test_rows=50)
-    for parts in splits.parts.values():
-        assert {part: len(rows) for part, rows in parts.items()} == {
-            "train": 100,
-            "weak": 48,
-            "selection": 16,
-            "test": 50,
-        }
+    """Documents have 96 train and 24 dev rows, fewer than the others."""
+    splits = load_splits(str(SENTIEVAL), list(SUBTASKS), train_rows=90, weak_rows=16, selection_rows=8, test_rows=50)
+    for name, parts in splits.parts.items():
+        sizes = {part: len(rows) for part, rows in parts.items()}
+        assert sizes == {"train": 90, "weak": 16, "selection": 8, "test": 50}, name
     assert splits.dropped["train rows whose text is in a weak part"] > 0

@@ -1,5 +1,6 @@
 """Metrics: SentiEval's edge cases by hand, the counts behind a bootstrap, constants."""
 
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from memmcl.suite.metrics import (
     score_subtask,
     scoring_of,
 )
-from memmcl.suite.subtasks import SUBTASKS
+from memmcl.suite.subtasks import POLARITIES, SUBTASKS, Subtask
 
 GOLD = [[("food", "positive"), ("wait", "negative")], [], [("Bar", "neutral")]]
 
@@ -74,13 +75,7 @@ def test_a_label_of_the_space_that_nobody_names_counts_as_zero() -> None:
 def test_stance_leaves_none_out_of_the_mean_but_not_out_of_the_counts() -> None:
     golds = ["against", "favor", "none", "none"]
     assert score("stance", ["against", "favor", "against", "none"], golds) == pytest.approx((2 / 3 + 1) / 2)
-    subtask = replace(
-        SUBTASKS["emotion"],
-        name="stance",
-        labels=("against", "favor", "none"),
-        unscored_labels=("none",),
-        datasets=("stance",),
-    )
+    subtask = SUBTASKS["stance"]
     examples = [Example.create("stance", str(i), gold) for i, gold in enumerate(golds)]
     answers = ["against", "favor", "against", "none"]
     assert score_subtask(subtask, examples, answers) == score("stance", answers, golds)
@@ -168,3 +163,55 @@ def test_best_constant_tuples() -> None:
     assert best_constant(SUBTASKS["uabsa"], empty, train) == ("[]", 0.0)
     with pytest.raises(DataError, match="no rows to score"):
         best_constant(SUBTASKS["uabsa"], [], train)
+
+
+def invented(subtask: Subtask, rows: int, seed: int) -> tuple[list[Example], list[str]]:
+    """Rows of all the subtask's data sets, and answers: right, another row's, off the labels, or unreadable."""
+    draw = random.Random(f"{subtask.name} {seed}")
+    examples = []
+    for number in range(rows):
+        gold: str | list[tuple[str, ...]]
+        if subtask.is_tuple:
+            gold = [
+                (*(draw.choice("abc") for _ in subtask.tuple_fields[:-1]), draw.choice(POLARITIES))
+                for _ in range(draw.randrange(3))
+            ]
+        else:
+            gold = draw.choice(subtask.labels)
+        examples.append(Example.create(draw.choice(subtask.datasets), f"text {number}", gold))
+    others = [example.answer for example in examples]
+    answers = [
+        draw.choice([example.answer, example.answer, draw.choice(others), draw.choice(["", "[(", "dunno"])])
+        for example in examples
+    ]
+    return examples, answers
+
+
+@pytest.mark.parametrize("name", list(SUBTASKS))
+def test_summed_counts_score_every_subtask_as_its_data_sets_do(name: str) -> None:
+    subtask = SUBTASKS[name]
+    for seed in range(5):
+        examples, answers = invented(subtask, 60, seed)
+        counts = row_counts(subtask, examples, answers)
+        summed = float(score_from_counts(subtask, datasets_of(examples), counts.sum(axis=0)))
+        assert summed == score_subtask(subtask, examples, answers)
+        each = []
+        for dataset in subtask.datasets:
+            rows = [(a, e.gold) for a, e in zip(answers, examples, strict=True) if e.dataset == dataset]
+            each.append(score(dataset, [answer for answer, _ in rows], [gold for _, gold in rows]))
+        assert summed == pytest.approx(sum(each) / len(subtask.datasets), rel=1e-12)
+        assert 0.2 < summed < 0.95, "neither all right nor all wrong, or nothing is compared"
+        assert score_subtask(subtask, examples, [example.answer for example in examples]) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", list(SUBTASKS))
+def test_no_constant_beats_the_best_constant_of_any_subtask(name: str) -> None:
+    subtask = SUBTASKS[name]
+    train, _ = invented(subtask, 60, 0)
+    test, _ = invented(subtask, 30, 1)
+    answer, value = best_constant(subtask, train, test)
+    assert value == score_subtask(subtask, test, [answer] * len(test))
+    reached = score_subtask(subtask, train, [answer] * len(train))
+    for other in {*subtask.labels, *(example.answer for example in train[:5])}:
+        assert score_subtask(subtask, train, [other] * len(train)) <= reached, other
+    assert subtask.is_tuple or answer in subtask.labels

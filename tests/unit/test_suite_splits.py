@@ -219,5 +219,5 @@ def test_load_splits_refuses_what_is_not_there(tmp_path: Path) -> None:
     caps = {"train_rows": 1, "weak_rows": 1, "selection_rows": 0, "test_rows": 1}
     with pytest.raises(DataError, match="is not a directory"):
         load_splits(str(tmp_path / "nowhere"), ["sent2"], **caps)
-    with pytest.raises(ConfigError, match="unknown subtask 'sent3'"):
-        load_splits("embedded", ["sent3"], **caps)
+    with pytest.raises(ConfigError, match="unknown subtask 'sent4'"):
+        load_splits("embedded", ["sent4"], **caps)
