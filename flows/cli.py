@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -21,9 +20,10 @@ from memmcl.config import RunConfig, load_config
 from memmcl.errors import MemmclError, UsageError
 
 if TYPE_CHECKING:
-    from memmcl.store import ArtifactRef, Manifest, Store
+    from memmcl.store import ArtifactRef, Champions, Manifest, Store
 
 INTERRUPTED = 130
+CHAMPION = "champion"
 
 app = typer.Typer(
     help="One sentiment model out of many LoRA experts: train, merge by evolution, evaluate, report.\n\n"
@@ -36,6 +36,11 @@ store_app = typer.Typer(
     help="Look into the artifact store: every expert, search, evaluation and report of every run.", no_args_is_help=True
 )
 app.add_typer(store_app, name="store")
+champion_app = typer.Typer(
+    help="The champion: the run whose model is in use. Retrains challenge it; a person may roll it back.",
+    no_args_is_help=True,
+)
+app.add_typer(champion_app, name="champion")
 console = Console(highlight=False, markup=False, emoji=False)  # paths, names and answers may hold [brackets]
 
 StoreUrl = Annotated[
@@ -47,10 +52,20 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, as in experts.steps=80; may be repeated"),
 ]
-RunId = Annotated[str | None, typer.Option("--run", help="First digits of a run's id; the latest run by default")]
+RunId = Annotated[
+    str | None,
+    typer.Option("--run", help="First digits of a run's id, or champion; the latest run by default"),
+]
+ChampionName = Annotated[
+    str | None, typer.Option("--name", help="Name of the champion; without it, that of --config, else champion")
+]
 Aspects = Annotated[
     list[str] | None,
     typer.Option("--aspect", help="Ask about this aspect; may be repeated. Without it, about those found in the text"),
+]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option("--target", help="Target of a stance; twice for the two things that are compared"),
 ]
 ArtifactKey = Annotated[str, typer.Argument(help="First digits of an artifact's key")]
 OutDirectory = Annotated[
@@ -81,7 +96,6 @@ def run(
     $ memmcl run my.yaml --set store.url=s3://bucket/folder
     """
     settings = load_config(config, set_ or [])
-    command = shlex.join(["memmcl", "run", str(config), *(f"--set={text}" for text in set_ or [])])
     _quiet_environment()
     from tasks.inputs import find_inputs
 
@@ -89,7 +103,7 @@ def run(
         inputs = find_inputs(settings)
         from tasks.session import finished, open_run, refuse_second
 
-        opened = open_run(settings, command, inputs)
+        opened = open_run(settings, inputs)
         done = finished(opened)
     if done is None:
         from flows.server import check_port, prefect_server
@@ -102,7 +116,7 @@ def run(
             console.print(f"Prefect UI while it runs: {api.removesuffix('/api')}")
             from flows.pipeline import pipeline
 
-            pipeline(settings, command)
+            pipeline(settings)
         done = finished(opened)
         assert done is not None, "the pipeline publishes the run's last artifact before it returns"
     else:
@@ -143,7 +157,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen 
 def predict(
     text: Annotated[str, typer.Argument(help="The text to analyse")],
     aspect: Aspects = None,
-    target: Annotated[str | None, typer.Option(help="Target of a stance or a comparison")] = None,
+    target: Targets = None,
     run_id: RunId = None,
     store: StoreUrl = None,
     config: ConfigFile = None,
@@ -162,7 +176,7 @@ def predict(
     from flows.predict import answer_all
 
     with console.status("loading the unified model"):
-        answers = answer_all(opened, manifest, text, aspects=aspect or [], target=target)
+        answers = answer_all(opened, manifest, text, aspects=aspect or [], targets=target or [])
     table = Table("subtask", "about", "answer", "confidence", box=None, header_style="bold")
     for answer in answers:
         table.add_row(answer.title, answer.about, answer.answer, answer.confidence)
@@ -170,9 +184,95 @@ def predict(
 
 
 @app.command()
+def deploy(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML file of a run: the default parameters of the deployments")
+    ] = None,
+    set_: Overrides = None,
+    file: Annotated[Path, typer.Option("--file", help="The deployments, in Prefect's format")] = Path(
+        "deployments/prefect.yaml"
+    ),
+) -> None:  # fmt: skip
+    """Create work pool, deployments and automations on the Prefect server that PREFECT_API_URL names.
+
+    Called again it changes nothing, until the file, the configuration or memmcl itself changes.
+
+    For example:
+
+    $ memmcl deploy --config my.yaml --set store.url=s3://bucket/folder
+    """
+    settings = load_config(config, set_ or [])
+    _quiet_environment()
+    from flows.deploy import deploy as apply
+
+    with console.status("asking the Prefect server"):
+        applied = apply(file, settings)
+    table = Table("what", "name", "", box=None, header_style="bold")
+    for one in applied:
+        table.add_row(one.what, one.name, one.done)
+    console.print(table)
+    pools = " ".join(one.name for one in applied if one.what == "work pool")
+    console.print(f"next           prefect worker start --pool {pools} --type process", soft_wrap=True)
+
+
+@app.command()
 def version() -> None:
     """Show the version."""
     console.print(__version__)
+
+
+@champion_app.command("show")
+def champion_show(name: ChampionName = None, store: StoreUrl = None, config: ConfigFile = None) -> None:
+    """Show the champion: its results table, and the path of its report.
+
+    For example:
+
+    $ memmcl champion show --store s3://bucket/folder
+    """
+    opened, champions = _champions(name, store, config)
+    if champions.current is None:
+        raise UsageError(f"no champion {champions.name!r} in {opened.url} yet; the first retrain makes one")
+    reign = champions.current
+    console.print(f"champion {champions.name}: run {reign.run_id[:8]}, {reign.name}, since {reign.since}")
+    console.print(f"{reign.how}: {reign.why}", soft_wrap=True)
+    _show(opened, _find_run(opened, reign.run_id), None)
+
+
+@champion_app.command("history")
+def champion_history(name: ChampionName = None, store: StoreUrl = None, config: ConfigFile = None) -> None:
+    """List every promotion and rollback, the newest first."""
+    _, champions = _champions(name, store, config)
+    table = Table("since", "run", "name", "how", "test score", "why", box=None, header_style="bold")
+    for reign in reversed(champions.history):
+        score = "" if reign.unified is None else f"{reign.unified:.3f} ± {reign.unified_se or 0:.3f}"
+        table.add_row(reign.since[:16], reign.run_id[:8], reign.name, reign.how, score, reign.why)
+    console.print(table)
+
+
+@champion_app.command("rollback")
+def champion_rollback(
+    to: Annotated[str | None, typer.Option("--to", help="First digits of a former champion's run id")] = None,
+    name: ChampionName = None,
+    store: StoreUrl = None,
+    config: ConfigFile = None,
+) -> None:
+    """Give the place back to the champion before the current one, or to the former champion named by --to.
+
+    A retrain does not promote again what was rolled back, as long as data and settings stay the same.
+
+    For example:
+
+    $ memmcl champion rollback
+    $ memmcl champion rollback --to 3f9a1c
+    """
+    from memmcl.store import rollback
+
+    opened, champions = _champions(name, store, config)
+    before = champions.current
+    after = rollback(opened, champions, to).current
+    assert before is not None
+    assert after is not None
+    console.print(f"champion {champions.name}: run {after.run_id[:8]}, {after.name} (was run {before.run_id[:8]})")
 
 
 @store_app.command("ls")
@@ -288,6 +388,14 @@ def _open(settings: RunConfig) -> Store:
     return Store.open(cfg.url, endpoint_url=cfg.endpoint_url, region=cfg.region)
 
 
+def _champions(name: str | None, store: str | None, config: Path | None) -> tuple[Store, Champions]:
+    from memmcl.store import read_champions
+
+    settings = _settings(store, config)
+    opened = _open(settings)
+    return opened, read_champions(opened, name or settings.promotion.champion)
+
+
 def _find(store: Store, key: str) -> Manifest:
     found = [manifest for manifest in store.list() if manifest.key.startswith(key)]
     if len(found) != 1:
@@ -297,6 +405,13 @@ def _find(store: Store, key: str) -> Manifest:
 
 
 def _find_run(store: Store, run_id: str | None) -> Manifest:
+    if run_id == CHAMPION:
+        from memmcl.store import read_champions
+
+        current = read_champions(store, CHAMPION).current
+        if current is None:
+            raise UsageError(f"no champion in {store.url} yet; the first retrain makes one")
+        run_id = current.run_id
     runs = [manifest for manifest in store.list("run") if manifest.key.startswith(run_id or "")]
     if not runs:
         which = f"whose id starts with {run_id!r} " if run_id else ""
@@ -343,7 +458,6 @@ def _quiet_environment() -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
         "TOKENIZERS_PARALLELISM": "false",
-        **({} if sys.stderr.isatty() else {"RAY_COLOR_PREFIX": "0"}),
     }.items():
         os.environ.setdefault(name, value)
 

@@ -7,43 +7,59 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefect import flow
-from prefect.runtime import flow_run
 from prefect.states import Completed, State
 from prefect_ray import RayTaskRunner
 from prefect_ray.context import remote_options
 
 from memmcl.config import RunConfig
-from memmcl.store import ArtifactRef
-from tasks.data import SplitRefs, publish_splits
+from memmcl.store import ArtifactRef, Lease
+from tasks.artifacts import announce, run_name
+from tasks.cancel import CancelRequested, cancellable, cancelled
+from tasks.cluster import check_nodes
+from tasks.data import SplitRefs, longest_first, publish_splits
 from tasks.evaluate import evaluate_subtask, gate_contexts
 from tasks.experts import JOINT, measure_reference, train_expert, train_joint
 from tasks.merge import ARITHMETIC, STAGE_2, build_unified, search_groups, search_unified
 from tasks.report import export_full, publish_report
 from tasks.results import Made, candidate_models, measure_difficulty
 from tasks.runtime import Run, log
-from tasks.session import PeakMemory, finished, held, open_run, ray_session
+from tasks.session import PeakMemory, check_place, finished, held, open_run, ray_session
 
 Refs = dict[str, ArtifactRef]
+DEFAULTS = RunConfig()
 
 
-def _run_name() -> str:
-    config = flow_run.parameters["config"]
-    return f"{config['name'] if isinstance(config, dict) else config.name}"
-
-
-@flow(name="pipeline", flow_run_name=_run_name)
-def pipeline(config: RunConfig, command: str = "") -> State[ArtifactRef]:
+@flow(name="pipeline", flow_run_name=run_name)
+def pipeline(config: RunConfig = DEFAULTS) -> State[ArtifactRef]:
     """Train experts, search the merge in two stages, gate contexts, evaluate, report.
 
     A run that is finished in the store is returned at once; one that was killed goes on where it was.
+
+    Args:
+        config: What to train, search and evaluate, on which rows, where.
     """
     started = time.time()
-    run = open_run(config, command)
+    check_place(config)
+    run = open_run(config)
+    announce(run)
     done = finished(run)
     if done is not None:
         return Completed(name="Reused", message=f"run {run.id[:8]} was finished before", data=done.ref)
+    try:
+        with held(run) as lease, ray_session(config.ray), cancellable():
+            report = make_model(run, lease, started)
+    except CancelRequested:
+        return cancelled()
+    return Completed(message=f"run {run.id[:8]} is finished", data=report)
+
+
+def make_model(run: Run, lease: Lease, started: float) -> ArtifactRef:
+    """Run all stages on the Ray session that is open, and return the run's last artifact."""
+    config = run.config
+    if config.ray.address:
+        check_nodes(run)
     log().info("run %s: %d subtasks on %s", run.id[:8], len(config.data.subtasks), run.base.name)
-    with held(run) as lease, PeakMemory() as memory, ray_session(config.ray):
+    with PeakMemory() as memory:
         splits, anchors = publish_splits(run)
         experts, joint, references = train_experts(run, splits, anchors)
         searches, unified = merge_experts(run, experts, part(splits, "weak"), references)
@@ -52,12 +68,11 @@ def pipeline(config: RunConfig, command: str = "") -> State[ArtifactRef]:
         gates, evaluations = evaluate_models(run, splits, experts, joint, searches, unified, order)
         model = export_full(run, unified, return_state=True).result() if config.export == "full" else None
         lease.check()
-        made = Made(
-            splits=splits, experts=experts, joint=joint, references=references, searches=searches, unified=unified,
-            gates=gates, evaluations=evaluations, model=model,
-        )  # fmt: skip
-        report = publish_report(run, made, started, memory.gib)
-    return Completed(message=f"run {run.id[:8]} is finished", data=report)
+    made = Made(
+        splits=splits, anchors=anchors, experts=experts, joint=joint, references=references, searches=searches,
+        unified=unified, gates=gates, evaluations=evaluations, model=model,
+    )  # fmt: skip
+    return publish_report(run, made, started, memory.gib)
 
 
 @flow(name="experts", flow_run_name="experts", task_runner=RayTaskRunner())
@@ -66,8 +81,9 @@ def train_experts(run: Run, splits: SplitRefs, anchors: ArtifactRef) -> tuple[Re
     train, weak = part(splits, "train"), part(splits, "weak")
     with worker(run):
         rival = train_joint.submit(run, train) if run.config.evaluation.joint_lora else None
-        trained = {name: train_expert.submit(run, name, train[name], anchors) for name in train}
-        measured = {name: measure_reference.submit(run, name, trained[name], weak[name]) for name in train}
+        order = longest_first(run, train)
+        trained = {name: train_expert.submit(run, name, train[name], anchors) for name in order}
+        measured = {name: measure_reference.submit(run, name, trained[name], weak[name]) for name in order}
         joint = rival.result() if rival else None
         return collect(trained), joint, collect(measured)
 

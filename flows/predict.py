@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from memmcl.config import parse_config
 from memmcl.curriculum.context import Context
 from memmcl.evaluate.scoring import Probe
-from memmcl.store import ArtifactRef, Manifest, Store
+from memmcl.store import Manifest, Store
 from memmcl.suite.examples import Example
 from memmcl.suite.parsing import parse_tuples
 from memmcl.suite.subtasks import Subtask, get_subtask
 from tasks.evaluate import context_probe, contexts_of, unified_model
-from tasks.runtime import Base, Run
+from tasks.runtime import Run, reopen
 
 ASPECTS = "uabsa"
 """The subtask whose answer tells which aspects a text speaks of."""
@@ -34,15 +33,14 @@ class Answer:
 
 
 def answer_all(
-    store: Store, done: Manifest, text: str, *, aspects: Sequence[str] = (), target: str | None = None
+    store: Store, done: Manifest, text: str, *, aspects: Sequence[str] = (), targets: Sequence[str] = ()
 ) -> list[Answer]:
     """Answer every subtask of the run `done` about `text`.
 
     Aspect polarity is asked about `aspects`, or else about those that the model found itself; a subtask that needs
-    something else that was not given says so.
+    something else takes the first of `targets`, as many as it needs, or says what is missing.
     """
-    run, refs = _reopen(store, done)
-    order = [entry["name"] for entry in json.loads(store.read(done, "results.json"))["subtasks"]]
+    run, refs, order = reopen(store, done)
     train = {name: refs[f"split:{name} train"] for name in order}
     answers: dict[str, list[Answer]] = {}
     found = list(aspects)
@@ -67,20 +65,11 @@ def answer_all(
             elif needs == ("aspect",):
                 asked = [ask(name, {"aspect": aspect}) for aspect in dict.fromkeys(found)]
                 answers[name] = asked or [_missing(name, "no aspect found; name one with --aspect")]
-            elif needs and target is None:
-                answers[name] = [_missing(name, f"needs {', '.join(needs)}; give it with --target")]
+            elif len(targets) < len(needs):
+                answers[name] = [_missing(name, f"needs {', '.join(needs)}; give --target {len(needs)} times")]
             else:
-                answers[name] = [ask(name, dict.fromkeys(needs, target or ""))]
+                answers[name] = [ask(name, dict(zip(needs, targets, strict=False)))]
     return [answer for name in order for answer in answers[name]]
-
-
-def _reopen(store: Store, done: Manifest) -> tuple[Run, dict[str, ArtifactRef]]:
-    """Return the run as it was, on this machine's store, and its artifacts by `kind:name`."""
-    results = json.loads(store.read(done, "results.json"))
-    config = parse_config(results["run"]["config"], f"run {done.key[:8]}")
-    base = Base.model_validate_json(store.read(done, "base.json"))
-    run = Run(id=done.key, config=config, base=base, store=store.spec, command=results["run"]["command"])
-    return run, {f"{ref.kind}:{ref.name}": ref for ref in done.inputs}
 
 
 def _context(run: Run, subtask: Subtask, prompter: Any, train: Any, order: Sequence[str], kind: str) -> Context:

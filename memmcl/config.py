@@ -1,7 +1,7 @@
 """The configuration of a run: one frozen tree, read from one YAML file, checked before anything starts.
 
-`what` a run computes (everything but `store`, `ray` and `report`) decides its id and every cache key; `where` it
-computes it does not.
+`what` a run computes (everything but `name`, `promotion`, `store` and `ray`) decides its id and every cache key;
+where it computes does not.
 """
 
 from __future__ import annotations
@@ -162,6 +162,19 @@ class EvaluationConfig(_Section):
     )
 
 
+class PromotionConfig(_Section):
+    """When a retrained model takes the champion's place."""
+
+    champion: str = Field(
+        "champion",
+        pattern=r"^[a-z0-9][a-z0-9-]{0,59}$",
+        description="Name of the champion that a retrain challenges; a store may keep several",
+    )
+    margin: float = Field(
+        2.0, ge=0, le=100, description="Paired standard errors by which a challenger must beat the champion"
+    )
+
+
 class StoreConfig(_Section):
     """Where artifacts lie. Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)."""
 
@@ -193,6 +206,7 @@ class RunConfig(_Section):
     export: Literal["adapter", "full"] = Field(
         "adapter", description="The unified model as an exact PEFT adapter, or also as a plain Hugging Face directory"
     )
+    promotion: PromotionConfig = Field(default_factory=PromotionConfig, description="Champion and challenger")
     store: StoreConfig = Field(default_factory=StoreConfig, description="Artifact store")
     ray: RayConfig = Field(default_factory=RayConfig, description="Ray")
 
@@ -206,8 +220,8 @@ class RunConfig(_Section):
         return self
 
     def what(self) -> dict[str, Any]:
-        """Return what decides the results, as plain JSON: everything but where it runs and what it is called."""
-        return self.model_dump(mode="json", exclude={"name", "store", "ray"})
+        """Return what decides the model, as plain JSON: everything but its name, where it runs, and its promotion."""
+        return self.model_dump(mode="json", exclude={"name", "promotion", "store", "ray"})
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:

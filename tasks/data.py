@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -9,7 +11,7 @@ from memmcl.store import ArtifactRef, cache_key
 from memmcl.suite.examples import Example, to_table
 from memmcl.suite.splits import PREPARED_PARTS, Splits
 from tasks.inputs import read_splits
-from tasks.runtime import Run, log, open_store
+from tasks.runtime import Run, log, open_store, read_rows
 
 STAGE_VERSION = 1
 SplitRefs = dict[str, dict[str, ArtifactRef]]
@@ -23,7 +25,11 @@ def data_digests(splits: Splits) -> dict[str, dict[str, str]]:
 
 @task(name="splits", task_run_name="splits", cache_policy=NO_CACHE)
 def publish_splits(run: Run) -> tuple[SplitRefs, ArtifactRef]:
-    """Publish one artifact per subtask and part, and the anchor rows, which are an artifact of their own."""
+    """Publish one artifact per subtask and part, and the anchor rows, which are an artifact of their own.
+
+    The anchor rows are those that an earlier run pinned, where there are any: rows that change in one subtask must
+    not retrain the experts of the others.
+    """
     config = run.config
     splits = read_splits(config)
     refs: SplitRefs = {}
@@ -36,19 +42,44 @@ def publish_splits(run: Run) -> tuple[SplitRefs, ArtifactRef]:
         log().info("%s: %s", name, ", ".join(f"{len(rows)} {part}" for part, rows in parts.items()))
     for reason, count in splits.dropped.items():
         log().info("left out: %d %s", count, reason)
-    lent = {name: parts["train"][: config.experts.anchor_rows] for name, parts in splits.parts.items()}
-    digests = {name: splits.digest(name, "train") for name in lent}
-    rows = [row for name in sorted(lent) for row in lent[name]]
-    described = {"train": digests, "anchor_rows": config.experts.anchor_rows}
-    counts = {name: len(lent[name]) for name in sorted(lent)}
+    if run.anchors is not None:
+        return refs, run.anchors
+    lent = {name: parts["train"][: config.experts.anchor_rows] for name, parts in sorted(splits.parts.items())}
+    rows = [row for name in lent for row in lent[name]]
+    counts = {name: len(found) for name, found in lent.items()}
+    described = describe_anchors(splits, config.experts.anchor_rows)
     return refs, _publish(run, "anchors", "anchor rows", described, rows, counts)
+
+
+def describe_anchors(splits: Splits, count: int) -> dict[str, object]:
+    """Return what the anchor rows that a run lends by itself depend on."""
+    return {"train": {name: splits.digest(name, "train") for name in splits.parts}, "anchor_rows": count}
+
+
+def anchors_key(splits: Splits, count: int) -> str:
+    """Return the key of the anchor rows that a run lends by itself."""
+    return _key("anchors", describe_anchors(splits, count))
+
+
+def longest_first(run: Run, train: Mapping[str, ArtifactRef]) -> list[str]:
+    """Return the subtasks by the mean length of their training rows, the longest first: they take longest to train.
+
+    Who starts the longest work first waits least at its end.
+    """
+    rows = {name: read_rows(run, ref) for name, ref in train.items()}
+    lengths = {name: sum(len(row.text) + len(row.answer) for row in found) / len(found) for name, found in rows.items()}
+    return sorted(lengths, key=lambda name: (-lengths[name], name))
+
+
+def _key(kind: str, described: Mapping[str, object]) -> str:
+    return cache_key(kind, inputs=(), config=described, stage_version=STAGE_VERSION, seed=0)
 
 
 def _publish(
     run: Run, kind: str, name: str, described: dict[str, object], rows: list[Example] | tuple[Example, ...],
     counts: dict[str, int] | None = None,
 ) -> ArtifactRef:  # fmt: skip
-    key = cache_key(kind, inputs=(), config=described, stage_version=STAGE_VERSION, seed=0)
+    key = _key(kind, described)
     found = open_store(run).find(kind, key)
     if found is not None:
         return found.ref

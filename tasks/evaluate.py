@@ -114,7 +114,7 @@ def evaluate_subtask(
         answers["constant"] = [constant] * len(rows)
         gated = json.loads(open_store(run).read(gate, "gate.json"))
         answers |= _context_answers(run, asked, rows, unified, gated, train, order)
-        scores = {name: _scores(run, asked, rows, given) for name, given in answers.items()}
+        scores = {name: score_answers(run, asked, rows, given) for name, given in answers.items()}
         for name in models:
             log().info("%s on %s: %.3f", name, subtask, scores[name]["score"])
         return {"scores.json": json.dumps(scores).encode(), "predictions.parquet": _table(rows, answers)}, {}
@@ -259,6 +259,8 @@ def _context_answers(
     with unified_model(run, unified) as (backbone, prompter):
         for context in contexts_of(run, subtask, prompter, train, order):
             forms = [entry for entry in gated if entry["context"] == context.kind]
+            if not forms:
+                continue
             probe = context_probe(run, backbone, prompter, subtask, rows, context)
             for form in forms:
                 name = f"context:{context.kind}" + (":calibrated" if form["calibrated"] else "")
@@ -269,7 +271,16 @@ def _context_answers(
     return answers
 
 
-def _scores(run: Run, subtask: Subtask, rows: Sequence[Example], answers: Sequence[str]) -> dict[str, Any]:
+def gated_answers(
+    run: Run, subtask: Subtask, rows: Sequence[Example], unified: ArtifactRef, gated: Sequence[Mapping[str, Any]],
+    train: Mapping[str, ArtifactRef], order: Sequence[str],
+) -> list[str]:  # fmt: skip
+    """Return the unified model's answers in the context that the gate chose."""
+    chosen = [entry for entry in gated if entry["chosen"]]
+    return _context_answers(run, subtask, rows, unified, chosen, train, order)["gated"]
+
+
+def score_answers(run: Run, subtask: Subtask, rows: Sequence[Example], answers: Sequence[str]) -> dict[str, Any]:
     """Return the score of one model: strict as published, tolerant beside it, counts for paired comparisons."""
     tolerant, rejected = _tolerant(subtask, answers)
     counts = metrics.row_counts(subtask, rows, tolerant)

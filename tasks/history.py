@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from pathlib import Path
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -12,9 +16,9 @@ from prefect.client.schemas.filters import (
     TaskRunFilterFlowRunId,
 )
 from prefect.client.schemas.objects import StateType
-from prefect.exceptions import ObjectNotFound
-from prefect.runtime import flow_run
-from prefect.states import Crashed
+from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.runtime import deployment, flow_run
+from prefect.states import Cancelled, Crashed, State
 
 from memmcl.store import Lease
 from tasks.runtime import log
@@ -30,31 +34,65 @@ def root_flow_run_id() -> str | None:
 
 def close_abandoned(lease: Lease) -> None:
     """Mark the flow runs of holders that died as Crashed, so that none stays Running in the history."""
+    died = Crashed(message="The process died; a later run of the same command took over.")
     for owner in lease.abandoned:
         if owner.get("flow_run_id") and owner["flow_run_id"] != root_flow_run_id():
             with get_client(sync_client=True) as client:
-                if _close(client, UUID(owner["flow_run_id"])):
+                if _close(client, UUID(owner["flow_run_id"]), died):
                     log().info("an earlier process of this run died; its flow run is now marked Crashed")
     if lease.abandoned:
         lease.settle()
 
 
-def _close(client: SyncPrefectClient, flow_run_id: UUID) -> bool:
+def close_interrupted() -> None:
+    """Close the task runs and sub-flows that the present flow run leaves behind when it is interrupted.
+
+    Cancelled where the run is being cancelled, else Crashed; a server that is away is left alone.
+    """
+    run_id = root_flow_run_id()
+    if run_id is None:
+        return
+    try:
+        with get_client(sync_client=True) as client:
+            run = client.read_flow_run(UUID(run_id))
+            cancelling = run.state is not None and run.state.type is StateType.CANCELLING
+            ended: State = Cancelled() if cancelling else Crashed(message="The run was interrupted.")
+            _close_below(client, run.id, ended, cancelling)
+    except (httpx.HTTPError, PrefectException) as error:
+        log().warning("the history of the interrupted run was not closed: %s", error)
+
+
+def _close(client: SyncPrefectClient, flow_run_id: UUID, state: State) -> bool:
     """Close a flow run, its task runs and the sub-flows below; a run that this server does not know is skipped."""
     try:
         run = client.read_flow_run(flow_run_id)
     except ObjectNotFound:
         return False
-    state = Crashed(message="The process died; a later run of the same command took over.")
+    _close_below(client, flow_run_id, state)
+    if run.state is not None and run.state.type in _LIVE:
+        client.set_flow_run_state(flow_run_id, state, force=True)
+    return True
+
+
+def _close_below(client: SyncPrefectClient, flow_run_id: UUID, state: State, crashed_too: bool = False) -> None:
+    """Close what is live below a flow run; crashed_too: also what the interruption itself made Crashed."""
+    closed = _LIVE | ({StateType.CRASHED} if crashed_too else set())
     tasks = client.read_task_runs(task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[flow_run_id])))
     for task in tasks:
         children = client.read_flow_runs(
             flow_run_filter=FlowRunFilter(parent_task_run_id=FlowRunFilterParentTaskRunId(any_=[task.id]))
         )
         for child in children:
-            _close(client, child.id)
-        if task.state is not None and task.state.type in _LIVE:
+            _close_below(client, child.id, state, crashed_too)
+            if child.state is not None and child.state.type in closed:
+                client.set_flow_run_state(child.id, state, force=True)
+        if task.state is not None and task.state.type in closed:
             client.set_task_run_state(task.id, state, force=True)
-    if run.state is not None and run.state.type in _LIVE:
-        client.set_flow_run_state(flow_run_id, state, force=True)
-    return True
+
+
+def started_by() -> str:
+    """Return the command that starts this run again: that of the command line, or the deployment's."""
+    if Path(sys.argv[0]).name == "memmcl":
+        return shlex.join(["memmcl", *sys.argv[1:]])
+    name = f"{flow_run.flow_name}/{deployment.name}" if deployment.name else None
+    return f"prefect deployment run {name}" if name else ""

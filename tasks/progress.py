@@ -20,7 +20,10 @@ Move = Callable[[int, int, str], None]
 
 def choose_display() -> None:
     """Have the workers that this process starts draw bars where a person watches a terminal, and lines elsewhere."""
-    os.environ.setdefault(_BAR, "1" if sys.stderr.isatty() else "0")
+    terminal = sys.stderr.isatty()
+    os.environ.setdefault(_BAR, "1" if terminal else "0")
+    if not terminal:
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
 
 
 @contextmanager

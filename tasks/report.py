@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.states import State
 
 from memmcl.merge.export import write_full
-from memmcl.report import Results, markdown_table, model_card, render_html, write_tables
+from memmcl.report import model_card, render_html, write_tables
 from memmcl.store import ArtifactRef
+from tasks.artifacts import show_results
 from tasks.results import Made, gather
 from tasks.runtime import Run, find_base, load_adapter, log, open_store, reuse_or_make
 
@@ -54,17 +54,10 @@ def publish_report(run: Run, made: Made, started: float, peak_memory_gb: float) 
     base = results.mean_of("base")
     assert unified is not None and base is not None
     log().info("unified %.3f ± %.3f, base %.3f ± %.3f", unified.mean, unified.se, base.mean, base.se)
-    _show(results)
+    show_results(results)
     return open_store(run).publish(
         "run", run.id, name=run.config.name, files=files, inputs=made.refs(), config=run.config.what(),
         seed=run.config.seed, stage_version=REPORT_VERSION, seconds=results.wall_seconds,
         metrics={"unified": unified.mean, "unified_se": unified.se, "base": base.mean, "base_se": base.se,
                  "flow_run_id": results.run.flow_run_id},
     ).ref  # fmt: skip
-
-
-def _show(results: Results) -> None:
-    """Show the results table in the Prefect UI."""
-    create_markdown_artifact(
-        markdown_table(results), key=f"results-{results.run.run_id[:8]}", description=f"Results of {results.run.name}"
-    )

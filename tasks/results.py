@@ -53,6 +53,7 @@ class Made(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     splits: SplitRefs
+    anchors: ArtifactRef
     experts: dict[str, ArtifactRef]
     joint: ArtifactRef | None
     references: dict[str, ArtifactRef]
@@ -67,7 +68,7 @@ class Made(BaseModel):
         groups = (self.experts, self.references, self.searches, self.gates, self.evaluations)
         found = [ref for group in groups for _, ref in sorted(group.items())]
         rows = [ref for _, parts in sorted(self.splits.items()) for _, ref in sorted(parts.items())]
-        return [*rows, *found, self.unified, *(ref for ref in (self.joint, self.model) if ref)]
+        return [*rows, self.anchors, *found, self.unified, *(ref for ref in (self.joint, self.model) if ref)]
 
 
 def candidate_models(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from memmcl import seeds
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import BaseRef, load_base, load_tokenizer, resolve_base
-from memmcl.config import RunConfig
+from memmcl.config import RunConfig, parse_config
 from memmcl.errors import MemmclError, ModelError, StoreAccessError
 from memmcl.experts import adapter
 from memmcl.store import ArtifactRef, Manifest, Store, cache_key
@@ -79,6 +80,8 @@ class Run(BaseModel):
     base: Base
     store: dict[str, str | None]
     command: str
+    anchors: ArtifactRef | None = None
+    """Anchor rows pinned by an earlier run, where this run would lend others."""
 
     def seed(self, *names: str | int) -> int:
         """Return the seed of a named piece of this run."""
@@ -146,6 +149,20 @@ def resident_prompter(run: Run) -> Prompter:
 @lru_cache(maxsize=1)
 def _prompter(base: Base, revision: str | None, max_tokens: int) -> Prompter:
     return Prompter(load_tokenizer(find_base(base, revision)), max_tokens)
+
+
+def reopen(store: Store, done: Manifest) -> tuple[Run, dict[str, ArtifactRef], tuple[str, ...]]:
+    """Return a finished run as it was, on this store; its artifacts by `kind:name`; its curriculum's order."""
+    results = json.loads(store.read(done, "results.json"))
+    run = Run(
+        id=done.key,
+        config=parse_config(results["run"]["config"], f"run {done.key[:8]}"),
+        base=Base.model_validate_json(store.read(done, "base.json")),
+        store=store.spec,
+        command=results["run"]["command"],
+    )
+    order = tuple(entry["name"] for entry in results["subtasks"])
+    return run, {f"{ref.kind}:{ref.name}": ref for ref in done.inputs}, order
 
 
 def release_memory() -> None:

@@ -244,6 +244,7 @@ def run_searches(
     trainable = tune.with_parameters(Evaluator, bench=bench)
     resources = {"cpu": cfg.cpus_per_worker, "gpu": cfg.gpus_per_worker}
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the run, not only the search
     logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # it looks for the loggers' files
     with tempfile.TemporaryDirectory(prefix="memmcl-tune-") as scratch:
         tuner = tune.Tuner(

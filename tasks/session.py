@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import ray
+from prefect.runtime import deployment
 
 from memmcl import seeds
 from memmcl.backbone.load import resolve_device, resolve_dtype
 from memmcl.config import RayConfig, RunConfig
-from memmcl.errors import ServiceError
+from memmcl.errors import ConfigError, ServiceError
 from memmcl.experts import train
-from memmcl.store import Lease, Manifest
+from memmcl.store import ArtifactRef, Lease, Manifest
 from tasks import data, evaluate, history, merge, report, search
-from tasks.data import data_digests
+from tasks.data import anchors_key, data_digests
 from tasks.inputs import Inputs, find_inputs
 from tasks.progress import choose_display
 from tasks.runtime import Base, Run, open_store
@@ -36,17 +39,18 @@ STAGE_VERSIONS = {
 """A finished run of older stages is another run."""
 
 
-def open_run(config: RunConfig, command: str = "", inputs: Inputs | None = None) -> Run:
+def open_run(config: RunConfig, inputs: Inputs | None = None, pinned: ArtifactRef | None = None) -> Run:
     """Return the run that data, base and store make; they are found first where `inputs` does not bring them.
 
     The run's id is the digest of the configuration (but for where it runs), the rows and the base's weights.
+    pinned: anchor rows of an earlier run; where they are not those that this run lends itself, they belong to its id.
 
     Raises:
         MemmclError: anything that is missing or wrong, before any work begins.
     """
     inputs = inputs or find_inputs(config)
     found, layers = inputs.base, inputs.layers
-    device = resolve_device(config.model.device)
+    device = _device(config)
     adapted = layers if config.experts.adapt_layers == "all" else int(config.experts.adapt_layers.removeprefix("top-"))
     base = Base(
         name=found.name, digest=found.digest, licence=found.licence, device=device,
@@ -60,7 +64,34 @@ def open_run(config: RunConfig, command: str = "", inputs: Inputs | None = None)
         "base": base.model_dump(mode="json", exclude={"licence"}),
         "stages": STAGE_VERSIONS,
     }
-    return Run(id=seeds.digest(identity), config=config, base=base, store=inputs.store.spec, command=command)
+    if pinned is not None and pinned.key == anchors_key(inputs.splits, config.experts.anchor_rows):
+        pinned = None
+    if pinned is not None:
+        identity["anchors"] = pinned.key
+    return Run(
+        id=seeds.digest(identity), config=config, base=base, store=inputs.store.spec,
+        command=history.started_by(), anchors=pinned,
+    )  # fmt: skip
+
+
+def _device(config: RunConfig) -> str:
+    """Return where models run; workers with GPUs on another machine say nothing about a GPU on this one."""
+    elsewhere = config.ray.address is not None and config.ray.gpus_per_worker > 0
+    return "cuda" if elsewhere and config.model.device == "auto" else resolve_device(config.model.device)
+
+
+def check_place(config: RunConfig) -> None:
+    """Refuse a relative store in a deployment's run: its worker runs it in a folder of its own that is removed.
+
+    Raises:
+        ConfigError: the store is relative.
+    """
+    url = config.store.url
+    if deployment.id and "://" not in url and not Path(url).is_absolute():
+        raise ConfigError(
+            f"store.url of a deployment must be absolute, got {url!r}: a worker runs flows in folders that it removes; "
+            "give s3://bucket/folder or an absolute directory"
+        )
 
 
 def finished(run: Run) -> Manifest | None:
@@ -82,7 +113,13 @@ def held(run: Run) -> Iterator[Lease]:
     """
     with Lease(open_store(run), run.id, {"flow_run_id": history.root_flow_run_id()}) as lease:
         history.close_abandoned(lease)
-        yield lease
+        try:
+            yield lease
+        except Exception:
+            raise
+        except BaseException:  # a signal or a cancellation: tasks on Ray ended without a word
+            history.close_interrupted()
+            raise
 
 
 @contextmanager
@@ -98,6 +135,8 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
     if cfg.address:
         _check_reachable(cfg.address)
     choose_display()
+    in_main = threading.current_thread() is threading.main_thread()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if cfg.address:
             ray.init(address=cfg.address, logging_level="warning", namespace="memmcl")
@@ -112,10 +151,23 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
         raise ServiceError(
             f"cannot {where}: {str(error).splitlines()[0]}; check ray.address and free memory"
         ) from error
+    if in_main:
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler would keep Prefect from cancelling in good order
     try:
+        if not cfg.address:
+            _check_gpus(cfg)
         yield
     finally:
         ray.shutdown()
+
+
+def _check_gpus(cfg: RayConfig) -> None:
+    found = float(ray.cluster_resources().get("GPU", 0))
+    if found < cfg.gpus_per_worker:
+        raise ServiceError(
+            f"ray.gpus_per_worker is {cfg.gpus_per_worker:g}, but Ray sees {found:g} GPUs on this machine; "
+            "set it to 0, or name a cluster with GPUs as ray.address"
+        )
 
 
 def _check_reachable(address: str, seconds: float = 10.0) -> None:

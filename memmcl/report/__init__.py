@@ -8,13 +8,16 @@ from memmcl.report.html import render_html
 from memmcl.report.model_card import model_card
 from memmcl.report.results import Results, parse_results
 from memmcl.report.tables import markdown_table, results_table, write_tables
+from memmcl.report.verdict import Verdict, verdict
 
 __all__ = [
     "Results",
+    "Verdict",
     "markdown_table",
     "model_card",
     "parse_results",
     "render_html",
     "results_table",
+    "verdict",
     "write_tables",
 ]

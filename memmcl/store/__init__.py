@@ -1,8 +1,23 @@
 """The artifact store: one API over a directory, an S3 bucket, or memory."""
 
+from memmcl.store.champion import Champions, Reign, promote, read_champions, rollback
 from memmcl.store.lease import Lease
 from memmcl.store.manifest import ArtifactRef, BlobInfo, Manifest, cache_key
 from memmcl.store.store import Store
 from memmcl.store.verify import Problem, Verification
 
-__all__ = ["ArtifactRef", "BlobInfo", "Lease", "Manifest", "Problem", "Store", "Verification", "cache_key"]
+__all__ = [
+    "ArtifactRef",
+    "BlobInfo",
+    "Champions",
+    "Lease",
+    "Manifest",
+    "Problem",
+    "Reign",
+    "Store",
+    "Verification",
+    "cache_key",
+    "promote",
+    "read_champions",
+    "rollback",
+]

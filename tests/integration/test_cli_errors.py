@@ -139,7 +139,7 @@ def artifact(store: Store, name: str = "an expert", content: bytes = b"w" * 20_0
         ("model.dtype=[/x]", ["model.dtype: input should be 'auto', 'float32' or 'bfloat16' (got ['/x'])"]),
         ("name=[/b]", ["name: input should be a valid string (got ['/b'])"]),
         ("experts.steps", ["--set expects key=value, as in --set experts.steps=40; got 'experts.steps'"]),
-        ("data.subtasks=[sent9]", ["unknown subtask 'sent9'; known ones: sent2, asc, uabsa, aste, irony, emotion"]),
+        ("data.subtasks=[sent9]", ["unknown subtask 'sent9'; known ones: doc2, doc5, sent2, sent3"]),
         ("store.url=gs://bucket", ["a store cannot lie at gs://; use a directory, s3:// or memory://"]),
         ("store.url=s3://key:word@bucket", ["holds credentials; take them out and set AWS_ACCESS_KEY_ID"]),
     ],

@@ -1,0 +1,102 @@
+"""Retraining: what the data changed is trained anew, and the result takes the champion's place if it is better."""
+
+from __future__ import annotations
+
+import time
+
+from prefect import flow
+from prefect.states import Completed, State
+from prefect_ray import RayTaskRunner
+
+from flows.pipeline import DEFAULTS, collect, make_model, worker
+from memmcl.config import RunConfig
+from memmcl.errors import Conflict
+from memmcl.evaluate.promotion import Judgement
+from memmcl.store import ArtifactRef, Manifest
+from tasks.artifacts import announce, run_name, show_changes, show_judgement
+from tasks.cancel import CancelRequested, cancellable, cancelled
+from tasks.inputs import find_inputs
+from tasks.promotion import (
+    Champion,
+    changed_rows,
+    find_champion,
+    judge_challenger,
+    pinned_anchors,
+    read_judgement,
+    score_champion,
+    settled,
+    take_place,
+)
+from tasks.runtime import Run, load_manifest, log, open_store
+from tasks.session import check_place, finished, held, open_run, ray_session
+
+
+@flow(name="retrain", flow_run_name=run_name)
+def retrain(config: RunConfig = DEFAULTS) -> State[ArtifactRef]:
+    """Retrain on the rows of today, compare with the champion on the same test rows, promote what is better.
+
+    Ends as Unchanged when rows and settings made the champion already, or a challenger that was turned down; as
+    NotPromoted when the challenger is not better beyond noise; as Promoted when it took the champion's place.
+    Only experts whose rows changed are trained; all else comes from the store.
+
+    Args:
+        config: What to train, search and evaluate, on which rows, where; and which champion to challenge.
+    """
+    started = time.time()
+    check_place(config)
+    inputs = find_inputs(config)
+    champion = find_champion(inputs.store, config.promotion.champion)
+    pinned = pinned_anchors(inputs.store, champion, config, inputs.splits) if champion else None
+    run = open_run(config, inputs, pinned)
+    announce(run)
+    if champion:
+        changes = changed_rows(inputs.store, champion, inputs.splits)
+        show_changes(changes, champion.id)
+        altered = [row["subtask"] for row in changes if set(row.values()) - {row["subtask"], "same"}]
+        log().info("rows that differ from the champion's: %s", ", ".join(altered) or "none")
+    reason = settled(inputs.store, run, champion)
+    if reason is not None:
+        log().info("unchanged: %s", reason)
+        return Completed(name="Unchanged", message=reason)
+    try:
+        with held(run) as lease, ray_session(config.ray), cancellable():
+            challenger = finished(run) or load_manifest(run, make_model(run, lease, started))
+            lease.check()
+            return decide(run, challenger)
+    except CancelRequested:
+        return cancelled()
+
+
+def decide(run: Run, challenger: Manifest) -> State[ArtifactRef]:
+    """Put the challenger to the champion; whoever loses a race between two promotions is compared again."""
+    while True:
+        champion = find_champion(open_store(run), run.config.promotion.champion)
+        if champion is None:
+            why = "the first of its name"
+        else:
+            judged = read_judgement(open_store(run), run, champion) or challenge(run, challenger, champion)
+            show_judgement(judged, run.id[:8], champion.id)
+            why = judged.reason
+            if not judged.promoted:
+                log().info("not promoted: %s", why)
+                return Completed(name="NotPromoted", message=f"run {run.id[:8]} is {why}", data=challenger.ref)
+        try:
+            take_place(run, challenger, champion, why)
+        except Conflict:
+            log().info("another run became champion meanwhile; comparing with that one")
+            continue
+        log().info("run %s is champion: %s", run.id[:8], why)
+        return Completed(name="Promoted", message=f"run {run.id[:8]} is champion: {why}", data=challenger.ref)
+
+
+@flow(name="champion gate", flow_run_name="champion gate", task_runner=RayTaskRunner())
+def challenge(run: Run, challenger: Manifest, champion: Champion) -> Judgement:
+    """Score the champion on the challenger's test rows, subtask by subtask, and judge."""
+    tests = {ref.name.removesuffix(" test"): ref for ref in challenger.inputs if ref.name.endswith(" test")}
+    both = [name for name in champion.order if name in run.config.data.subtasks]
+    theirs = champion.on_hardware_of(run)
+    with worker(run):
+        scored = collect({
+            name: score_champion.submit(theirs, name, champion.refs, champion.order, tests[name]) for name in both
+        })  # fmt: skip
+    return judge_challenger(run, challenger, champion, scored)

@@ -1,0 +1,125 @@
+"""What the Prefect UI shows of a run: its name and tags, leaderboard, scores, a summary, what a retrain decided."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
+
+from memmcl.config import RunConfig
+from memmcl.evaluate.promotion import Judgement
+from memmcl.report import Results, markdown_table, verdict
+from tasks.runtime import Run
+
+
+def run_name() -> str:
+    """Return the name of the flow run that is about to start: what it is called, and which data it is made from."""
+    given = flow_run.parameters.get("config") or {}
+    config = given if isinstance(given, RunConfig) else RunConfig.model_validate(given)
+    source = re.split(r"[/\\]", config.data.source.rstrip("/\\"))[-1]
+    return f"{config.name}: {len(config.data.subtasks)} subtasks of {source}, seed {config.seed}"
+
+
+def announce(run: Run) -> None:
+    """Put the run's id into the name of its flow run, and tag it by run, base and configuration name."""
+    run_id = flow_run.id
+    if run_id is None:
+        return
+    tags = {f"run:{run.id[:8]}", f"base:{run.base.name.rpartition('/')[2]}", f"name:{run.config.name}"}
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_run(UUID(str(run_id)))
+        client.update_flow_run(
+            found.id, name=f"{run_name()}, run {run.id[:8]}", tags=sorted(tags | set(found.tags))
+        )  # fmt: skip
+
+
+def show_results(results: Results) -> None:
+    """Show the leaderboard, the scores per subtask, and the verdict with the way to the report."""
+    run = results.run
+    create_table_artifact(
+        _leaderboard(results), key=f"leaderboard-{run.run_id[:8]}",
+        description=f"Models of {run.name} by mean test score; se is the bootstrap standard error",
+    )  # fmt: skip
+    create_table_artifact(
+        _scores(results), key=f"scores-{run.run_id[:8]}", description=f"Test scores of {run.name} per subtask"
+    )
+    create_markdown_artifact(
+        _summary(results), key=f"summary-{run.run_id[:8]}", description=f"What {run.name} says, and where its report is"
+    )
+
+
+def show_changes(changes: Sequence[dict[str, Any]], against: str) -> None:
+    """Show which subtasks' rows differ from the champion's."""
+    create_table_artifact(
+        list(changes), key="changed-rows", description=f"Rows per subtask, against those of the champion, run {against}"
+    )
+
+
+def show_judgement(judged: Judgement, challenger: str, champion: str) -> None:
+    """Show champion and challenger on the same test rows, and what the gate decided."""
+    word = "promoted" if judged.promoted else "not promoted"
+    lines = [
+        f"## Challenger {challenger} {word}\n\nThe challenger is {judged.reason}.\n",
+        f"| subtask | rows | challenger {challenger} | champion {champion} | difference |",
+        "|---|---:|---:|---:|---:|",
+        *(
+            f"| {duel.subtask} | {duel.rows} | {duel.challenger:.3f} | {duel.champion:.3f} "
+            f"| {duel.difference:+.3f} ± {duel.se:.3f} |"
+            for duel in judged.duels
+        ),
+        f"| **mean** | | | | **{judged.difference:+.3f} ± {judged.se:.3f}** |",
+    ]
+    create_markdown_artifact(
+        "\n".join(lines), key=f"challenge-{challenger}", description=f"Challenger {challenger}, champion {champion}"
+    )
+
+
+def _leaderboard(results: Results) -> list[dict[str, Any]]:
+    titles = {model.name: model for model in results.models}
+    ranked = sorted(results.means, key=lambda mean: -mean.mean)
+    return [
+        {
+            "place": place,
+            "model": titles[mean.model].title,
+            "kind": titles[mean.model].kind,
+            "mean": round(mean.mean, 4),
+            "se": round(mean.se, 4),
+            "subtasks": sum(score.model == mean.model for score in results.scores),
+        }
+        for place, mean in enumerate(ranked, start=1)
+    ]
+
+
+def _scores(results: Results) -> list[dict[str, Any]]:
+    titles = {model.name: model.title for model in results.models}
+    return [
+        {
+            "subtask": score.subtask,
+            "model": titles[score.model],
+            "metric": score.metric,
+            "score": round(score.score, 4),
+            "se": round(score.se, 4),
+            "n": score.n,
+            "context": score.context,
+        }
+        for score in sorted(results.scores, key=lambda score: (score.subtask, -score.score))
+    ]
+
+
+def _summary(results: Results) -> str:
+    run, said = results.run, verdict(results)
+    where = f"--store {run.store_url}"
+    others = "".join(f"* {statement.text}\n" for statement in said.statements)
+    return (
+        f"## {said.headline}\n\n{said.subtasks}\n\n{others}\n{markdown_table(results)}\n"
+        f"Base `{run.base.name}`, seed {run.seed}, {results.wall_seconds / 60:.0f} minutes, "
+        f"{results.data.source} rows.\n\n"
+        f"### The report and the model\n\n"
+        f"    memmcl report {run.run_id[:8]} {where} --out report-{run.run_id[:8]}\n"
+        f'    memmcl predict "The food was great, the wait was not." --run {run.run_id[:8]} {where}\n'
+    )

@@ -1,0 +1,81 @@
+"""A cluster that was joined: does every node have what tasks need there?"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from memmcl import __version__
+from memmcl.errors import MemmclError, ServiceError
+from memmcl.store import Store
+from tasks.runtime import Run, find_base, log, open_store
+
+SECONDS = 120.0
+
+
+def check_nodes(run: Run) -> None:
+    """Make sure that every node that can take work has this memmcl, the store and the base model.
+
+    Nodes share no disk, so a `file://` store that only this machine sees would lose every expert trained elsewhere;
+    a mark written here and read on each node tells. Nodes that come later are not checked: their tasks fail and
+    are retried elsewhere.
+
+    Raises:
+        ServiceError: a node lacks something; the message names the node and what it lacks.
+    """
+    mark = uuid.uuid4().hex
+    store = open_store(run)
+    token = store.swap_pointer(f"checks/{mark}", {"mark": mark}, None)
+    try:
+        cfg = run.config.ray
+        nodes = [node for node in ray.nodes() if node["Alive"] and _takes_work(node, cfg.cpus_per_worker)]
+        asked = [(node["NodeManagerHostname"], _ask(node["NodeID"], run, mark)) for node in nodes]
+        for host, answer in asked:
+            _judge(host, answer)
+    finally:
+        store.delete_pointer(f"checks/{mark}", token)
+    able = [node for node in nodes if node["Resources"].get("GPU", 0) >= min(1.0, cfg.gpus_per_worker)]
+    log().info("Ray cluster %s: %d nodes that take work", cfg.address, len(able))
+    if not able:
+        log().warning(
+            "no node has %g CPUs and %g GPUs for a worker; waiting for the cluster to grow",
+            cfg.cpus_per_worker, cfg.gpus_per_worker,
+        )  # fmt: skip
+
+
+def _takes_work(node: dict[str, Any], cpus: float) -> bool:
+    return bool(node["Resources"].get("CPU", 0) >= cpus)
+
+
+def _ask(node_id: str, run: Run, mark: str) -> Any:
+    here = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return _look.options(num_cpus=0, scheduling_strategy=here, max_retries=1).remote(run, mark, __version__)
+
+
+def _judge(host: str, answer: Any) -> None:
+    try:
+        lacking = ray.get(answer, timeout=SECONDS)
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        lacking = f"its check failed ({str(error).strip().splitlines()[-1]}); is memmcl installed there?"
+    if lacking:
+        raise ServiceError(f"Ray node {host}: {lacking}")
+
+
+@ray.remote
+def _look(run: Run, mark: str, version: str) -> str:
+    """Return what this node lacks; empty when nothing."""
+    logging.getLogger("memmcl").setLevel(logging.ERROR)
+    if version != __version__:
+        return f"has memmcl {__version__}, the run was started with {version}; install the same version everywhere"
+    try:
+        value, _ = Store.from_spec(run.store).read_pointer(f"checks/{mark}")
+        if value is None:
+            return f"does not see the store {run.store['url']}; nodes share no disk: use an s3:// URL as store.url"
+        find_base(run.base, run.config.model.revision)
+    except MemmclError as error:
+        return str(error)
+    return ""
