@@ -56,15 +56,15 @@ def deploy(file: Path, config: RunConfig) -> list[Applied]:
             "expected PREFECT_API_URL to name a Prefect server, it is not set; start one with `prefect server start` "
             "and export PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
-    parameters = {"config": absolute(config).model_dump(mode="json")}
-    deployments = [_deployment(entry, parameters, file) for entry in _entries(file, "deployments")]
+    settings = absolute(config).model_dump(mode="json")
+    deployments = [_deployment(entry, settings, file) for entry in _entries(file, "deployments")]
     beside = file.with_name(AUTOMATIONS)
-    automations = [_automation(entry, beside) for entry in _entries(beside, "automations")] if beside.exists() else []
+    automations = list(_entries(beside, "automations")) if beside.exists() else []
     try:
         with get_client(sync_client=True) as client:
             applied = [_pool(client, name) for name in sorted({str(one.work_pool_name) for one in deployments})]
             applied += [_apply(client, one) for one in deployments]
-            applied += [_automate(client, one) for one in automations]
+            applied += [_automate(client, _automation(client, entry, beside)) for entry in automations]
     except (httpx.HTTPError, PrefectException, RuntimeError) as error:
         said = str(error).strip().splitlines()
         raise ServiceError(
@@ -99,7 +99,7 @@ def _entries(file: Path, section: str) -> Iterator[dict[str, Any]]:
     yield from entries
 
 
-def _deployment(entry: Mapping[str, Any], parameters: Mapping[str, Any], file: Path) -> RunnerDeployment:
+def _deployment(entry: Mapping[str, Any], settings: Mapping[str, Any], file: Path) -> RunnerDeployment:
     """Return one deployment of the file; its version is the digest of all that it is made from."""
     known = {
         "name", "entrypoint", "description", "tags", "work_pool", "enforce_parameter_schema", "schedules",
@@ -111,7 +111,8 @@ def _deployment(entry: Mapping[str, Any], parameters: Mapping[str, Any], file: P
     try:
         flow: Flow[..., Any] = load_flow_from_entrypoint(entry["entrypoint"], use_placeholder_flow=False)
         pool, limit = entry["work_pool"], entry.get("concurrency_limit")
-        given = {**parameters, **entry.get("parameters", {})}
+        takes_config = "config" in flow.parameters.properties
+        given = {**({"config": settings} if takes_config else {}), **entry.get("parameters", {})}
         schema = flow.parameters.model_dump(mode="json")
         identity = {"entry": dict(entry), "parameters": given, "schema": schema, "memmcl": __version__}
         return RunnerDeployment.from_flow(
@@ -136,13 +137,23 @@ def _deployment(entry: Mapping[str, Any], parameters: Mapping[str, Any], file: P
         raise ConfigError(f"{file}: deployment {entry.get('name', '?')!r} cannot be used: {what}") from error
 
 
-def _automation(entry: Mapping[str, Any], file: Path) -> AutomationCore:
+def _automation(client: SyncPrefectClient, entry: Mapping[str, Any], file: Path) -> AutomationCore:
+    """Return one automation of the file; a deployment that it runs is named there, its id is looked up."""
+    name = entry.get("name", "?")
+    actions = [dict(action) for action in entry.get("actions", [])]
+    for action in actions:
+        if "deployment" in action:
+            wanted = action.pop("deployment")
+            try:
+                action["deployment_id"] = client.read_deployment_by_name(wanted).id
+            except (ObjectNotFound, ValueError) as error:
+                raise ConfigError(f"{file}: automation {name!r}: there is no deployment {wanted!r}") from error
     try:
-        return AutomationCore.model_validate(entry)
+        return AutomationCore.model_validate({**entry, "actions": actions})
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
-        raise ConfigError(f"{file}: automation {entry.get('name', '?')!r}: {where}: {problem['msg']}") from error
+        raise ConfigError(f"{file}: automation {name!r}: {where}: {problem['msg']}") from error
 
 
 def _pool(client: SyncPrefectClient, name: str) -> Applied:

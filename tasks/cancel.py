@@ -8,6 +8,7 @@ the process (`memmcl run`, or a worker that died), nobody acts on a run that is 
 from __future__ import annotations
 
 import _thread
+import contextvars
 import signal
 import socket
 import threading
@@ -76,7 +77,8 @@ class _Watch:
         self._worker_grace = worker_grace
         self._ended = threading.Event()
         self._reader, self._writer = socket.socketpair()
-        self._thread = threading.Thread(target=self._run, name="cancellation", daemon=True)
+        here = contextvars.copy_context()  # Prefect's settings are in it, or the thread would start a server of its own
+        self._thread = threading.Thread(target=here.run, args=(self._run,), name="cancellation", daemon=True)
 
     def __enter__(self) -> None:
         self._writer.setblocking(False)

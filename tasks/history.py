@@ -8,6 +8,7 @@ from pathlib import Path
 from uuid import UUID
 
 import httpx
+from prefect import get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -21,7 +22,6 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Crashed, State
 
 from memmcl.store import Lease
-from tasks.runtime import log
 
 _LIVE = {StateType.RUNNING, StateType.PENDING, StateType.CANCELLING}
 
@@ -39,7 +39,7 @@ def close_abandoned(lease: Lease) -> None:
         if owner.get("flow_run_id") and owner["flow_run_id"] != root_flow_run_id():
             with get_client(sync_client=True) as client:
                 if _close(client, UUID(owner["flow_run_id"]), died):
-                    log().info("an earlier process of this run died; its flow run is now marked Crashed")
+                    get_run_logger().info("an earlier process of this run died; its flow run is now marked Crashed")
     if lease.abandoned:
         lease.settle()
 
@@ -59,7 +59,19 @@ def close_interrupted() -> None:
             ended: State = Cancelled() if cancelling else Crashed(message="The run was interrupted.")
             _close_below(client, run.id, ended, cancelling)
     except (httpx.HTTPError, PrefectException) as error:
-        log().warning("the history of the interrupted run was not closed: %s", error)
+        get_run_logger().warning("the history of the interrupted run was not closed: %s", error)
+
+
+def close_crashed(flow_run_id: UUID) -> None:
+    """Close what is live below a flow run that is Crashed; one that is not, or is gone, is left alone."""
+    with get_client(sync_client=True) as client:
+        try:
+            run = client.read_flow_run(flow_run_id)
+        except ObjectNotFound:
+            return
+        if run.state is None or run.state.type is not StateType.CRASHED:
+            return
+        _close_below(client, run.id, Crashed(message="The process of the flow run died."))
 
 
 def _close(client: SyncPrefectClient, flow_run_id: UUID, state: State) -> bool:
