@@ -20,10 +20,10 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install lint test campaign quickstart docs constraints clean
+.PHONY: help install lint test campaign quickstart cluster-up cluster-down browser docs constraints clean
 
 help: ## List these commands
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
 
 install: $(INSTALLED) ## Make the virtual environment; quick when nothing changed
 
@@ -54,6 +54,24 @@ quickstart: install ## Install, then one whole run on the embedded corpus
 	echo "install: $$((installed - $(STARTED))) s"; \
 	$(BIN)/memmcl run deployments/configs/quickstart.yaml; \
 	echo "make quickstart: install $$((installed - $(STARTED))) s, run $$(($$(date +%s) - installed)) s"
+
+# Of the cluster: NODES (at first 2), CPUS (1) and GPUS (0) of each. Those not given stay as they were, and a second
+# cluster-up starts only what is missing, or changed by them. CLUSTER is where everything is kept.
+CLUSTER ?= .cluster
+
+cluster-up: install ## Prefect, S3, Ray nodes and a worker as processes of this machine
+	$(BIN)/python deployments/cluster.py up --dir $(CLUSTER) \
+	$(if $(NODES),--nodes $(NODES)) $(if $(CPUS),--cpus-per-node $(CPUS)) $(if $(GPUS),--gpus-per-node $(GPUS))
+
+cluster-down: ## Stop them; what they stored stays
+	$(BIN)/python deployments/cluster.py down --dir $(CLUSTER)
+
+browser: ## Install Chromium for the browser test, where apt-get and root are at hand
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then \
+	echo "chromium and chromedriver are here"; \
+	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install chromium chromium-driver; \
+	else echo "install chromium and chromedriver (Debian: apt-get install chromium chromium-driver, as root)" >&2; exit 1; fi
 
 docs: install ## Check the links and commands in the documentation
 	$(BIN)/pytest -q tests/unit/test_docs.py

@@ -125,7 +125,11 @@ def part(splits: SplitRefs, name: str) -> Refs:
 
 def worker(run: Run) -> Any:
     """Return the context in which submitted tasks take one worker's share of the cluster."""
-    return remote_options(num_cpus=run.config.ray.cpus_per_worker, num_gpus=run.config.ray.gpus_per_worker)
+    cfg = run.config.ray
+    # Ray starts a new process for every task with a GPU: a CUDA context stays on the GPU that it was made on. Models
+    # that run on the CPU have none, and their processes may keep them.
+    kept = {"max_calls": 0} if cfg.gpus_per_worker > 0 and run.base.device == "cpu" else {}
+    return remote_options(num_cpus=cfg.cpus_per_worker, num_gpus=cfg.gpus_per_worker, **kept)
 
 
 def collect(futures: Mapping[str, Any]) -> Refs:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import uuid
 from typing import Any
 
@@ -45,6 +47,13 @@ def check_nodes(run: Run) -> None:
             "no node has %g CPUs and %g GPUs for a worker; waiting for the cluster to grow",
             cfg.cpus_per_worker, cfg.gpus_per_worker,
         )  # fmt: skip
+
+
+def place() -> str:
+    """Return where this task runs, for its log: host, the Ray node's id, and the GPUs that Ray gave it."""
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    node = ray.get_runtime_context().get_node_id()[:8] if ray.is_initialized() else "none"
+    return f"{socket.gethostname()}, node {node}" + (f", GPU {gpus}" if gpus else "")
 
 
 def _takes_work(node: dict[str, Any], cpus: float) -> bool:

@@ -19,6 +19,7 @@ from memmcl.store import ArtifactRef
 from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Prompter
 from memmcl.suite.subtasks import Subtask, get_subtask
+from tasks.cluster import place
 from tasks.evaluate import make_probe, weak_values
 from tasks.progress import shown
 from tasks.runtime import (
@@ -118,7 +119,8 @@ def _train(
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     backbone, _ = resident(run)
     cfg = run.config.experts
-    log().info("%s: training on %d rows, %d steps of %d", name, len(rows), cfg.steps * times, cfg.batch_size)
+    steps, size = cfg.steps * times, cfg.batch_size
+    log().info("%s: training on %d rows, %d steps of %d; on %s", name, len(rows), steps, size, place())
     with shown(f"expert {name}" if name != JOINT else "joint LoRA", cfg.steps * times) as move:
         trained = train_adapter(
             backbone,
