@@ -116,7 +116,11 @@ def run(
             console.print(f"Prefect UI while it runs: {api.removesuffix('/api')}")
             from flows.pipeline import pipeline
 
-            pipeline(settings)
+            state = pipeline(settings, return_state=True)
+        if state.is_cancelled():
+            console.print("the run was cancelled")
+            raise typer.Exit(INTERRUPTED)
+        state.result()
         done = finished(opened)
         assert done is not None, "the pipeline publishes the run's last artifact before it returns"
     else:
