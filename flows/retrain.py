@@ -54,7 +54,7 @@ def retrain(config: RunConfig = DEFAULTS) -> State[ArtifactRef]:
         show_changes(changes, champion.id)
         altered = [row["subtask"] for row in changes if set(row.values()) - {row["subtask"], "same"}]
         log().info("rows that differ from the champion's: %s", ", ".join(altered) or "none")
-    reason = settled(inputs.store, run, champion)
+    reason = settled(inputs.store, run, champion, inputs.splits)
     if reason is not None:
         log().info("unchanged: %s", reason)
         return Completed(name="Unchanged", message=reason)
@@ -73,6 +73,9 @@ def decide(run: Run, challenger: Manifest) -> State[ArtifactRef]:
         champion = find_champion(open_store(run), run.config.promotion.champion)
         if champion is None:
             why = "the first of its name"
+        elif champion.run.id == run.id:  # by another process that retrained on the same rows
+            message = f"run {champion.id} became champion meanwhile"
+            return Completed(name="Unchanged", message=message, data=challenger.ref)
         else:
             judged = read_judgement(open_store(run), run, champion) or challenge(run, challenger, champion)
             show_judgement(judged, run.id[:8], champion.id)

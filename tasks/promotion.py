@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from prefect.states import State
 
-from memmcl.config import RunConfig
+from memmcl.config import RunConfig, parse_config
 from memmcl.errors import ServiceError
 from memmcl.evaluate.promotion import Judgement, Pair, SubtaskDuel, judge
 from memmcl.store import ArtifactRef, Champions, Manifest, Reign, Store, cache_key, promote, read_champions
@@ -109,18 +109,34 @@ def _change(before: str | None, after: str | None) -> str:
     return "same" if before == after else "changed"
 
 
-def settled(store: Store, run: Run, champion: Champion | None) -> str | None:
+def settled(store: Store, run: Run, champion: Champion | None, splits: Splits) -> str | None:
     """Return why there is nothing to do for this run's data and settings; None when there is."""
     if champion is None:
         return None
     if run.id == champion.run.id:
         return f"data and settings are those of the champion, run {champion.id}"
-    if run.id in champion.champions.rolled_back:
-        return f"these data and settings made run {run.id[:8]}, which was champion and was rolled back"
+    for run_id in sorted(champion.champions.rolled_back):
+        if run_id == run.id or _made_from(store, run_id) == (data_digests(splits), _settings(run.config)):
+            return f"these data and settings made run {run_id[:8]}, which was champion and was rolled back"
     earlier = _find_judgement(store, run, champion)
     if earlier is not None and not earlier.metrics["promoted"]:
         return f"these data and settings made run {run.id[:8]}, which is {earlier.metrics['reason']}"
     return None
+
+
+def _made_from(store: Store, run_id: str) -> tuple[Any, Any] | None:
+    """Return digests of the rows and settings of a run: with other anchor rows the same have another id."""
+    done = store.find("run", run_id)
+    if done is None:
+        return None
+    results = json.loads(store.read(done, "results.json"))
+    return results["data"]["digests"], _settings(parse_config(results["run"]["config"], f"run {run_id[:8]}"))
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    what = config.what()
+    del what["data"]["source"]  # the rows' digests say more
+    return what
 
 
 @task(

@@ -16,9 +16,17 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psutil
 import yaml
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterParentTaskRunId,
+    TaskRunFilter,
+    TaskRunFilterFlowRunId,
+)
 
 from memmcl.store import Manifest, Store
 
@@ -144,14 +152,14 @@ class Desk:
         return Store.open(str(self.cwd / "memmcl-store"))
 
     @contextmanager
-    def started(self, *arguments: str | Path) -> Iterator[Running]:
-        """Start `memmcl ARGUMENTS`; whatever is left of it at the end of the block is killed."""
+    def started(self, *arguments: str | Path, program: Path = COMMAND) -> Iterator[Running]:
+        """Start `memmcl ARGUMENTS`, or another program; whatever is left of it at the end of the block is killed."""
         mark = uuid.uuid4().hex
         output = self.root / "output" / mark
         output.mkdir(parents=True)
         with (output / "out").open("wb") as out, (output / "err").open("wb") as err:
             process = subprocess.Popen(
-                [COMMAND, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=self.cwd,
+                [program, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=self.cwd,
                 env=self._environment(mark), start_new_session=True,
             )  # fmt: skip
         running = Running(process, mark, output)
@@ -160,11 +168,11 @@ class Desk:
         finally:
             running.kill()
 
-    def run(self, *arguments: str | Path) -> Ended:
-        """Run `memmcl ARGUMENTS` to its end; nothing that it started may outlive it."""
-        with self.started(*arguments) as running:
+    def run(self, *arguments: str | Path, program: Path = COMMAND) -> Ended:
+        """Run `memmcl ARGUMENTS`, or another program, to its end; nothing that it started may outlive it."""
+        with self.started(*arguments, program=program) as running:
             ended = running.ended()
-            wait_until(lambda: not running.members(), f"the processes of `memmcl {arguments[0]}` have ended")
+            wait_until(lambda: not running.members(), f"the processes of `{program.name} {arguments[0]}` have ended")
         return ended
 
     def _environment(self, mark: str) -> dict[str, str]:
@@ -232,6 +240,27 @@ def states(history: Path, table: str) -> list[tuple[str, str]]:
     """Return (name, state) of all rows in a Prefect database, `flow_run` or `task_run`, the oldest first."""
     with closing(sqlite3.connect(f"file:{history}?mode=ro", uri=True)) as connection:
         return list(connection.execute(f"select name, state_name from {table} order by created"))
+
+
+def states_below(client: SyncPrefectClient, flow_run: UUID) -> dict[str, set[str]]:
+    """Return name -> states of all task runs below a flow run that ended, once none of them is live any more."""
+
+    def read(run_id: UUID) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        of_run = TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[run_id]))
+        for task in client.read_task_runs(task_run_filter=of_run):
+            found.setdefault(task.name, set()).add(task.state_name or "")
+            parent = FlowRunFilterParentTaskRunId(any_=[task.id])
+            for child in client.read_flow_runs(flow_run_filter=FlowRunFilter(parent_task_run_id=parent)):
+                for name, ended in read(child.id).items():
+                    found.setdefault(name, set()).update(ended)
+        return found
+
+    # Task runs reach the server as events, a little later than they end.
+    wait_until(
+        lambda: not {"Pending", "Running"} & set().union(*read(flow_run).values()), "nothing below it is live", 0.5
+    )
+    return read(flow_run)
 
 
 def read_json(store: Store, artifact: Manifest, file: str) -> Any:

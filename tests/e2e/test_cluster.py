@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from cluster import Cluster
-from e2e_driver import Desk, desk, wait_until
+from e2e_driver import Desk, desk
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from processes import free_ports
@@ -27,6 +27,25 @@ from memmcl.suite.subtasks import SUBTASKS
 pytestmark = pytest.mark.timeout(1800)
 GPUS = 4
 ON_GPU = re.compile(r"^(\w+): training on .*, node (\w+), GPU (\S+)$")
+FAN_OUT = """
+import sys
+from pathlib import Path
+from prefect import flow
+from flows.pipeline import train_experts
+from memmcl.config import load_config
+from tasks.cluster import check_nodes
+from tasks.data import publish_splits
+from tasks.session import held, open_run, ray_session
+
+@flow(flow_run_name="fan out")
+def fan_out(config):
+    run = open_run(config)
+    with held(run), ray_session(config.ray):
+        check_nodes(run)
+        train_experts(run, *publish_splits(run))
+
+fan_out(load_config(Path(sys.argv[1])))
+"""
 ALIVE = "import sys, ray; ray.init(address=sys.argv[1], logging_level='error'); print(ray.cluster_resources()['CPU'])"
 
 
@@ -95,8 +114,8 @@ def at_most_at_once(spans: list[tuple[Any, Any]]) -> int:
 
 
 @pytest.fixture(scope="module")
-def sixteen(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[tuple[Cluster, str]]:
-    """A run of all sixteen subtasks on one node with four GPUs that exist by name only; yields its experts' log."""
+def sixteen(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Cluster]:
+    """The experts' sub-flow for all sixteen subtasks, on one node with four GPUs that exist by name only."""
     root = tmp_path_factory.mktemp("sixteen")
     data = make_sixteen(root / "rows")
     with (
@@ -106,20 +125,19 @@ def sixteen(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterat
             model={"device": "cpu"},
             data={"source": str(data), "subtasks": list(SUBTASKS), "train_rows": 8, "weak_rows": 4, "test_rows": 4,
                   "max_prompt_tokens": 512, "on_overlap": "drop"},
-            experts={"steps": 20, "anchor_rows": 2},
-            search={"stage1_evaluations": 4, "stage2_evaluations": 4, "lambdas": [0.5], "lookahead": GPUS},
-            curriculum={"contexts": ["zero-shot"]},
+            experts={"steps": 10, "anchor_rows": 2},
+            search={"lookahead": GPUS},
             evaluation={"joint_lora": False, "max_new_tokens": 1},
             ray={"workers": GPUS, "gpus_per_worker": 1},
         ) as place,
     ):  # fmt: skip
-        ended = place.run("run", place.config)
+        ended = place.run("-c", FAN_OUT, place.config, program=Path(sys.executable))
         assert ended.code == 0, ended
-        yield cluster, ended.err
+        yield cluster
 
 
-def test_each_expert_is_a_task_run_and_four_work_at_a_time(sixteen: tuple[Cluster, str]) -> None:
-    with opened(sixteen[0]) as (store, client):
+def test_each_expert_is_a_task_run_and_four_work_at_a_time(sixteen: Cluster) -> None:
+    with opened(sixteen) as (store, client):
         assert {one.name for one in store.list("expert")} == {f"expert {name}" for name in SUBTASKS}
         runs = {one.name: one for one in client.read_task_runs(limit=200) if one.name.startswith("expert ")}
         assert set(runs) == {f"expert {name}" for name in SUBTASKS}
@@ -128,11 +146,11 @@ def test_each_expert_is_a_task_run_and_four_work_at_a_time(sixteen: tuple[Cluste
         assert 1 < at_most_at_once(spans) <= GPUS
 
 
-def test_experts_at_the_same_time_have_different_gpus(sixteen: tuple[Cluster, str]) -> None:
-    with opened(sixteen[0]) as (_, client):
-        (main,) = [one for one in client.read_flow_runs() if one.name.startswith("tiny")]
-        flows = [one.id for one in client.read_flow_runs() if one.id == main.id or one.parent_task_run_id]
-        lines = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=flows)), limit=200)
+def test_experts_at_the_same_time_have_different_gpus(sixteen: Cluster) -> None:
+    with opened(sixteen) as (_, client):
+        (flow,) = [one.id for one in client.read_flow_runs() if one.name == "experts"]
+        of_flow = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow]))
+        lines = [line for page in range(10) for line in client.read_logs(of_flow, limit=200, offset=200 * page)]
         gpus = {found[1]: found[3] for line in lines if (found := ON_GPU.match(line.message))}
         assert set(gpus) == set(SUBTASKS), "every expert's log says where it was trained"
         assert set(gpus.values()) == {str(number) for number in range(GPUS)}
@@ -145,21 +163,30 @@ def test_experts_at_the_same_time_have_different_gpus(sixteen: tuple[Cluster, st
             assert not together or gpus[one] != gpus[other], (one, other)
 
 
-def test_the_longest_rows_are_trained_first(sixteen: tuple[Cluster, str]) -> None:
-    with opened(sixteen[0]) as (_, client):
+def test_the_longest_rows_are_trained_first(sixteen: Cluster) -> None:
+    with opened(sixteen) as (_, client):
         runs = [one for one in client.read_task_runs(limit=200) if one.name.startswith("expert ")]
         first = [one.name for one in sorted(runs, key=lambda one: one.start_time)][:GPUS]
         assert "expert asqp" in first, "its rows are the longest by far"
 
 
-def test_the_cluster_that_was_joined_is_still_there(sixteen: tuple[Cluster, str]) -> None:
-    assert all(alive for _, alive in sixteen[0].status().values())
-    assert ray_answers(sixteen[0]) == GPUS
+def test_the_cluster_that_was_joined_is_still_there(sixteen: Cluster) -> None:
+    assert all(alive for _, alive in sixteen.status().values())
+    assert ray_answers(sixteen) == GPUS
+
+
+def test_a_store_that_other_nodes_do_not_see_is_refused(sixteen: Cluster, tmp_path: Path, tiny_base: Path) -> None:
+    """A memory store is a store that no other process sees; a directory would be one on another machine."""
+    with desk_on(sixteen, tmp_path, tiny_base) as place:
+        ended = place.run("run", place.config, "--set", "store.url=memory://unseen")
+    assert ended.code == 1, ended
+    assert "nodes share no disk: use an s3:// URL as store.url" in ended.err.splitlines()[-1]
 
 
 # ------------------------------------------------------------------------------------------ nodes that are lost
 
 
+@pytest.mark.campaign
 def test_a_lost_node_costs_only_what_ran_on_it(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> None:
     """One node is killed in training, comes back, and is killed again in the search; the run ends as if nothing was."""
     root = tmp_path_factory.mktemp("lost")
@@ -206,18 +233,3 @@ def test_a_lost_node_costs_only_what_ran_on_it(tmp_path_factory: pytest.TempPath
 def told(store: Store) -> int:
     """Return how many candidates have a record."""
     return len(store.objects.sizes("logs/searches"))
-
-
-def test_a_store_that_other_nodes_do_not_see_is_refused(
-    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path
-) -> None:
-    """A memory store is a store that no other process sees; a directory would be one on another machine."""
-    root = tmp_path_factory.mktemp("unseen")
-    with (
-        cluster_of(root / "cluster", nodes=1, cpus_per_node=1) as cluster,
-        desk_on(cluster, root / "desk", tiny_base) as place,
-    ):
-        ended = place.run("run", place.config, "--set", "store.url=memory://unseen")
-        wait_until(lambda: all(alive for _, alive in cluster.status().values()), "the cluster is as it was")
-    assert ended.code == 1, ended
-    assert "nodes share no disk: use an s3:// URL as store.url" in ended.err.splitlines()[-1]
