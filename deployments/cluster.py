@@ -215,6 +215,7 @@ class Cluster:
         known = self.environment if (self.directory / "env").exists() else {}
         environment = {
             "PREFECT_API_URL": f"http://{HOST}:{state.options.prefect_port}/api",
+            "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{state.options.prefect_port}/api",
             "PREFECT_HOME": str(self.directory / "prefect"),
             **QUIET,
             **S3Server(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 import traceback
@@ -150,11 +149,12 @@ def report(
 def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on")] = 4200) -> None:
     """Open the Prefect UI on this machine's run history (the runs that `memmcl run` made without PREFECT_API_URL)."""
     _quiet_environment()
-    from flows.server import HOST, check_port, server_command
+    from flows.server import HOST, check_port, server_command, server_environment
 
     check_port(port)
     console.print(f"Prefect UI: http://{HOST}:{port}/runs  (Ctrl-C ends it)")
-    raise typer.Exit(subprocess.call(server_command(port)))
+    command = server_command(port)
+    os.execvpe(command[0], command, server_environment(port))  # signals reach the server itself
 
 
 @app.command()

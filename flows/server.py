@@ -44,7 +44,7 @@ def prefect_server(port: int | None = None) -> Iterator[str]:
     url = f"http://{HOST}:{chosen}/api"
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(
-            server_command(chosen), stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **_QUIET},
+            server_command(chosen), stdout=output, stderr=subprocess.STDOUT, env=server_environment(chosen),
             stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent, start_new_session=True,
         )  # fmt: skip
         try:
@@ -63,6 +63,11 @@ def prefect_server(port: int | None = None) -> Iterator[str]:
 def server_command(port: int) -> list[str]:
     """Return the command line of a Prefect server on this machine."""
     return [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+
+
+def server_environment(port: int) -> dict[str, str]:
+    """Return the environment of a Prefect server on this port: quiet, and its pages ask this server for their data."""
+    return {**os.environ, **_QUIET, "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api"}
 
 
 def check_port(port: int) -> int:

@@ -97,8 +97,12 @@ class SearchConfig(_Section):
     """The two-stage evolutionary merge search."""
 
     strategy: Literal["cmaes", "random"] = Field("cmaes", description="What proposes genomes")
-    stage1_evaluations: int = Field(40, ge=1, description="Candidates per group in stage 1, seeds included")
-    stage2_evaluations: int = Field(40, ge=1, description="Candidates in stage 2, seeds included")
+    stage1_evaluations: int = Field(
+        40, ge=1, title="Stage 1 evaluations", description="Candidates per group in stage 1, seeds included"
+    )
+    stage2_evaluations: int = Field(
+        40, ge=1, title="Stage 2 evaluations", description="Candidates in stage 2, seeds included"
+    )
     blocks: int = Field(1, ge=1, description="Layer blocks with a coefficient of their own")
     bounds: tuple[float, float] = Field((0.0, 1.5), description="Lowest and highest coefficient")
     lambdas: tuple[float, ...] = Field(
@@ -158,7 +162,9 @@ class EvaluationConfig(_Section):
     )
     bootstrap_samples: int = Field(1000, ge=100, description="Bootstrap samples of each standard error")
     joint_lora: bool = Field(
-        True, description="Also train the rival: one joint LoRA on all subtasks, with as many steps as all experts"
+        True,
+        title="Joint LoRA",
+        description="Also train the rival: one joint LoRA on all subtasks, with as many steps as all experts",
     )
 
 
@@ -188,8 +194,10 @@ class RayConfig(_Section):
 
     address: str | None = Field(None, description="Address of a running Ray cluster; empty: a local one for this run")
     workers: int = Field(2, ge=1, description="Workers at once: experts in training, candidates in a search")
-    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs, and threads, of a worker")
-    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs of a worker; a share is allowed")
+    cpus_per_worker: float = Field(1.0, gt=0, title="CPUs per worker", description="CPUs, and threads, of a worker")
+    gpus_per_worker: float = Field(
+        0.0, ge=0, title="GPUs per worker", description="GPUs of a worker; a share is allowed"
+    )
 
 
 class RunConfig(_Section):

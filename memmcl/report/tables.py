@@ -154,16 +154,16 @@ def _terse(value: float) -> str:
 
 
 def markdown_table(document: Document) -> str:
-    """Return the test scores as a Markdown table: a row a model, a column a subtask, leaders in bold.
+    """Return the test scores as a Markdown table: a row a model, their mean and a column a subtask, leaders in bold.
 
     Raises:
         DataError: `document` does not follow the schema.
     """
     results = parse_results(document)
-    columns: list[str | None] = [*(subtask.name for subtask in results.subtasks), None]
+    columns: list[str | None] = [None, *(subtask.name for subtask in results.subtasks)]
     best = {column: leaders(results, column) for column in columns}
     heads = [
-        "model", *(f"{plain_text(s.name)}<br>{plain_text(s.metric)}" for s in results.subtasks), MEAN,
+        "model", MEAN, *(f"{plain_text(s.name)}<br>{plain_text(s.metric)}" for s in results.subtasks),
     ]  # fmt: skip
     lines = [heads, ["---", *("---:" for _ in columns)]]
     for model in results.models:
