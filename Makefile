@@ -43,8 +43,9 @@ lint: install ## Style, types and import contracts
 	$(BIN)/mypy memmcl
 	$(BIN)/lint-imports
 
+# Two processes, one thread each: most of a test's time is the start of servers and workers.
 test: install lint ## Install, lint, and all tests but the campaigns
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 
 campaign: install ## The long fault campaigns
 	$(BIN)/pytest -m campaign --timeout 3600

@@ -195,8 +195,8 @@ def test_a_lost_node_costs_only_what_ran_on_it(tmp_path_factory: pytest.TempPath
         desk_on(
             cluster, root / "desk", tiny_base,
             data={"subtasks": ["sent2", "irony", "emotion", "asc"]},
-            experts={"steps": 40},
-            search={"stage1_evaluations": 24},
+            experts={"steps": 400},
+            search={"stage1_evaluations": 60},
             curriculum={"contexts": ["zero-shot"]},
             evaluation={"joint_lora": False},
         ) as place,
