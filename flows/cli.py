@@ -7,7 +7,7 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -19,6 +19,8 @@ from memmcl.config import RunConfig, load_config
 from memmcl.errors import MemmclError, UsageError
 
 if TYPE_CHECKING:
+    from prefect.states import State
+
     from memmcl.store import ArtifactRef, Champions, Manifest, Store
 
 INTERRUPTED = 130
@@ -116,15 +118,46 @@ def run(
             from flows.pipeline import pipeline
 
             state = pipeline(settings, return_state=True)
-        if state.is_cancelled():
-            console.print("the run was cancelled")
-            raise typer.Exit(INTERRUPTED)
-        state.result()
+        _raise_unless_done(state)
         done = finished(opened)
         assert done is not None, "the pipeline publishes the run's last artifact before it returns"
     else:
         console.print(f"run {opened.id[:8]} is finished; from the store:")
     _show(_open(settings), done, out)
+
+
+@app.command()
+def retrain(
+    config: Annotated[Path, typer.Argument(help="YAML file with the run's settings")],
+    set_: Overrides = None,
+    port: ServerPort = None,
+) -> None:  # fmt: skip
+    """Retrain what new rows changed, and make the result champion if it is better; once, as the deployment does weekly.
+
+    Ends as Promoted, NotPromoted or Unchanged, and says why.
+
+    For example:
+
+    $ memmcl retrain my.yaml
+    $ memmcl champion show --config my.yaml
+    """
+    settings = load_config(config, set_ or [])
+    _quiet_environment()
+    from tasks.inputs import find_inputs
+
+    with console.status("reading data and base model"):
+        find_inputs(settings)  # mistakes show before a server starts
+    from flows.server import check_port, prefect_server
+
+    if port is not None:
+        check_port(port)
+    with prefect_server(port) as api:
+        console.print(f"Prefect UI while it runs: {api.removesuffix('/api')}")
+        from flows.retrain import retrain as flow
+
+        state = flow(settings, return_state=True)
+    _raise_unless_done(state)
+    console.print(f"{state.name}: {state.message}", soft_wrap=True)
 
 
 @app.command()
@@ -448,6 +481,13 @@ def _show(store: Store, done: Manifest, out: Path | None) -> None:
         console.print(f"report         memmcl report {done.key[:8]} --store {store.url} --out DIR", soft_wrap=True)
     flow_run = done.metrics.get("flow_run_id")
     console.print(f"run history    memmcl ui  (flow run {flow_run})", soft_wrap=True)
+
+
+def _raise_unless_done(state: State[Any]) -> None:
+    if state.is_cancelled():
+        console.print("the run was cancelled")
+        raise typer.Exit(INTERRUPTED)
+    state.result()
 
 
 def _made(done: Manifest, kind: str) -> list[ArtifactRef]:

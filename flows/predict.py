@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from memmcl.curriculum.context import Context
 from memmcl.evaluate.scoring import Probe
@@ -41,6 +42,9 @@ def answer_all(
     something else takes the first of `targets`, as many as it needs, or says what is missing.
     """
     run, refs, order = reopen(store, done)
+    if not torch.cuda.is_available():  # what was trained on a GPU answers on a CPU too
+        base = run.base.model_copy(update={"device": "cpu"})
+        run = run.model_copy(update={"base": base})
     train = {name: refs[f"split:{name} train"] for name in order}
     answers: dict[str, list[Answer]] = {}
     found = list(aspects)

@@ -34,7 +34,9 @@ class ModelConfig(_Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Type of the base weights; auto: bfloat16 where the hardware has it, else float32"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models run; auto: a GPU if there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where models run; auto: a GPU where ray.gpus_per_worker gives one"
+    )
 
     # `model_` is pydantic's own prefix; none of our fields collides with it.
     model_config = ConfigDict(protected_namespaces=())

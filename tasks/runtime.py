@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from memmcl import seeds
 from memmcl.backbone.forward import Backbone
-from memmcl.backbone.load import BaseRef, load_base, load_tokenizer, resolve_base
+from memmcl.backbone.load import BaseRef, check_device, load_base, load_tokenizer, resolve_base
 from memmcl.config import RunConfig, parse_config
 from memmcl.errors import MemmclError, ModelError, StoreAccessError
 from memmcl.experts import adapter
@@ -137,7 +137,7 @@ def _resident(base: Base, revision: str | None, max_tokens: int, threads: int) -
     found = find_base(base, revision)
     tokenizer = load_tokenizer(found)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    backbone = Backbone(load_base(found, base.dtype, base.device), pad, base.split)
+    backbone = Backbone(load_base(found, base.dtype, check_device(base.device)), pad, base.split)
     return backbone, _prompter(base, revision, max_tokens)
 
 

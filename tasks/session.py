@@ -50,7 +50,7 @@ def open_run(config: RunConfig, inputs: Inputs | None = None, pinned: ArtifactRe
     """
     inputs = inputs or find_inputs(config)
     found, layers = inputs.base, inputs.layers
-    device = _device(config)
+    device = resolve_device(config.model.device, config.ray.gpus_per_worker)
     adapted = layers if config.experts.adapt_layers == "all" else int(config.experts.adapt_layers.removeprefix("top-"))
     base = Base(
         name=found.name, digest=found.digest, licence=found.licence, device=device,
@@ -72,12 +72,6 @@ def open_run(config: RunConfig, inputs: Inputs | None = None, pinned: ArtifactRe
         id=seeds.digest(identity), config=config, base=base, store=inputs.store.spec,
         command=history.started_by(), anchors=pinned,
     )  # fmt: skip
-
-
-def _device(config: RunConfig) -> str:
-    """Return where models run; workers with GPUs on another machine say nothing about a GPU on this one."""
-    elsewhere = config.ray.address is not None and config.ray.gpus_per_worker > 0
-    return "cuda" if elsewhere and config.model.device == "auto" else resolve_device(config.model.device)
 
 
 def check_place(config: RunConfig) -> None:

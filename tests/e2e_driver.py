@@ -242,6 +242,11 @@ def states(history: Path, table: str) -> list[tuple[str, str]]:
         return list(connection.execute(f"select name, state_name from {table} order by created"))
 
 
+def runs_of(history: Path) -> list[tuple[str, str]]:
+    """Return (name, state) of all flow runs, the oldest first; the name of a whole run as its configuration has it."""
+    return [(name.partition(":")[0], state) for name, state in states(history, "flow_run")]
+
+
 def states_below(client: SyncPrefectClient, flow_run: UUID) -> dict[str, set[str]]:
     """Return name -> states of all task runs below a flow run that ended, once none of them is live any more."""
 

@@ -147,13 +147,30 @@ def resolve_dtype(dtype: str, device: str) -> str:
     return "bfloat16" if fast else "float32"
 
 
-def resolve_device(device: str) -> str:
-    """Return "cpu" or "cuda"; "auto" takes a GPU where torch sees one."""
+def resolve_device(device: str, gpus: float) -> str:
+    """Return "cpu" or "cuda"; "auto" takes a GPU where a worker is given one, or a share of one (`gpus`).
+
+    Workers see the GPUs that they are given and no others, whatever this process sees.
+    """
     if device != "auto":
         return device
+    return "cuda" if gpus > 0 else "cpu"
+
+
+def check_device(device: str) -> str:
+    """Return `device` if this process can use it.
+
+    Raises:
+        ModelError: it is a GPU, and torch sees none here.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError(
+            "the run's models go to a GPU, but this process sees none; give workers GPUs (ray.gpus_per_worker), "
+            "install a CUDA build of torch where they run, or set model.device: cpu"
+        )
+    return device
 
 
 def quiet_transformers() -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from e2e_driver import Desk, desk, frozen, states
+from e2e_driver import Desk, desk, frozen, runs_of, states
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(3500)]
 KILLS = 5
@@ -48,7 +48,7 @@ def test_kills_at_random_moments_change_no_byte(stage: str, tmp_path: Path, tiny
             theirs = {one.key: one.blobs for one in reference.store.list(kind)}
             assert {one.key: one.blobs for one in place.store.list(kind)} == theirs, kind
         assert list(place.store.verify().problems) == []
-        flows = Counter(state for name, state in states(place.history, "flow_run") if name == "tiny")
+        flows = Counter(state for name, state in runs_of(place.history) if name == "tiny")
         assert flows["Completed"] >= 1
         assert flows["Crashed"] + flows["Completed"] == flows.total() >= kills
         assert not {"Running", "Pending"} & {state for _, state in states(place.history, "task_run")}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from e2e_driver import SUBTASKS, Desk, Ended, desk, frozen, manifest, states
+from e2e_driver import SUBTASKS, Desk, Ended, desk, frozen, manifest, runs_of, states
 
 Files = dict[str, tuple[int, int, bytes]]
 pytestmark = pytest.mark.timeout(1800)
@@ -92,7 +92,7 @@ def test_told_candidates_were_not_evaluated_again(story: Story) -> None:
 
 
 def test_killed_runs_are_crashed_in_the_history(story: Story) -> None:
-    flows = Counter(states(story.desk.history, "flow_run"))
+    flows = Counter(runs_of(story.desk.history))
     assert flows["tiny", "Crashed"] == 2
     assert flows["tiny", "Completed"] == 1
     assert flows["experts", "Crashed"] == 1

@@ -24,6 +24,7 @@ from e2e_driver import (
     lease_holder,
     manifest,
     read_json,
+    runs_of,
     states,
     wait_until,
 )
@@ -154,9 +155,12 @@ def test_the_same_command_again_starts_nothing(reference: Desk) -> None:
 
 
 def test_the_history_holds_one_finished_run(reference: Desk) -> None:
-    assert Counter(states(reference.history, "flow_run")) == {
+    assert Counter(runs_of(reference.history)) == {
         (name, "Completed"): 1 for name in ("tiny", "experts", "merge", "evaluation")
     }
+    (done,) = reference.store.list("run")
+    names = [name for name, _ in states(reference.history, "flow_run")]
+    assert f"tiny: 6 subtasks of embedded, seed 0, run {done.key[:8]}" in names
     tasks = states(reference.history, "task_run")
     assert {state for _, state in tasks} == {"Completed"}
     assert {f"expert {name}" for name in SUBTASKS} <= {name for name, _ in tasks}

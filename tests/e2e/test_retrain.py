@@ -282,6 +282,13 @@ def test_what_was_turned_down_is_not_tried_again(story: Story) -> None:
     assert story.turned_down.history == story.worse.history
 
 
+def test_the_command_line_retrains_too(story: Story) -> None:
+    ended = story.desk.run("retrain", story.desk.config)
+    assert ended.code == 0, ended
+    champion = story.first.history[0].run_id[:8]
+    assert ended.out.splitlines()[-1] == f"Unchanged: data and settings are those of the champion, run {champion}"
+
+
 def test_what_was_rolled_back_is_not_promoted_again(story: Story) -> None:
     bad, good = (run_of(story, outcome).key for outcome in (story.first, story.better))
     assert story.rollback.code == 0, story.rollback
@@ -306,6 +313,7 @@ def test_the_command_lists_the_history_of_the_champion(story: Story) -> None:
     assert f"rolled back from run {story.better.history[-1].run_id[:8]}" in ended.out
 
 
+@pytest.mark.campaign
 def test_who_was_overtaken_is_compared_with_the_new_champion(story: Story, tmp_path: Path) -> None:
     """The challenger beat the champion that it read; before its swap, another run takes the place."""
     bad, good, worse = (run_of(story, outcome).key for outcome in (story.first, story.better, story.worse))

@@ -1,4 +1,4 @@
-"""The cluster of plain processes: started, used, one of it killed, and stopped."""
+"""The cluster of plain processes: started, used, one of it killed, and stopped. test_cluster.py uses it too."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from processes import MARK, free_ports
 
 from memmcl.errors import ServiceError, UsageError
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.campaign, pytest.mark.timeout(600)]
 SCRIPT = Path(__file__).parents[2] / "deployments" / "cluster.py"
 MEMBERS = ["prefect", "s3", "ray-head", "ray-node-1", "ray-node-2", "worker"]
 ON_EACH_NODE = """

@@ -22,7 +22,9 @@ from prefect.client.schemas.filters import (
 )
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.states import Crashed
 
+from flows.tidy import tidy
 from memmcl.store import Lease, Store
 from tasks.history import close_abandoned, root_flow_run_id
 
@@ -87,6 +89,18 @@ def test_a_killed_run_is_crashed_with_all_below_it(client: SyncPrefectClient, ki
     message = client.read_flow_run(killed).state.message
     assert "took over" in message
     assert "Running" not in _states(client, killed).values()
+
+
+def test_what_a_crashed_run_left_open_is_tidied_up(client: SyncPrefectClient, killed: UUID) -> None:
+    """As the automation does once the worker, or a heartbeat that stopped, has marked the flow run itself."""
+    tidy(killed)
+    assert _states(client, killed)["endless"] == "Running", "a run that is not Crashed is left alone"
+    client.set_flow_run_state(killed, Crashed(), force=True)
+    assert _states(client, killed)["endless"] == "Running"
+    tidy(killed)
+    expected = {"outer": "Crashed", "inner": "Crashed", "endless": "Crashed", "done": "Completed"}
+    wait_until(lambda: _states(client, killed).items() >= expected.items(), "all below the run is closed")
+    tidy(uuid4())  # one that is gone is no error
 
 
 def test_what_is_unknown_or_ended_stays_as_it_is(client: SyncPrefectClient) -> None:

@@ -47,8 +47,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 def test_the_commands() -> None:
     assert {" ".join(path) for path in COMMANDS} == {
-        "", "run", "report", "ui", "predict", "deploy", "version", "champion", "champion show", "champion history",
-        "champion rollback", "store", "store ls", "store show", "store fetch",
+        "", "run", "retrain", "report", "ui", "predict", "deploy", "version", "champion", "champion show",
+        "champion history", "champion rollback", "store", "store ls", "store show", "store fetch",
         "store verify",
     }  # fmt: skip
 

@@ -13,6 +13,7 @@ from tiny import base_ref, make_tiny_base, plain_model, probe_logits
 
 from memmcl.backbone.load import (
     cache_directory,
+    check_device,
     load_base,
     load_tokenizer,
     read_layers,
@@ -261,8 +262,14 @@ def test_dtype_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda bf16=bf16: bf16)
         monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda amx=amx: amx)
         assert resolve_dtype("auto", "cpu") == expected
-    assert [resolve_device(device) for device in ("cpu", "cuda")] == ["cpu", "cuda"]
+    assert [resolve_device(device, 1.0) for device in ("cpu", "cuda")] == ["cpu", "cuda"]
+    assert [resolve_device("auto", gpus) for gpus in (0.0, 0.25, 1.0)] == ["cpu", "cuda", "cuda"]
+
+
+def test_a_gpu_that_is_not_there_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert resolve_device("auto") == "cuda"
+    assert check_device("cuda") == "cuda"
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert resolve_device("auto") == "cpu"
+    assert check_device("cpu") == "cpu"
+    with pytest.raises(ModelError, match=r"sees none; give workers GPUs \(ray.gpus_per_worker\)"):
+        check_device("cuda")
