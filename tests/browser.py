@@ -74,6 +74,10 @@ class Browser:
         """Go to a page of the site."""
         self.driver.get(self.site + path)
 
+    def leave(self) -> None:
+        """Go to an empty page."""
+        self.driver.get("about:blank")
+
     def wait_for(self, *texts: str, seconds: float = SECONDS) -> str:
         """Wait until the page shows all these texts; return all that it shows."""
         shown = ""
