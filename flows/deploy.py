@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import httpx
-import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
@@ -23,7 +22,7 @@ from prefect.workers.process import ProcessWorker
 from pydantic import ValidationError
 
 from memmcl import __version__, seeds
-from memmcl.config import RunConfig
+from memmcl.config import RunConfig, read_yaml
 from memmcl.errors import ConfigError, ServiceError, UsageError
 from memmcl.store.objects import normalise
 
@@ -87,12 +86,7 @@ def _absolute(name: str) -> str:
 
 
 def _entries(file: Path, section: str) -> Iterator[dict[str, Any]]:
-    try:
-        loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}; name the file of the deployments") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    loaded = read_yaml(file, "name the file of the deployments")
     entries = loaded.get(section) if isinstance(loaded, dict) else None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ConfigError(f"{file}: expected a list of {section}, each a mapping; see deployments/ of memmcl")

@@ -234,6 +234,20 @@ class RunConfig(_Section):
         return self.model_dump(mode="json", exclude={"name", "promotion", "store", "ray"})
 
 
+def read_yaml(path: Path, advice: str) -> Any:
+    """Return what a YAML file holds; `advice` ends the message when it cannot be read.
+
+    Raises:
+        ConfigError: no such file, or not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; {advice}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file and apply `key.subkey=value` overrides (values in YAML).
 
@@ -242,12 +256,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """
     tree: dict[str, Any] = {}
     if path is not None:
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}; give the path of a YAML file") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        loaded = read_yaml(path, "give the path of a YAML file")
         if not isinstance(loaded, dict | None):
             raise ConfigError(
                 f"{path}: expected a mapping of settings, got {type(loaded).__name__}; write lines of key: value"

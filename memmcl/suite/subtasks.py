@@ -14,7 +14,7 @@ POLARITIES = ("positive", "negative", "neutral")
 GRADES = ("very negative", "negative", "neutral", "positive", "very positive")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Subtask:
     """One sentiment subtask.
 
@@ -37,12 +37,12 @@ class Subtask:
     group: str
     title: str
     instruction: str
-    labels: tuple[str, ...]
-    tuple_fields: tuple[str, ...]
-    needs: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    tuple_fields: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     metric: Metric
-    positive_label: str | None
-    figurative: bool
+    positive_label: str | None = None
+    figurative: bool = False
     datasets: tuple[str, ...]
     unscored_labels: tuple[str, ...] = ()
 
@@ -66,11 +66,7 @@ _ROWS = (
         title="Document polarity",
         instruction="Classify the sentiment of the review. Answer with one word: positive or negative.",
         labels=("positive", "negative"),
-        tuple_fields=(),
-        needs=(),
         metric="accuracy",
-        positive_label=None,
-        figurative=False,
         datasets=("imdb", "yelp2"),
     ),
     Subtask(
@@ -80,11 +76,7 @@ _ROWS = (
         instruction="Classify the sentiment of the review. "
         "Answer with one label: very negative, negative, neutral, positive or very positive.",
         labels=GRADES,
-        tuple_fields=(),
-        needs=(),
         metric="accuracy",
-        positive_label=None,
-        figurative=False,
         datasets=("yelp5",),
     ),
     Subtask(
@@ -93,11 +85,7 @@ _ROWS = (
         title="Sentence polarity",
         instruction="Classify the sentiment of the text. Answer with one word: positive or negative.",
         labels=("positive", "negative"),
-        tuple_fields=(),
-        needs=(),
         metric="accuracy",
-        positive_label=None,
-        figurative=False,
         datasets=("mr", "sst2"),
     ),
     Subtask(
@@ -106,11 +94,7 @@ _ROWS = (
         title="Sentence polarity, three classes",
         instruction="Classify the sentiment of the text. Answer with one word: positive, negative or neutral.",
         labels=POLARITIES,
-        tuple_fields=(),
-        needs=(),
         metric="accuracy",
-        positive_label=None,
-        figurative=False,
         datasets=("twitter",),
     ),
     Subtask(
@@ -120,11 +104,7 @@ _ROWS = (
         instruction="Classify the sentiment of the text. "
         "Answer with one label: very negative, negative, neutral, positive or very positive.",
         labels=GRADES,
-        tuple_fields=(),
-        needs=(),
         metric="accuracy",
-        positive_label=None,
-        figurative=False,
         datasets=("sst5",),
     ),
     Subtask(
@@ -134,11 +114,8 @@ _ROWS = (
         instruction="Classify the sentiment of the text towards the aspect. "
         "Answer with one word: positive, negative or neutral.",
         labels=POLARITIES,
-        tuple_fields=(),
         needs=("aspect",),
         metric="accuracy",
-        positive_label=None,
-        figurative=False,
         datasets=("asc_lap14", "asc_rest14"),
     ),
     Subtask(
@@ -147,12 +124,8 @@ _ROWS = (
         title="Aspects and their polarity",
         instruction="List the aspects and their sentiment (positive, negative or neutral) as "
         "[('aspect', 'sentiment'), ...]. Answer [] if there are none.",
-        labels=(),
         tuple_fields=("aspect", "polarity"),
-        needs=(),
         metric="tuple_f1",
-        positive_label=None,
-        figurative=False,
         datasets=("uabsa_laptop14", "uabsa_rest14", "uabsa_rest15", "uabsa_rest16"),
     ),
     Subtask(
@@ -161,12 +134,8 @@ _ROWS = (
         title="Aspects, opinions and polarity",
         instruction="List the aspects, opinion words and sentiment (positive, negative or neutral) as "
         "[('aspect', 'opinion', 'sentiment'), ...].",
-        labels=(),
         tuple_fields=("aspect", "opinion", "polarity"),
-        needs=(),
         metric="tuple_f1",
-        positive_label=None,
-        figurative=False,
         datasets=("aste_laptop14", "aste_rest14", "aste_rest15", "aste_rest16"),
     ),
     Subtask(
@@ -178,12 +147,8 @@ _ROWS = (
         "Categories: food quality, food prices, food style_options, food general, drinks quality, drinks prices, "
         "drinks style_options, restaurant general, restaurant prices, restaurant miscellaneous, service general, "
         "ambience general, location general.",
-        labels=(),
         tuple_fields=("category", "aspect", "opinion", "polarity"),
-        needs=(),
         metric="tuple_f1",
-        positive_label=None,
-        figurative=False,
         datasets=("asqp_rest15", "asqp_rest16"),
     ),
     Subtask(
@@ -193,10 +158,8 @@ _ROWS = (
         instruction="Classify the implied sentiment of the text towards the aspect. "
         "Answer with one word: positive, negative or neutral.",
         labels=POLARITIES,
-        tuple_fields=(),
         needs=("aspect",),
         metric="accuracy",
-        positive_label=None,
         figurative=True,
         datasets=("implicit",),
     ),
@@ -207,11 +170,8 @@ _ROWS = (
         instruction="Decide whether the text finds object a better or worse than object b. "
         "Answer with one word: better or worse.",
         labels=("better", "worse"),
-        tuple_fields=(),
         needs=("object_a", "object_b"),
         metric="accuracy",
-        positive_label=None,
-        figurative=False,
         datasets=("compsent19",),
     ),
     Subtask(
@@ -220,8 +180,6 @@ _ROWS = (
         title="Irony",
         instruction="Decide whether the text is ironic. Answer with one word: irony or non_irony.",
         labels=("irony", "non_irony"),
-        tuple_fields=(),
-        needs=(),
         metric="label_f1",
         positive_label="irony",
         figurative=True,
@@ -233,11 +191,7 @@ _ROWS = (
         title="Emotion",
         instruction="Name the emotion of the text. Answer with one word: anger, joy, optimism or sadness.",
         labels=("anger", "joy", "optimism", "sadness"),
-        tuple_fields=(),
-        needs=(),
         metric="macro_f1",
-        positive_label=None,
-        figurative=False,
         datasets=("emotion",),
     ),
     Subtask(
@@ -246,11 +200,7 @@ _ROWS = (
         title="Hate speech",
         instruction="Decide whether the text is hate speech. Answer with one word: hate or non-hate.",
         labels=("hate", "non-hate"),
-        tuple_fields=(),
-        needs=(),
         metric="macro_f1",
-        positive_label=None,
-        figurative=False,
         datasets=("hate",),
     ),
     Subtask(
@@ -259,11 +209,7 @@ _ROWS = (
         title="Offensive language",
         instruction="Decide whether the text is offensive. Answer with one word: offensive or non-offensive.",
         labels=("offensive", "non-offensive"),
-        tuple_fields=(),
-        needs=(),
         metric="macro_f1",
-        positive_label=None,
-        figurative=False,
         datasets=("offensive",),
     ),
     Subtask(
@@ -273,11 +219,8 @@ _ROWS = (
         instruction="Decide which stance the text takes towards the target. "
         "Answer with one word: against, favor or none.",
         labels=("against", "favor", "none"),
-        tuple_fields=(),
         needs=("target",),
         metric="macro_f1",
-        positive_label=None,
-        figurative=False,
         datasets=("stance",),
         unscored_labels=("none",),
     ),
