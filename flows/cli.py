@@ -21,7 +21,7 @@ from memmcl.errors import MemmclError, UsageError
 if TYPE_CHECKING:
     from prefect.states import State
 
-    from memmcl.store import ArtifactRef, Champions, Manifest, Store
+    from memmcl.store import ArtifactRef, Champions, Manifest, Reign, Store
 
 INTERRUPTED = 130
 CHAMPION = "champion"
@@ -267,9 +267,7 @@ def champion_show(name: ChampionName = None, store: StoreUrl = None, config: Con
     $ memmcl champion show --store s3://bucket/folder
     """
     opened, champions = _champions(name, store, config)
-    if champions.current is None:
-        raise UsageError(f"no champion {champions.name!r} in {opened.url} yet; the first retrain makes one")
-    reign = champions.current
+    reign = _current(opened, champions)
     console.print(f"champion {champions.name}: run {reign.run_id[:8]}, {reign.name}, since {reign.since}")
     console.print(f"{reign.how}: {reign.why}", soft_wrap=True)
     _show(opened, _find_run(opened, reign.run_id), None)
@@ -433,6 +431,12 @@ def _champions(name: str | None, store: str | None, config: Path | None) -> tupl
     return opened, read_champions(opened, name or settings.promotion.champion)
 
 
+def _current(store: Store, champions: Champions) -> Reign:
+    if champions.current is None:
+        raise UsageError(f"no champion {champions.name!r} in {store.url} yet; the first retrain makes one")
+    return champions.current
+
+
 def _find(store: Store, key: str) -> Manifest:
     found = [manifest for manifest in store.list() if manifest.key.startswith(key)]
     if len(found) != 1:
@@ -445,10 +449,7 @@ def _find_run(store: Store, run_id: str | None) -> Manifest:
     if run_id == CHAMPION:
         from memmcl.store import read_champions
 
-        current = read_champions(store, CHAMPION).current
-        if current is None:
-            raise UsageError(f"no champion in {store.url} yet; the first retrain makes one")
-        run_id = current.run_id
+        run_id = _current(store, read_champions(store, CHAMPION)).run_id
     runs = [manifest for manifest in store.list("run") if manifest.key.startswith(run_id or "")]
     if not runs:
         which = f"whose id starts with {run_id!r} " if run_id else ""
