@@ -1,0 +1,106 @@
+"""What all commands share: the console, common options, the store and the runs in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from memmcl.config import RunConfig, load_config
+from memmcl.errors import UsageError
+
+if TYPE_CHECKING:
+    from memmcl.store import ArtifactRef, Champions, Manifest, Reign, Store
+
+CHAMPION = "champion"
+"""What `--run` takes in place of an id."""
+
+console = Console(highlight=False, markup=False, emoji=False)  # paths, names and answers may hold [brackets]
+
+StoreUrl = Annotated[
+    str | None,
+    typer.Option("--store", help="Directory or s3://bucket/folder; without it, that of --config, else memmcl-store"),
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of a run; its store section is used")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, as in experts.steps=80; may be repeated"),
+]
+
+
+def settings_of(store: str | None, config: Path | None) -> RunConfig:
+    """Return the settings of a file, or the defaults; `store` replaces the URL of its store."""
+    return load_config(config, [f"store.url={store}"] if store else [])
+
+
+def open_store_of(settings: RunConfig) -> Store:
+    """Open the store that the settings name."""
+    from memmcl.store import Store
+
+    cfg = settings.store
+    return Store.open(cfg.url, endpoint_url=cfg.endpoint_url, region=cfg.region)
+
+
+def current_reign(store: Store, champions: Champions) -> Reign:
+    """Return the champion of now, or say that there is none."""
+    if champions.current is None:
+        raise UsageError(f"no champion {champions.name!r} in {store.url} yet; the first retrain makes one")
+    return champions.current
+
+
+def find_run(store: Store, run_id: str | None, champion: str) -> Manifest:
+    """Return the finished run whose id starts so; that of the champion of this name for "champion"; else the latest."""
+    if run_id == CHAMPION:
+        from memmcl.store import read_champions
+
+        run_id = current_reign(store, read_champions(store, champion)).run_id
+    runs = [manifest for manifest in store.list("run") if manifest.key.startswith(run_id or "")]
+    if not runs:
+        which = f"whose id starts with {run_id!r} " if run_id else ""
+        raise UsageError(
+            f"no finished run {which}in {store.url}; start one with `memmcl run CONFIG`, or name another --store"
+        )
+    return runs[0]
+
+
+def show_run(store: Store, done: Manifest, out: Path | None) -> None:
+    """Print the results table and where to look further; copy report and model to `out`."""
+    from memmcl.report import parse_results, results_table
+    from memmcl.store.objects import write_file
+
+    results = parse_results(json.loads(store.read(done, "results.json")))
+    console.print(results_table(results, width=max(80, console.width)))
+    if out is None and store.url.startswith("file://"):
+        out = Path("memmcl-runs") / done.key[:8]
+    if out is not None:
+        store.fetch(done, out)
+        for kind, name in (("unified", "adapter"), ("model", "model")):
+            for ref in _made(done, kind):
+                store.fetch(ref, out / name)
+                write_file(out / name / "README.md", store.read(done, f"{name}.md"))
+        console.print(f"unified model  {out / 'adapter'}")
+        console.print(f"report         {out / 'report.html'}", soft_wrap=True)
+    else:
+        console.print(f"report         memmcl report {done.key[:8]} --store {store.url} --out DIR", soft_wrap=True)
+    flow_run = done.metrics.get("flow_run_id")
+    console.print(f"run history    memmcl ui  (flow run {flow_run})", soft_wrap=True)
+
+
+def _made(done: Manifest, kind: str) -> list[ArtifactRef]:
+    return [ref for ref in done.inputs if ref.kind == kind]
+
+
+def quiet_environment() -> None:
+    """Set what keeps libraries from phoning home and from talking over our own output."""
+    for name, value in {
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,101 @@
+"""`memmcl store`: look into the artifact store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from flows.cli_common import ConfigFile, StoreUrl, console, open_store_of, settings_of
+from memmcl.errors import UsageError
+
+if TYPE_CHECKING:
+    from memmcl.store import Manifest, Store
+
+store_app = typer.Typer(
+    help="Look into the artifact store: every expert, search, evaluation and report of every run.", no_args_is_help=True
+)
+
+ArtifactKey = Annotated[str, typer.Argument(help="First digits of an artifact's key")]
+
+
+@store_app.command("ls")
+def store_ls(
+    kind: Annotated[str | None, typer.Argument(help="Only artifacts of this kind, as expert, search, run")] = None,
+    store: StoreUrl = None,
+    config: ConfigFile = None,
+) -> None:
+    """List artifacts, the newest first.
+
+    For example:
+
+    $ memmcl store ls expert --store my-store
+    """
+    table = Table("kind", "key", "name", "created", "seconds", "size", box=None, header_style="bold")
+    opened = open_store_of(settings_of(store, config))
+    manifests = opened.list()
+    kinds = sorted({manifest.kind for manifest in manifests})
+    if kind is not None and kind not in kinds:
+        raise UsageError(f"no artifact of kind {kind!r} in {opened.url}; kinds there: {', '.join(kinds) or 'none'}")
+    for manifest in manifests:
+        if kind not in {None, manifest.kind}:
+            continue
+        size = sum(blob.size for blob in manifest.blobs.values())
+        table.add_row(
+            manifest.kind,
+            manifest.key[:12],
+            manifest.name,
+            manifest.created[:19],
+            f"{manifest.seconds:.1f}",
+            f"{size:,}",
+        )
+    console.print(table)
+
+
+@store_app.command("show")
+def store_show(key: ArtifactKey, store: StoreUrl = None, config: ConfigFile = None) -> None:
+    """Show one artifact's manifest."""
+    console.print_json(_find(open_store_of(settings_of(store, config)), key).model_dump_json())
+
+
+@store_app.command("fetch")
+def store_fetch(
+    key: ArtifactKey,
+    directory: Annotated[Path, typer.Argument(help="Where its files go")],
+    store: StoreUrl = None,
+    config: ConfigFile = None,
+) -> None:
+    """Copy one artifact's files into a directory, every digest checked.
+
+    For example:
+
+    $ memmcl store fetch 3f9a1c ./adapter
+    """
+    opened = open_store_of(settings_of(store, config))
+    console.print(str(opened.fetch(_find(opened, key), directory)), soft_wrap=True)
+
+
+@store_app.command("verify")
+def store_verify(store: StoreUrl = None, config: ConfigFile = None) -> None:
+    """Read every artifact and check every digest; exit code 1 if anything is damaged.
+
+    What is damaged counts as absent: the next `memmcl run` of its run makes it again.
+    """
+    found = open_store_of(settings_of(store, config)).verify()
+    for problem in found.problems:
+        console.print(Text.assemble((problem.where, "red"), ": ", problem.what), soft_wrap=True)
+    console.print(
+        f"{found.manifests} artifacts, {found.blobs} blobs, {found.bytes:,} bytes, {len(found.problems)} problems"
+    )
+    raise typer.Exit(1 if found.problems else 0)
+
+
+def _find(store: Store, key: str) -> Manifest:
+    found = [manifest for manifest in store.list() if manifest.key.startswith(key)]
+    if len(found) != 1:
+        what = "no artifact has" if not found else f"{len(found)} artifacts have"
+        raise UsageError(f"{what} a key that starts with {key!r} in {store.url}; `memmcl store ls` lists them")
+    return found[0]
