@@ -1,0 +1,209 @@
+"""Downloads the published files of SentiEval into a directory or a bucket, every digest checked.
+
+    sentieval.json   which files there are: repository, commit, licence, and each file's sha256 and size
+
+A file that is at the target with the right digest is not fetched again, so that the same call goes on after a crash.
+Nothing wrong is ever at the target under its final name, and `LICENCE-NOTICE.txt` is there only when all files are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterable, Mapping, Set
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, TypeVar
+
+from memmcl.errors import DataError, UsageError
+from memmcl.suite.download import Unavailable, base_of, download, open_client, shown
+from memmcl.suite.target import Target, open_target
+
+T = TypeVar("T")
+Progress = Callable[[int, int, str], None]
+"""Called after each file that is at the target: how many are, their bytes, and the file's path."""
+
+NOTICE = "LICENCE-NOTICE.txt"
+HOPELESS = 5  # so many files failed with what may pass and none came: the source does not serve at all
+SHOWN_FAILURES = 3
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A published file: its path in the repository, its sha256 (hex) and its size in bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+    @property
+    def place(self) -> str:
+        """Its path at the target: that in the repository below `data/`."""
+        return self.path.removeprefix("data/")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a repository at a commit, with the licence that is published beside them."""
+
+    repository: str
+    commit: str
+    licence: str
+    copyright: str
+    files: tuple[Listed, ...]
+
+    @property
+    def size(self) -> int:
+        """All files together, in bytes."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def base_url(self) -> str:
+        """Where GitHub serves the files of this commit."""
+        return f"https://raw.githubusercontent.com/{self.repository}/{self.commit}/"
+
+    @property
+    def notice(self) -> str:
+        """What whoever uses the files has to know, as text of a few lines."""
+        return (
+            f"SentiEval, from https://github.com/{self.repository} at commit {self.commit}.\n"
+            f"Licence: {self.licence}.\n"
+            f"{self.copyright}\n"
+            "The texts come from data sets by others, among them SemEval, SST, TweetEval, Yelp and IMDb, and keep\n"
+            "their original terms: research use. Read those before you pass on the texts or a model trained on them.\n"
+        )
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What a call did: all `files` with `size` bytes are at `target`; `present` of them were there before."""
+
+    target: str
+    files: int
+    size: int
+    present: int
+    notice: str
+
+
+@cache
+def sentieval_listing() -> Listing:
+    """Return the list of SentiEval's files that ships with memmcl."""
+    values = json.loads(files("memmcl.suite").joinpath("sentieval.json").read_text(encoding="utf-8"))
+    listed = tuple(Listed(path, **facts) for path, facts in values.pop("files").items())
+    return Listing(**values, files=listed)
+
+
+def fetch_sentieval(
+    target: str,
+    *,
+    base_url: str | None = None,
+    jobs: int = 8,
+    storage: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    listing: Listing | None = None,
+) -> Fetched:
+    """Bring every file of `listing` (by default SentiEval's) to `target`, and last the licence notice.
+
+    A file at the target that differs from the list is replaced.
+
+    Args:
+        target: a directory, or a URL that fsspec can write to (s3://bucket/folder, file://, memory://).
+        base_url: http(s) address that has the repository's files below it; by default GitHub's.
+        jobs: how many files at a time.
+        storage: fsspec options for an s3:// target.
+        progress: see `Progress`; called in the caller's thread.
+        listing: the files.
+
+    Raises:
+        UsageError: an address that cannot be used; neither target nor network was touched.
+        DataError: files are missing in the end; those that could be had are at the target, the same call goes on.
+        StoreAccessError, StoreFull: the target cannot be read or written.
+    """
+    listing = listing or sentieval_listing()
+    if jobs < 1:
+        raise UsageError(f"jobs must be 1 or more, got {jobs}")
+    base = base_of(base_url or listing.base_url)
+    place = open_target(target, storage or {})
+    place.prepare(file.place for file in listing.files)
+    stop = threading.Event()
+    there: set[Listed] = set()
+    failures: dict[Listed, Unavailable] = {}
+
+    def arrived(file: Listed) -> None:
+        there.add(file)
+        if progress is not None:
+            progress(len(there), sum(file.size for file in there), file.place)
+
+    def is_good(file: Listed) -> bool:
+        data = place.read(file.place)
+        return data is not None and len(data) == file.size and hashlib.sha256(data).hexdigest() == file.sha256
+
+    _each(is_good, listing.files, jobs, stop, lambda file, good: arrived(file) if good else None)
+    present = len(there)
+
+    def outcome() -> DataError:
+        return _incomplete(place, shown(base), listing, there, failures)
+
+    def fetch(file: Listed) -> Unavailable | None:
+        try:
+            data = download(client, base, file.path, file.sha256, file.size, stop)
+        except Unavailable as failure:
+            return failure
+        place.write(file.place, data)
+        return None
+
+    def fetched(file: Listed, failure: Unavailable | None) -> None:
+        if failure is None:
+            arrived(file)
+            return
+        failures[file] = failure
+        if len(there) == present and sum(failure.passing for failure in failures.values()) == HOPELESS:
+            raise outcome()
+
+    if present < len(listing.files):
+        place.remove(NOTICE)
+        with open_client(jobs) as client:
+            _each(fetch, [file for file in listing.files if file not in there], jobs, stop, fetched)
+    if failures:
+        raise outcome()
+    if place.read(NOTICE) != (notice := listing.notice.encode()):
+        place.write(NOTICE, notice)
+    return Fetched(place.shown, len(listing.files), listing.size, present, listing.notice)
+
+
+def _each(
+    call: Callable[[Listed], T],
+    files: Iterable[Listed],
+    jobs: int,
+    stop: threading.Event,
+    done: Callable[[Listed, T], None],
+) -> None:
+    """Run `call` for each file, `jobs` at a time; give results to `done` in this thread, as they come.
+
+    Whatever ends this thread's wait, Ctrl-C too, sets `stop` and waits for the calls that run.
+    """
+    with ThreadPoolExecutor(jobs, thread_name_prefix="memmcl-fetch") as pool:
+        futures = {pool.submit(call, file): file for file in files}
+        try:
+            for future in as_completed(futures):
+                done(futures[future], future.result())
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _incomplete(
+    place: Target, source: str, listing: Listing, there: Set[Listed], failures: Mapping[Listed, Unavailable]
+) -> DataError:
+    first = [f"{file.path}: {failure}" for file, failure in list(failures.items())[:SHOWN_FAILURES]]
+    more = f"; and {len(failures) - len(first)} more" if len(failures) > len(first) else ""
+    untried = len(listing.files) - len(there) - len(failures)
+    rest = f" and {untried} were not tried" if untried else ""
+    return DataError(
+        f"{len(there)} of {len(listing.files)} files are at {place.shown}; {len(failures)} could not be fetched from "
+        f"{source}{rest}: {'; '.join(first)}{more}. Run the same command again to go on"
+    )

@@ -1,0 +1,195 @@
+"""Where downloaded files go: a directory, or a folder that fsspec can write; each file whole or not at all.
+
+This is a plain folder that other programs read. The artifact store, with its manifests, is `memmcl.store`.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from memmcl.errors import StoreAccessError, StoreError, StoreFull, UsageError
+
+LEFTOVER_SECONDS = 24 * 3600.0
+"""A temporary file older than this belongs to a killed process."""
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A folder for files by relative path. `shown` is its name in messages and settings; `local` for a directory."""
+
+    fs: Any
+    root: str
+    shown: str
+    local: bool
+
+    def read(self, path: str) -> bytes | None:
+        """Return the content, or None when there is no such file.
+
+        Raises:
+            StoreAccessError: the place cannot be read.
+        """
+        try:
+            data: bytes = Path(self.root, path).read_bytes() if self.local else self.fs.cat_file(f"{self.root}/{path}")
+        except Exception as error:
+            if isinstance(error, FileNotFoundError) and _code(error) != "NoSuchBucket":
+                return None
+            raise self._translate(error) from None  # a library's text may name the key
+        return data
+
+    def write(self, path: str, data: bytes) -> None:
+        """Store the content; a reader sees what was there before or all of `data`.
+
+        Raises:
+            StoreAccessError, StoreFull: it could not be written; what was there is unchanged.
+        """
+        try:
+            if self.local:
+                _replace(Path(self.root, path), data)
+                return
+            whole = f"{self.root}/{path}"
+            if not self._is_s3:  # folders of a bucket need no making, and s3fs would try to make the bucket
+                self.fs.makedirs(whole.rpartition("/")[0], exist_ok=True)
+            self.fs.pipe_file(whole, data)
+        except Exception as error:
+            raise self._translate(error) from None
+
+    def remove(self, path: str) -> None:
+        """Remove a file if it is there.
+
+        Raises:
+            StoreAccessError: it could not be removed.
+        """
+        try:
+            if self.local:
+                Path(self.root, path).unlink(missing_ok=True)
+            elif self.read(path) is not None:
+                self.fs.rm_file(f"{self.root}/{path}")
+        except OSError as error:
+            raise self._translate(error) from None
+
+    def prepare(self, paths: Iterable[str]) -> None:
+        """Make a directory that is missing, and sweep out what killed writers of `paths` left there.
+
+        Raises:
+            StoreAccessError, StoreFull: the directory cannot be made or written.
+        """
+        if not self.local:
+            return
+        oldest = time.time() - LEFTOVER_SECONDS
+        try:
+            Path(self.root).mkdir(parents=True, exist_ok=True)
+            for path in paths:
+                whole = Path(self.root, path)
+                for part in whole.parent.glob(f".{whole.name}.*.part"):
+                    if part.stat().st_mtime < oldest:
+                        part.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._translate(error) from None
+
+    @property
+    def _is_s3(self) -> bool:
+        return bool({"s3", "s3a"} & _protocols(self.fs))
+
+    def _translate(self, error: Exception) -> Exception:
+        """Return what to raise for an exception of the disk or of an S3 client; the same one for a defect of ours."""
+        chain = _chain(error)
+        if isinstance(error, StoreError) or not any(
+            isinstance(step, OSError) or type(step).__module__.partition(".")[0] in LIBRARIES for step in chain
+        ):
+            return error
+        names = {cls.__name__ for step in chain for cls in type(step).__mro__}
+        number = error.errno if isinstance(error, OSError) else None
+        if number in FULL:
+            return StoreFull(f"no space left in {self.shown}; free space and run the same command again to go on")
+        if names & {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}:
+            return StoreAccessError(f"no credentials for {self.shown}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        if isinstance(error, FileNotFoundError):
+            return StoreAccessError(
+                f"{self.shown} is not there and cannot be made; create the folder or bucket, or correct the address"
+            )
+        if isinstance(error, (NotADirectoryError, IsADirectoryError, FileExistsError)):
+            where = error.filename or self.shown
+            return StoreAccessError(f"{where} is in the way: a file where a folder belongs, or a folder for a file")
+        if isinstance(error, PermissionError):
+            return StoreAccessError(f"no permission for {self.shown}; correct its permissions, or the credentials")
+        detail = error.strerror if isinstance(error, OSError) and error.errno is not None else None
+        return StoreAccessError(
+            f"{self.shown} cannot be used ({detail or type(error).__name__}); check that it can be reached, then run "
+            "the same command again"
+        )
+
+
+def open_target(url: str, storage: Mapping[str, Any]) -> Target:
+    """Return the folder that a path or URL names; touches neither disk nor network.
+
+    storage: fsspec options for an s3:// URL.
+
+    Raises:
+        UsageError: no place, an unknown scheme, or a URL with credentials or a query (the message hides them).
+    """
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
+
+    scheme, separator, rest = url.partition("://")
+    if separator and ("@" in urlsplit(url).netloc or "?" in rest):
+        raise UsageError(
+            f"the {scheme}:// address to write to holds credentials or a query; take them out, credentials come from "
+            "the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        )
+    if not (rest if separator else url).strip("/ ") and url != "/":
+        raise UsageError(f"{url!r} names no place to write to; give a directory, or a URL such as s3://bucket/folder")
+    if not separator:
+        root = str(Path(url).expanduser().absolute())
+        return Target(LocalFileSystem(), root, root, local=True)
+    options: dict[str, Any] = {}
+    if scheme in {"s3", "s3a"}:
+        patience = {"connect_timeout": 5, "read_timeout": 60}
+        fresh = {"use_listings_cache": False, "skip_instance_cache": True}  # others write too; credentials as of now
+        options = {"config_kwargs": patience} | dict(storage) | fresh
+    try:
+        fs, root = fsspec.url_to_fs(url, **options)
+    except (ValueError, ImportError) as error:
+        raise UsageError(
+            f"cannot write to {scheme}:// addresses; give a directory, or a URL such as s3://bucket/folder"
+        ) from error
+    if isinstance(fs, LocalFileSystem):
+        return Target(fs, root, root, local=True)
+    return Target(fs, root.rstrip("/"), url.rstrip("/"), local=False)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _protocols(fs: Any) -> set[str]:
+    return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+
+
+def _code(error: BaseException) -> str | None:
+    """The S3 error code, such as NoSuchBucket, of an exception that an answer caused."""
+    responses = (getattr(step, "response", None) for step in _chain(error))
+    return next((answer.get("Error", {}).get("Code") for answer in responses if isinstance(answer, dict)), None)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    chain: list[BaseException] = []
+    step: BaseException | None = error
+    while step is not None and step not in chain:
+        chain.append(step)
+        step = step.__cause__
+    return chain
