@@ -26,6 +26,8 @@ from flows.cli_common import (
     settings_of,
     show_run,
 )
+from flows.cli_data import data_app
+from flows.cli_fetch import fetch
 from flows.cli_store import store_app
 from memmcl import __version__
 from memmcl.config import load_config
@@ -45,6 +47,8 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
 )  # fmt: skip
 
+data_app.command("fetch")(fetch)
+app.add_typer(data_app, name="data")
 app.add_typer(store_app, name="store")
 app.add_typer(champion_app, name="champion")
 

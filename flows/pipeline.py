@@ -24,6 +24,7 @@ from tasks.report import export_full, publish_report
 from tasks.results import Made, candidate_models, measure_difficulty
 from tasks.runtime import Run, log
 from tasks.session import PeakMemory, check_place, finished, held, open_run, ray_session
+from tasks.weak import label_weak
 
 Refs = dict[str, ArtifactRef]
 DEFAULTS = RunConfig()
@@ -60,32 +61,39 @@ def make_model(run: Run, lease: Lease, started: float) -> ArtifactRef:
         check_nodes(run)
     log().info("run %s: %d subtasks on %s", run.id[:8], len(config.data.subtasks), run.base.name)
     with PeakMemory() as memory:
-        splits, anchors = publish_splits(run)
-        experts, joint, references = train_experts(run, splits, anchors)
-        searches, unified = merge_experts(run, experts, part(splits, "weak"), references)
+        splits, anchors, read = publish_splits(run)
+        experts, joint, weak, references = train_experts(run, splits, anchors)
+        searches, unified = merge_experts(run, experts, weak, references)
         lease.check()
         _, order = measure_difficulty(run, splits)
-        gates, evaluations = evaluate_models(run, splits, experts, joint, searches, unified, order)
+        gates, evaluations = evaluate_models(run, splits, weak, experts, joint, searches, unified, order)
         model = export_full(run, unified, return_state=True).result() if config.export == "full" else None
         lease.check()
     made = Made(
-        splits=splits, anchors=anchors, experts=experts, joint=joint, references=references, searches=searches,
-        unified=unified, gates=gates, evaluations=evaluations, model=model,
+        splits=splits, anchors=anchors, data=read, experts=experts, joint=joint, weak=weak, references=references,
+        searches=searches, unified=unified, gates=gates, evaluations=evaluations, model=model,
     )  # fmt: skip
     return publish_report(run, made, started, memory.gib)
 
 
 @flow(name="experts", flow_run_name="experts", task_runner=RayTaskRunner())
-def train_experts(run: Run, splits: SplitRefs, anchors: ArtifactRef) -> tuple[Refs, ArtifactRef | None, Refs]:
-    """Train one expert per subtask and the joint rival, the longest first, and measure each expert's reference."""
+def train_experts(run: Run, splits: SplitRefs, anchors: ArtifactRef) -> tuple[Refs, ArtifactRef | None, Refs, Refs]:
+    """Train one expert per subtask and the joint rival, the longest first, and measure each expert's reference.
+
+    Returns experts, rival, weak rows, references. Weak rows without labels are labelled by the experts here.
+    """
     train, weak = part(splits, "train"), part(splits, "weak")
     with worker(run):
         rival = train_joint.submit(run, train) if run.config.evaluation.joint_lora else None
         order = longest_first(run, train)
         trained = {name: train_expert.submit(run, name, train[name], anchors) for name in order}
-        measured = {name: measure_reference.submit(run, name, trained[name], weak[name]) for name in order}
+        if run.config.data.weak_source == "pseudo":
+            labelled = {name: label_weak.submit(run, name, trained[name], weak[name]) for name in order}
+        else:
+            labelled = weak
+        measured = {name: measure_reference.submit(run, name, trained[name], labelled[name]) for name in order}
         joint = rival.result() if rival else None
-        return collect(trained), joint, collect(measured)
+        return collect(trained), joint, collect(labelled) if labelled is not weak else weak, collect(measured)
 
 
 @flow(name="merge", flow_run_name="merge")
@@ -99,11 +107,11 @@ def merge_experts(run: Run, experts: Refs, weak: Refs, references: Refs) -> tupl
 
 @flow(name="evaluation", flow_run_name="evaluation", task_runner=RayTaskRunner())
 def evaluate_models(
-    run: Run, splits: SplitRefs, experts: Refs, joint: ArtifactRef | None, searches: Refs, unified: ArtifactRef,
-    order: Sequence[str],
+    run: Run, splits: SplitRefs, weak: Refs, experts: Refs, joint: ArtifactRef | None, searches: Refs,
+    unified: ArtifactRef, order: Sequence[str],
 ) -> tuple[Refs, Refs]:  # fmt: skip
     """Choose a context per subtask on weak rows, then put every model to the test rows; the longest first."""
-    train, weak, test = part(splits, "train"), part(splits, "weak"), part(splits, "test")
+    train, test = part(splits, "train"), part(splits, "test")
     adapters = experts | ({JOINT: joint} if joint else {})
     hardest_first = list(reversed(order))
     with worker(run):

@@ -15,7 +15,7 @@ from memmcl.evaluate.scoring import Probe
 from memmcl.store import Manifest, Store
 from memmcl.suite.examples import Example
 from memmcl.suite.parsing import parse_tuples
-from memmcl.suite.subtasks import Subtask, get_subtask
+from memmcl.suite.subtasks import Subtask
 from tasks.evaluate import context_probe, contexts_of, unified_model
 from tasks.runtime import Run, reopen
 
@@ -51,7 +51,7 @@ def answer_all(
     with unified_model(run, refs["unified:unified model"]) as (backbone, prompter):
 
         def ask(name: str, fields: dict[str, str]) -> Answer:
-            subtask = get_subtask(name)
+            subtask = run.subtask(name)
             gate = json.loads(store.read(refs[f"gate:context gate {name}"], "gate.json"))
             chosen = next(entry for entry in gate if entry["chosen"])
             context = _context(run, subtask, prompter, train, order, chosen["context"])
@@ -62,15 +62,17 @@ def answer_all(
 
         # The subtask that finds aspects goes first: the others may be asked about them.
         for name in sorted(order, key=lambda name: (name != ASPECTS, order.index(name))):
-            needs = get_subtask(name).needs
+            needs = run.subtask(name).needs
             if name == ASPECTS:
                 answers[name] = [ask(name, {})]
                 found = found or [first for first, *_ in parse_tuples(answers[name][0].answer, 2).tuples]
             elif needs == ("aspect",):
                 asked = [ask(name, {"aspect": aspect}) for aspect in dict.fromkeys(found)]
-                answers[name] = asked or [_missing(name, "no aspect found; name one with --aspect")]
+                answers[name] = asked or [_missing(run.subtask(name), "no aspect found; name one with --aspect")]
             elif len(targets) < len(needs):
-                answers[name] = [_missing(name, f"needs {', '.join(needs)}; give --target {len(needs)} times")]
+                answers[name] = [
+                    _missing(run.subtask(name), f"needs {', '.join(needs)}; give --target {len(needs)} times")
+                ]
             else:
                 answers[name] = [ask(name, dict(zip(needs, targets, strict=False)))]
     return [answer for name in order for answer in answers[name]]
@@ -84,7 +86,7 @@ def _said(probe: Probe, subtask: Subtask, offsets: list[float] | None, fields: d
     about = ", ".join(fields.values()) or "the text"
     if subtask.is_tuple:
         (text,) = probe.answers()
-        parsed = parse_tuples(text, len(subtask.tuple_fields))
+        parsed = parse_tuples(text, len(subtask.tuple_fields), subtask.tuple_fields)
         return Answer(subtask.title, about, text if not parsed.rejected else f"unreadable: {text}", "")
     scores = probe.label_scores()[0] - (np.array(offsets) if offsets else 0.0)
     share = np.exp(scores - np.logaddexp.reduce(scores))
@@ -92,5 +94,5 @@ def _said(probe: Probe, subtask: Subtask, offsets: list[float] | None, fields: d
     return Answer(subtask.title, about, subtask.labels[best], f"{share[best]:.2f}")
 
 
-def _missing(name: str, why: str) -> Answer:
-    return Answer(get_subtask(name).title, "", f"({why})", "")
+def _missing(subtask: Subtask, why: str) -> Answer:
+    return Answer(subtask.title, "", f"({why})", "")

@@ -14,6 +14,7 @@ from prefect.runtime import flow_run
 from memmcl.config import RunConfig
 from memmcl.evaluate.promotion import Judgement
 from memmcl.report import Results, markdown_table, verdict
+from memmcl.suite.faults import Fault
 from tasks.runtime import Run
 
 
@@ -51,6 +52,15 @@ def show_results(results: Results) -> None:
     create_markdown_artifact(
         _summary(results), key=f"summary-{run.run_id[:8]}", description=f"What {run.name} says, and where its report is"
     )
+
+
+def show_faults(run: Run, faults: Sequence[Fault]) -> None:
+    """Show the rows that were left out because they could not be used, where there are any."""
+    if faults:
+        rows = [{"place": fault.place, "kind": fault.kind, "what": fault.message} for fault in faults]
+        create_table_artifact(
+            rows, key=f"faults-{run.id[:8]}", description="Rows that were left out: they could not be used"
+        )
 
 
 def show_changes(changes: Sequence[dict[str, Any]], against: str) -> None:

@@ -22,13 +22,13 @@ from memmcl.evaluate.scoring import Probe
 from memmcl.merge.build import Merger
 from memmcl.store import ArtifactRef
 from memmcl.suite import metrics, parsing
-from memmcl.suite.examples import Example, format_tuples
+from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Demonstration, Prompter
-from memmcl.suite.subtasks import Subtask, get_subtask
+from memmcl.suite.subtasks import Subtask
 from tasks.runtime import Run, load_adapter, log, open_store, read_rows, resident, reuse_or_make, worth_retrying
 
-GATE_VERSION = 2
-EVALUATION_VERSION = 2
+GATE_VERSION = 3
+EVALUATION_VERSION = 3
 
 
 @task(
@@ -50,7 +50,7 @@ def gate_contexts(
     cfg = run.config
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
-        asked = get_subtask(subtask)
+        asked = run.subtask(subtask)
         rows = read_rows(run, weak)
         options: list[Option] = []
         measured: list[dict[str, Any]] = []
@@ -107,7 +107,7 @@ def evaluate_subtask(
     """
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
-        asked = get_subtask(subtask)
+        asked = run.subtask(subtask)
         rows = read_rows(run, test)
         answers = _model_answers(run, asked, rows, read_rows(run, weak), models, adapters)
         constant, _ = metrics.best_constant(asked, read_rows(run, train[subtask]), rows)
@@ -180,7 +180,7 @@ def contexts_of(
             own_shots=cfg.own_shots,
             others_per_subtask=cfg.shots_per_subtask,
             budget_tokens=cfg.budget_tokens,
-            count_tokens=lambda name, row: prompter.demonstration_tokens(get_subtask(name), row, subtask),
+            count_tokens=lambda name, row: prompter.demonstration_tokens(run.subtask(name), row, subtask),
             seed=run.seed("context", subtask.name),
         )
         for kind in cfg.contexts
@@ -191,7 +191,7 @@ def context_probe(
     run: Run, backbone: Backbone, prompter: Prompter, subtask: Subtask, rows: Sequence[Example], context: Context
 ) -> Probe:
     """Return the rows behind the demonstrations of a context."""
-    shots = [(get_subtask(name), row) for name, row in context.demonstrations]
+    shots = [(run.subtask(name), row) for name, row in context.demonstrations]
     return make_probe(run, backbone, prompter, subtask, rows, shots)
 
 
@@ -282,7 +282,7 @@ def gated_answers(
 
 def score_answers(run: Run, subtask: Subtask, rows: Sequence[Example], answers: Sequence[str]) -> dict[str, Any]:
     """Return the score of one model: strict as published, tolerant beside it, counts for paired comparisons."""
-    tolerant, rejected = _tolerant(subtask, answers)
+    tolerant, rejected = parsing.read_answers(subtask, answers)
     counts = metrics.row_counts(subtask, rows, tolerant)
     score = partial(metrics.score_from_counts, subtask, metrics.datasets_of(rows))
     seed = run.seed("bootstrap", subtask.name)
@@ -297,14 +297,6 @@ def score_answers(run: Run, subtask: Subtask, rows: Sequence[Example], answers: 
         "rejected": rejected,
         "counts": counts.tolist(),
     }
-
-
-def _tolerant(subtask: Subtask, answers: Sequence[str]) -> tuple[list[str], int]:
-    """Return the answers as they are meant, and how many could not be read."""
-    if not subtask.is_tuple:
-        return list(answers), 0
-    parsed = [parsing.parse_tuples(answer, len(subtask.tuple_fields)) for answer in answers]
-    return [format_tuples(item.tuples) for item in parsed], sum(item.rejected for item in parsed)
 
 
 def _context_key(run: Run) -> dict[str, Any]:

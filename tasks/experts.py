@@ -18,7 +18,7 @@ from memmcl.merge.build import Merger
 from memmcl.store import ArtifactRef
 from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Prompter
-from memmcl.suite.subtasks import Subtask, get_subtask
+from memmcl.suite.subtasks import Subtask
 from tasks.cluster import place
 from tasks.evaluate import make_probe, weak_values
 from tasks.progress import shown
@@ -46,7 +46,7 @@ def train_expert(run: Run, subtask: str, train: ArtifactRef, anchors: ArtifactRe
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
         _, prompter = resident(run)
         others = {name: rows for name, rows in _anchor_rows(run, anchors, prompter).items() if name != subtask}
-        return _train(run, subtask, training_rows(prompter, get_subtask(subtask), read_rows(run, train)), others)
+        return _train(run, subtask, training_rows(prompter, run.subtask(subtask), read_rows(run, train)), others)
 
     settings = run.config.experts.model_dump(mode="json")
     return reuse_or_make(
@@ -66,7 +66,7 @@ def train_joint(run: Run, train: Mapping[str, ArtifactRef]) -> State[ArtifactRef
         _, prompter = resident(run)
         rows = [
             row for name, ref in sorted(train.items())
-            for row in training_rows(prompter, get_subtask(name), read_rows(run, ref))
+            for row in training_rows(prompter, run.subtask(name), read_rows(run, ref))
         ]  # fmt: skip
         return _train(run, JOINT, rows, {}, times=len(train))
 
@@ -91,12 +91,12 @@ def measure_reference(run: Run, subtask: str, expert: ArtifactRef, weak: Artifac
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
         backbone, prompter = resident(run)
         rows = read_rows(run, weak)
-        probe = make_probe(run, backbone, prompter, get_subtask(subtask), rows)
+        probe = make_probe(run, backbone, prompter, run.subtask(subtask), rows)
         merger = Merger(backbone, {subtask: load_adapter(run, expert)}, blocks=1)
-        measured = {"base": weak_values(run, probe, get_subtask(subtask), rows)}
+        measured = {"base": weak_values(run, probe, run.subtask(subtask), rows)}
         try:
             merger.apply({subtask: (1.0,)})
-            measured["expert"] = weak_values(run, probe, get_subtask(subtask), rows)
+            measured["expert"] = weak_values(run, probe, run.subtask(subtask), rows)
         finally:
             merger.reset()
         return {"reference.json": json.dumps(measured).encode()}, measured
@@ -157,5 +157,5 @@ def _anchor_rows(run: Run, anchors: ArtifactRef, prompter: Prompter) -> dict[str
     rows = iter(read_rows(run, anchors))
     counts: dict[str, int] = load_manifest(run, anchors).metrics["by_subtask"]
     return {
-        name: training_rows(prompter, get_subtask(name), list(islice(rows, count))) for name, count in counts.items()
+        name: training_rows(prompter, run.subtask(name), list(islice(rows, count))) for name, count in counts.items()
     }

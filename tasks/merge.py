@@ -16,7 +16,7 @@ from memmcl.evolve import LookAhead, seed_genomes
 from memmcl.merge.build import merged_factors
 from memmcl.merge.export import adapter_files
 from memmcl.store import ArtifactRef, Manifest, cache_key
-from memmcl.suite.subtasks import GROUPS, get_subtask
+from memmcl.suite.subtasks import GROUPS
 from tasks.progress import shown
 from tasks.runtime import Run, load_adapter, open_store, reuse_or_make
 from tasks.search import STAGE_VERSION, Inner, SearchSpec, run_searches
@@ -34,7 +34,7 @@ def search_groups(run: Run, experts: Refs, weak: Refs, references: Refs) -> Stat
     All of them share the workers of one Tuner. Returns the searches by group, and the baseline's as ARITHMETIC.
     """
     cfg = run.config.search
-    groups = groups_of(experts)
+    groups = groups_of(run, experts)
     blocks = cfg.blocks
     itself: Inner = {name: {name: (1.0,) * blocks} for name in experts}
     plans: list[tuple[SearchSpec, list[ArtifactRef]]] = []
@@ -87,9 +87,9 @@ def build_unified(run: Run, search: ArtifactRef, experts: Refs) -> State[Artifac
     )  # fmt: skip
 
 
-def groups_of(subtasks: Mapping[str, Any]) -> dict[str, list[str]]:
+def groups_of(run: Run, subtasks: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the subtasks by group, in the groups' order; groups without subtasks are left out."""
-    by_group = {group: sorted(name for name in subtasks if get_subtask(name).group == group) for group in GROUPS}
+    by_group = {group: sorted(name for name in subtasks if run.subtask(name).group == group) for group in GROUPS}
     return {group: members for group, members in by_group.items() if members}
 
 

@@ -20,8 +20,8 @@ from memmcl.store import ArtifactRef, Champions, Manifest, Reign, Store, cache_k
 from memmcl.store.champion import now
 from memmcl.suite import metrics
 from memmcl.suite.examples import from_table, normalised
+from memmcl.suite.overlap import Blocklist
 from memmcl.suite.splits import Splits
-from memmcl.suite.subtasks import get_subtask
 from tasks.data import data_digests
 from tasks.evaluate import EVALUATION_VERSION, gated_answers, score_answers
 from tasks.history import root_flow_run_id
@@ -74,15 +74,18 @@ def find_champion(store: Store, name: str) -> Champion | None:
 def pinned_anchors(store: Store, champion: Champion, config: RunConfig, splits: Splits) -> ArtifactRef | None:
     """Return the champion's anchor rows for the next run; None where new ones must be lent.
 
-    That is when the setting of their number changed, or when one of their texts is a test text by now.
+    That is when the setting of their number changed, or when one of their texts overlaps with a test text by now.
     """
     pinned = champion.refs.get("anchors:anchor rows")
     if pinned is None or store.load(pinned).config["anchor_rows"] != config.experts.anchor_rows:
         return None
-    tested = {normalised(row.text) for parts in splits.parts.values() for row in parts["test"]}
-    shared = sum(normalised(row.text) in tested for row in from_table(store.read(pinned, "rows.parquet")))
+    tested = Blocklist.of(normalised(row.text) for parts in splits.parts.values() for row in parts["test"])
+    contents = [normalised(row.text) for row in from_table(store.read(pinned, "rows.parquet"))]
+    shared = int((tested.equal(contents) | tested.sharing(contents)).sum())
     if shared:
-        log().warning("%d pinned anchor rows are test rows now: new ones are lent, all experts retrain", shared)
+        log().warning(
+            "%d pinned anchor rows overlap with test rows now: new ones are lent, all experts retrain", shared
+        )
         return None
     return pinned
 
@@ -116,7 +119,7 @@ def settled(store: Store, run: Run, champion: Champion | None, splits: Splits) -
     if run.id == champion.run.id:
         return f"data and settings are those of the champion, run {champion.id}"
     for run_id in sorted(champion.champions.rolled_back):
-        if run_id == run.id or _made_from(store, run_id) == (data_digests(splits), _settings(run.config)):
+        if run_id == run.id or _made_from(store, run_id) == (data_digests(splits), run.config.what()):
             return f"these data and settings made run {run_id[:8]}, which was champion and was rolled back"
     earlier = _find_judgement(store, run, champion)
     if earlier is not None and not earlier.metrics["promoted"]:
@@ -130,13 +133,7 @@ def _made_from(store: Store, run_id: str) -> tuple[Any, Any] | None:
     if done is None:
         return None
     results = json.loads(store.read(done, "results.json"))
-    return results["data"]["digests"], _settings(parse_config(results["run"]["config"], f"run {run_id[:8]}"))
-
-
-def _settings(config: RunConfig) -> dict[str, Any]:
-    what = config.what()
-    del what["data"]["source"]  # the rows' digests say more
-    return what
+    return results["data"]["digests"], parse_config(results["run"]["config"], f"run {run_id[:8]}").what()
 
 
 @task(
@@ -150,7 +147,7 @@ def score_champion(champion: Run, subtask: str, refs: Refs, order: Sequence[str]
     unified, gate = refs["unified:unified model"], refs[f"gate:context gate {subtask}"]
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
-        asked, rows = get_subtask(subtask), read_rows(champion, test)
+        asked, rows = champion.subtask(subtask), read_rows(champion, test)
         gated = json.loads(open_store(champion).read(gate, "gate.json"))
         answers = gated_answers(champion, asked, rows, unified, gated, train, order)
         scores = {"gated": score_answers(champion, asked, rows, answers)}
@@ -180,7 +177,7 @@ def judge_challenger(run: Run, challenger: Manifest, champion: Champion, scored:
             for one in (ours[f"evaluation:evaluation {name}"], ref)
         ]
         datasets = metrics.datasets_of(read_rows(run, ours[f"split:{name} test"]))
-        pairs[name] = Pair(*counts, partial(metrics.score_from_counts, get_subtask(name), datasets))
+        pairs[name] = Pair(*counts, partial(metrics.score_from_counts, run.subtask(name), datasets))
     judged = judge(
         pairs, margin=run.config.promotion.margin, samples=run.config.evaluation.bootstrap_samples,
         seed=run.seed("champion gate"),

@@ -23,12 +23,9 @@ from memmcl.report import Results
 from memmcl.store import ArtifactRef, Manifest
 from memmcl.suite import metrics
 from memmcl.suite.examples import Example
-from memmcl.suite.splits import Splits
-from memmcl.suite.subtasks import get_subtask
-from tasks.data import SplitRefs, data_digests
+from tasks.data import SplitRefs
 from tasks.experts import JOINT
 from tasks.history import root_flow_run_id
-from tasks.inputs import read_splits
 from tasks.merge import ARITHMETIC, STAGE_2, coefficients_of, read_search
 from tasks.runtime import Run, load_manifest, open_store, read_rows, resident_prompter
 
@@ -53,9 +50,13 @@ class Made(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     splits: SplitRefs
+    data: ArtifactRef
+    """What was read: digests of all rows, and how many were left out why."""
     anchors: ArtifactRef
     experts: dict[str, ArtifactRef]
     joint: ArtifactRef | None
+    weak: dict[str, ArtifactRef]
+    """The rows that searches and gates saw: the weak splits, or those that the experts labelled."""
     references: dict[str, ArtifactRef]
     searches: dict[str, ArtifactRef]
     unified: ArtifactRef
@@ -65,10 +66,13 @@ class Made(BaseModel):
 
     def refs(self) -> list[ArtifactRef]:
         """Return all references, the run's lineage."""
-        groups = (self.experts, self.references, self.searches, self.gates, self.evaluations)
+        groups = (self.experts, self._labelled(), self.references, self.searches, self.gates, self.evaluations)
         found = [ref for group in groups for _, ref in sorted(group.items())]
         rows = [ref for _, parts in sorted(self.splits.items()) for _, ref in sorted(parts.items())]
-        return [*rows, self.anchors, *found, self.unified, *(ref for ref in (self.joint, self.model) if ref)]
+        return [*rows, self.data, self.anchors, *found, self.unified, *(ref for ref in (self.joint, self.model) if ref)]
+
+    def _labelled(self) -> dict[str, ArtifactRef]:
+        return {name: ref for name, ref in self.weak.items() if ref != self.splits[name]["weak"]}
 
 
 def candidate_models(
@@ -88,7 +92,7 @@ def candidate_models(
 
 def measure_difficulty(run: Run, splits: SplitRefs) -> tuple[dict[str, DifficultyReport], tuple[str, ...]]:
     """Return the difficulty of every subtask and the curriculum's ascending order, from training rows."""
-    subtasks = [get_subtask(name) for name in splits]
+    subtasks = [run.subtask(name) for name in splits]
     rows = {name: read_rows(run, parts["train"]) for name, parts in splits.items()}
     reports = difficulties(subtasks, rows, run.config.curriculum.weights)
     return reports, order_subtasks({name: report.difficulty for name, report in reports.items()})
@@ -103,20 +107,22 @@ def gather(run: Run, made: Made, started: float, peak_memory_gb: float) -> Resul
     manifests = [load_manifest(run, ref) for ref in made.refs()]
     named = {"unified+context": "gated"}
     present = [name for name in MODELS if all(named.get(name, name) in by for by in scores.values())]
-    splits = read_splits(run.config)
+    rows = {
+        part: {name: read_rows(run, refs[part]) for name, refs in made.splits.items()} for part in ("train", "test")
+    }
     arithmetic = read_search(run, made.searches[ARITHMETIC])
     document = {
         "run": _run(run),
-        "subtasks": [_subtask(run, name, splits.parts[name], reports[name]) for name in order],
+        "subtasks": [_subtask(run, name, made, rows["train"][name][0], reports[name]) for name in order],
         "models": [
             dict(zip(("name", "title", "kind", "description"), (name, *MODELS[name]), strict=True)) for name in present
         ],
         "scores": [
-            _score(model, name, scores[name][named.get(model, model)], gates[name])
+            _score(run, model, name, scores[name][named.get(model, model)], gates[name])
             for model in present for name in order
         ],
         "means": [_mean(model, [scores[name][named.get(model, model)] for name in order]) for model in present],
-        "comparisons": _comparisons(run, present, named, scores, splits),
+        "comparisons": _comparisons(run, present, named, scores, rows["test"]),
         "retention": [_retention(name, scores[name]) for name in order],
         "searches": [_search(run, name, read_search(run, ref)) for name, ref in made.searches.items()],
         "merge": {
@@ -145,7 +151,7 @@ def gather(run: Run, made: Made, started: float, peak_memory_gb: float) -> Resul
         "timings": _timings(manifests),
         "wall_seconds": time.time() - started,
         "peak_memory_gb": round(peak_memory_gb, 2),
-        "data": {"source": run.config.data.source, "dropped": splits.dropped, "digests": data_digests(splits)},
+        "data": {"source": run.config.data.source, **json.loads(store.read(made.data, "data.json"))},
         "notes": _notes(run),
     }  # fmt: skip
     return Results.model_validate(document)
@@ -171,30 +177,32 @@ def _run(run: Run) -> dict[str, Any]:
     }
 
 
-def _subtask(run: Run, name: str, parts: Mapping[str, Sequence[Example]], report: DifficultyReport) -> dict[str, Any]:
-    subtask = get_subtask(name)
-    shown = parts["train"][0]
+def _subtask(run: Run, name: str, made: Made, shown: Example, report: DifficultyReport) -> dict[str, Any]:
+    subtask = run.subtask(name)
     prompter = resident_prompter(run)
+    refs = made.splits[name] | {"weak": made.weak[name]}
     return {
         "name": name,
         "group": subtask.group,
         "title": subtask.title,
         "metric": subtask.metric,
         "labels": subtask.labels,
-        "rows": {part: len(rows) for part, rows in parts.items()},
+        "rows": {part: load_manifest(run, ref).metrics["rows"] for part, ref in refs.items()},
         "difficulty": report.difficulty,
         "example": {"prompt": prompter.text(subtask, shown), "answer": shown.answer},
     }
 
 
-def _score(model: str, subtask: str, found: Mapping[str, Any], gate: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _score(
+    run: Run, model: str, subtask: str, found: Mapping[str, Any], gate: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     chosen = next(entry for entry in gate if entry["chosen"])
     context = chosen["context"] + (", calibrated" if chosen["calibrated"] else "")
     return {
         "model": model,
         "subtask": subtask,
         "context": context if model == "unified+context" else "none" if model == "constant" else "zero-shot",
-        "metric": get_subtask(subtask).metric,
+        "metric": run.subtask(subtask).metric,
         **{key: found[key] for key in ("score", "se", "n", "balanced_accuracy", "rejected", "strict_score")},
     }
 
@@ -209,7 +217,7 @@ def _comparisons(
     present: Sequence[str],
     named: Mapping[str, str],
     scores: Mapping[str, Mapping[str, Any]],
-    splits: Splits,
+    tests: Mapping[str, Sequence[Example]],
 ) -> list[dict[str, Any]]:
     """Return paired differences of the means, over the same test rows."""
     compared = []
@@ -222,7 +230,7 @@ def _comparisons(
             (
                 found[named.get(a, a)]["counts"],
                 found[named.get(b, b)]["counts"],
-                partial(metrics.score_from_counts, get_subtask(name), metrics.datasets_of(splits.parts[name]["test"])),
+                partial(metrics.score_from_counts, run.subtask(name), metrics.datasets_of(tests[name])),
             )
             for name, found in scores.items()
         ]
@@ -351,6 +359,11 @@ def _notes(run: Run) -> list[str]:
         "Scores of several subtasks may rest on the same sentences; the error of their mean takes them as independent.",
         "Seconds of experts, contexts and evaluation are those of one worker; several worked at once.",
     ]
+    if run.config.data.weak_source == "pseudo":
+        notes.append(
+            "Weak rows had no labels: each expert labelled texts of its own subtask, and the most confident were kept. "
+            "Searches, gates and calibration saw no gold label; train and test rows have theirs."
+        )
     if run.config.data.source == "embedded":
         notes.append(
             "The embedded corpus was written for this project: these figures compare models, they are no benchmark."

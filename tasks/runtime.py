@@ -27,6 +27,8 @@ from memmcl.experts import adapter
 from memmcl.store import ArtifactRef, Manifest, Store, cache_key
 from memmcl.suite.examples import Example, from_table
 from memmcl.suite.prompts import Prompter
+from memmcl.suite.subtasks import Subtask
+from tasks.inputs import catalogue
 
 Files = Mapping[str, bytes | Path]
 
@@ -80,8 +82,14 @@ class Run(BaseModel):
     base: Base
     store: dict[str, str | None]
     command: str
+    rows: str = ""
+    """Digest of the rows that the run was opened with."""
     anchors: ArtifactRef | None = None
     """Anchor rows pinned by an earlier run, where this run would lend others."""
+
+    def subtask(self, name: str) -> Subtask:
+        """Return a subtask of this run: of the catalogue, or the user's own."""
+        return catalogue(self.config)[name]
 
     def seed(self, *names: str | int) -> int:
         """Return the seed of a named piece of this run."""

@@ -30,7 +30,6 @@ from memmcl.evolve.fitness import fitness, loglik_retention, retention
 from memmcl.merge.build import Merger
 from memmcl.merge.genome import GenomeSpace, compose
 from memmcl.store import ArtifactRef, Store
-from memmcl.suite.subtasks import get_subtask
 from tasks.evaluate import make_probe, weak_values
 from tasks.runtime import Run, load_adapter, open_store, read_rows, resident
 
@@ -95,7 +94,7 @@ class Bench:
         return {"genome": list(genome), "fitness": _json(fitness(values)), "values": values, "seconds": seconds}
 
     def _value(self, name: str) -> float:
-        subtask, rows = get_subtask(name), self._weak[name]
+        subtask, rows = self._run.subtask(name), self._weak[name]
         if name not in self._probes:
             self._probes[name] = make_probe(self._run, self._backbone, self._prompter, subtask, rows)
         probe, reference = self._probes[name], self._reference[name]

@@ -17,15 +17,15 @@ from prefect.runtime import deployment
 
 from memmcl import seeds
 from memmcl.backbone.load import resolve_device, resolve_dtype
-from memmcl.config import RayConfig, RunConfig
+from memmcl.config import DataConfig, RayConfig, RunConfig
 from memmcl.errors import ConfigError, ServiceError
 from memmcl.experts import train
 from memmcl.store import ArtifactRef, Lease, Manifest
-from tasks import data, evaluate, history, merge, report, search
-from tasks.data import anchors_key, data_digests
+from tasks import data, evaluate, history, merge, report, search, weak
+from tasks.data import anchors_key, data_digests, rows_digest
 from tasks.inputs import Inputs, find_inputs
 from tasks.progress import choose_display
-from tasks.runtime import Base, Run, open_store
+from tasks.runtime import Base, Run, open_store, resident_prompter
 
 STAGE_VERSIONS = {
     "split": data.STAGE_VERSION,
@@ -33,6 +33,7 @@ STAGE_VERSIONS = {
     "search": search.STAGE_VERSION,
     "unified": merge.UNIFIED_VERSION,
     "gate": evaluate.GATE_VERSION,
+    "weak": weak.STAGE_VERSION,
     "evaluation": evaluate.EVALUATION_VERSION,
     "report": report.REPORT_VERSION,
 }
@@ -56,10 +57,8 @@ def open_run(config: RunConfig, inputs: Inputs | None = None, pinned: ArtifactRe
         name=found.name, digest=found.digest, licence=found.licence, device=device,
         dtype=resolve_dtype(config.model.dtype, device), layers=layers, split=max(0, layers - adapted),
     )  # fmt: skip
-    what = config.what()
-    del what["data"]["source"]  # the rows' digests say more
     identity = {
-        "config": what,
+        "config": config.what(),
         "data": data_digests(inputs.splits),
         "base": base.model_dump(mode="json", exclude={"licence"}),
         "stages": STAGE_VERSIONS,
@@ -68,24 +67,40 @@ def open_run(config: RunConfig, inputs: Inputs | None = None, pinned: ArtifactRe
         pinned = None
     if pinned is not None:
         identity["anchors"] = pinned.key
-    return Run(
+    run = Run(
         id=seeds.digest(identity), config=config, base=base, store=inputs.store.spec,
-        command=history.started_by(), anchors=pinned,
+        command=history.started_by(), rows=rows_digest(inputs.splits), anchors=pinned,
     )  # fmt: skip
+    prompter = resident_prompter(run)
+    for name in config.data.subtasks:
+        prompter.check(run.subtask(name))
+    return run
 
 
 def check_place(config: RunConfig) -> None:
-    """Refuse a relative store in a deployment's run: its worker runs it in a folder of its own that is removed.
+    """Refuse relative places in a deployment's run: its worker runs it in a folder of its own that is removed.
 
     Raises:
-        ConfigError: the store is relative.
+        ConfigError: the store, or where rows lie, is relative.
     """
-    url = config.store.url
-    if deployment.id and "://" not in url and not Path(url).is_absolute():
-        raise ConfigError(
-            f"store.url of a deployment must be absolute, got {url!r}: a worker runs flows in folders that it removes; "
-            "give s3://bucket/folder or an absolute directory"
-        )
+    if not deployment.id:
+        return
+    for key, place in {"store.url": config.store.url, **_places_of_rows(config.data)}.items():
+        if "://" not in place and not Path(place).is_absolute():
+            raise ConfigError(
+                f"{key} of a deployment must be absolute, got {place!r}: a worker runs flows in folders that it "
+                "removes; give s3://bucket/folder or an absolute path"
+            )
+
+
+def _places_of_rows(data: DataConfig) -> dict[str, str]:
+    """Return setting -> file or directory that rows are read from."""
+    places = {} if data.source == "embedded" else {"data.source": data.source}
+    own = {f"data.custom.{number}.data": subtask.data for number, subtask in enumerate(data.custom)}
+    for setting, source in {**own, **{f"data.sources.{name}": source for name, source in data.sources.items()}}.items():
+        files = ("path",) if source.dataset else ("path", "train", "weak", "test")
+        places |= {f"{setting}.{name}": place for name in files if (place := getattr(source, name))}
+    return places
 
 
 def finished(run: Run) -> Manifest | None:

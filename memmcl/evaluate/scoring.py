@@ -61,6 +61,14 @@ class Probe:
         )
         return float(total / sum(len(ids) for ids in self._golds))
 
+    def answer_logprobs(self, answers: Sequence[str]) -> np.ndarray:
+        """Return (rows,) float64: the mean log-probability per token of one given answer a row, end token included."""
+        ids = [self._prompter.answer(answer) for answer in answers]
+        rows = [Row(prompt, (answer,)) for prompt, answer in zip(self._prompts, ids, strict=True)]
+        prepared = self._backbone.prepare(rows, batch_size=self._batch_size, prefix=self.prefix_tokens)
+        sums = continuation_sums(self._backbone, prepared)
+        return np.array([sums[row, 0] / len(answer) for row, answer in enumerate(ids)])
+
     def answers(self, offsets: np.ndarray | None = None) -> list[str]:
         """Return each row's answer: the best label (scores minus `offsets`, if given), or the generated text."""
         if self.subtask.is_tuple:

@@ -144,8 +144,10 @@ def heat_map(
 ) -> None:
     """Draw `cells` with `shade`, each `size` wide and high of its place, and name both sides.
 
-    `cells`: rows x columns of (value, label), None where there is none. Beyond 12 columns without labels.
+    `cells`: rows x columns of (value, label), None where there is none. Beyond 12 columns the labels are smaller and
+    long column names stand upright; beyond 20 columns cells have no labels.
     """
+    many = len(columns) > 12
     for y, row in enumerate(cells):
         for x, cell in enumerate(row):
             if cell is None:
@@ -153,11 +155,12 @@ def heat_map(
                 continue
             fill, ink = shade(cell[0], low, high)
             axes.add_patch(rectangle(x, y, *size, facecolor=fill, edgecolor="none"))
-            if len(columns) <= 12:
-                axes.text(x, y, cell[1], ha="center", va="center", color=ink, fontsize=10)
+            if len(columns) <= 20:
+                axes.text(x, y, cell[1], ha="center", va="center", color=ink, fontsize=7.5 if many else 10)
     axes.set_xlim(-0.55, len(columns) - 0.45)
     row_names(axes, rows)
-    axes.set_xticks(range(len(columns)), [shorten(name, 16) for name in columns])
+    upright = many and max(map(len, columns)) > 4
+    axes.set_xticks(range(len(columns)), [shorten(name, 16) for name in columns], rotation=90 if upright else 0)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     for spine in axes.spines.values():

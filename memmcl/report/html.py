@@ -80,6 +80,9 @@ def render_html(document: Document) -> str:
         best={column: leaders(results, column) for column in (None, *(s.name for s in results.subtasks))},
         outcome=_outcome,
         hint=_hint,
+        remarks=_remarks,
+        unreadable=sum(score.rejected for score in results.scores),
+        answered=sum(score.n for score in results.scores),
         groups=list(dict.fromkeys(subtask.group for subtask in results.subtasks)),
         search_rows=[_search_row(search) for search in results.searches],
         config=yaml.safe_dump(results.run.config, sort_keys=False, allow_unicode=True),
@@ -150,8 +153,18 @@ def _hint(score: Score) -> str:
     if score.strict_score is not None:
         parts.append(f"without tolerant parsing {score.strict_score:.3f}")
     if score.rejected:
-        parts.append(f"{score.rejected} unparsable answers")
+        parts.append(f"{score.rejected} unreadable answers")
     return "; ".join(parts)
+
+
+def _remarks(score: Score) -> list[str]:
+    """Return what stands under a score: the strict one where the page would show another number, unreadable answers."""
+    remarks = []
+    if score.strict_score is not None and plus_minus(score.strict_score) != plus_minus(score.score):
+        remarks.append(f"strict {plus_minus(score.strict_score)}")
+    if score.rejected:
+        remarks.append(f"{score.rejected} of {score.n} unreadable")
+    return remarks
 
 
 def _search_row(search: Search) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """SentiEval's metrics, and the counts per row from which a bootstrap gets them by a matrix product.
 
 Reference: Zhang et al., "Sentiment Analysis in the Era of Large Language Models: A Reality Check" (NAACL
-Findings 2024) and its evaluation script, except that an answer is read with `ast.literal_eval` instead of
-`eval`.
+Findings 2024) and its evaluation script. Where we differ, on purpose: an answer is read with `ast.literal_eval`
+instead of `eval`, and not at all beyond `parsing.MAX_LITERAL` characters; where the script fails we answer: golds
+may hold lists in place of tuples, as JSON does, an F1 of a label that is neither gold nor predicted is 0 (irony,
+stance), and no rows are a `DataError`.
 
 Every metric is a function of counts summed over rows, so a score is always `score_from_counts(summed
 row_counts)`. Columns of one data set's counts, n being the number of rows:
@@ -24,7 +26,7 @@ from numpy.typing import NDArray
 
 from memmcl.errors import DataError
 from memmcl.suite.examples import Example, format_tuples
-from memmcl.suite.parsing import read_list
+from memmcl.suite.parsing import read_list, read_literal
 from memmcl.suite.subtasks import GRADES, POLARITIES, SUBTASKS, Metric, Subtask
 
 Floats = NDArray[np.float64]
@@ -108,10 +110,11 @@ def _subtask_scoring(subtask: Subtask) -> Scoring:
 def score(dataset: str, predictions: Sequence[str], golds: Sequence[Any]) -> float:
     """Return SentiEval's score of `dataset`, in [0, 1].
 
-    predictions: the answers as text. golds, one each: a label; or tuples of strings, or their text.
+    predictions: the answers as text. golds, one each: a label; or a list, tuple or set of tuples (or lists), or its
+    text as Python writes it.
 
     Raises:
-        DataError: unknown data set, no rows, unequal lengths, or a gold text that is no list.
+        DataError: unknown data set, no rows, unequal lengths, or gold tuples that are none.
     """
     _check_lengths(len(golds), len(predictions))
     scoring = scoring_of(dataset)
@@ -230,15 +233,26 @@ def _score_block(scoring: Scoring, summed: Floats) -> Floats:
     return np.asarray(f1.mean(axis=-1))
 
 
-def _form(label: str) -> str:
-    return label.strip().lower()
+def _form(label: object) -> str:
+    # numpy, and so the scikit-learn that SentiEval asks, does not see NULs at the end of a string.
+    return str(label).lower().strip().rstrip("\0")
 
 
 def _gold_tuples(gold: Any) -> set[Hashable]:
-    items: Any = read_list(gold) if isinstance(gold, str) else gold
-    if items is None:
-        raise DataError(f"expected gold tuples or their text as a Python list, got {gold[:60]!r}; correct the row")
-    return {tuple(item) for item in items}
+    items: Any = read_literal(gold) if isinstance(gold, str) else gold
+    try:
+        if isinstance(items, list | tuple | set | frozenset):
+            return {_frozen(item) for item in items}
+    except (TypeError, RecursionError):
+        pass
+    raise DataError(
+        f"expected gold tuples as a list, or its text as Python writes it; got {str(gold)[:60]!r}; correct the row"
+    )
+
+
+def _frozen(item: Any) -> Hashable:
+    """Return `item` with lists as tuples: JSON knows no tuples."""
+    return tuple(map(_frozen, item)) if isinstance(item, list | tuple) else item
 
 
 def _predicted_items(answer: str) -> set[Hashable]:

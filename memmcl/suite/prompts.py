@@ -1,7 +1,8 @@
 """Prompts as token ids: instruction, demonstrations, query; never a cut answer or instruction.
 
-With a chat template the instruction is the system message, each demonstration a user and an assistant turn, the
-query the last user turn. Without one, a plain template does the same with line breaks. The tokenizer is passed in,
+With a chat template the instruction is the system message (the top of the first user turn, where the template has no
+system role), each demonstration a user and an assistant turn, the query the last user turn. Without a chat template, a
+plain one does the same with line breaks. The tokenizer is passed in,
 so that this module loads no model library.
 """
 
@@ -32,7 +33,22 @@ class Prompter:
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._chat = bool(tokenizer.chat_template)
+        self._system = self._chat and self._has_system_role()
         self._control = [str(token) for token in tokenizer.all_special_tokens if len(str(token)) > 1]
+
+    def check(self, subtask: Subtask) -> None:
+        """Make sure that a query of `subtask` has room for a text behind its instruction.
+
+        Raises:
+            ConfigError: `max_tokens` leaves none.
+        """
+        blank = Example.create("", "", "", dict.fromkeys(subtask.needs, ""))
+        taken = self._length(subtask, "", blank)
+        if taken >= self._max_tokens:
+            raise ConfigError(
+                f"data.max_prompt_tokens is {self._max_tokens}, but the instruction of {subtask.name} alone takes "
+                f"{taken} tokens; raise it"
+            )
 
     def prompt(
         self, subtask: Subtask, example: Example, demonstrations: Sequence[Demonstration] = ()
@@ -82,23 +98,32 @@ class Prompter:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 
+    def _length(self, subtask: Subtask, text: str, example: Example) -> int:
+        return len(self._encode(self._render(subtask, text, example, ())))
+
     def _fitted(self, subtask: Subtask, example: Example) -> str:
         """Return the example's text, cut at its end where the query would exceed `max_tokens`."""
-        length = len(self._encode(self._render(subtask, example.text, example, ())))
+        length = self._length(subtask, example.text, example)
         if length <= self._max_tokens:
             return example.text
         ids = self._encode(example.text)
         room = self._max_tokens - (length - len(ids))
         while room > 0:
             # Where the cut falls inside a character of several tokens, its half decodes to U+FFFD: drop it.
-            text = self._tokenizer.decode(ids[:room]).rstrip("\ufffd").strip()
-            over = len(self._encode(self._render(subtask, text, example, ()))) - self._max_tokens
+            cut = self._tokenizer.decode(ids[:room], clean_up_tokenization_spaces=False)
+            text = str(cut).rstrip("\ufffd").strip()
+            over = self._length(subtask, text, example) - self._max_tokens
             if over <= 0:
-                return str(text)
+                return text
             room -= over
+        taken = self._length(subtask, "", example)
+        if taken <= self._max_tokens:
+            return ""
+        self.check(subtask)
         raise ConfigError(
-            f"data.max_prompt_tokens is {self._max_tokens}, but the instruction of {subtask.name} alone takes "
-            f"{length - len(ids)} tokens; raise it"
+            f"data.max_prompt_tokens is {self._max_tokens}, but the instruction of {subtask.name} and a row's "
+            f"{' and '.join(subtask.needs)} take {taken} tokens; raise it, or shorten the row that begins "
+            f"{example.text[:40]!r}"
         )
 
     def _render(self, subtask: Subtask, text: str, example: Example, demonstrations: Sequence[Demonstration]) -> str:
@@ -106,18 +131,36 @@ class Prompter:
         if not self._chat:
             shown = [self._plain_turn(other, shot, subtask) for other, shot in demonstrations]
             return "".join([f"{subtask.instruction}\n\n", *shown, f"{user}\nAnswer:"])
-        messages: list[dict[str, str]] = [{"role": "system", "content": subtask.instruction}]
+        messages: list[dict[str, str]] = []
         for other, shot in demonstrations:
             messages += _shot_messages(other, shot, subtask)
-        messages.append({"role": "user", "content": user})
-        return self._template(messages, add_generation_prompt=True)
+        messages.append(_said("user", user))
+        return self._template(self._instructed(subtask, messages), add_generation_prompt=True)
 
     def _turn(self, subtask: Subtask, example: Example, reader: Subtask) -> str:
         if not self._chat:
             return self._plain_turn(subtask, example, reader)
-        system = [{"role": "system", "content": reader.instruction}]
-        with_shot = self._template([*system, *_shot_messages(subtask, example, reader)])
-        return with_shot.removeprefix(self._template(system))
+        # Behind another turn, so that the instruction is on both sides wherever the template puts it.
+        before = self._instructed(reader, [_said("user", "Text:"), _said("assistant", "none")])
+        with_shot = self._template([*before, *_shot_messages(subtask, example, reader)])
+        return with_shot.removeprefix(self._template(before))
+
+    def _instructed(self, subtask: Subtask, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        """Return the messages with the instruction in front of them."""
+        if self._system:
+            return [_said("system", subtask.instruction), *messages]
+        first, *rest = messages
+        return [_said(first["role"], f"{subtask.instruction}\n\n{first['content']}"), *rest]
+
+    def _has_system_role(self) -> bool:
+        """Whether the chat template shows a system message; some refuse one, others leave it out."""
+        from jinja2 import TemplateError
+
+        probe = "Answer in one word."
+        try:
+            return probe in self._template([_said("system", probe), _said("user", "Text:")])
+        except TemplateError:
+            return False
 
     @staticmethod
     def _plain_turn(subtask: Subtask, example: Example, reader: Subtask) -> str:
@@ -156,4 +199,8 @@ def _shot_messages(subtask: Subtask, example: Example, reader: Subtask) -> list[
     user = query_text(subtask, example.text, example)
     if subtask.name != reader.name:
         user = f"{subtask.instruction}\n{user}"
-    return [{"role": "user", "content": user}, {"role": "assistant", "content": example.answer}]
+    return [_said("user", user), _said("assistant", example.answer)]
+
+
+def _said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}

@@ -1,36 +1,43 @@
 """Train, weak, selection and test rows per subtask: disjoint by content, balanced, the same in every run.
 
 The content of a row is its normalised text (`examples.normalised`). What is drawn depends on hashes of
-content alone, never on row order, so added rows do not move the others.
+content alone, never on row order, so added rows do not move the others. No train or weak row of any subtask
+repeats a test text of any subtask, nor shares a window of 36 normalised characters with one.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from memmcl import seeds
 from memmcl.errors import ConfigError, DataError
-from memmcl.suite.datasets import read_directory
-from memmcl.suite.embedded import read_embedded
-from memmcl.suite.examples import Example, normalised
-from memmcl.suite.subtasks import get_subtask
-
-PARTS = ("train", "weak", "test")
-"""What a source has: the weak part is the pool for weak and selection rows."""
+from memmcl.suite.examples import Example, drawing_order, normalised
+from memmcl.suite.faults import Fault, Faults
+from memmcl.suite.overlap import WINDOW, Blocklist
+from memmcl.suite.sources import Source, read_sources
+from memmcl.suite.subtasks import Subtask
 
 PREPARED_PARTS = ("train", "weak", "selection", "test")
 
 OnOverlap = Literal["error", "drop"]
-Pools = dict[str, dict[str, list[Example]]]
-"""Subtask -> part of `PARTS` -> rows."""
+OnError = Literal["fail", "skip"]
 
-_TEST_BELOW = 30
-_WEAK_BELOW = 50
+_SHOWN_FAULTS = 5
+
+
+class _Row(NamedTuple):
+    """An example and its content."""
+
+    example: Example
+    content: str
+
+
+_Pools = dict[str, dict[str, list[_Row]]]
+"""Subtask -> part of `sources.PARTS` -> rows."""
 
 
 @dataclass(frozen=True)
@@ -39,65 +46,92 @@ class Splits:
 
     parts: subtask -> part of `PREPARED_PARTS` -> rows. Any first k rows of a part are themselves balanced.
     dropped: reason -> number of rows left out for it; reasons that did not occur are absent.
+    faults: the first 1000 rows that cannot be used and were skipped.
+    warnings: the first 1000 rows that are used although something about them is odd.
+    subtasks: what the rows are asked, by name; part of their digests.
     """
 
     parts: dict[str, dict[str, tuple[Example, ...]]]
     dropped: dict[str, int]
+    faults: tuple[Fault, ...] = ()
+    warnings: tuple[Fault, ...] = ()
+    subtasks: Mapping[str, Subtask] = field(default_factory=dict)
 
     def digest(self, subtask: str, part: str) -> str:
-        """Return the digest of a part's rows, in their order."""
-        return seeds.digest(
-            [
-                [example.id, example.dataset, example.text, example.gold, dict(example.fields)]
-                for example in self.parts[subtask][part]
-            ]
-        )
+        """Return the digest of a part's rows, in their order, and of what they are asked.
+
+        What was made for another instruction or other labels is thereby made anew.
+        """
+        rows = [
+            [example.id, example.dataset, example.text, example.gold, dict(example.fields)]
+            for example in self.parts[subtask][part]
+        ]
+        asked = asdict(self.subtasks[subtask]) if subtask in self.subtasks else {}
+        return seeds.digest([{name: value for name, value in asked.items() if name != "title"}, rows])
 
 
 def load_splits(
-    source: str,
-    subtask_names: Sequence[str],
+    subtasks: Sequence[Subtask],
     *,
+    source: str = "embedded",
+    sources: Mapping[str, Source] | None = None,
     train_rows: int | None,
     weak_rows: int,
     selection_rows: int,
     test_rows: int | None,
     on_overlap: OnOverlap = "error",
+    on_error: OnError = "fail",
+    pool_rows: int = 20_000,
+    max_characters: int = 20_000,
+    weak_labels: bool = True,
+    storage: Mapping[str, Any] | None = None,
 ) -> Splits:
-    """Read `source` ("embedded", or a directory in SentiEval's layout) and prepare its splits; see `prepare`.
+    """Read the rows of `subtasks` (see `sources.read_sources`) and prepare their splits (see `prepare`).
+
+    on_error: with "skip", rows that cannot be used are left out and counted; with "fail" they are an error.
 
     Raises:
-        ConfigError: an unknown subtask or a negative number of rows.
-        DataError: a missing directory, rows that cannot be used, overlapping splits, or an empty part.
+        ConfigError: a negative number of rows.
+        DataError: data that is missing, rows that cannot be used, overlapping splits, or an empty part.
     """
-    subtasks = [get_subtask(name) for name in subtask_names]
-    pools = split_embedded(read_embedded(subtasks)) if source == "embedded" else read_directory(source, subtasks)
-    return prepare(
-        pools,
+    read = read_sources(
+        subtasks,
+        source=source,
+        sources=sources,
+        pool_rows=pool_rows,
+        max_characters=max_characters,
+        weak_labels=weak_labels,
+        storage=storage,
+    )
+    if len(read.faults) and on_error == "fail":
+        raise _unusable(read.faults)
+    splits = prepare(
+        read.pools,
         train_rows=train_rows,
         weak_rows=weak_rows,
         selection_rows=selection_rows,
         test_rows=test_rows,
         on_overlap=on_overlap,
+        weak_labels=weak_labels,
+    )
+    skipped = {f"rows that cannot be used: {kind}": rows for kind, rows in sorted(read.faults.counts.items())}
+    return replace(
+        splits,
+        dropped=dict(Counter(skipped) + read.dropped + Counter(splits.dropped)),
+        faults=tuple(read.faults.first),
+        warnings=tuple(read.faults.warnings),
+        subtasks={subtask.name: subtask for subtask in subtasks},
     )
 
 
-def split_embedded(examples_by_subtask: Mapping[str, Sequence[Example]]) -> Pools:
-    """Return the parts of rows that come without any: by a hash of content, 30 % test, 20 % weak, 50 % train.
-
-    The hash is that of the text alone, so a sentence that serves several subtasks is in one part for all.
-    """
-    pools: Pools = {}
-    for name, examples in examples_by_subtask.items():
-        pools[name] = {part: [] for part in PARTS}
-        for example in examples:
-            pools[name][_part_of(example.text)].append(example)
-    return pools
-
-
-def _part_of(text: str) -> str:
-    bucket = int(hashlib.sha256(normalised(text).encode()).hexdigest(), 16) % 100
-    return "test" if bucket < _TEST_BELOW else "weak" if bucket < _WEAK_BELOW else "train"
+def _unusable(faults: Faults) -> DataError:
+    kinds = ", ".join(f"{rows} {kind}" for kind, rows in faults.counts.most_common())
+    shown = "; ".join(str(fault) for fault in faults.first[:_SHOWN_FAULTS])
+    first = f"the first {_SHOWN_FAULTS}: " if len(faults) > _SHOWN_FAULTS else ""
+    return DataError(
+        f"rows that cannot be used: {len(faults)} ({kinds}): {first}{shown}; correct them, or set "
+        f"data.on_error: skip; `memmcl data check` lists all"
+    )
 
 
 def prepare(
@@ -108,14 +142,17 @@ def prepare(
     selection_rows: int,
     test_rows: int | None,
     on_overlap: OnOverlap = "error",
+    weak_labels: bool = True,
 ) -> Splits:
     """Make the parts disjoint by content over all subtasks, then draw so many rows of each (None: all).
 
     A text in the test part and in the train or weak part of one data set is an error, or dropped from train
-    and weak with `on_overlap="drop"`. Otherwise weak rows whose text is in any test part, and train rows
-    whose text is in any weak or test part, are dropped. Weak and selection rows come from the weak part and
-    share no text either. Rows are drawn in the order of a hash of (data set, content, fields), in turn from
-    each data set of the subtask; weak and selection rows also in turn from each label.
+    and weak with `on_overlap="drop"`. Otherwise train and weak rows whose text is in any test part or shares
+    `WINDOW` characters with one, and train rows whose text is in any weak part, are dropped. Weak and
+    selection rows come from the weak part and share no text either. Rows are drawn in the order of a hash of
+    (data set, content, fields), in turn from each data set of the subtask; weak and selection rows also in
+    turn from each label, unless `weak_labels` is false. Repeated rows count once, but in the test part, where
+    published scores count each.
 
     Raises:
         ConfigError: a negative number of rows.
@@ -126,7 +163,14 @@ def prepare(
         if cap is not None and cap < 0:
             raise ConfigError(f"{part}_rows must not be negative, got {cap}")
     dropped: Counter[str] = Counter()
-    pools = {name: {part: _distinct(parts[part], dropped) for part in PARTS} for name, parts in splits.items()}
+    pools = {
+        name: {
+            "train": _distinct(_ordered(parts["train"]), dropped),
+            "weak": _distinct(_ordered(parts["weak"]), dropped),
+            "test": _ordered(parts["test"]),
+        }
+        for name, parts in splits.items()
+    }
     for name, pool in pools.items():
         _separate_test(name, pool, on_overlap, dropped)
     _separate_parts(pools, dropped)
@@ -137,8 +181,11 @@ def prepare(
         }
         for name, pool in pools.items()
     }
-    _draw_weak(pools, chosen, weak_rows, selection_rows)
-    parts = {name: {part: tuple(rows[part]) for part in PREPARED_PARTS} for name, rows in chosen.items()}
+    _draw_weak(pools, chosen, weak_rows, selection_rows, by_label=weak_labels)
+    parts = {
+        name: {part: tuple(row.example for row in rows[part]) for part in PREPARED_PARTS}
+        for name, rows in chosen.items()
+    }
     for name, rows in parts.items():
         for part in PREPARED_PARTS:
             if not rows[part] and (part != "selection" or selection_rows):
@@ -154,59 +201,66 @@ def _empty(name: str, part: str, cap: int | None, read: int) -> DataError:
     if cap == 0:
         return DataError(f"the {part} part of subtask {name!r} is empty: {part}_rows is 0; ask for at least 1 row")
     return DataError(
-        f"the {part} part of subtask {name!r} is empty: its source has {read} {_pool_of(part)} rows, "
-        f"none of them left for it; add rows whose text occurs in no other part, or leave the subtask out"
+        f"the {part} part of subtask {name!r} is empty: its source has {read} usable {_pool_of(part)} rows, "
+        f"none of them left for it; add rows that share no text with another part, or leave the subtask out"
     )
 
 
-def _distinct(rows: Iterable[Example], dropped: Counter[str]) -> list[Example]:
-    """Return the rows in drawing order, one of each id."""
-    ordered = sorted(rows, key=_drawing_order)
-    kept: dict[str, Example] = {}
-    for example in ordered:
-        kept.setdefault(example.id, example)
-    _count(dropped, "repeated rows of a part", len(ordered) - len(kept))
+def _ordered(examples: Iterable[Example]) -> list[_Row]:
+    """Return the rows in drawing order."""
+    return [_Row(example, normalised(example.text)) for example in sorted(examples, key=drawing_order)]
+
+
+def _distinct(rows: Sequence[_Row], dropped: Counter[str]) -> list[_Row]:
+    """Return the first row of each id."""
+    kept: dict[str, _Row] = {}
+    for row in rows:
+        kept.setdefault(row.example.id, row)
+    _count(dropped, "repeated rows of a part", len(rows) - len(kept))
     return list(kept.values())
 
 
-def _drawing_order(example: Example) -> tuple[str, str, str]:
-    fields = sorted(example.fields.items())
-    return seeds.digest([example.dataset, normalised(example.text), fields]), example.text, example.answer
-
-
-def _separate_test(name: str, pool: dict[str, list[Example]], on_overlap: OnOverlap, dropped: Counter[str]) -> None:
+def _separate_test(name: str, pool: dict[str, list[_Row]], on_overlap: OnOverlap, dropped: Counter[str]) -> None:
     """Take test texts out of the train and weak rows of the same data set, or refuse."""
-    test = {(example.dataset, normalised(example.text)) for example in pool["test"]}
+    test = {(row.example.dataset, row.content) for row in pool["test"]}
     for part in ("train", "weak"):
-        kept: list[Example] = []
-        overlapping: list[Example] = []
-        for example in pool[part]:
-            (overlapping if (example.dataset, normalised(example.text)) in test else kept).append(example)
+        kept: list[_Row] = []
+        overlapping: list[_Row] = []
+        for row in pool[part]:
+            (overlapping if (row.example.dataset, row.content) in test else kept).append(row)
         if overlapping and on_overlap == "error":
+            first = overlapping[0].example
             raise DataError(
                 f"overlapping splits: {len(overlapping)} {part} rows of {name!r} have a text of the test "
-                f"split of their own data set, as {overlapping[0].text[:40]!r} in {overlapping[0].dataset}; "
+                f"split of their own data set, as {first.text[:40]!r} in {first.dataset}; "
                 f"remove them from one split, or set data.on_overlap: drop, which drops them from {part}"
             )
         _count(dropped, f"{part} rows whose text is in the test split of their data set", len(overlapping))
         pool[part] = kept
 
 
-def _separate_parts(pools: Pools, dropped: Counter[str]) -> None:
-    """Take the texts of all test parts out of weak and train, and those of all weak parts out of train."""
-    test, weak = _contents(pools, "test"), _contents(pools, "weak")
+def _separate_parts(pools: _Pools, dropped: Counter[str]) -> None:
+    """Take what overlaps with any test part out of weak and train, and the texts of all weak parts out of train."""
+    test, weak = Blocklist.of(_contents(pools, "test")), _contents(pools, "weak")
     for pool in pools.values():
-        pool["weak"] = _without(pool["weak"], test, "weak rows whose text is in a test part", dropped)
-        pool["train"] = _without(pool["train"], test, "train rows whose text is in a test part", dropped)
-        pool["train"] = _without(pool["train"], weak, "train rows whose text is in a weak part", dropped)
+        for part in ("weak", "train"):
+            rows = _without(pool[part], test.equal, f"{part} rows whose text is in a test part", dropped)
+            reason = f"{part} rows that share {WINDOW} characters with a test text"
+            pool[part] = _without(rows, test.sharing, reason, dropped)
+        reason = "train rows whose text is in a weak part"
+        pool["train"] = _without(pool["train"], lambda found: (text in weak for text in found), reason, dropped)
 
 
-def _contents(pools: Pools, part: str) -> set[str]:
-    return {normalised(example.text) for pool in pools.values() for example in pool[part]}
+def _contents(pools: _Pools, part: str) -> set[str]:
+    return {row.content for pool in pools.values() for row in pool[part]}
 
 
-def _without(rows: list[Example], contents: set[str], reason: str, dropped: Counter[str]) -> list[Example]:
-    kept = [example for example in rows if normalised(example.text) not in contents]
+def _without(
+    rows: list[_Row], unwanted: Callable[[list[str]], Iterable[Any]], reason: str, dropped: Counter[str]
+) -> list[_Row]:
+    """Return the rows that `unwanted`, asked for all contents at once, does not name."""
+    found = unwanted([row.content for row in rows])
+    kept = [row for row, is_unwanted in zip(rows, found, strict=True) if not is_unwanted]
     _count(dropped, reason, len(rows) - len(kept))
     return kept
 
@@ -216,38 +270,38 @@ def _count(dropped: Counter[str], reason: str, rows: int) -> None:
         dropped[reason] += rows
 
 
-def _draw_weak(pools: Pools, chosen: dict[str, dict[str, list[Example]]], weak: int, selection: int) -> None:
+def _draw_weak(pools: _Pools, chosen: _Pools, weak: int, selection: int, *, by_label: bool) -> None:
     """Draw weak and selection rows from the weak pools so that no text is in both, over all subtasks."""
     weak_texts: set[str] = set()
     selection_texts: set[str] = set()
     for name in sorted(pools):
         pool = pools[name]["weak"]
-        free = [example for example in pool if normalised(example.text) not in selection_texts]
-        chosen[name]["weak"] = _draw(free, weak, by_label=True)
-        weak_texts |= {normalised(example.text) for example in chosen[name]["weak"]}
-        rest = [example for example in pool if normalised(example.text) not in weak_texts]
-        chosen[name]["selection"] = _draw(rest, selection, by_label=True)
-        selection_texts |= {normalised(example.text) for example in chosen[name]["selection"]}
+        free = [row for row in pool if row.content not in selection_texts]
+        chosen[name]["weak"] = _draw(free, weak, by_label=by_label)
+        weak_texts |= {row.content for row in chosen[name]["weak"]}
+        rest = [row for row in pool if row.content not in weak_texts]
+        chosen[name]["selection"] = _draw(rest, selection, by_label=by_label)
+        selection_texts |= {row.content for row in chosen[name]["selection"]}
 
 
-def _draw(rows: Sequence[Example], cap: int | None, *, by_label: bool) -> list[Example]:
+def _draw(rows: Sequence[_Row], cap: int | None, *, by_label: bool) -> list[_Row]:
     """Return the first `cap` rows, taken in turn from each label (not for tuples) and each data set."""
     labels = _groups(rows, _label) if by_label else [list(rows)]
-    in_turn = [_interleave(_groups(group, lambda example: example.dataset)) for group in labels]
+    in_turn = [_interleave(_groups(group, lambda row: row.example.dataset)) for group in labels]
     return _interleave(in_turn)[:cap]
 
 
-def _label(example: Example) -> str:
-    return example.gold if isinstance(example.gold, str) else ""
+def _label(row: _Row) -> str:
+    return row.example.gold if isinstance(row.example.gold, str) else ""
 
 
-def _groups(rows: Iterable[Example], key: Callable[[Example], str]) -> list[list[Example]]:
-    groups: dict[str, list[Example]] = {}
-    for example in rows:
-        groups.setdefault(key(example), []).append(example)
+def _groups(rows: Iterable[_Row], key: Callable[[_Row], str]) -> list[list[_Row]]:
+    groups: dict[str, list[_Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
     return [groups[name] for name in sorted(groups)]
 
 
-def _interleave(groups: Sequence[Sequence[Example]]) -> list[Example]:
+def _interleave(groups: Sequence[Sequence[_Row]]) -> list[_Row]:
     """Return the first of each group, then the second of each, and so on."""
-    return [example for column in zip_longest(*groups) for example in column if example is not None]
+    return [row for column in zip_longest(*groups) for row in column if row is not None]

@@ -236,5 +236,7 @@ def get_subtask(name: str) -> Subtask:
         ConfigError: there is none.
     """
     if name not in SUBTASKS:
-        raise ConfigError(f"unknown subtask {name!r}; known ones: {', '.join(SUBTASKS)}")
+        raise ConfigError(
+            f"unknown subtask {name!r}; known ones: {', '.join(SUBTASKS)}; one of your own goes under data.custom"
+        )
     return SUBTASKS[name]

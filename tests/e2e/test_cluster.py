@@ -24,7 +24,7 @@ from tiny import make_sixteen
 from memmcl.store import Manifest, Store
 from memmcl.suite.subtasks import SUBTASKS
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.campaign, pytest.mark.timeout(1800)]
 GPUS = 4
 ON_GPU = re.compile(r"^(\w+): training on .*, node (\w+), GPU (\S+)$")
 FAN_OUT = """
@@ -42,7 +42,8 @@ def fan_out(config):
     run = open_run(config)
     with held(run), ray_session(config.ray):
         check_nodes(run)
-        train_experts(run, *publish_splits(run))
+        splits, anchors, _ = publish_splits(run)
+        train_experts(run, splits, anchors)
 
 fan_out(load_config(Path(sys.argv[1])))
 """
@@ -186,7 +187,6 @@ def test_a_store_that_other_nodes_do_not_see_is_refused(sixteen: Cluster, tmp_pa
 # ------------------------------------------------------------------------------------------ nodes that are lost
 
 
-@pytest.mark.campaign
 def test_a_lost_node_costs_only_what_ran_on_it(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> None:
     """One node is killed in training, comes back, and is killed again in the search; the run ends as if nothing was."""
     root = tmp_path_factory.mktemp("lost")

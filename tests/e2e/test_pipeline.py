@@ -66,8 +66,8 @@ def test_every_stage_is_published_with_its_lineage(reference: Desk) -> None:
     assert {"train", "weak", "test"} <= set(parts)
     assert set(parts.values()) == {six}
     assert kinds == {
-        "split": six * len(parts), "anchors": 1, "expert": six + 1, "reference": six, "search": 5, "unified": 1,
-        "gate": six, "evaluation": six, "run": 1,
+        "split": six * len(parts), "anchors": 1, "data": 1, "expert": six + 1, "reference": six, "search": 5,
+        "unified": 1, "gate": six, "evaluation": six, "run": 1,
     }  # fmt: skip
     for one in found.values():
         for ref in one.inputs:

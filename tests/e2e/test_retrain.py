@@ -32,7 +32,7 @@ from memmcl.store import ArtifactRef, Manifest, Reign, Store, promote, read_cham
 from memmcl.store.champion import now
 from tasks.runtime import reopen
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.campaign, pytest.mark.timeout(1800)]
 DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
 FOLDERS = {"sent2": "sc/mr", "irony": "mast/irony"}
 USUAL = {"sent2": "positive", "irony": "irony"}
@@ -313,7 +313,6 @@ def test_the_command_lists_the_history_of_the_champion(story: Story) -> None:
     assert f"rolled back from run {story.better.history[-1].run_id[:8]}" in ended.out
 
 
-@pytest.mark.campaign
 def test_who_was_overtaken_is_compared_with_the_new_champion(story: Story, tmp_path: Path) -> None:
     """The challenger beat the champion that it read; before its swap, another run takes the place."""
     bad, good, worse = (run_of(story, outcome).key for outcome in (story.first, story.better, story.worse))

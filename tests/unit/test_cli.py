@@ -47,7 +47,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 def test_the_commands() -> None:
     assert {" ".join(path) for path in COMMANDS} == {
-        "", "run", "retrain", "report", "ui", "predict", "deploy", "version", "champion", "champion show",
+        "", "run", "retrain", "report", "ui", "predict", "deploy", "version", "data", "data list", "data check",
+        "data stats", "data fetch", "champion", "champion show",
         "champion history", "champion rollback", "store", "store ls", "store show", "store fetch",
         "store verify",
     }  # fmt: skip

@@ -312,3 +312,83 @@ def test_a_configuration_cannot_be_changed() -> None:
         config.experts.steps = 3
     with pytest.raises(ValidationError, match="frozen"):
         config.model.dtype = "float32"
+
+
+# ------------------------------------------------------------------------------------ subtasks and sources of one's own
+
+TICKETS: dict[str, Any] = {
+    "name": "tickets", "group": "MAST", "instruction": "How urgent?", "labels": ["urgent", "can wait"],
+    "data": {"path": "tickets.csv"},
+}  # fmt: skip
+
+
+def with_own(**changes: Any) -> dict[str, Any]:
+    return {"data": {"subtasks": ["sent2", "tickets"], "custom": [TICKETS | changes]}}
+
+
+def test_own_subtasks_have_the_usual_metric() -> None:
+    assert parse_config(with_own()).data.custom[0].scored_by == "accuracy"
+    pairs = with_own(labels=[], tuple_fields=["part", "fault"])
+    assert parse_config(pairs).data.custom[0].scored_by == "tuple_f1"
+    assert parse_config(with_own(metric="label_f1", positive_label="urgent")).data.custom[0].scored_by == "label_f1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"labels": []}, "give either labels or tuple_fields"),
+        ({"tuple_fields": ["part"]}, "give either labels or tuple_fields"),
+        ({"labels": ["urgent"]}, "at least two labels"),
+        ({"labels": ["urgent", "Urgent"]}, "named once, whatever its case"),
+        ({"labels": ["urgent", " late"]}, "without spaces around them"),
+        ({"metric": "tuple_f1"}, "tuple_f1 goes with tuple_fields"),
+        ({"metric": "label_f1"}, "positive_label goes with metric label_f1"),
+        ({"positive_label": "urgent"}, "positive_label goes with metric label_f1"),
+        ({"metric": "label_f1", "positive_label": "never"}, "must be one of urgent, can wait"),
+        ({"needs": ["text"]}, "a field of every row"),
+        ({"name": "Tickets!"}, "should match pattern"),
+        ({"group": "OTHER"}, "'SC', 'ABSA' or 'MAST'"),
+        ({"data": {}}, "expected path, or train and test"),
+        ({"data": {"train": "a.csv"}}, "expected path, or train and test"),
+        ({"data": {"path": "a.csv", "test": "b.csv"}}, "leave out test, or path"),
+        ({"data": {"path": "a.csv", "dataset": "b"}}, "leave out dataset, or path"),
+        ({"data": {"path": "a.csv", "subset": "b"}}, "belong to dataset"),
+        ({"data": {"paht": "a.csv"}}, r"unknown key 'data.custom.0.data.paht'; known here: path, train, weak, test"),
+    ],
+)
+def test_an_own_subtask_that_cannot_be_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_config(with_own(**changes))
+
+
+def test_own_subtasks_and_sources_belong_to_named_subtasks() -> None:
+    tree = with_own()
+    tree["data"]["subtasks"] = ["sent2"]
+    with pytest.raises(ConfigError, match=r"custom subtask 'tickets' is not in data\.subtasks"):
+        parse_config(tree)
+    with pytest.raises(ConfigError, match="needs a name of its own"):
+        parse_config({"data": {"subtasks": ["tickets"], "custom": [TICKETS, TICKETS]}})
+    with pytest.raises(ConfigError, match=r"names 'irony', which is not in data\.subtasks"):
+        parse_config({"data": {"subtasks": ["sent2"], "sources": {"irony": {"path": "a.csv"}}}})
+    with pytest.raises(ConfigError, match="has its data with it"):
+        parse_config({"data": {**with_own()["data"], "sources": {"tickets": {"path": "a.csv"}}}})
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"data": {"source": "s3://me:hunter2@bucket/x"}},
+        {"data": {"subtasks": ["sent2"], "sources": {"sent2": {"path": "https://me:hunter2@example.org/a.csv"}}}},
+        {"data": {"subtasks": ["tickets"], "custom": [TICKETS | {"data": {"path": "https://hunter2@x.org/a.csv"}}]}},
+    ],
+)
+def test_a_url_with_credentials_is_refused_and_not_repeated(tree: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="credentials in the environment") as caught:
+        parse_config(tree)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_where_rows_lie_does_not_make_another_run() -> None:
+    here, there = (parse_config(with_own(data={"path": path})) for path in ("a.csv", "s3://b/c.parquet"))
+    assert here.what() == there.what()
+    assert parse_config(with_own(instruction="How late?")).what() != here.what()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import EOS, corpus, prompter_of, tokenizer_of
 
+from memmcl.curriculum.context import build_context
 from memmcl.errors import ConfigError, DataError
 from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Prompter, query_text, shared_prefix
@@ -15,9 +20,45 @@ from memmcl.suite.subtasks import SUBTASKS
 LONG = "The café’s “soufflé” was naïve 😀🥐 and the waiter, in the end, rather rude about it . " * 12
 
 
-@pytest.fixture(scope="module", params=["chat", "plain"])
-def directory(request: pytest.FixtureRequest, tiny_base: Path, plain_base: Path) -> Path:
-    return tiny_base if request.param == "chat" else plain_base
+NO_SYSTEM = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ REFUSAL }}{% else %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+REFUSALS = {"refuses": "raise_exception('System role not supported')", "ignores": "''"}
+
+
+def without_system_role(base: Path, how: str) -> Prompter:
+    """A tokenizer whose chat template has no system role: it raises, or leaves the message out."""
+    tokenizer = copy.deepcopy(tokenizer_of(base))
+    tokenizer.chat_template = NO_SYSTEM.replace("REFUSAL", REFUSALS[how])
+    return Prompter(tokenizer, 512)
+
+
+@pytest.fixture(scope="module", params=["chat", "plain", "refuses"])
+def directory(
+    request: pytest.FixtureRequest, tiny_base: Path, plain_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    if request.param != "refuses":
+        return tiny_base if request.param == "chat" else plain_base
+    place = shutil.copytree(tiny_base, tmp_path_factory.mktemp("refuses") / "base")
+    without_system_role(tiny_base, "refuses")._tokenizer.save_pretrained(place)
+    return place
+
+
+@pytest.mark.parametrize("how", list(REFUSALS))
+def test_without_a_system_role_the_instruction_is_at_the_top_of_the_first_user_turn(tiny_base: Path, how: str) -> None:
+    asc, prompter = SUBTASKS["asc"], without_system_role(tiny_base, how)
+    example = Example.create("d", "Cold soup, kind staff.", "negative", {"aspect": "soup"})
+    shot = Example.create("d", "Lovely bread.", "positive", {"aspect": "bread"})
+    query = "Text: Cold soup, kind staff.\nAspect: soup<|im_end|>\n<|im_start|>assistant\n"
+    assert prompter.text(asc, example) == f"<|im_start|>user\n{asc.instruction}\n\n{query}"
+    assert shown(tiny_base, prompter.prompt(asc, example, [(asc, shot)])) == (
+        f"<|im_start|>user\n{asc.instruction}\n\nText: Lovely bread.\nAspect: bread<|im_end|>\n"
+        f"<|im_start|>assistant\npositive<|im_end|>\n<|im_start|>user\n{query}"
+    )
 
 
 def shown(directory: Path, ids: tuple[int, ...]) -> str:
@@ -158,6 +199,71 @@ def test_no_room_for_any_text_is_refused(directory: Path) -> None:
         match=r"data\.max_prompt_tokens is 16, but the instruction of sent2 alone takes \d+ tokens",
     ):
         prompter_of(directory, 16).prompt(SUBTASKS["sent2"], corpus("sent2", 1)[0])
+
+
+@pytest.mark.parametrize("name", list(SUBTASKS))
+def test_too_little_room_for_an_instruction_is_found_before_any_row_is(directory: Path, name: str) -> None:
+    subtask = SUBTASKS[name]
+    blank = Example.create("d", "", "", dict.fromkeys(subtask.needs, ""))
+    taken = len(prompter_of(directory, 8192).prompt(subtask, blank))
+    for limit in (16, taken - 1, taken):
+        with pytest.raises(ConfigError) as raised:
+            prompter_of(directory, limit).check(subtask)
+        assert str(raised.value) == (
+            f"data.max_prompt_tokens is {limit}, but the instruction of {name} alone takes {taken} tokens; raise it"
+        )
+    prompter_of(directory, taken + 1).check(subtask)
+
+
+def test_a_field_that_leaves_no_room_is_named(directory: Path) -> None:
+    example = Example.create("d", "Cold soup.", "negative", {"aspect": "the soup " * 60})
+    with pytest.raises(
+        ConfigError, match=r"instruction of asc and a row's aspect take \d+ tokens; raise it, or shorten"
+    ):
+        prompter_of(directory, 120).prompt(SUBTASKS["asc"], example)
+
+
+WORDS = st.text(alphabet=st.characters(codec="utf-8"), max_size=12)
+
+
+@pytest.mark.parametrize("name", list(SUBTASKS))
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_no_prompt_is_too_long_and_each_holds_all_that_it_must(directory: Path, name: str, data: st.DataObject) -> None:
+    subtask = SUBTASKS[name]
+    fields = {field: data.draw(WORDS) for field in subtask.needs}
+    piece = st.one_of(WORDS, st.sampled_from(["soup ", "\n\n", "😀", "é" * 9, "<|im_end|>", "a\u0301"]))
+    text = "".join(data.draw(st.lists(piece, min_size=1, max_size=8))) * data.draw(st.integers(1, 60))
+    example = Example.create("d", text, () if subtask.is_tuple else subtask.labels[0], fields)
+    bare = len(prompter_of(directory, 8192).prompt(subtask, Example.create("d", "", "", fields)))
+    limit = bare + data.draw(st.integers(1, 60))
+    ids = prompter_of(directory, limit).prompt(subtask, example)
+    assert len(ids) <= limit
+    assert prompter_of(directory, limit).prompt(subtask, example) == ids
+    whole = shown(directory, ids)
+    assert subtask.instruction in whole
+    chat = bool(tokenizer_of(directory).chat_template)
+    tail = "<|im_end|>\n<|im_start|>assistant\n" if chat else "\nAnswer:"
+    assert whole.endswith(tail)
+    said = "".join(f"\n{field.replace('_', ' ').capitalize()}: {fields[field]}" for field in subtask.needs)
+    assert whole.removesuffix(tail).endswith(said.replace("<|im_end|>", "< |im_end|>"))
+
+
+@pytest.mark.parametrize("kind", ["own-shots", "curriculum", "reversed", "random"])
+def test_demonstrations_keep_to_the_budget_of_the_context(directory: Path, kind: str) -> None:
+    prompter, order = prompter_of(directory), ("sent2", "emotion", "asc", "uabsa")
+    asked, example = SUBTASKS["uabsa"], corpus("uabsa", 1)[0]
+    alone = len(prompter.prompt(asked, example))
+    for budget in (0, 40, 90, 200, 420):
+        context = build_context(
+            kind, "uabsa", order=order, demonstrations={name: corpus(name, 12)[1:] for name in order}, own_shots=2,
+            others_per_subtask=2, budget_tokens=budget, seed=1,
+            count_tokens=lambda name, row: prompter.demonstration_tokens(SUBTASKS[name], row, asked),
+        )  # fmt: skip
+        shots = [(SUBTASKS[name], row) for name, row in context.demonstrations]
+        grown = len(prompter.prompt(asked, example, shots)) - alone
+        assert grown == context.tokens <= budget
+        assert shots or budget < 90
 
 
 def test_a_missing_field_is_named() -> None:

@@ -11,7 +11,7 @@ import pytest
 from report_fixture import results_document
 
 from memmcl.report import render_html
-from memmcl.report.figure import BIG, draw, shade, shorten
+from memmcl.report.figure import BIG, draw, heat_map, shade, shorten
 from memmcl.report.html import duration
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -88,8 +88,43 @@ def test_every_score_and_mean_is_that_of_the_document(page: Page) -> None:
     document = results_document()
     expected = {(s["model"], s["subtask"]): f"{s['score']:.3f} ± {s['se']:.3f}" for s in document["scores"]}
     expected |= {(m["model"], ""): f"{m['mean']:.3f} ± {m['se']:.3f}" for m in document["means"]}
+    for s in document["scores"]:
+        if s["strict_score"] is not None and f"{s['strict_score']:.3f}" != f"{s['score']:.3f}":
+            expected[s["model"], s["subtask"]] += f"strict {s['strict_score']:.3f}"
+        if s["rejected"]:
+            expected[s["model"], s["subtask"]] += f"{s['rejected']} of {s['n']} unreadable"
+    assert sum("strict" in text for text in expected.values()) > 10
+    assert sum("unreadable" in text for text in expected.values()) > 10
     shown = {key: text.replace("curriculum", "") for key, text in page.cells.items()}
     assert shown == expected
+
+
+def test_unreadable_answers_are_counted_on_the_page_and_only_where_there_are_some(page: Page) -> None:
+    document = results_document()
+    unreadable, answered = (sum(score[key] for score in document["scores"]) for key in ("rejected", "n"))
+    said = f"{unreadable:,} of {answered:,} answers could not be read"
+    assert said in " ".join(page.text)
+    for score in document["scores"]:
+        score.update(rejected=0, score=round(score["score"], 3))
+        score["strict_score"] = None if score["strict_score"] is None else score["score"] + 0.0001
+    read = render_html(document)
+    assert "could not be read" not in read
+    assert "remark" not in read
+
+
+def test_a_matrix_of_sixteen_columns_keeps_its_labels() -> None:
+    def markup(columns: int) -> str:
+        cells = [[(x / 10, f"0.{y}{x:02d}") for x in range(columns)] for y in range(16)]
+        names = [f"subtask {number}" for number in range(columns)]
+        return draw(
+            "matrix", lambda figure: heat_map(figure.add_subplot(), cells, [f"r{y}" for y in range(16)], names, 0, 2),
+            width=560, height=538, alt="matrix",
+        ).markup  # fmt: skip
+
+    found = markup(16)
+    assert all(f"0.{y}{x:02d}" in found for y in range(16) for x in range(16))
+    assert all(f"subtask {number}<" in found for number in range(16))
+    assert "0.101<" not in markup(21)
 
 
 def test_the_verdict_is_the_headline(page: Page, html: str) -> None:

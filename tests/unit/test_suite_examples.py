@@ -112,14 +112,16 @@ def test_the_table_of_subtasks_is_consistent() -> None:
 
 def test_an_unknown_subtask_lists_the_known_ones() -> None:
     assert get_subtask("aste") is SUBTASKS["aste"]
-    with pytest.raises(ConfigError, match=f"unknown subtask 'sentiment'; known ones: {', '.join(SUBTASKS)}$"):
+    with pytest.raises(
+        ConfigError, match=f"unknown subtask 'sentiment'; known ones: {', '.join(SUBTASKS)}; one of your own"
+    ):
         get_subtask("sentiment")
 
 
 def test_the_suite_loads_neither_torch_nor_pyarrow() -> None:
     modules = ", ".join(
         f"memmcl.suite.{name}"
-        for name in ("subtasks", "examples", "datasets", "embedded", "parsing", "metrics", "splits")
+        for name in ("subtasks", "examples", "sources", "embedded", "parsing", "metrics", "splits")
     )
     heavy = "{'torch', 'transformers', 'pyarrow', 'sklearn', 'prefect', 'ray'}"
     code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"

@@ -115,6 +115,38 @@ def test_gold_tuples_come_as_tuples_lists_or_text() -> None:
         score("uabsa_rest14", ["[]"], ["positive"])
 
 
+def test_gold_tuples_keep_what_is_no_list() -> None:
+    """SentiEval makes a set of what the text says; only lists, which have no hash, become tuples."""
+    answers = ["['food', ('a', 'b'), ('c', ('d', 'e'))]"]
+    for gold in (answers[0], "('food', ('a', 'b'), ['c', ['d', 'e']])", {"food", ("a", "b"), ("c", ("d", "e"))}):
+        assert score("uabsa_rest14", answers, [gold]) == pytest.approx(tuple_f1(3, 0, 0), rel=1e-15)
+    for gold in ("food", "'food'", "3", None, 3, "{}", [("a", {})]):
+        with pytest.raises(DataError, match="expected gold tuples as a list, or its text as Python writes it; got"):
+            score("uabsa_rest14", ["[]"], [gold])
+
+
+def test_numbers_that_are_equal_are_one_item() -> None:
+    assert score("uabsa_rest14", ["[1, 1.0, True, ('a', 0)]"], ["[1, ('a', False)]"]) == tuple_f1(2, 0, 0)
+
+
+def test_an_answer_as_long_as_models_write_is_read() -> None:
+    gold = [(f"the aspect number {number}", "positive") for number in range(2000)]
+    assert len(str(gold)) > 60_000
+    assert score("uabsa_rest14", [str(gold)], [gold]) == pytest.approx(1, abs=1e-6)
+
+
+def test_labels_are_compared_as_scikit_learn_sees_them() -> None:
+    assert score("mr", ["positive\0", "\u00a0POSITIVE\x1f", "POS\u0130TIVE"], ["positive"] * 3) == pytest.approx(2 / 3)
+    assert score("mr", ["1", "nan"], [1, float("nan")]) == 1.0
+
+
+def test_what_the_suite_exports_is_what_scores() -> None:
+    import memmcl.suite as suite
+
+    assert suite.score is score
+    assert (suite.SUBTASKS, suite.Subtask, suite.Example) == (SUBTASKS, Subtask, Example)
+
+
 def test_nothing_to_find_and_nothing_found_scores_zero_as_in_sentieval() -> None:
     assert score("aste_rest14", ["[]", "[]"], [[], []]) == 0.0
 

@@ -3,13 +3,19 @@
 import random
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from memmcl.errors import ConfigError, DataError
 from memmcl.suite.examples import Example, normalised
-from memmcl.suite.splits import PARTS, PREPARED_PARTS, Splits, load_splits, prepare, split_embedded
+from memmcl.suite.sources import PARTS, Source
+from memmcl.suite.splits import PREPARED_PARTS, Splits, load_splits, prepare
+from memmcl.suite.subtasks import SUBTASKS
+
+SENTIEVAL = Path(__file__).parents[3] / "shared/data/sentieval"
+needs_sentieval = pytest.mark.skipif(not SENTIEVAL.is_dir(), reason="needs the SentiEval files in shared/data")
 
 Sources = dict[str, dict[str, list[Example]]]
 
@@ -33,20 +39,6 @@ def everything(splits: Sources, **rules: object) -> Splits:
 
 def contents(splits: Splits, part: str) -> set[str]:
     return {normalised(example.text) for parts in splits.parts.values() for example in parts[part]}
-
-
-def test_an_embedded_row_stays_where_its_content_puts_it() -> None:
-    words = [f"sentence number {i}" for i in range(400)]
-    first = split_embedded({"sent2": rows("embedded_sent2", words)})["sent2"]
-    sizes = {part: len(first[part]) for part in PARTS}
-    assert sum(sizes.values()) == 400
-    assert 85 < sizes["test"] < 155  # 30 %, within about four standard deviations
-    assert 50 < sizes["weak"] < 112  # 20 %
-    loud = [word.upper() + "!" for word in words]
-    random.Random(0).shuffle(loud)
-    second = split_embedded({"other": rows("embedded_other", [*loud, "an added one"])})["other"]
-    for part in PARTS:
-        assert {normalised(e.text) for e in first[part]} <= {normalised(e.text) for e in second[part]}
 
 
 def test_parts_come_out_whole_where_nothing_overlaps() -> None:
@@ -191,18 +183,60 @@ def test_weak_and_selection_share_no_text_over_subtasks() -> None:
     assert all(len(parts["selection"]) == 4 for parts in splits.parts.values())
 
 
-def test_repeated_rows_are_kept_once() -> None:
+def test_repeated_rows_count_once_but_in_the_test_part() -> None:
+    """Published scores count each test row, repeated or not."""
     one = plain("one")
-    one["test"] += one["test"][:3]
+    for part in PARTS:
+        one[part] += one[part][:3]
+    one["test"].append(replace(one["test"][0], gold="negative"))
     splits = everything({"a": one})
-    assert splits.dropped == {"repeated rows of a part": 3}
-    assert len(splits.parts["a"]["test"]) == 20
+    assert splits.dropped == {"repeated rows of a part": 6}
+    assert {part: len(splits.parts["a"][part]) for part in PARTS} == {"train": 20, "weak": 20, "test": 24}
+    assert Counter(row.id for row in splits.parts["a"]["test"]) == Counter(row.id for row in one["test"])
+
+
+LONG = "the soup at the harbour was worth the long trip"  # 38 letters
+
+
+def test_rows_that_share_36_characters_with_any_test_text_are_dropped_and_counted() -> None:
+    one, two = plain("one"), plain("two")
+    two["test"].append(Example.create("two", f"Well, {LONG}. Really!", "positive"))
+    one["train"] += [
+        Example.create("one", f"They said {LONG.upper()}?", "positive"),
+        Example.create("one", f"{LONG[:-2]} xyz", "positive"),  # 36 characters
+        Example.create("one", f"{LONG[:-3]} xyz", "positive"),  # 35 characters
+    ]
+    two["weak"].append(Example.create("two", f"{LONG}", "negative"))  # of the same data set: not equal, no error
+    two["train"].append(Example.create("three", f"Well {LONG} really", "negative"))
+    splits = everything({"a": one, "b": two})
+    assert splits.dropped == {
+        "train rows that share 36 characters with a test text": 2,
+        "weak rows that share 36 characters with a test text": 1,
+        "train rows whose text is in a test part": 1,
+    }
+    assert f"{LONG[:-3]} xyz" in {row.text for row in splits.parts["a"]["train"]}
+
+
+def test_without_weak_labels_weak_rows_are_drawn_without_looking_at_them() -> None:
+    few = rows("one", [f"n{i}" for i in range(5)], "negative")
+    sources = {"a": {**plain("one"), "weak": [*rows("one", [f"p{i}" for i in range(60)]), *few]}}
+    blind = everything(sources, weak_rows=20, weak_labels=False).parts["a"]["weak"]
+    assert Counter(row.gold for row in everything(sources, weak_rows=10).parts["a"]["weak"]) == {
+        "positive": 5,
+        "negative": 5,
+    }
+    flipped = {"a": {**sources["a"], "weak": [replace(row, gold="x" + row.id) for row in sources["a"]["weak"]]}}
+    again = everything(flipped, weak_rows=20, weak_labels=False).parts["a"]["weak"]
+    assert [row.id for row in blind] == [row.id for row in again]
+    assert [row.id for row in blind] != [row.id for row in everything(sources, weak_rows=20).parts["a"]["weak"]]
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_an_empty_part_is_refused(part: str) -> None:
     sources = {"a": plain("one"), "b": {**plain("two"), part: []}}
-    with pytest.raises(DataError, match=rf"the {part} part of subtask 'b' is empty: its source has 0 {part} rows"):
+    with pytest.raises(
+        DataError, match=rf"the {part} part of subtask 'b' is empty: its source has 0 usable {part} rows"
+    ):
         everything(sources)
     with pytest.raises(DataError, match=f"{part}_rows is 0; ask for at least 1"):
         everything({"a": plain("one")}, **{f"{part}_rows": 0})
@@ -211,13 +245,89 @@ def test_an_empty_part_is_refused(part: str) -> None:
 
 
 def test_a_selection_that_weak_rows_use_up_is_refused() -> None:
-    with pytest.raises(DataError, match="the selection part of subtask 'a' is empty: its source has 20 weak rows"):
+    with pytest.raises(
+        DataError, match="the selection part of subtask 'a' is empty: its source has 20 usable weak rows"
+    ):
         everything({"a": plain("one")}, weak_rows=20, selection_rows=1)
 
 
+CAPS = {"train_rows": None, "weak_rows": 4, "selection_rows": 0, "test_rows": None}
+
+
 def test_load_splits_refuses_what_is_not_there(tmp_path: Path) -> None:
-    caps = {"train_rows": 1, "weak_rows": 1, "selection_rows": 0, "test_rows": 1}
     with pytest.raises(DataError, match="is not a directory"):
-        load_splits(str(tmp_path / "nowhere"), ["sent2"], **caps)
-    with pytest.raises(ConfigError, match="unknown subtask 'sent4'"):
-        load_splits("embedded", ["sent4"], **caps)
+        load_splits([SUBTASKS["sent2"]], source=str(tmp_path / "nowhere"), **CAPS)
+
+
+def write(folder: Path, **parts: str) -> Source:
+    for part, lines in parts.items():
+        (folder / f"{part}.csv").write_text("text,label\n" + lines)
+    return Source(**{part: str(folder / f"{part}.csv") for part in parts})
+
+
+def numbered(part: str, count: int) -> str:
+    return "".join(f"{part} {i},{('positive', 'negative')[i % 2]}\n" for i in range(count))
+
+
+def test_rows_that_cannot_be_used_are_an_error_that_names_the_first_five(tmp_path: Path) -> None:
+    broken = "".join(f"broken {i},Positive\n" for i in range(6))
+    made = write(
+        tmp_path,
+        train=numbered("train", 8) + broken,
+        weak=numbered("weak", 8),
+        test=numbered("test", 8) + ",positive\n",
+    )
+    with pytest.raises(DataError) as caught:
+        load_splits([SUBTASKS["sent2"]], sources={"sent2": made}, **CAPS)
+    message = str(caught.value)
+    assert message.startswith("rows that cannot be used: 7 (6 unknown label, 1 empty text): the first 5: ")
+    assert [f"train.csv, line {line}: unknown label 'Positive'" in message for line in range(9, 17)] == [
+        False, True, True, True, True, True, False, False,
+    ]  # fmt: skip
+    assert message.endswith("; correct them, or set data.on_error: skip; `memmcl data check` lists all")
+    assert "\n" not in message
+
+
+def test_rows_that_cannot_be_used_are_skipped_and_counted_where_that_is_wanted(tmp_path: Path) -> None:
+    made = write(
+        tmp_path,
+        train=numbered("train", 8) + "x,Positive\ny,\nTest 1!,positive\nother 1,none\n",
+        weak=numbered("weak", 8),
+        test=numbered("test", 8) + "test 1,negative\n",
+    )
+    splits = load_splits([SUBTASKS["sent2"]], sources={"sent2": made}, on_error="skip", on_overlap="drop", **CAPS)
+    assert splits.dropped == {
+        "rows that cannot be used: missing value": 1,
+        "rows that cannot be used: unknown label": 2,
+        "train rows whose text is in the test split of their data set": 1,
+    }
+    assert [(fault.place.rpartition("/")[2], fault.kind) for fault in splits.faults] == [
+        ("train.csv, line 10", "unknown label"),
+        ("train.csv, line 11", "missing value"),
+        ("train.csv, line 13", "unknown label"),
+    ]
+    assert [(fault.place.rpartition("/")[2], fault.kind) for fault in splits.warnings] == [
+        ("test.csv, line 10", "repeated row")
+    ]
+    assert [len(splits.parts["sent2"][part]) for part in PARTS] == [8, 4, 9]
+
+
+def test_with_pseudo_labels_the_weak_file_needs_none(tmp_path: Path) -> None:
+    made = write(
+        tmp_path, train=numbered("train", 8), weak="".join(f"w {i},\n" for i in range(8)), test=numbered("t", 8)
+    )
+    splits = load_splits([SUBTASKS["sent2"]], sources={"sent2": made}, weak_labels=False, **CAPS)
+    assert [row.gold for row in splits.parts["sent2"]["weak"]] == [""] * 4
+    with pytest.raises(DataError, match="8 missing value"):
+        load_splits([SUBTASKS["sent2"]], sources={"sent2": made}, **CAPS)
+
+
+@needs_sentieval
+def test_sentieval_rows_fall_out_for_known_reasons() -> None:
+    """The copy was cleaned of most overlaps; two tweets share 36 characters although neither holds the other."""
+    splits = load_splits(list(SUBTASKS.values()), source=str(SENTIEVAL), **CAPS)
+    assert set(splits.dropped) == {
+        "train rows whose text is in a weak part",
+        "train rows that share 36 characters with a test text",
+    }
+    assert splits.dropped["train rows that share 36 characters with a test text"] == 1

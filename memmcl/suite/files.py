@@ -1,0 +1,256 @@
+"""Raw rows of JSONL, CSV and Parquet files by any fsspec URL, in a stream: no file is ever whole in memory.
+
+JSONL: one object a line, UTF-8. CSV: UTF-8 with a header, fields quoted with `"` and separated by what the header has
+most of: comma (also where that is not clear), semicolon or tab; in .tsv a tab. Every value is the text that stands
+there. Parquet: row group by row group, only the columns that are asked for. Text files may be compressed (.gz).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+from memmcl.errors import DataError
+from memmcl.suite.faults import Fault
+from memmcl.suite.places import is_local, name_of, open_place, public, reading
+from memmcl.suite.rows import Row, short
+
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz")
+LINE_BYTES = 1 << 24
+"""No longer line is read."""
+
+BATCH_ROWS = 1024
+_BLOCK_BYTES = 1 << 22
+_NOT_UTF8 = "not UTF-8; convert it to UTF-8, or remove it"
+_BOM = b"\xef\xbb\xbf"
+
+
+def read_files(
+    url: str, *, columns: Collection[str] | None = None, storage: Mapping[str, Any] | None = None
+) -> Iterator[Row | Fault]:
+    """Yield the rows of the file(s) at `url` in order, and a fault for each that cannot be read.
+
+    url: a file, a glob, or a directory, whose files with a known ending are read in sorted order.
+    columns: what is read of Parquet files; None for all.
+    storage: options of the S3 file system.
+
+    Raises:
+        DataError: no such place, no access, or a file whose ending is unknown.
+    """
+    with reading(url):
+        fs, paths = find_files(url, storage)
+    for path in paths:
+        yield from read_file(fs, path, name_of(fs, path), columns=columns)
+
+
+def find_files(url: str, storage: Mapping[str, Any] | None = None) -> tuple[Any, list[str]]:
+    """Return the file system and the paths that `url` means.
+
+    Raises:
+        DataError: there is none, or one with an unknown ending. Other exceptions are those of the file system.
+    """
+    fs, path = open_place(url, storage)
+    if url.startswith(("http://", "https://")):
+        paths = [path]
+    elif fs.isdir(path):
+        paths = sorted(str(name) for name in fs.ls(path, detail=False) if ending_of(str(name)))
+        paths = [name for name in paths if not name.rsplit("/", 1)[-1].startswith((".", "_"))]
+    elif any(sign in path for sign in "*?[") and not fs.exists(path):
+        paths = sorted(str(name) for name in fs.glob(path))
+    else:
+        paths = [path] if fs.exists(path) else []
+    if not paths:
+        raise DataError(
+            f"no data file at {public(url)}; expected a file, a glob or a folder of files with one of the endings "
+            f"{', '.join(ENDINGS[:5])}: correct the path"
+        )
+    for name in paths:
+        if not ending_of(name):
+            raise DataError(
+                f"cannot tell what {public(name)} is; known endings: {', '.join(ENDINGS)}; rename or convert the file"
+            )
+    return fs, paths
+
+
+def ending_of(path: str) -> str:
+    """Return the one of `ENDINGS` that `path` has, or ""."""
+    name = urlsplit(path).path if "://" in path else path
+    found = [ending for ending in ENDINGS if name.lower().endswith(ending)]
+    return max(found, key=len, default="")
+
+
+def read_file(fs: Any, path: str, name: str, *, columns: Collection[str] | None = None) -> Iterator[Row | Fault]:
+    """Yield the rows of one file that messages call `name`; else as `read_files`."""
+    ending = ending_of(path)
+    with reading(name), fs.open(path, "rb", **({} if is_local(fs) else {"block_size": _BLOCK_BYTES})) as file:
+        if ending == ".parquet":
+            with _seekable(file) as whole:
+                yield from _parquet_rows(whole, name, columns)
+            return
+        lines = _lines(io.BufferedReader(file, _BLOCK_BYTES) if not is_local(fs) else file, ending)
+        if ending.startswith((".csv", ".tsv")):
+            yield from csv_rows(lines, name, delimiter="\t" if ending.startswith(".tsv") else None)
+        else:
+            yield from json_rows(lines, name)
+
+
+def _lines(file: BinaryIO, ending: str) -> Iterator[bytes]:
+    """Yield lines with their ends, without a byte order mark; of a line too long only the beginning."""
+    import gzip
+
+    source: Any = gzip.GzipFile(fileobj=file) if ending.endswith(".gz") else file
+    first = True
+    while line := source.readline(LINE_BYTES):
+        yield line.removeprefix(_BOM) if first else line
+        first = False
+        while len(line) == LINE_BYTES and not line.endswith(b"\n"):
+            line = source.readline(LINE_BYTES)
+
+
+def _until_damage(lines: Iterable[bytes], name: str, faults: list[Fault]) -> Iterator[bytes]:
+    """Yield `lines`; where a compressed file is damaged end there, with a fault."""
+    import gzip
+
+    number = 0
+    try:
+        for number, line in enumerate(lines, start=1):  # noqa: B007
+            yield line
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        place = f"{name}, line {number + 1}"
+        faults.append(Fault(place, "broken line", "the compressed file is damaged or cut off; fetch it again"))
+
+
+def json_rows(lines: Iterable[bytes], name: str) -> Iterator[Row | Fault]:
+    """Yield the rows of JSON lines; blank ones are skipped. `name` is what messages call the file."""
+    damage: list[Fault] = []
+    for number, line in enumerate(_until_damage(lines, name, damage), start=1):
+        if not line.strip():
+            continue
+        place = f"{name}, line {number}"
+        try:
+            values = json.loads(line.decode())
+        except UnicodeDecodeError:
+            yield Fault(place, "encoding", "not UTF-8; expected one JSON object a line in UTF-8: convert or remove it")
+        except (ValueError, RecursionError):
+            yield Fault(place, "broken line", "broken JSON; expected one JSON object a line: correct or remove it")
+        else:
+            if isinstance(values, dict):
+                yield Row(place, values)
+            else:
+                message = f"expected a JSON object, got {short(values)}; correct or remove the line"
+                yield Fault(place, "broken line", message)
+    yield from damage
+
+
+def csv_rows(lines: Iterable[bytes], name: str, delimiter: str | None = None) -> Iterator[Row | Fault]:
+    """Yield the rows of a CSV file with a header; a record's place is the line where it starts.
+
+    delimiter: what separates fields; None for what the header has most of.
+    """
+    damage: list[Fault] = []
+    texts = (line.decode(errors="surrogateescape") for line in _until_damage(lines, name, damage))
+    first = next(texts, "")
+    reader = csv.reader(_again(first, texts), delimiter=delimiter or _delimiter(first), strict=True)
+    header: list[str] | None = None
+    while True:
+        place = f"{name}, line {reader.line_num + 1}"
+        try:
+            record = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            message = f"broken CSV ({error}); expected fields in double quotes that are closed: correct the quotes"
+            yield Fault(place, "broken line", message)
+            continue
+        if not record:
+            continue
+        if not _is_utf8(record):
+            yield Fault(place, "encoding", _NOT_UTF8)
+            if header is None:
+                return
+        elif header is None:
+            header = record
+            twice = [column for column in header if column and header.count(column) > 1]
+            if twice:
+                yield Fault(place, "broken line", f"the header names {twice[0]!r} twice; rename one: nothing is read")
+                return
+        elif len(record) != len(header):
+            message = f"expected {len(header)} fields as in the header, got {len(record)}; correct or remove the line"
+            yield Fault(place, "broken line", message)
+        else:
+            yield Row(place, dict(zip(header, record, strict=True)))
+    yield from damage
+
+
+def _is_utf8(record: list[str]) -> bool:
+    """Return whether nothing in `record` stands for a byte that is not UTF-8."""
+    try:
+        "".join(record).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _again(first: str, rest: Iterable[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def _delimiter(header: str) -> str:
+    """Return the separator that stands most often outside quotes in the header."""
+    bare = re.sub(r'"[^"]*"', "", header)
+    return max((",", ";", "\t"), key=bare.count)
+
+
+@contextmanager
+def _seekable(file: BinaryIO) -> Iterator[BinaryIO]:
+    """Give `file`, or a copy on disk where a web server sends it from the beginning only."""
+    if file.seekable():
+        yield file
+        return
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(file, copy, _BLOCK_BYTES)
+        copy.seek(0)
+        yield copy
+
+
+def _parquet_rows(file: BinaryIO, name: str, columns: Collection[str] | None) -> Iterator[Row | Fault]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BLOCK_BYTES)
+        known = table.schema_arrow.names
+        wanted = known if columns is None else [column for column in known if column in columns]
+        for batch in table.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
+            for index, values in enumerate(_batch_values(batch), start=number + 1):
+                place = f"{name}, row {index}"
+                yield Fault(place, "encoding", _NOT_UTF8) if values is None else Row(place, values)
+            number += batch.num_rows
+    except pa.ArrowException as error:
+        message = f"the Parquet file is damaged or is none ({type(error).__name__}); write or fetch it again"
+        yield Fault(f"{name}, row {number + 1}", "broken line", message)
+
+
+def _batch_values(batch: Any) -> list[dict[str, Any] | None]:
+    """Return the values by column of each row; None for a row whose text is no UTF-8."""
+    try:
+        rows: list[dict[str, Any] | None] = batch.to_pylist()
+    except UnicodeDecodeError:
+        rows = []
+        for index in range(batch.num_rows):
+            try:
+                rows += batch.slice(index, 1).to_pylist()
+            except UnicodeDecodeError:
+                rows.append(None)
+    return rows

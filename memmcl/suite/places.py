@@ -1,0 +1,88 @@
+"""Places of data by fsspec URL: how one is opened, what messages call it, and what its failures mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from memmcl.errors import DataError
+from memmcl.suite.rows import short
+
+_LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec"}
+
+
+def open_place(url: str, storage: Mapping[str, Any] | None = None) -> tuple[Any, str]:
+    """Return the file system of `url` and the path in it; `storage` is for s3:// alone.
+
+    Raises:
+        DataError: nothing installed reads such a URL.
+    """
+    import fsspec
+
+    options: dict[str, Any] = {}
+    if url.startswith(("s3://", "s3a://")):
+        options = {"use_listings_cache": False, "skip_instance_cache": True, **(storage or {})}
+    try:
+        fs, path = fsspec.url_to_fs(url, **options)
+    except (ImportError, ValueError) as error:
+        raise DataError(
+            f"cannot open {public(url)}: expected a path or a URL like file://, s3://, https:// "
+            f"that an installed package of fsspec can read"
+        ) from error
+    return fs, str(path)
+
+
+def public(url: str) -> str:
+    """Return `url` as messages may show it: without user, password and query."""
+    if "://" not in url:
+        return url
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def name_of(fs: Any, path: str) -> str:
+    """Return what messages call a file: a path on this machine, otherwise its URL."""
+    return path if is_local(fs) else public(str(fs.unstrip_protocol(path)))
+
+
+def is_local(fs: Any) -> bool:
+    """Return whether `fs` is this machine's disk."""
+    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turn what a disk, a server or an S3 client raises while `name` is read into one line.
+
+    Raises:
+        DataError: the place is not there, out of reach, or closed to us.
+    """
+    try:
+        yield
+    except Exception as error:
+        chain = list(_chain(error))
+        foreign = any(type(step).__module__.partition(".")[0] in _LIBRARIES for step in chain)
+        if isinstance(error, DataError) or not (foreign or isinstance(error, OSError)):
+            raise
+        raise DataError(_explained(public(name), error, chain)) from None  # a library's text may name the key
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _explained(name: str, error: BaseException, chain: Iterable[BaseException]) -> str:
+    names = {cls.__name__ for step in chain for cls in type(step).__mro__}
+    status = next((code for step in chain if isinstance(code := getattr(step, "status", None), int)), None)
+    if names & {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}:
+        return f"no credentials for {name}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    if isinstance(error, PermissionError) or status in (401, 403):
+        return f"no access to {name}; check the credentials and who may read it"
+    if isinstance(error, FileNotFoundError) and (status == 404 or not names & {"ClientError"}):
+        return f"there is no {name}; correct the path, or put the file there"
+    reason = f"HTTP status {status}" if status else getattr(error, "strerror", None) or type(error).__name__
+    return f"cannot read {name} ({short(reason)[1:-1]}); check the address, the network and the server"

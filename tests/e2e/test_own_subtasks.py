@@ -1,0 +1,172 @@
+"""A user's own subtasks, from YAML and files alone, through the whole DAG; and weak rows that have no labels."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from e2e_driver import Desk, desk, manifest, read_json, tiny_config
+
+from memmcl.store import Manifest
+from memmcl.suite.examples import from_table
+
+pytestmark = pytest.mark.timeout(1200)
+
+LABELS = {"1": "urgent", "2": "can wait", "3": "spam"}
+"""What the file calls a label -> what it means."""
+SAID = {"1": "is on fire", "2": "could be cleaner some day", "3": "wins you a free cruise"}
+THINGS = ("printer", "lift", "kettle", "router", "door", "lamp", "heater", "till", "scanner", "fridge", "fan", "desk")
+ROWS = 90
+
+
+def write_tickets(path: Path) -> None:
+    """Write a CSV with columns of its own names, semicolons, quoted line breaks, and labels that are numbers."""
+    draw = random.Random(0)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter=";")
+        writer.writerow(["no", "subject", "room", "urgency"])
+        for number in range(ROWS):
+            code = str(1 + number % 3)
+            text = f"The {draw.choice(THINGS)}\nin corner {number} {SAID[code]}; see to it, {draw.random():.6f}."
+            writer.writerow([number, text, f"room {number % 7}", code])
+
+
+def write_parts(path: Path) -> None:
+    """Write JSON lines whose answers are pairs."""
+    draw = random.Random(1)
+    rows = []
+    for number in range(ROWS):
+        thing, fault = draw.choice(THINGS), draw.choice(("rattles", "leaks", "smells"))
+        rows.append({"text": f"Day {number}: the {thing} {fault}, {draw.random():.6f}.", "label": [[thing, fault]]})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def own_config(base: Path, folder: Path) -> dict[str, Any]:
+    """Return the tiny configuration with one subtask of the catalogue and two that nobody wrote Python for."""
+    config = tiny_config(base)
+    config["ray"] = {"workers": 1}  # two would import everything twice, which is what takes the time
+    config["data"] |= {
+        "subtasks": ["sent2", "tickets", "parts"],
+        "custom": [
+            {
+                "name": "tickets", "group": "MAST", "title": "Urgency of a ticket",
+                "instruction": "Say how urgent the ticket is: urgent, can wait or spam.",
+                "labels": list(LABELS.values()), "needs": ["place"], "metric": "macro_f1",
+                "data": {
+                    "path": str(folder / "tickets.csv"), "labels": LABELS,
+                    "columns": {"text": "subject", "place": "room", "label": "urgency"},
+                },
+            },
+            {
+                "name": "parts", "group": "ABSA", "instruction": "List [('part', 'fault'), ...].",
+                "tuple_fields": ["part", "fault"], "data": {"path": (folder / "parts.jsonl").as_uri()},
+            },
+        ],
+    }  # fmt: skip
+    return config
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Desk]:
+    """A desk at which a run with own subtasks went through."""
+    with desk(tmp_path_factory.mktemp("own"), tiny_base) as found:
+        write_tickets(found.root / "tickets.csv")
+        write_parts(found.root / "parts.jsonl")
+        found.config.write_text(yaml.safe_dump(own_config(tiny_base, found.root)))
+        ended = found.run("run", found.config)
+        assert ended.code == 0, ended
+        (found.root / "out.txt").write_text(ended.out)
+        yield found
+
+
+def finished(place: Desk) -> Manifest:
+    (done,) = place.store.list("run")
+    return done
+
+
+def test_own_subtasks_are_trained_merged_and_scored(place: Desk) -> None:
+    store = place.store
+    assert {one.name for one in store.list("expert")} == {
+        "expert sent2", "expert tickets", "expert parts", "joint LoRA",
+    }  # fmt: skip
+    unified = read_json(store, manifest(store, "search", "search unified"), "search.json")
+    assert set(unified["coefficients"]) == {"sent2", "tickets", "parts"}
+    results = read_json(store, finished(place), "results.json")
+    scored = {(score["model"], score["subtask"]): score for score in results["scores"]}
+    assert scored["unified", "tickets"]["metric"] == "macro_f1"
+    assert scored["unified", "parts"]["metric"] == "tuple_f1"
+    assert {"tickets", "parts"} <= set(results["curriculum"]["order"])
+    rows = from_table(store.read(manifest(store, "split", "tickets train"), "rows.parquet"))
+    assert {str(row.gold) for row in rows} == set(LABELS.values())
+    assert all("\n" in row.text and row.fields["place"].startswith("room ") for row in rows)
+
+
+def test_own_subtasks_stand_in_table_report_and_answers(place: Desk) -> None:
+    done = finished(place)
+    assert "tickets" in (place.root / "out.txt").read_text()
+    page = (place.cwd / "memmcl-runs" / done.key[:8] / "report.html").read_text()
+    assert "Urgency of a ticket" in page
+    assert "Say how urgent the ticket is" in page
+    ended = place.run("predict", "The lift is on fire.", "--target", "room 3")
+    assert ended.code == 0, ended
+    (line,) = [line for line in ended.out.splitlines() if line.strip().startswith("Urgency of a ticket")]
+    assert "room 3" in line
+    assert any(label in line for label in LABELS.values())
+    assert any(line.strip().startswith("parts") for line in ended.out.splitlines())
+
+
+def test_another_instruction_is_another_expert(place: Desk, tiny_base: Path) -> None:
+    """What was trained for the old question is no answer to the new one."""
+    config = own_config(tiny_base, place.root)
+    config["data"]["custom"][0]["instruction"] = "How soon must someone come? Say urgent, can wait or spam."
+    from memmcl.config import parse_config
+    from tasks.inputs import read_splits
+
+    before, after = (read_splits(parse_config(one)) for one in (own_config(tiny_base, place.root), config))
+    assert before.digest("tickets", "train") != after.digest("tickets", "train")
+    assert before.digest("sent2", "train") == after.digest("sent2", "train")
+
+
+def test_weak_rows_need_no_labels(tmp_path: Path, tiny_base: Path) -> None:
+    """Weak texts without a label column: the experts label them, and the whole run goes through."""
+    with desk(tmp_path, tiny_base) as found:
+        write_tickets(found.root / "tickets.csv")
+        with (found.root / "tickets.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, delimiter=";"))
+        (found.root / "plain.jsonl").write_text(
+            "".join(
+                json.dumps({"subject": f"{row['subject']} Again.", "room": row["room"]}) + "\n" for row in rows[:30]
+            )
+        )
+        for name, chosen in (("train", rows[:40]), ("test", rows[40:])):
+            (found.root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+        config = own_config(tiny_base, found.root)
+        tickets = config["data"]["custom"][0]
+        parts = {"train": "train.jsonl", "weak": "plain.jsonl", "test": "test.jsonl"}
+        del tickets["data"]["path"]
+        tickets["data"] |= {part: str(found.root / name) for part, name in parts.items()}
+        config["data"] |= {
+            "subtasks": ["sent2", "tickets"], "custom": [tickets], "weak_source": "pseudo", "weak_rows": 6,
+            "pseudo_pool": 3,
+        }  # fmt: skip
+        config["evaluation"]["joint_lora"] = False
+        found.config.write_text(yaml.safe_dump(config))
+        ended = found.run("run", found.config)
+        assert ended.code == 0, ended
+        store = found.store
+        texts = from_table(store.read(manifest(store, "split", "tickets weak"), "rows.parquet"))
+        assert {row.gold for row in texts} == {""}, "nobody saw a label"
+        labelled = from_table(store.read(manifest(store, "weak", "weak tickets"), "rows.parquet"))
+        assert len(labelled) == 6
+        assert {row.text for row in labelled} <= {row.text for row in texts}
+        assert {str(row.gold) for row in labelled} <= set(LABELS.values())
+        gate = manifest(store, "gate", "context gate tickets")
+        assert manifest(store, "weak", "weak tickets").ref in gate.inputs
+        notes = " ".join(read_json(store, finished(found), "results.json")["notes"])
+        assert "no labels" in notes

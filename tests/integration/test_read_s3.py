@@ -1,0 +1,86 @@
+"""Rows on a real S3 server."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import s3fs
+from seaweed import REGION
+from servers import S3Server
+
+from memmcl.errors import DataError
+from memmcl.suite.sources import Read, Source, read_sources
+from memmcl.suite.subtasks import SUBTASKS
+
+ASC = SUBTASKS["asc"]
+ROWS = [
+    {"text": f'It said "{number}",\nthen 😀', "aspect": f"part {number}", "label": ("positive", "neutral")[number % 2]}
+    for number in range(300)
+]
+
+
+@pytest.fixture(scope="module")
+def storage(s3: S3Server) -> Mapping[str, Any]:
+    return {"endpoint_url": s3.endpoint_url, "client_kwargs": {"region_name": REGION}}
+
+
+@pytest.fixture(scope="module")
+def bucket(s3: S3Server, storage: Mapping[str, Any]) -> str:
+    """The URL of a folder with the same rows in three formats, and in SentiEval's layout."""
+    texts = io.StringIO(newline="")
+    writer = csv.DictWriter(texts, ["text", "aspect", "label"])
+    writer.writeheader()
+    writer.writerows(ROWS)
+    table = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(ROWS), table, row_group_size=64)
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    files = {"a.jsonl": lines, "a.csv": texts.getvalue().encode(), "a.parquet": table.getvalue()}
+    files |= {f"suite/sc/asc_lap14/{part}.jsonl": lines for part in ("train", "dev", "test")}
+    folder = f"{s3.bucket}/reading"
+    fs = s3fs.S3FileSystem(**storage)
+    for name, data in files.items():
+        fs.pipe_file(f"{folder}/{name}", data)
+    return f"s3://{folder}"
+
+
+def read(url: str, storage: Mapping[str, Any]) -> Read:
+    return read_sources([ASC], sources={"asc": Source(path=url)}, storage=storage)
+
+
+def test_the_same_rows_are_read_from_every_format(bucket: str, storage: Mapping[str, Any]) -> None:
+    reads = [read(f"{bucket}/a.{ending}", storage) for ending in ("jsonl", "csv", "parquet", "p*")]
+    for found in reads:
+        assert found.faults.first == []
+        assert sum(len(rows) for rows in found.pools["asc"].values()) == len(ROWS)
+        assert found.pools == reads[0].pools
+    folder = read(bucket, storage)
+    assert folder.faults.counts == {"repeated row": 2 * len(ROWS)}
+    assert folder.pools == reads[0].pools
+
+
+def test_a_directory_in_sentievals_layout_is_read(bucket: str, storage: Mapping[str, Any]) -> None:
+    found = read_sources([ASC], source=f"{bucket}/suite", storage=storage)
+    assert found.faults.first == []
+    assert {part: len(rows) for part, rows in found.pools["asc"].items()} == dict.fromkeys(
+        ("train", "weak", "test"), len(ROWS)
+    )
+    bad = read_sources([SUBTASKS["asc"]], source=f"{bucket}/suite", storage=storage, max_characters=5)
+    assert bad.faults.first[0].place == f"{bucket}/suite/sc/asc_lap14/train.jsonl, line 1"
+
+
+def test_what_is_not_there_or_not_ours_is_one_line(
+    bucket: str, storage: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match=r"no data file at s3://.*/nowhere\.csv; expected"):
+        read(f"{bucket}/nowhere.csv", storage)
+    with pytest.raises(DataError, match=r"'s3://.*/nowhere' is not a directory"):
+        read_sources([ASC], source=f"{bucket}/nowhere", storage=storage)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(DataError, match=r"no access to s3://.*/a\.csv; check the credentials") as caught:
+        read(f"{bucket}/a.csv", storage)
+    assert "wrong" not in str(caught.value)
