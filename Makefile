@@ -47,7 +47,7 @@ lint: install ## Style, types and import contracts
 test: install lint ## Install, lint, and all tests but the campaigns
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 
-campaign: install ## The long fault campaigns
+campaign: install ## The long campaigns: faults, kills, the UI in a browser
 	$(BIN)/pytest -m campaign --timeout 3600
 
 quickstart: install ## Install, then one whole run on the embedded corpus
@@ -67,7 +67,7 @@ cluster-up: install ## Prefect, S3, Ray nodes and a worker as processes of this 
 cluster-down: ## Stop them; what they stored stays
 	$(BIN)/python deployments/cluster.py down --dir $(CLUSTER)
 
-browser: ## Install Chromium for the browser test, where apt-get and root are at hand
+browser: ## Install Chromium for the campaign in the UI, where apt-get and root are at hand
 	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then \
 	echo "chromium and chromedriver are here"; \
 	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \

@@ -24,6 +24,7 @@ from memmcl.report import Results, verdict
 from memmcl.store import Store
 
 pytestmark = [
+    pytest.mark.campaign,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(not installed(), reason=MISSING),
 ]

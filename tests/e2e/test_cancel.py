@@ -12,7 +12,7 @@ from prefect.states import Cancelling
 
 from memmcl.store import Store
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.campaign, pytest.mark.timeout(1800)]
 
 
 def _flow_run(client: SyncPrefectClient) -> UUID:
@@ -20,7 +20,7 @@ def _flow_run(client: SyncPrefectClient) -> UUID:
     return found
 
 
-@pytest.mark.parametrize("stage", ["training", pytest.param("search", marks=pytest.mark.campaign)])
+@pytest.mark.parametrize("stage", ["training", "search"])
 def test_a_cancelled_run_ends_and_the_same_command_goes_on(stage: str, tmp_path: Path, tiny_base: Path) -> None:
     """Nobody supervises `memmcl run`: it has to notice by itself, while it waits inside Ray or Tune."""
     longer = {"training": "experts.steps=3000", "search": "search.stage1_evaluations=60"}[stage]
