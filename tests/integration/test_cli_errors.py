@@ -243,7 +243,7 @@ def test_a_data_directory_without_the_subtask(call: Call, config: Path, tmp_path
         ('{"text": "broken', "broken JSON; expected one JSON object a line"),
         ('{"text": "odd", "label": "great"}', "unknown label 'great' for subtask 'sent2'; expected exactly one of pos"),
         ('{"text": " ", "label": "positive"}', "'text' must be a non-empty string, got ' '; correct the row"),
-        ('{"label": "positive"}', "no field 'text'; every row needs it"),
+        ('{"label": "positive"}', "no column 'text'; every row needs it"),
     ],
 )
 def test_a_row_that_cannot_be_used(call: Call, config: Path, tmp_path: Path, row: str, expected: str) -> None:
@@ -257,7 +257,12 @@ def test_a_row_that_cannot_be_used(call: Call, config: Path, tmp_path: Path, row
 def test_an_empty_split(call: Call, config: Path, tmp_path: Path) -> None:
     sentieval(tmp_path / "data", {"dev": []})
     ended = call("run", config, "--set", f"data.source={tmp_path / 'data'}")
-    said(ended, 1, "the weak part of subtask 'sent2' is empty: its source has 0 weak rows", "leave the subtask out")
+    said(
+        ended,
+        1,
+        "the weak part of subtask 'sent2' is empty: its source has 0 usable weak rows",
+        "leave the subtask out",
+    )
 
 
 def test_a_test_text_in_the_training_rows(call: Call, config: Path, tmp_path: Path) -> None:
@@ -429,7 +434,7 @@ def test_a_disk_that_fills_up_under_a_worker(tmp_path: Path, tiny_base: Path, co
         assert f"no space left in file://{disk}/store; finished work is kept; free space and run the same" in line
         assert "Task run 'expert sent2'" in ended.err  # Prefect's log tells where it happened
         store = Store.open(f"{disk}/store")
-        assert {manifest.kind for manifest in store.list()} == {"split", "anchors"}
+        assert {manifest.kind for manifest in store.list()} == {"split", "data", "anchors"}
         assert store.verify().problems == ()
         assert store.objects.sizes("pointers/leases") == {}
 
@@ -445,7 +450,7 @@ def test_a_target_module_that_does_not_exist(tmp_path: Path, tiny_base: Path, co
         assert "\x1b[" not in ended.err
         store = place.store
         assert store.list("expert") == []
-        assert {manifest.kind for manifest in store.list()} == {"split", "anchors"}
+        assert {manifest.kind for manifest in store.list()} == {"split", "data", "anchors"}
         assert store.objects.sizes("pointers/leases") == {}
 
 
