@@ -87,13 +87,11 @@ def train_experts(run: Run, splits: SplitRefs, anchors: ArtifactRef) -> tuple[Re
         rival = train_joint.submit(run, train) if run.config.evaluation.joint_lora else None
         order = longest_first(run, train)
         trained = {name: train_expert.submit(run, name, train[name], anchors) for name in order}
-        if run.config.data.weak_source == "pseudo":
-            labelled = {name: label_weak.submit(run, name, trained[name], weak[name]) for name in order}
-        else:
-            labelled = weak
+        pseudo = run.config.data.weak_source == "pseudo"
+        labelled = {name: label_weak.submit(run, name, trained[name], weak[name]) for name in order} if pseudo else weak
         measured = {name: measure_reference.submit(run, name, trained[name], labelled[name]) for name in order}
         joint = rival.result() if rival else None
-        return collect(trained), joint, collect(labelled) if labelled is not weak else weak, collect(measured)
+        return collect(trained), joint, collect(labelled) if pseudo else weak, collect(measured)
 
 
 @flow(name="merge", flow_run_name="merge")

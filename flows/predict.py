@@ -16,7 +16,7 @@ from memmcl.store import Manifest, Store
 from memmcl.suite.examples import Example
 from memmcl.suite.parsing import parse_tuples
 from memmcl.suite.subtasks import Subtask
-from tasks.evaluate import context_probe, contexts_of, unified_model
+from tasks.evaluate import adapted_model, context_probe, contexts_of
 from tasks.runtime import Run, reopen
 
 ASPECTS = "uabsa"
@@ -48,7 +48,7 @@ def answer_all(
     train = {name: refs[f"split:{name} train"] for name in order}
     answers: dict[str, list[Answer]] = {}
     found = list(aspects)
-    with unified_model(run, refs["unified:unified model"]) as (backbone, prompter):
+    with adapted_model(run, refs["unified:unified model"]) as (backbone, prompter):
 
         def ask(name: str, fields: dict[str, str]) -> Answer:
             subtask = run.subtask(name)

@@ -54,7 +54,7 @@ def gate_contexts(
         rows = read_rows(run, weak)
         options: list[Option] = []
         measured: list[dict[str, Any]] = []
-        with unified_model(run, unified) as (backbone, prompter):
+        with adapted_model(run, unified) as (backbone, prompter):
             for context in contexts_of(run, asked, prompter, train, order):
                 probe = context_probe(run, backbone, prompter, asked, rows, context)
                 for calibrated, answers, offsets in _answers(probe, asked, cfg.evaluation.calibration):
@@ -196,12 +196,12 @@ def context_probe(
 
 
 @contextmanager
-def unified_model(run: Run, unified: ArtifactRef) -> Iterator[tuple[Backbone, Prompter]]:
-    """Put the unified model into the resident backbone, and the base back at the end."""
+def adapted_model(run: Run, trained: ArtifactRef) -> Iterator[tuple[Backbone, Prompter]]:
+    """Put one adapter, an expert or the unified model, into the resident backbone, and the base back at the end."""
     backbone, prompter = resident(run)
-    merger = Merger(backbone, {"unified": load_adapter(run, unified)}, blocks=1)
+    merger = Merger(backbone, {"adapter": load_adapter(run, trained)}, blocks=1)
     try:
-        merger.apply({"unified": (1.0,)})
+        merger.apply({"adapter": (1.0,)})
         yield backbone, prompter
     finally:
         merger.reset()
@@ -256,7 +256,7 @@ def _context_answers(
     A context whose calibrated form did better on weak rows than its plain one is reported calibrated.
     """
     answers: dict[str, list[str]] = {}
-    with unified_model(run, unified) as (backbone, prompter):
+    with adapted_model(run, unified) as (backbone, prompter):
         for context in contexts_of(run, subtask, prompter, train, order):
             forms = [entry for entry in gated if entry["context"] == context.kind]
             if not forms:

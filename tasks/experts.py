@@ -14,17 +14,15 @@ from prefect.states import State
 from memmcl.backbone.forward import Row
 from memmcl.experts import adapter
 from memmcl.experts.train import STAGE_VERSION, train_adapter
-from memmcl.merge.build import Merger
 from memmcl.store import ArtifactRef
 from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Prompter
 from memmcl.suite.subtasks import Subtask
 from tasks.cluster import place
-from tasks.evaluate import make_probe, weak_values
+from tasks.evaluate import adapted_model, make_probe, weak_values
 from tasks.progress import shown
 from tasks.runtime import (
     Run,
-    load_adapter,
     load_manifest,
     log,
     read_rows,
@@ -92,13 +90,9 @@ def measure_reference(run: Run, subtask: str, expert: ArtifactRef, weak: Artifac
         backbone, prompter = resident(run)
         rows = read_rows(run, weak)
         probe = make_probe(run, backbone, prompter, run.subtask(subtask), rows)
-        merger = Merger(backbone, {subtask: load_adapter(run, expert)}, blocks=1)
         measured = {"base": weak_values(run, probe, run.subtask(subtask), rows)}
-        try:
-            merger.apply({subtask: (1.0,)})
+        with adapted_model(run, expert):
             measured["expert"] = weak_values(run, probe, run.subtask(subtask), rows)
-        finally:
-            merger.reset()
         return {"reference.json": json.dumps(measured).encode()}, measured
 
     evaluation = run.config.evaluation.model_dump(mode="json", include={"batch_size", "max_new_tokens", "calibration"})

@@ -81,7 +81,7 @@ def pinned_anchors(store: Store, champion: Champion, config: RunConfig, splits: 
         return None
     tested = Blocklist.of(normalised(row.text) for parts in splits.parts.values() for row in parts["test"])
     contents = [normalised(row.text) for row in from_table(store.read(pinned, "rows.parquet"))]
-    shared = int((tested.equal(contents) | tested.sharing(contents)).sum())
+    shared = int(tested.overlapping(contents).sum())
     if shared:
         log().warning(
             "%d pinned anchor rows overlap with test rows now: new ones are lent, all experts retrain", shared

@@ -10,11 +10,10 @@ from prefect.states import State
 
 from memmcl.errors import DataError
 from memmcl.evaluate.pseudo import keep_confident, label_rows
-from memmcl.merge.build import Merger
 from memmcl.store import ArtifactRef
 from memmcl.suite.examples import to_table
-from tasks.evaluate import make_probe, offsets_of
-from tasks.runtime import Run, load_adapter, log, read_rows, resident, reuse_or_make, worth_retrying
+from tasks.evaluate import adapted_model, make_probe, offsets_of
+from tasks.runtime import Run, log, read_rows, reuse_or_make, worth_retrying
 
 STAGE_VERSION = 1
 
@@ -31,15 +30,10 @@ def label_weak(run: Run, subtask: str, expert: ArtifactRef, texts: ArtifactRef) 
     cfg = run.config
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
-        backbone, prompter = resident(run)
         asked, rows = run.subtask(subtask), read_rows(run, texts)
-        probe = make_probe(run, backbone, prompter, asked, rows)
-        merger = Merger(backbone, {subtask: load_adapter(run, expert)}, blocks=1)
-        try:
-            merger.apply({subtask: (1.0,)})
+        with adapted_model(run, expert) as (backbone, prompter):
+            probe = make_probe(run, backbone, prompter, asked, rows)
             labelled = label_rows(probe, offsets_of(run, probe))
-        finally:
-            merger.reset()
         kept = keep_confident(rows, labelled, keep=cfg.data.weak_rows, is_tuple=asked.is_tuple)
         if not kept:
             raise DataError(

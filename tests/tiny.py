@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Sequence
 from functools import cache
@@ -10,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -30,6 +32,10 @@ from memmcl.suite.subtasks import POLARITIES, SUBTASKS, Subtask
 
 EMBEDDED = ("sent2", "asc", "uabsa", "aste", "irony", "emotion")
 """The subtasks that the embedded corpus has rows for."""
+
+SENTIEVAL = Path(os.environ.get("MEMMCL_SENTIEVAL", Path(__file__).resolve().parents[2] / "shared/data/sentieval"))
+"""Development files of SentiEval, where they are at hand."""
+needs_sentieval = pytest.mark.skipif(not SENTIEVAL.is_dir(), reason="set MEMMCL_SENTIEVAL to SentiEval's files")
 
 VOCABULARY = 600
 PAD, BOS, EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

@@ -152,17 +152,6 @@ class LocalBackend:
             yield
 
 
-def replace_file(target: Path, data: bytes) -> None:
-    """Write a file whole or not at all; its directory is made when it is missing."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _entries(directory: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(directory) as entries:

@@ -12,22 +12,20 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from memmcl.errors import ConfigError, StoreAccessError, StoreError, StoreFull
+from memmcl.outside import FULL, NO_CREDENTIALS, code_of, is_foreign, names_of, replace_file, status_of
 from memmcl.store.backends import Backend, MemoryBackend, S3Backend
-from memmcl.store.local import LocalBackend, replace_file
+from memmcl.store.local import LocalBackend
 
 T = TypeVar("T")
 
 RETRY_SECONDS = (0.2, 0.6, 1.8, 5.0)  # pauses between attempts when a failure may pass by itself
 CHECK_SECONDS = (0.2,)  # the same for the check at opening: somebody waits at the terminal
 WRITE_ONCE_ATTEMPTS = 100  # each failed one means that another writer got on
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # disk, quota, limit on the size of a file
 SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec"}
-NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
 UNREACHABLE = {"EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError", "gaierror"}
 UNREACHABLE |= {"ReadTimeoutError", "FSTimeoutError", "TimeoutError", "ConnectionRefusedError"}
 BROKEN = {"ConnectionClosedError", "HTTPClientError", "ServerDisconnectedError", "ClientOSError"}
@@ -115,7 +113,7 @@ class Objects:
             try:
                 return call()
             except FileNotFoundError as error:
-                if _code(error) == "NoSuchBucket":
+                if code_of(error) == "NoSuchBucket":
                     raise
                 return None
 
@@ -139,11 +137,9 @@ class Objects:
 
     def translate(self, error: Exception) -> StoreError | None:
         """Return the StoreError to raise for a backend's exception; None for one that is a bug of ours."""
-        if isinstance(error, StoreError) or not (
-            isinstance(error, OSError) or type(error).__module__.partition(".")[0] in LIBRARIES
-        ):
+        if isinstance(error, StoreError) or not (isinstance(error, OSError) or is_foreign(error)):
             return None
-        names, code, status = _names(error), _code(error), _status(error)
+        names, code, status = names_of(error), code_of(error), status_of(error)
         where = self.url if self.endpoint_url is None else f"{self.url} at {self.endpoint_url}"
         number = error.errno if isinstance(error, OSError) else None
         if number in FULL or status == 507:
@@ -241,39 +237,10 @@ def open_objects(url: str, endpoint_url: str | None = None, region: str | None =
     return Objects(S3Backend(fs, root), url, endpoint_url)
 
 
-def _chain(error: BaseException) -> list[BaseException]:
-    chain: list[BaseException] = []
-    step: BaseException | None = error
-    while step is not None and step not in chain:
-        chain.append(step)
-        step = step.__cause__
-    return chain
-
-
-def _names(error: BaseException) -> set[str]:
-    return {cls.__name__ for step in _chain(error) for cls in type(step).__mro__}
-
-
-def _response(error: BaseException) -> dict[str, Any]:
-    found = (getattr(step, "response", None) for step in _chain(error))
-    return next((response for response in found if isinstance(response, dict)), {})
-
-
-def _code(error: BaseException) -> str | None:
-    """The S3 error code, such as NoSuchBucket, of an exception that an HTTP answer caused."""
-    code = _response(error).get("Error", {}).get("Code")
-    return None if code is None else str(code)
-
-
-def _status(error: BaseException) -> int | None:
-    status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return None if status is None else int(status)
-
-
 def _may_pass(error: Exception) -> bool:
-    status = _status(error)
+    status = status_of(error)
     busy = status == 429 or (status is not None and status >= 500 and status != 507)
-    return busy or _code(error) in BUSY_CODES or bool(_names(error) & (UNREACHABLE | BROKEN))
+    return busy or code_of(error) in BUSY_CODES or bool(names_of(error) & (UNREACHABLE | BROKEN))
 
 
 def _scrub(text: str) -> str:

@@ -8,9 +8,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from memmcl.errors import DataError
+from memmcl.outside import NO_CREDENTIALS, is_foreign
 from memmcl.suite.rows import short
-
-_LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec"}
 
 
 def open_place(url: str, storage: Mapping[str, Any] | None = None) -> tuple[Any, str]:
@@ -63,7 +62,7 @@ def reading(name: str) -> Iterator[None]:
         yield
     except Exception as error:
         chain = list(_chain(error))
-        foreign = any(type(step).__module__.partition(".")[0] in _LIBRARIES for step in chain)
+        foreign = any(is_foreign(step) for step in chain)
         if isinstance(error, DataError) or not (foreign or isinstance(error, OSError)):
             raise
         raise DataError(_explained(public(name), error, chain)) from None  # a library's text may name the key
@@ -78,7 +77,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _explained(name: str, error: BaseException, chain: Iterable[BaseException]) -> str:
     names = {cls.__name__ for step in chain for cls in type(step).__mro__}
     status = next((code for step in chain if isinstance(code := getattr(step, "status", None), int)), None)
-    if names & {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}:
+    if names & NO_CREDENTIALS:
         return f"no credentials for {name}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     if isinstance(error, PermissionError) or status in (401, 403):
         return f"no access to {name}; check the credentials and who may read it"

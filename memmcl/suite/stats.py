@@ -141,8 +141,8 @@ def leakage(pools: Pools) -> list[Leak]:
 
 
 def _overlapping(blocklist: Blocklist, contents: Sequence[str]) -> list[str]:
-    found = blocklist.equal(contents) | blocklist.sharing(contents)
-    return [content for content, overlaps in zip(contents, found, strict=True) if overlaps]
+    overlapping = blocklist.overlapping(contents)
+    return [content for content, overlaps in zip(contents, overlapping, strict=True) if overlaps]
 
 
 def constants(subtasks: Sequence[Subtask], pools: Pools) -> list[Constant]:

@@ -5,9 +5,7 @@ This is a plain folder that other programs read. The artifact store, with its ma
 
 from __future__ import annotations
 
-import errno
 import time
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +13,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from memmcl.errors import StoreAccessError, StoreError, StoreFull, UsageError
+from memmcl.outside import FULL, NO_CREDENTIALS, causes_of, code_of, is_foreign, names_of, replace_file
 
 LEFTOVER_SECONDS = 24 * 3600.0
 """A temporary file older than this belongs to a killed process."""
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Target:
         try:
             data: bytes = Path(self.root, path).read_bytes() if self.local else self.fs.cat_file(f"{self.root}/{path}")
         except Exception as error:
-            if isinstance(error, FileNotFoundError) and _code(error) != "NoSuchBucket":
+            if isinstance(error, FileNotFoundError) and code_of(error) != "NoSuchBucket":
                 return None
             raise self._translate(error) from None  # a library's text may name the key
         return data
@@ -53,7 +50,7 @@ class Target:
         """
         try:
             if self.local:
-                _replace(Path(self.root, path), data)
+                replace_file(Path(self.root, path), data)
                 return
             whole = f"{self.root}/{path}"
             if not self._is_s3:  # folders of a bucket need no making, and s3fs would try to make the bucket
@@ -101,16 +98,14 @@ class Target:
 
     def _translate(self, error: Exception) -> Exception:
         """Return what to raise for an exception of the disk or of an S3 client; the same one for a defect of ours."""
-        chain = _chain(error)
         if isinstance(error, StoreError) or not any(
-            isinstance(step, OSError) or type(step).__module__.partition(".")[0] in LIBRARIES for step in chain
+            isinstance(step, OSError) or is_foreign(step) for step in causes_of(error)
         ):
             return error
-        names = {cls.__name__ for step in chain for cls in type(step).__mro__}
         number = error.errno if isinstance(error, OSError) else None
         if number in FULL:
             return StoreFull(f"no space left in {self.shown}; free space and run the same command again to go on")
-        if names & {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}:
+        if names_of(error) & NO_CREDENTIALS:
             return StoreAccessError(f"no credentials for {self.shown}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         if isinstance(error, FileNotFoundError):
             return StoreAccessError(
@@ -166,30 +161,5 @@ def open_target(url: str, storage: Mapping[str, Any]) -> Target:
     return Target(fs, root.rstrip("/"), url.rstrip("/"), local=False)
 
 
-def _replace(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _protocols(fs: Any) -> set[str]:
     return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-
-
-def _code(error: BaseException) -> str | None:
-    """The S3 error code, such as NoSuchBucket, of an exception that an answer caused."""
-    responses = (getattr(step, "response", None) for step in _chain(error))
-    return next((answer.get("Error", {}).get("Code") for answer in responses if isinstance(answer, dict)), None)
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    chain: list[BaseException] = []
-    step: BaseException | None = error
-    while step is not None and step not in chain:
-        chain.append(step)
-        step = step.__cause__
-    return chain

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny import make_sixteen, prompter_of
+from tiny import SENTIEVAL, make_sixteen, prompter_of
 
 from memmcl.config import load_config
 from memmcl.curriculum import difficulties, order_subtasks
@@ -21,8 +21,6 @@ from memmcl.suite.sources import PARTS
 from memmcl.suite.splits import Splits, load_splits
 from memmcl.suite.subtasks import GROUPS, SUBTASKS
 from tasks.inputs import read_splits
-
-SENTIEVAL = Path(__file__).parents[3] / "shared" / "data" / "sentieval"
 
 CATALOGUE = {
     "SC": ["doc2", "doc5", "sent2", "sent3", "sent5", "asc"],

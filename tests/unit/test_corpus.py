@@ -1,7 +1,6 @@
 """The embedded corpus itself: its rows, its annotation, its data card, and what it must not share."""
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import SENTIEVAL, needs_sentieval
 
 from memmcl import seeds
 from memmcl.suite import embedded
@@ -20,9 +20,6 @@ from memmcl.suite.subtasks import POLARITIES, SUBTASKS
 
 CORPUS = Path(embedded.__file__).parent / "corpus"
 CARD = (CORPUS / "README.md").read_text()
-SENTIEVAL = Path(
-    os.environ.get("MEMMCL_SENTIEVAL", Path(__file__).resolve().parents[2].parent / "shared/data/sentieval")
-)
 WINDOW = 36
 FROM_QUADS = ("uabsa", "aste", "asqp", "asc")
 OF_VERSION_1 = {
@@ -123,7 +120,7 @@ def test_no_two_rows_share_36_letters_and_digits() -> None:
     assert sharing == TWINS
 
 
-@pytest.mark.skipif(not SENTIEVAL.is_dir(), reason="set MEMMCL_SENTIEVAL to SentiEval's files")
+@needs_sentieval
 def test_no_row_repeats_or_shares_36_letters_and_digits_with_a_row_of_sentieval() -> None:
     files = sorted(SENTIEVAL.glob("*/*/*.jsonl"))
     assert len(files) >= 26 * 3

@@ -2,21 +2,16 @@
 
 import csv
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from tiny import SENTIEVAL, needs_sentieval
 
 from memmcl.errors import DataError
 from memmcl.suite.examples import Example, drawing_order
 from memmcl.suite.sources import Read, read_sources
 from memmcl.suite.subtasks import POLARITIES, SUBTASKS
-
-SENTIEVAL = Path(
-    os.environ.get("MEMMCL_SENTIEVAL", Path(__file__).resolve().parents[2].parent / "shared/data/sentieval")
-)
-needs_sentieval = pytest.mark.skipif(not SENTIEVAL.is_dir(), reason="set MEMMCL_SENTIEVAL to SentiEval's files")
 
 
 def write(root: Path, dataset: str, **parts: list[object] | bytes) -> Path:

@@ -7,15 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny import SENTIEVAL, needs_sentieval
 
 from memmcl.errors import ConfigError, DataError
 from memmcl.suite.examples import Example, normalised
 from memmcl.suite.sources import PARTS, Source
 from memmcl.suite.splits import PREPARED_PARTS, Splits, load_splits, prepare
 from memmcl.suite.subtasks import SUBTASKS
-
-SENTIEVAL = Path(__file__).parents[3] / "shared/data/sentieval"
-needs_sentieval = pytest.mark.skipif(not SENTIEVAL.is_dir(), reason="needs the SentiEval files in shared/data")
 
 Sources = dict[str, dict[str, list[Example]]]
 
