@@ -45,6 +45,13 @@ SERIES = (
 )
 """mid-tone colours that carry on both papers"""
 
+PANEL = 348
+WIDE = 560
+"""CSS pixels: one of several panels side by side, and a plot that stands alone"""
+
+CHARACTER = 6.4
+"""CSS pixels of one character in the names of rows and columns, about"""
+
 BIG = 400_000
 """characters of SVG beyond which a plot is embedded as PNG"""
 
@@ -88,13 +95,14 @@ def draw(name: str, paint: Callable[[Figure], None], *, width: int, height: int,
 def shade(value: float, low: float, high: float) -> tuple[str, str]:
     """Return (cell colour, text colour) of `value` between `low` and `high`, teal above zero and rust below.
 
-    Zero is the pale middle where `low` < 0; both colours are fixed, so a cell reads the same on any paper.
+    Zero is the pale middle where `low` < 0; both colours are fixed, so a cell reads the same on any paper. The text
+    changes colour where its contrast would fall below about 4 : 1.
     """
     reach = max(abs(low), abs(high)) or 1.0
     strength = min(1.0, abs(value) / reach)
     pale, deep = (242, 245, 244), ((9, 92, 83) if value >= 0 else (148, 62, 8))
     mixed = [round(p + (d - p) * strength) for p, d in zip(pale, deep, strict=True)]
-    return "#" + "".join(f"{channel:02x}" for channel in mixed), "#ffffff" if strength > 0.5 else "#1c1f21"
+    return "#" + "".join(f"{channel:02x}" for channel in mixed), "#ffffff" if strength > 0.72 else "#1c1f21"
 
 
 def shorten(text: str, limit: int = 26) -> str:
@@ -144,8 +152,8 @@ def heat_map(
 ) -> None:
     """Draw `cells` with `shade`, each `size` wide and high of its place, and name both sides.
 
-    `cells`: rows x columns of (value, label), None where there is none. Beyond 12 columns the labels are smaller and
-    long column names stand upright; beyond 20 columns cells have no labels.
+    `cells`: rows x columns of (value, label), None where there is none. Column names that are wider than their place
+    stand upright. Beyond 12 columns the labels are smaller; beyond 20 columns cells have no labels.
     """
     many = len(columns) > 12
     for y, row in enumerate(cells):
@@ -159,8 +167,11 @@ def heat_map(
                 axes.text(x, y, cell[1], ha="center", va="center", color=ink, fontsize=7.5 if many else 10)
     axes.set_xlim(-0.55, len(columns) - 0.45)
     row_names(axes, rows)
-    upright = many and max(map(len, columns)) > 4
-    axes.set_xticks(range(len(columns)), [shorten(name, 16) for name in columns], rotation=90 if upright else 0)
+    names = [shorten(name, 16) for name in columns]
+    page = axes.get_figure(root=True)
+    room = 72 * (page.get_figwidth() if page else 0) - CHARACTER * max(map(len, rows))
+    upright = CHARACTER * (1 + max(map(len, names))) > room / len(columns)
+    axes.set_xticks(range(len(columns)), names, rotation=90 if upright else 0)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     for spine in axes.spines.values():

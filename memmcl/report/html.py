@@ -9,10 +9,11 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from memmcl.report import plots
+from memmcl.report import plots, plots_experts
 from memmcl.report.figure import COLOURS
-from memmcl.report.parts import Comparison, Score, Search
+from memmcl.report.parts import Comparison, Expert, Score, Search
 from memmcl.report.results import Document, Results, parse_results
+from memmcl.report.transfer import interference, kept
 from memmcl.report.verdict import ceiling, leaders, outcome, plus_minus, signed, verdict
 
 DARK = {
@@ -29,8 +30,16 @@ DARK = {
 }
 """the colours of `figure.COLOURS` on dark paper"""
 
+TRAININGS = {
+    "joint": "a rival: one LoRA on the train rows of all subtasks",
+    "weak": "a rival: one LoRA on the weak rows of all subtasks",
+    "warm": "the start that all experts stand on, on the rows of all subtasks",
+}
+"""what a training is that is no subtask's expert"""
+
 GLOSSARY = (
     ("expert", "A LoRA adapter trained on one subtask; its score on that subtask is the ceiling of a merge."),
+    ("interference", "What an expert changes on the subtasks of others; in a merge it works against their experts."),
     ("task vector", "What an expert adds to the base weights; a merge is a weighted sum of task vectors."),
     ("genome", "The coefficients of a merge, one per expert (or group model) and layer block."),
     ("candidate", "A genome with its scores; its fitness is its mean retention on the weak set."),
@@ -78,6 +87,9 @@ def render_html(document: Document) -> str:
         verdict=verdict(results),
         tiles=_tiles(results),
         best={column: leaders(results, column) for column in (None, *(s.name for s in results.subtasks))},
+        kept=kept(results),
+        kept_names=[n for n in results.curriculum_names() if any(part.subtask == n for part in results.retention)],
+        interference=interference(results),
         outcome=_outcome,
         hint=_hint,
         remarks=_remarks,
@@ -85,6 +97,13 @@ def render_html(document: Document) -> str:
         answered=sum(score.n for score in results.scores),
         groups=list(dict.fromkeys(subtask.group for subtask in results.subtasks)),
         search_rows=[_search_row(search) for search in results.searches],
+        trainings=[_training(expert) for expert in results.experts],
+        shown={
+            "validation": any(e.validation or e.best_step is not None for e in results.experts),
+            "constant": any(e.constant_weak_score is not None for e in results.experts),
+            "gpu": any(e.gpu_memory_gb is not None for e in results.experts),
+        },
+        below_constant=_below_constant(results),
         config=yaml.safe_dump(results.run.config, sort_keys=False, allow_unicode=True),
         features=list(dict.fromkeys(part.feature for part in results.curriculum.features)),
         scaled={(part.subtask, part.feature): part for part in results.curriculum.features},
@@ -96,7 +115,9 @@ def render_html(document: Document) -> str:
             "weights": plots.weights_plot(results),
             "difficulty": plots.difficulty_plot(results),
             "contexts": plots.context_plot(results),
-            "losses": plots.loss_plots(results),
+            "losses": plots_experts.loss_plots(results),
+            "interference": plots_experts.interference_plot(results),
+            "nai": plots_experts.nai_plot(results),
             "time": plots.time_plot(results),
         },
         glossary=GLOSSARY,
@@ -165,6 +186,28 @@ def _remarks(score: Score) -> list[str]:
     if score.rejected:
         remarks.append(f"{score.rejected} of {score.n} unreadable")
     return remarks
+
+
+def _training(expert: Expert) -> dict[str, Any]:
+    rows = expert.rows_per_micro_batch
+    return {
+        "expert": expert,
+        "what": TRAININGS.get(expert.subtask, ""),
+        "at_once": rows if rows is not None and rows < expert.batch_size else None,
+        "loss": next((value for value in reversed(expert.loss) if value is not None), None),
+        "anchor": next((value for value in reversed(expert.anchor) if value is not None), None),
+    }
+
+
+def _below_constant(results: Results) -> list[str]:
+    """Return the trainings that answer their weak rows no better than the best constant answer does."""
+    return [
+        expert.subtask
+        for expert in results.experts
+        if expert.weak_score is not None
+        and expert.constant_weak_score is not None
+        and expert.weak_score <= expert.constant_weak_score
+    ]
 
 
 def _search_row(search: Search) -> dict[str, Any]:

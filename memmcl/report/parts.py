@@ -29,6 +29,12 @@ Measured = Annotated[float | None, BeforeValidator(_finite_or_none)]
 
 Kind = Literal["baseline", "expert", "merge", "unified", "rival"]
 
+BASE = "base"
+"""the name of the untouched base, as a model and as a row of the interference"""
+
+RIVALS = ("joint", "weak")
+"""trainings that are no expert: one LoRA on the train rows of all subtasks, one on their pooled weak rows"""
+
 
 class Part(BaseModel):
     """Base of all parts: frozen, no unknown keys, the docstring under a field is its description."""
@@ -134,11 +140,27 @@ class Comparison(Part):
 
 
 class Retention(Part):
+    """What a merged model keeps of one subtask's expert, on the test rows."""
+
     subtask: str
+    model: str = "unified"
     retention: Measured = None
-    """unified / expert"""
+    """merged / expert"""
     nai: Measured = None
-    """(unified - base) / (expert - base)"""
+    """(merged - base) / (expert - base)"""
+
+
+class Interference(Part):
+    """The base, or one expert, alone on the test rows of one subtask: its own, or another's."""
+
+    expert: str
+    """a subtask, for its expert; "base" for the untouched base"""
+    subtask: str
+    score: FiniteFloat
+    se: NonNegativeFloat
+    """bootstrap standard error over rows"""
+    n: NonNegativeInt
+    """test rows; a cap may make them fewer than those of the scores"""
 
 
 class CandidateSeconds(Part):
@@ -193,23 +215,42 @@ class Merge(Part):
     lambda_task_arithmetic: Measured = None
 
 
+class ValidationPoint(Part):
+    step: NonNegativeInt
+    """steps done when it was measured"""
+    loss: Measured
+
+
 class Expert(Part):
-    """One training: an expert, or "joint" for the rival."""
+    """One training: an expert, or one of the special ones that `subtask` names."""
 
     subtask: str
+    """a subtask; or "joint" or "weak", the rivals; or "warm", the start that all experts stand on"""
     loss: tuple[Measured, ...]
     """one per step"""
     anchor: tuple[Measured, ...] = ()
-    """KL(base || expert), one per step; empty without anchor"""
+    """KL(base || expert), one per step, None where a step had no anchor; empty without anchor"""
+    anchor_every: NonNegativeInt = 1
+    """steps from one anchor to the next"""
+    validation: tuple[ValidationPoint, ...] = ()
     steps: NonNegativeInt
+    best_step: NonNegativeInt | None = None
+    """the step whose weights were kept; None: the last"""
+    stopped_early: bool = False
     batch_size: NonNegativeInt
+    rows_per_micro_batch: NonNegativeInt | None = None
+    """rows at once; fewer than `batch_size` where gradients were accumulated or memory ran out"""
     rank: NonNegativeInt
     learning_rate: NonNegativeFloat
     seconds: NonNegativeFloat
     trainable_parameters: NonNegativeInt
     weak_score: Measured = None
     base_weak_score: Measured = None
+    constant_weak_score: Measured = None
+    """the best constant answer on the same weak rows"""
     tokens_per_second: Measured = None
+    gpu_memory_gb: Measured = None
+    """at the peak"""
 
 
 class Feature(Part):

@@ -1,4 +1,7 @@
-"""The plots of a report: `Results` in, `Plot` out; an empty tuple or None where there is nothing to draw."""
+"""The plots of a report: `Results` in, `Plot` out; an empty tuple or None where there is nothing to draw.
+
+Those of the experts are in `memmcl.report.plots_experts`.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from memmcl.report.figure import (
     COLOURS,
+    PANEL,
     SERIES,
+    WIDE,
     Plot,
-    curve,
     draw,
     frame,
     heat_map,
@@ -18,7 +22,7 @@ from memmcl.report.figure import (
     shorten,
     whole_numbers,
 )
-from memmcl.report.parts import ContextResult, Expert, Search
+from memmcl.report.parts import ContextResult, Search
 from memmcl.report.results import Results
 from memmcl.report.verdict import plus_minus
 
@@ -26,8 +30,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PANEL = 348
-WIDE = 560
 MEAN = 450
 MAX_BARS = 28
 
@@ -194,33 +196,6 @@ def context_plot(results: Results) -> Plot | None:
     picked = ", ".join(f"{rows[y]}: {columns[x]}" for y, x in chosen) or "none"
     alt = f"Test score of {len(columns)} contexts on {len(rows)} subtasks; chosen by the gate: {picked}"
     return draw("contexts", paint, width=min(WIDE, 110 + 78 * len(columns)), height=40 + 32 * len(rows), alt=alt)
-
-
-def loss_plots(results: Results) -> tuple[Plot, ...]:
-    """Return one panel a training: loss (faint), its running mean, the anchor dashed; one scale for all."""
-    panels = []
-    top = max((v for e in results.experts for v in e.loss if v is not None), default=1.0)
-    for number, expert in enumerate(results.experts):
-        losses = [v for v in expert.loss if v is not None]
-        if not losses:
-            continue
-
-        def paint(figure: Figure, expert: Expert = expert) -> None:
-            axes = figure.add_subplot()
-            frame(axes, "y")
-            colour = COLOURS["rival"] if expert.subtask == "joint" else COLOURS["expert"]
-            curve(axes, expert.loss, colour, "-", "loss")
-            if any(v is not None for v in expert.anchor):
-                curve(axes, expert.anchor, COLOURS["muted"], "--", "anchor KL")
-            axes.set(xlabel="step", ylim=(0, top * 1.05))
-            whole_numbers(axes)
-            axes.legend(loc="upper right", handlelength=1.6, borderaxespad=0.1)
-
-        alt = f"Training loss of {expert.subtask}: first {losses[0]:.3f}, last {losses[-1]:.3f}"
-        panels.append(
-            draw(f"loss-{number}", paint, width=PANEL, height=200, alt=alt, title=shorten(expert.subtask, 40))
-        )
-    return tuple(panels)
 
 
 def time_plot(results: Results) -> Plot | None:

@@ -13,10 +13,12 @@ from pydantic import NonNegativeFloat, ValidationError, model_validator
 
 from memmcl.errors import DataError
 from memmcl.report.parts import (
+    BASE,
     Comparison,
     Curriculum,
     Data,
     Expert,
+    Interference,
     Mean,
     Merge,
     Model,
@@ -40,6 +42,7 @@ class Results(Part):
     means: tuple[Mean, ...]
     comparisons: tuple[Comparison, ...] = ()
     retention: tuple[Retention, ...] = ()
+    interference: tuple[Interference, ...] = ()
     searches: tuple[Search, ...] = ()
     merge: Merge | None = None
     experts: tuple[Expert, ...] = ()
@@ -60,7 +63,12 @@ class Results(Part):
         _known("model", models, (mean.model for mean in self.means))
         _known("model", models, (name for pair in self.comparisons for name in (pair.a, pair.b)))
         _known("subtask", subtasks, (score.subtask for score in self.scores))
+        _unique("retention", (f"{part.model} on {part.subtask}" for part in self.retention))
+        _known("model", models, (part.model for part in self.retention))
         _known("subtask", subtasks, (part.subtask for part in self.retention))
+        _unique("interference", (f"{part.expert} on {part.subtask}" for part in self.interference))
+        _known("expert", subtasks | {BASE}, (part.expert for part in self.interference))
+        _known("subtask", subtasks, (part.subtask for part in self.interference))
         _known("subtask", subtasks, self.curriculum.order)
         _known("subtask", subtasks, (part.subtask for part in self.curriculum.features))
         _known("subtask", subtasks, (part.subtask for part in self.curriculum.contexts))
@@ -80,6 +88,10 @@ class Results(Part):
     def score_of(self, model: str, subtask: str) -> Score | None:
         """Return the test score of `model` on `subtask`, or None where it was not measured."""
         return next((s for s in self.scores if s.model == model and s.subtask == subtask), None)
+
+    def curriculum_names(self) -> tuple[str, ...]:
+        """Return the names of all subtasks, those of the curriculum in its order first."""
+        return tuple(dict.fromkeys([*self.curriculum.order, *(subtask.name for subtask in self.subtasks)]))
 
     def mean_of(self, model: str) -> Mean | None:
         """Return the mean score of `model` over the subtasks, or None where it was not measured."""

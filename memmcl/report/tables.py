@@ -18,11 +18,11 @@ MEAN = "mean"
 
 
 def write_tables(document: Document) -> dict[str, bytes]:
-    """Return Parquet files by name: scores, candidates, contexts and experts (`.parquet`).
+    """Return Parquet files by name: scores, interference, candidates, contexts and experts (`.parquet`).
 
     Each has its columns and types even without rows. In candidates, `genome` is a list of doubles, `values` a
-    map from subtask to retention, `fitness` null where the candidate failed. The same document gives the same
-    bytes.
+    map from subtask to retention, `fitness` null where the candidate failed. In experts, `loss` and `anchor` are
+    lists of doubles, `validation` a list of (step, loss). The same document gives the same bytes.
 
     Raises:
         DataError: `document` does not follow the schema.
@@ -35,6 +35,7 @@ def write_tables(document: Document) -> dict[str, bytes]:
         "model": text, "subtask": text, "context": text, "metric": text, "score": real, "se": real,
         "n": whole, "balanced_accuracy": real, "rejected": whole, "strict_score": real,
     }  # fmt: skip
+    interference = {"expert": text, "subtask": text, "score": real, "se": real, "n": whole}
     candidates = {
         "stage": text, "group": text, "index": whole, "origin": text, "genome": pa.list_(real),
         "fitness": real, "values": pa.map_(text, real), "seconds_merge": real,
@@ -46,13 +47,15 @@ def write_tables(document: Document) -> dict[str, bytes]:
         "calibrated": truth,
     }  # fmt: skip
     experts = {
-        "subtask": text, "loss": pa.list_(real), "anchor": pa.list_(real), "steps": whole,
-        "batch_size": whole, "rank": whole, "learning_rate": real, "seconds": real,
-        "trainable_parameters": whole, "weak_score": real, "base_weak_score": real,
-        "tokens_per_second": real,
+        "subtask": text, "loss": pa.list_(real), "anchor": pa.list_(real), "anchor_every": whole,
+        "validation": pa.list_(pa.struct({"step": whole, "loss": real})), "steps": whole, "best_step": whole,
+        "stopped_early": truth, "batch_size": whole, "rows_per_micro_batch": whole, "rank": whole,
+        "learning_rate": real, "seconds": real, "trainable_parameters": whole, "weak_score": real,
+        "base_weak_score": real, "constant_weak_score": real, "tokens_per_second": real, "gpu_memory_gb": real,
     }  # fmt: skip
     return {
         "scores.parquet": _parquet(scores, [score.model_dump() for score in results.scores]),
+        "interference.parquet": _parquet(interference, [part.model_dump() for part in results.interference]),
         "candidates.parquet": _parquet(candidates, _candidate_rows(results)),
         "contexts.parquet": _parquet(contexts, [part.model_dump() for part in results.curriculum.contexts]),
         "experts.parquet": _parquet(experts, [expert.model_dump() for expert in results.experts]),

@@ -107,7 +107,8 @@ def _noun(results: Results, name: str) -> str:
     model = results.model_of(name)
     if model is None or name == "base":
         return f"the {name} model"
-    title = model.title[:1].lower() + model.title[1:] if model.title[1:2].islower() else model.title
+    word = model.title.partition(" ")[0]  # "Joint" becomes "joint", "LoRA" stays
+    title = model.title[:1].lower() + model.title[1:] if word[1:].islower() else model.title
     return f"the {title.removeprefix('the ')}" if model.kind == "unified" else title
 
 

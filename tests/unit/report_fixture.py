@@ -1,8 +1,9 @@
-"""A made-up but realistic results document: six subtasks, eight models, four searches."""
+"""A made-up but realistic results document: six subtasks, ten models, four searches."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,17 @@ SUBTASKS: dict[str, tuple[str, str, str, list[str], float]] = {
     "irony": ("MAST", "Irony", "F1 of irony", ["irony", "non_irony"], 0.38),
     "emotion": ("MAST", "Emotion, 4 classes", "macro-F1", ["anger", "joy", "optimism", "sadness"], 0.49),
 }
+MORE = ("doc2", "doc5", "sent3", "sent5", "asqp", "implicit", "compsent", "hate", "offensive", "stance")
 LEVELS: dict[str, list[float]] = {  # one score per subtask, in the order of SUBTASKS
     "base": [0.583, 0.417, 0.021, 0.004, 0.402, 0.291],
     "constant": [0.500, 0.358, 0.0, 0.0, 0.667, 0.121],
     "experts": [0.842, 0.708, 0.487, 0.391, 0.731, 0.645],
     "uniform": [0.717, 0.525, 0.188, 0.121, 0.588, 0.449],
+    "sum": [0.700, 0.492, 0.297, 0.214, 0.560, 0.431],
     "task-arithmetic": [0.792, 0.617, 0.352, 0.267, 0.641, 0.552],
     "unified": [0.817, 0.650, 0.401, 0.309, 0.667, 0.583],
     "unified+context": [0.825, 0.650, 0.437, 0.338, 0.667, 0.578],
+    "weak": [0.692, 0.475, 0.140, 0.067, 0.521, 0.402],
     "joint": [0.833, 0.692, 0.464, 0.372, 0.702, 0.618],
 }
 MODELS: list[tuple[str, str, str, str]] = [
@@ -37,9 +41,11 @@ MODELS: list[tuple[str, str, str, str]] = [
         "Each expert on its own subtask: the ceiling of a merge.",
     ),
     ("uniform", "Uniform average", "merge", "Every task vector weighted 1/6."),
+    ("sum", "Sum of all experts", "merge", "Every task vector weighted 1."),
     ("task-arithmetic", "Task arithmetic", "merge", "One coefficient for all, tuned on the weak rows."),
     ("unified", "Unified model", "unified", "Two-stage evolutionary merge, zero-shot."),
     ("unified+context", "Unified model with contexts", "unified", "With the context that the gate chose."),
+    ("weak", "LoRA on the weak rows", "rival", "One LoRA trained on the pooled weak rows."),
     (
         "joint",
         "Joint LoRA",
@@ -51,12 +57,44 @@ FEATURES = {
     "classes": 0.2, "arity": 0.25, "tuples_per_row": 0.15, "label_entropy": 0.1, "vocabulary_diversity": 0.1,
     "length": 0.05, "needs_target": 0.05, "figurative": 0.1,
 }  # fmt: skip
+MERGED = ("sum", "unified")
+"""the models with a retention"""
+
 CONTEXTS = {"zero-shot": 0, "own": 3, "curriculum": 5, "reversed": 5, "random": 5}
 
 
 def results_document() -> dict[str, Any]:
     """Return a fresh copy of the document, as JSON would give it back."""
     return copy.deepcopy(_DOCUMENT)
+
+
+def sixteen_subtasks() -> dict[str, Any]:
+    """Return the document with ten more subtasks, each the twin of one of the six."""
+    document = results_document()
+    twins = dict(zip(MORE, itertools.cycle(SUBTASKS), strict=False))
+    curriculum = document["curriculum"]
+    named = [
+        (document, "subtasks", "name"),
+        *((document, key, "subtask") for key in ("scores", "retention", "experts")),
+    ]
+    for holder, key, field in [*named, *((curriculum, key, "subtask") for key in ("features", "contexts"))]:
+        found = holder[key]
+        holder[key] = [
+            *found,
+            *({**part, field: name} for name, twin in twins.items() for part in found if part[field] == twin),
+        ]
+    merge = document["merge"]
+    curriculum["order"] += MORE
+    merge["experts"] = [*SUBTASKS, *MORE]
+    merge["coefficients"] += [merge["coefficients"][list(SUBTASKS).index(twin)] for twin in twins.values()]
+    measured = {(part["expert"], part["subtask"]): part for part in document["interference"]}
+    document["interference"] = []
+    for expert in ("base", *SUBTASKS, *MORE):
+        for subtask in (*SUBTASKS, *MORE):
+            row, column = twins.get(expert, expert), twins.get(subtask, subtask)
+            found = measured["base" if row == column and expert != subtask else row, column]
+            document["interference"].append({**found, "expert": expert, "subtask": subtask})
+    return document
 
 
 def _scores(rng: np.random.Generator) -> list[dict[str, Any]]:
@@ -113,21 +151,45 @@ def _search(rng: np.random.Generator, stage: str, group: str | None, genes: list
 def _expert(rng: np.random.Generator, name: str, steps: int) -> dict[str, Any]:
     decay = np.exp(-np.arange(steps) / (steps / 4))
     loss = 0.35 + 2.1 * decay + rng.normal(0, 0.12, steps)
-    anchor = [] if name == "joint" else [round(float(a), 4) for a in 0.18 * (1 - decay) + rng.uniform(0, 0.03, steps)]
+    every = 4
+    held = name in SUBTASKS
+    drift = 0.18 * (1 - decay) + rng.uniform(0, 0.03, steps)
+    checks = range(10, steps + 1, 10) if held else ()
     return {
         "subtask": name,
         "loss": [round(max(0.02, float(value)), 4) for value in loss],
-        "anchor": anchor,
+        "anchor": [None if step % every else round(float(a), 4) for step, a in enumerate(drift)] if held else [],
+        "anchor_every": every if held else 1,
+        "validation": [{"step": step, "loss": round(0.5 + 2.0 * float(decay[step - 1]), 4)} for step in checks],
         "steps": steps,
+        "best_step": steps - 10 if name == "irony" else None,
+        "stopped_early": name == "irony",
         "batch_size": 8,
+        "rows_per_micro_batch": 2 if name == "aste" else 8,
         "rank": 8,
         "learning_rate": 5e-4,
         "seconds": 1.1 * steps,
         "trainable_parameters": 1_628_160,
         "weak_score": round(float(rng.uniform(0.5, 0.9)), 4),
         "base_weak_score": round(float(rng.uniform(0.1, 0.5)), 4),
+        "constant_weak_score": round(float(rng.uniform(0.1, 0.45)), 4) if held else None,
         "tokens_per_second": 612.4,
+        "gpu_memory_gb": None if name == "joint" else 7.25,
     }
+
+
+def _interference(rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Return the base, and experts that reach their level on their own subtask and lose a little elsewhere."""
+    rows = []
+    for expert in ("base", *SUBTASKS):
+        for number, subtask in enumerate(SUBTASKS):
+            base = LEVELS["base"][number]
+            own = LEVELS["experts" if expert == subtask else "base"][number]
+            drift = 0.0 if expert in ("base", subtask) else float(rng.normal(-0.04, 0.05))
+            score = round(min(1.0, max(0.0, own + drift)), 4)
+            rows.append({"expert": expert, "subtask": subtask, "score": score,
+                         "se": round(float((base * (1 - base) / 60) ** 0.5), 4), "n": 60})  # fmt: skip
+    return rows
 
 
 def _contexts(rng: np.random.Generator) -> list[dict[str, Any]]:
@@ -225,14 +287,15 @@ def _build() -> dict[str, Any]:
         ],
         "retention": [
             {
+                "model": model,
                 "subtask": name,
-                "retention": round(LEVELS["unified"][i] / LEVELS["experts"][i], 4),
-                "nai": round(
-                    (LEVELS["unified"][i] - LEVELS["base"][i]) / (LEVELS["experts"][i] - LEVELS["base"][i]), 4
-                ),
+                "retention": round(LEVELS[model][i] / LEVELS["experts"][i], 4),
+                "nai": round((LEVELS[model][i] - LEVELS["base"][i]) / (LEVELS["experts"][i] - LEVELS["base"][i]), 4),
             }
+            for model in MERGED
             for i, name in enumerate(names)
         ],
+        "interference": _interference(rng),
         "searches": [
             *(_search(rng, "stage1", group, genes) for group, genes in groups.items()),
             _search(rng, "stage2", None, list(groups)),
@@ -245,7 +308,11 @@ def _build() -> dict[str, Any]:
             "adapted_layers": list(range(20, 30)),
             "lambda_task_arithmetic": 0.6,
         },
-        "experts": [*(_expert(rng, name, 40) for name in names), _expert(rng, "joint", 240)],
+        "experts": [
+            _expert(rng, "warm", 60),
+            *(_expert(rng, name, 40) for name in names),
+            *(_expert(rng, name, 240) for name in ("weak", "joint")),
+        ],
         "curriculum": {
             "weights": FEATURES,
             "order": sorted(names, key=lambda name: difficulty[name]),

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from report_fixture import results_document
+from report_fixture import LEVELS, SUBTASKS, results_document
 
 from memmcl.report import render_html
 from memmcl.report.figure import BIG, draw, heat_map, shade, shorten
@@ -149,9 +149,92 @@ def test_other_numbers_are_on_the_page(page: Page) -> None:
     assert all(d in text for parts in document["data"]["digests"].values() for d in parts.values())
 
 
+def _rows(html: str, label: str) -> dict[str, list[str]]:
+    """Return the body of the table called `label`: first cell -> the others, as text."""
+    table = html[html.index(f'aria-label="{label}"') :]
+    body = table[table.index("<tbody>") : table.index("</tbody>")]
+    rows = [[re.sub(r"<small>", " ", cell) for cell in re.split(r"</t[hd]>", row)] for row in body.split("</tr>")]
+    cells = [[" ".join(re.sub(r"<[^>]+>", "", cell).split()) for cell in row] for row in rows]
+    return {row[0]: row[1:-1] for row in cells if row[0]}
+
+
+QUIET: dict[str, Any] = {"searches": [], "means": [], "scores": [], "timings": [], "merge": None}
+"""what takes long to draw, left out"""
+
+
+def test_retention_has_a_pair_of_columns_a_merged_model_and_one_row_over_all(html: str) -> None:
+    document = results_document()
+    rows = _rows(html, "Retention by subtask")
+    assert list(rows) == [*document["curriculum"]["order"], "all subtasks from the mean scores"]
+    for name in SUBTASKS:
+        parts = [part for part in document["retention"] if part["subtask"] == name]
+        assert rows[name] == [f"{part[field]:.3f}" for part in parts for field in ("retention", "nai")]
+    base, expert, *merged = (sum(LEVELS[name]) for name in ("base", "experts", "sum", "unified"))
+    over_all = [f"{value:.3f}" for m in merged for value in (m / expert, (m - base) / (expert - base))]
+    assert rows["all subtasks from the mean scores"] == over_all
+    document["retention"] = [part for part in document["retention"] if part["model"] == "unified"]
+    document.update(QUIET, experts=[], interference=[])
+    assert _rows(render_html(document), "Retention by subtask")["asc"] == rows["asc"][2:]
+
+
+def test_interference_as_numbers(html: str) -> None:
+    document = results_document()
+    rows = _rows(html, "Scores of the base and of every expert on every subtask")
+    order = document["curriculum"]["order"]
+    assert list(rows) == ["base", *order]
+    cells = {(part["expert"], part["subtask"]): part for part in document["interference"]}
+    for row, shown in rows.items():
+        parts = [cells[row, column] for column in order]
+        assert shown[:6] == [f"{part['score']:.3f} ± {part['se']:.3f}" for part in parts]
+    assert rows["base"][6:] == ["–", "–"]
+    assert rows["asc"][6] == f"+{LEVELS['experts'][1] - LEVELS['base'][1]:.3f}"
+    assert "one bootstrap standard error over the test rows, 60 a subtask" in html
+
+
+def test_a_training_shows_what_it_reached_and_what_it_took(html: str) -> None:
+    document = results_document()
+    rows = _rows(html, "Trainings")
+    trained = {expert["subtask"]: expert for expert in document["experts"]}
+    names = [row.split()[0] for row in rows]
+    assert names == list(trained) == ["warm", *SUBTASKS, "weak", "joint"]
+    assert "warm the start that all experts stand on, on the rows of all subtasks" in rows
+    assert rows["irony"][0] == "40 × 8 stopped early kept: step 30"
+    assert rows["aste"][0] == "40 × 8 2 at once"
+    assert rows["asc"][0] == "40 × 8"
+    for name in SUBTASKS:
+        expert = trained[name]
+        anchors = [value for value in expert["anchor"] if value is not None]
+        weak = [expert[f"{which}weak_score"] for which in ("base_", "constant_", "")]
+        assert rows[name][4:9] == [
+            f"{expert['loss'][-1]:.3f}", f"{anchors[-1]:.3f} every 4 steps", *(f"{score:.3f}" for score in weak)
+        ]  # fmt: skip
+        assert rows[name][9:] == ["612.4", "7.25", "44.0"]
+    assert "No better on the weak rows" not in html
+
+
+def test_columns_of_trainings_are_there_only_where_something_was_measured() -> None:
+    document = results_document()
+    for expert in document["experts"]:
+        expert.update(constant_weak_score=None, gpu_memory_gb=None, validation=[], best_step=None, stopped_early=False)
+    document.update(QUIET, interference=[], retention=[], curriculum={})
+    html = render_html(document)
+    assert [len(row) for row in _rows(html, "Trainings").values()] == [10] * 9
+    assert "GPU" not in html
+    assert "Dots: the loss on validation rows" not in html
+
+
+def test_an_expert_that_a_constant_answer_equals_is_named() -> None:
+    document = results_document()
+    for expert in document["experts"]:
+        if expert["subtask"] in ("asc", "irony"):
+            expert["constant_weak_score"] = expert["weak_score"]
+    document.update(QUIET, interference=[], retention=[], curriculum={})
+    assert "No better on the weak rows than the best constant answer: asc, irony." in render_html(document)
+
+
 def test_every_drawing_has_a_text_alternative(page: Page) -> None:
     drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
-    assert len(drawings) == 6 + 4 + 4 + 7 + 5  # subtasks, fitness, seconds, losses, single ones
+    assert len(drawings) == 6 + 4 + 4 + 9 + 7  # subtasks, fitness, seconds, losses, single ones
     assert all(a["role"] == "img" and len(str(a["aria-label"])) > 20 for a in drawings)
     fitness = next(str(a["aria-label"]) for a in drawings if "Stage 1, ABSA: " in str(a["aria-label"]))
     assert "20 evaluations, 1 failed" in fitness
@@ -168,7 +251,10 @@ def test_data_cannot_become_markup() -> None:
         names[subtask["name"]] = subtask["name"] = EVIL + subtask["name"]
         subtask.update(title=EVIL, metric=EVIL, group=EVIL, labels=[EVIL])
         subtask["example"] = {"prompt": EVIL, "answer": EVIL}
-    parts = [*document["scores"], *document["retention"], *document["curriculum"]["features"]]
+    for part in document["interference"]:
+        part["expert"] = names.get(part["expert"], part["expert"])
+    parts = [*document["scores"], *document["retention"], *document["interference"]]
+    parts += document["curriculum"]["features"]
     for part in [*parts, *document["curriculum"]["contexts"], *document["experts"]]:
         part["subtask"] = names.get(part["subtask"], part["subtask"])
         for field in ("context", "metric", "feature"):
@@ -197,6 +283,7 @@ def _one_subtask(document: dict[str, Any]) -> None:
     document["subtasks"] = document["subtasks"][:1]
     for key in ("scores", "retention"):
         document[key] = [part for part in document[key] if part["subtask"] == "sent2"]
+    document["interference"] = document["interference"][:1]
     document["curriculum"] = {}
     document["searches"] = document["searches"][-1:]
 
@@ -213,6 +300,8 @@ def _no_tuples(document: dict[str, Any]) -> None:
     document["curriculum"]["order"] = [n for n in document["curriculum"]["order"] if n in names]
     for holder, key in ((document, "scores"), (document, "retention"), (document["curriculum"], "features")):
         holder[key] = [part for part in holder[key] if part["subtask"] in names]
+    pairs = [part for part in document["interference"] if {part["expert"], part["subtask"]} <= {"base", *names}]
+    document["interference"] = pairs
     contexts = document["curriculum"]["contexts"]
     document["curriculum"]["contexts"] = [part for part in contexts if part["subtask"] in names]
 
@@ -230,9 +319,9 @@ def _no_candidates(document: dict[str, Any]) -> None:
 
 
 def _bare(document: dict[str, Any]) -> None:
-    for key in ("scores", "means", "comparisons", "retention", "searches", "experts", "timings", "notes"):
+    for key in ("scores", "means", "comparisons", "retention", "interference", "searches", "experts", "timings"):
         document[key] = []
-    document.update(merge=None, curriculum={}, peak_memory_gb=None)
+    document.update(merge=None, curriculum={}, peak_memory_gb=None, notes=[])
 
 
 def _long_names(document: dict[str, Any]) -> None:
@@ -270,6 +359,7 @@ def test_incomplete_runs_still_make_a_page(change: Callable[[dict[str, Any]], No
     assert "None" not in " ".join(page.text).split()
     sections = {str(a["id"]) for tag, a in page.tags if tag == "section"}
     assert ("search" in sections) == bool(document["searches"])
+    assert ("interference" in sections) == bool(document["interference"])
     assert ("weights" in sections) == (document["merge"] is not None)
     assert ("curriculum" in sections) == bool(document["curriculum"])
 

@@ -24,6 +24,22 @@ def test_the_document_survives_json() -> None:
     assert results.score_of("unified", "nothing") is None
 
 
+def test_a_document_from_before_the_interference_is_still_read() -> None:
+    document = results_document()
+    del document["interference"]
+    document["retention"] = [part for part in document["retention"] if part.pop("model") == "unified"]
+    since = ("anchor_every", "validation", "best_step", "stopped_early", "constant_weak_score", "gpu_memory_gb")
+    for expert in document["experts"]:
+        for field in (*since, "rows_per_micro_batch"):
+            del expert[field]
+    results = parse_results(document)
+    assert results.interference == ()
+    assert {part.model for part in results.retention} == {"unified"}
+    assert {(e.anchor_every, e.validation, e.best_step, e.stopped_early) for e in results.experts} == {
+        (1, (), None, False)
+    }
+
+
 def test_seeds_are_told_by_their_origin() -> None:
     search = parse_results(results_document()).searches[0]
     assert [candidate.is_seed for candidate in search.candidates] == [True] * 6 + [False] * 14
@@ -54,6 +70,26 @@ def _double_score(document: dict[str, Any]) -> None:
     document["scores"].append(dict(document["scores"][0]))
 
 
+def _unknown_merge(document: dict[str, Any]) -> None:
+    document["retention"][3]["model"] = "ghost"
+
+
+def _double_retention(document: dict[str, Any]) -> None:
+    document["retention"].append(dict(document["retention"][0]))
+
+
+def _unknown_expert(document: dict[str, Any]) -> None:
+    document["interference"][9]["expert"] = "joint"
+
+
+def _unknown_column(document: dict[str, Any]) -> None:
+    document["interference"][9]["subtask"] = "base"
+
+
+def _double_interference(document: dict[str, Any]) -> None:
+    document["interference"].append({**document["interference"][0], "score": 0.9})
+
+
 def _missing_winner(document: dict[str, Any]) -> None:
     document["searches"][3]["winner"] = 99
 
@@ -72,6 +108,11 @@ def _not_finite(document: dict[str, Any]) -> None:
         (_unknown_key, "run.colour"),
         (_unknown_model, "model 'ghost' is not one of"),
         (_double_score, "score 'base on sent2' is there twice"),
+        (_unknown_merge, "model 'ghost' is not one of"),
+        (_double_retention, "retention 'sum on sent2' is there twice"),
+        (_unknown_expert, "expert 'joint' is not one of asc, aste, base"),
+        (_unknown_column, "subtask 'base' is not one of asc, aste, emotion"),
+        (_double_interference, "interference 'base on sent2' is there twice"),
         (_missing_winner, "candidate of Stage 2, unified '99' is not one of"),
         (_ragged_coefficients, "6 experts x 2 blocks"),
         (_not_finite, "means.0.mean"),
@@ -119,6 +160,19 @@ def test_the_verdict_follows_the_comparisons() -> None:
     ]
     assert told.statements[1].text == "The unified model falls behind joint LoRA by 0.042 ± 0.015."
     assert told.subtasks.startswith("Above the base on 6 of 6 subtasks")
+
+
+def test_the_verdict_compares_with_models_of_any_name() -> None:
+    document = results_document()
+    document["comparisons"] += [
+        {"a": "unified", "b": "weak", "difference": 0.188, "se": 0.02, "n": 720},
+        {"a": "sum", "b": "base", "difference": 0.163, "se": 0.02, "n": 720},
+    ]
+    told = verdict(parse_results(document))
+    assert [statement.text for statement in told.statements[3:]] == [
+        "The unified model beats LoRA on the weak rows by 0.188 ± 0.020.",
+        "Sum of all experts beats the base model by 0.163 ± 0.020.",
+    ]
 
 
 def test_the_verdict_does_not_claim_a_win_within_the_error() -> None:

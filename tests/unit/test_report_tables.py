@@ -27,10 +27,12 @@ def _printed(document: dict[str, Any], width: int = 100) -> str:
 def test_scores_and_contexts_come_back_as_they_were() -> None:
     document = results_document()
     files = write_tables(document)
-    assert sorted(files) == ["candidates.parquet", "contexts.parquet", "experts.parquet", "scores.parquet"]
+    names = ("candidates", "contexts", "experts", "interference", "scores")
+    assert sorted(files) == [f"{name}.parquet" for name in names]
     assert _read(files, "scores.parquet") == document["scores"]
     assert _read(files, "contexts.parquet") == document["curriculum"]["contexts"]
     assert _read(files, "experts.parquet") == document["experts"]
+    assert _read(files, "interference.parquet") == document["interference"]
 
 
 def test_candidates_come_back_with_their_search() -> None:
@@ -51,12 +53,15 @@ def test_candidates_come_back_with_their_search() -> None:
 
 def test_empty_tables_keep_their_columns() -> None:
     document = results_document()
-    document.update(scores=[], searches=[], experts=[], curriculum={})
+    document.update(scores=[], searches=[], experts=[], interference=[], curriculum={})
     files = write_tables(document)
     assert all(pq.read_table(io.BytesIO(data)).num_rows == 0 for data in files.values())
     schema = pq.read_schema(io.BytesIO(files["candidates.parquet"]))
     assert str(schema.field("genome").type).startswith("list<")
     assert str(schema.field("fitness").type) == "double"
+    schema = pq.read_schema(io.BytesIO(files["experts.parquet"]))
+    assert str(schema.field("validation").type) == "list<element: struct<step: int64, loss: double>>"
+    assert {str(schema.field(name).type) for name in ("anchor_every", "best_step", "rows_per_micro_batch")} == {"int64"}
 
 
 def test_the_terminal_table_holds_every_score_within_its_width() -> None:
@@ -90,6 +95,8 @@ def test_bold_marks_leaders_only() -> None:
     assert by_title["Joint LoRA"][1] == "**0.614 ± 0.016**"
     assert by_title["Unified model"][1] == "0.571 ± 0.016"
     assert by_title["Experts, each on its own"][2] == "0.842 ± 0.033"
+    assert by_title["Sum of all experts"][1] == "0.449 ± 0.016"
+    assert by_title["LoRA on the weak rows"][1] == "0.383 ± 0.016"
     assert by_title["Best constant answer"][6] == "**0.667 ± 0.043**"
 
 

@@ -1,0 +1,104 @@
+"""How experts carry over: to the subtasks of the others (interference), and into merged models (retention, NAI)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from memmcl.evolve.fitness import nai
+from memmcl.report.parts import BASE, Interference, Model, Retention
+from memmcl.report.results import Results
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one merged model keeps of the experts: by subtask, and over all subtasks with the three scores.
+
+    Over all subtasks both numbers are ratios of mean scores, no means of ratios: one subtask whose expert scores near
+    zero, or near the base, would decide a mean of ratios alone. None where there is nothing to divide by.
+    """
+
+    model: Model
+    by_subtask: dict[str, Retention]
+    retention: float | None
+    nai: float | None
+
+
+def kept(results: Results) -> tuple[Kept, ...]:
+    """Return what each merged model with a retention keeps, in the order of the document's models."""
+    found = []
+    for model in results.models:
+        parts = {part.subtask: part for part in results.retention if part.model == model.name}
+        if parts:
+            found.append(Kept(model, parts, *_over_all(results, model.name)))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The base and the experts, one a row, on the test rows of subtasks, one a column, in the curriculum's order.
+
+    cells: (row, column) -> measured; gains: (expert, column) -> its score less the base's on the same subtask. Either
+    may have holes.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: dict[tuple[str, str], Interference]
+    gains: dict[tuple[str, str], float]
+
+    @property
+    def own(self) -> tuple[tuple[str, str], ...]:
+        """The cells of experts on their own subtasks."""
+        return tuple((name, name) for name in self.rows if (name, name) in self.cells)
+
+    @property
+    def span(self) -> str:
+        """How many test rows the cells rest on, as "60" or "48 to 60"."""
+        counts = [part.n for part in self.cells.values()]
+        return " to ".join(map(str, sorted({min(counts), max(counts)})))
+
+    def gain(self, *, own: bool, expert: str | None = None) -> float | None:
+        """Return the mean gain over the base on own subtasks, or on those of others; of all experts, or of `expert`."""
+        return _mean(
+            gain for (row, column), gain in self.gains.items() if (row == column) == own and expert in (None, row)
+        )
+
+
+def interference(results: Results) -> Matrix | None:
+    """Return the matrix of `results.interference`, the base on top; None without any."""
+    cells = {(part.expert, part.subtask): part for part in results.interference}
+    if not cells:
+        return None
+    names = results.curriculum_names()
+    gains = {
+        (row, column): part.score - cells[BASE, column].score
+        for (row, column), part in cells.items()
+        if row != BASE and (BASE, column) in cells
+    }
+    rows, columns = ({place[side] for place in cells} for side in (0, 1))
+    return Matrix(
+        tuple(name for name in (BASE, *names) if name in rows),
+        tuple(name for name in names if name in columns),
+        cells,
+        gains,
+    )
+
+
+def _over_all(results: Results, merged: str) -> tuple[float | None, float | None]:
+    expert = next((model.name for model in results.models if model.kind == "expert"), "")
+    found = [
+        [score.score for name in (merged, BASE, expert) if (score := results.score_of(name, subtask.name))]
+        for subtask in results.subtasks
+    ]
+    columns = list(zip(*(scores for scores in found if len(scores) == 3), strict=True))
+    if not columns:
+        return None, None
+    merged_mean, base_mean, expert_mean = (sum(column) / len(column) for column in columns)
+    retention = merged_mean / expert_mean if expert_mean > 0 else None
+    return retention, nai(merged_mean, base_mean, expert_mean)
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return sum(found) / len(found) if found else None
