@@ -10,13 +10,17 @@ as one pass per label would.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from memmcl.backbone.packed import Segments, packed_attention
 from memmcl.errors import ModelError
 
 if TYPE_CHECKING:
@@ -46,7 +50,7 @@ class Batch:
     tokens, positions: (rows, length) int64; mask: (rows, 1, length, prefix + length) bool, True = may attend;
     queries: (u, 2) int64 of (row, position) whose outputs predict tokens of continuations; picks: (n,) int64, the
     query of each such token (all continuations of a row share its first query); targets: (n,) int64, the tokens;
-    owners: (n, 2) int64 of (row, continuation); lengths: (rows,) prompt lengths.
+    owners: (n, 2) int64 of (row, continuation); lengths: (rows,) prompt lengths. segments: of a packed row only.
     """
 
     tokens: Tensor
@@ -58,6 +62,7 @@ class Batch:
     owners: Tensor
     lengths: Tensor
     prefix: int = 0
+    segments: Segments | None = None
 
 
 @dataclass
@@ -175,6 +180,8 @@ def pack(rows: Sequence[Row], prefixes: Sequence[int], pad: int, device: str | t
         targets=torch.tensor(targets, device=device),
         owners=torch.tensor(owners),
         lengths=torch.tensor([used], device=device),
+        # on a GPU one kernel with a dense mask is faster than many small ones
+        segments=Segments.of(segments, parents) if torch.device(device).type == "cpu" else None,
     )
 
 
@@ -211,6 +218,7 @@ class Backbone:
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         self._entry = _Entry()
+        self._recomputing = False
         self._bottom = _with_layers(decoder, list(layers[:split]), nn.Identity())
         self._above = _with_layers(decoder, [self._entry] * split + list(layers[split:]), decoder.norm)
 
@@ -260,8 +268,34 @@ class Backbone:
 
     def top(self, hidden: Tensor, batch: Batch, cache: DynamicCache | None = None) -> Tensor:
         """Run the layers above the trunk. hidden: (rows, length, d); returns (n, d): outputs at `batch.queries`."""
-        out = self._run_top(hidden, batch.positions, batch.mask, cache)
+        # Layers run again in backward, when this call is long over, would not know the segments.
+        segments = None if self._recomputing else batch.segments
+        out = self._run_top(hidden, batch.positions, batch.mask, cache, segments)
         return out[batch.queries[:, 0], batch.queries[:, 1]]
+
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """Within the block, layers above the trunk keep no activations for backward, but run again there."""
+        layers = list(self.decoder.layers)[self.split :]  # type: ignore[arg-type]
+        before = [dict(layer.__dict__) for layer in layers]
+        for layer in layers:
+            # transformers recomputes a layer that is in training; its parts stay in eval mode
+            layer.training = layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        self._recomputing = True
+        try:
+            yield
+        finally:
+            self._recomputing = False
+            for layer, attributes in zip(layers, before, strict=True):
+                layer.__dict__.clear()
+                layer.__dict__.update(attributes)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The matrix of the output layer, (vocabulary, d)."""
+        weight: Tensor = self.model.lm_head.weight
+        return weight
 
     def logits(self, outputs: Tensor) -> Tensor:
         """Project outputs (n, d) to the vocabulary: (n, vocabulary) float32."""
@@ -302,18 +336,24 @@ class Backbone:
         token = self.logits(hidden[every, batch.lengths - 1]).argmax(-1)
         keys = torch.arange(batch.tokens.shape[1], device=self.device)[None] < batch.lengths[:, None]
         mask = torch.cat([keys.new_ones(rows, batch.prefix), keys], dim=1)
+        positions = batch.prefix + batch.lengths
         answers: list[list[int]] = [[] for _ in range(rows)]
-        live = torch.ones(rows, dtype=torch.bool, device=self.device)
+        owners = list(range(rows))  # of the rows that are still run
         for step in range(max_new_tokens):
-            live &= token != end
-            for row in live.nonzero().flatten().tolist():
-                answers[row].append(int(token[row]))
+            live = token != end
+            for at in live.nonzero().flatten().tolist():
+                answers[owners[at]].append(int(token[at]))
             if not live.any() or step == max_new_tokens - 1:
                 break
-            mask = torch.cat([mask, mask.new_ones(rows, 1)], dim=1)
+            if not live.all():  # a row that has ended costs no more steps
+                left = live.nonzero().flatten()
+                cache.batch_select_indices(left)
+                owners = [owners[at] for at in left.tolist()]
+                token, mask, positions = token[left], mask[left], positions[left]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             out = self.decoder(
                 input_ids=token[:, None],
-                position_ids=(batch.prefix + batch.lengths + step)[:, None],
+                position_ids=(positions + step)[:, None],
                 attention_mask=mask[:, None, None, :],
                 past_key_values=cache,
                 use_cache=True,
@@ -332,17 +372,21 @@ class Backbone:
             ).last_hidden_state  # fmt: skip
         return hidden
 
-    def _run_top(self, hidden: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Any) -> Tensor:
+    def _run_top(
+        self, hidden: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Any,
+        segments: Segments | None = None,
+    ) -> Tensor:  # fmt: skip
         if positions is None:
             positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         if mask is None:
             mask = hidden.new_ones(hidden.shape[1], hidden.shape[1], dtype=torch.bool).tril()[None, None]
         self._entry.hidden = hidden
         try:
-            out: Tensor = self._above(
-                inputs_embeds=hidden, position_ids=positions, attention_mask=mask, past_key_values=cache,
-                use_cache=cache is not None,
-            ).last_hidden_state  # fmt: skip
+            with packed_attention(self.model.config, segments):
+                out: Tensor = self._above(
+                    inputs_embeds=hidden, position_ids=positions, attention_mask=mask, past_key_values=cache,
+                    use_cache=cache is not None,
+                ).last_hidden_state  # fmt: skip
             return out
         finally:
             self._entry.hidden = None

@@ -31,12 +31,16 @@ Adapter = Mapping[str, Factors]
 """Factors by module name as in the base model, for example `model.layers.20.self_attn.q_proj`."""
 
 
-def to_files(factors: Adapter, *, base_name: str, rank: int, alpha: float) -> dict[str, bytes]:
-    """Return the two files of a PEFT adapter folder for plain LoRA factors (scale = alpha / rank everywhere).
+def to_files(factors: Adapter, *, base_name: str, rank: int, alpha: float, rslora: bool = False) -> dict[str, bytes]:
+    """Return the two files of a PEFT adapter folder: scale = alpha / rank, or alpha / sqrt(rank) with `rslora`.
 
+    Modules of another rank or scale, as an adapter that training started from may have, are named in the patterns.
     `base_name` is the configured id of the base model, never a path of this machine's cache.
     """
     from safetensors.torch import save
+
+    def divisor(of: int) -> float:
+        return math.sqrt(of) if rslora else of
 
     tensors: dict[str, Tensor] = {}
     for module, pair in factors.items():
@@ -53,6 +57,13 @@ def to_files(factors: Adapter, *, base_name: str, rank: int, alpha: float) -> di
         "bias": "none",
         # Whole names: PEFT matches them exactly, so that layers left out stay untouched.
         "target_modules": sorted(factors),
+        "use_rslora": rslora,
+        "rank_pattern": {name: len(pair.a) for name, pair in sorted(factors.items()) if len(pair.a) != rank},
+        "alpha_pattern": {
+            name: pair.scale * divisor(len(pair.a))
+            for name, pair in sorted(factors.items())
+            if pair.scale != alpha / divisor(len(pair.a))
+        },
     }
     return {
         WEIGHTS_FILE: save(tensors, metadata={"format": "pt"}),

@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from tiny import backbone_of, plain_model, probe_logits, random_factors
 
 from memmcl.errors import ModelError
-from memmcl.experts.adapter import CONFIG_FILE, WEIGHTS_FILE, from_files, to_files
+from memmcl.experts.adapter import CONFIG_FILE, WEIGHTS_FILE, Factors, from_files, to_files
 from memmcl.merge.build import Merger
 
 BASE_NAME = "org/tiny-base"
@@ -100,12 +100,40 @@ def test_scales(files: dict[str, bytes]) -> None:
     assert {module: pair.scale for module, pair in mixed.items()} == expected
 
 
-def test_peft_reads_what_we_write(tiny_base: Path, tmp_path: Path, files: dict[str, bytes]) -> None:
+def uneven(factors: dict[str, Factors]) -> dict[str, Factors]:
+    """Give one module another rank, one another scale, and one both."""
+    changed = dict(factors)
+    q, up, down = (f"model.layers.{part}_proj" for part in ("2.self_attn.q", "3.mlp.up", "2.mlp.down"))
+    changed[q] = Factors(factors[q].a[:2].clone(), factors[q].b[:, :2].clone(), factors[q].scale)
+    changed[up] = Factors(factors[up].a, factors[up].b, 0.7)
+    changed[down] = Factors(factors[down].a[:1].clone(), factors[down].b[:, :1].clone(), 1.3)
+    return changed
+
+
+@pytest.mark.parametrize("rslora", [False, True], ids=["plain", "rslora"])
+@pytest.mark.parametrize("even", [True, False], ids=["one shape", "several shapes"])
+def test_peft_reads_what_we_write(tiny_base: Path, tmp_path: Path, rslora: bool, even: bool) -> None:
+    """PEFT's model on the files has the scales of the factors, and our merge at coefficient 1 its logits."""
+    scale = 6 / math.sqrt(3) if rslora else 2.0
+    random = random_factors(tiny_base, layers=(2, 3), seed=0)
+    factors = {name: Factors(pair.a, pair.b, scale) for name, pair in random.items()}
+    if not even:
+        factors = uneven(factors)
+    files = to_files(factors, base_name=BASE_NAME, rank=3, alpha=6.0, rslora=rslora)
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     model = PeftModel.from_pretrained(plain_model(tiny_base), tmp_path).eval()
+    found = read(files)
+    for name, pair in factors.items():
+        layer = model.base_model.model.get_submodule(name)
+        assert layer.scaling["default"] == pytest.approx(pair.scale, rel=1e-15)
+        assert found[name].scale == pytest.approx(pair.scale, rel=1e-15)
+        assert torch.equal(found[name].a, pair.a)
+    config = json.loads(files[CONFIG_FILE])
+    assert config["use_rslora"] is rslora
+    assert (len(config["rank_pattern"]), len(config["alpha_pattern"])) == ((0, 0) if even else (2, 3))
     backbone = backbone_of(tiny_base, 1)
-    Merger(backbone, {"one": read(files)}, blocks=1).apply({"one": (1.0,)})
+    Merger(backbone, {"one": factors}, blocks=1).apply({"one": (1.0,)})
     torch.testing.assert_close(probe_logits(backbone.model), probe_logits(model), rtol=0, atol=1e-4)
 
 

@@ -1,0 +1,272 @@
+"""Anchoring after the fact: a finished adapter is disentangled from unlabelled text alone. [ours]
+
+It is held to itself where it answers its own prompts, KL(itself before || itself now), and to the base at the prompts
+of other subtasks, KL(base || itself). The loop is that of `train`; here are its prompts, its measures and its files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memmcl.backbone.activations import Activations
+from memmcl.backbone.forward import Backbone, Row
+from memmcl.errors import ModelError, StoreError, UsageError
+from memmcl.experts.adapter import Adapter, from_files, to_files
+from memmcl.experts.forced import forced_rows
+from memmcl.experts.lora import adapted, check_shape, switched_off
+from memmcl.experts.objective import divergence
+from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
+from memmcl.experts.train import Progress, Trained, train_adapter
+from memmcl.experts.trunk import Trunk
+from memmcl.store.objects import write_file
+from memmcl.suite.prompts import Prompter, shared_prefix
+from memmcl.suite.subtasks import Subtask
+
+STAGE_VERSION = 1
+ANSWER_TOKENS = 64
+"""Where an adapter's own answer is cut off."""
+OWN = "own"
+RECORD = "anchoring.json"
+"""Beside the adapter: what it was made from, the measures, and the digests of its files."""
+
+_HELD_INITS = (None, True, False, "gaussian", "orthogonal", "eva")
+_NOT_HELD = (
+    "use_dora", "modules_to_save", "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora",
+    "arrow_config", "kasa_config", "velora_config", "monteclora_config", "trainable_token_indices",
+    "target_parameters", "lora_bias",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Rows with one continuation each. own: with the adapter's own answers; others: forced text, by subtask."""
+
+    own: tuple[Row, ...]
+    others: Mapping[str, tuple[Row, ...]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Mean KL in nats per answer token. itself: KL(itself before || itself now) at its own prompts.
+
+    own: KL(base || itself now) there, what it does at all; others: the same at the other subtasks' prompts.
+    """
+
+    itself: float
+    own: float
+    others: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Anchored:
+    """The anchored adapter, how its training went, and what it was and is on held-out texts."""
+
+    trained: Trained
+    before: Measured
+    after: Measured
+
+
+def anchor_adapter(
+    backbone: Backbone,
+    adapter: Adapter,
+    training: Prompts,
+    held_out: Prompts,
+    *,
+    optimisation: Optimisation,
+    anchoring: Anchoring,
+    seed: int,
+    progress: Progress | None = None,
+) -> Anchored:
+    """Anchor a finished adapter, and leave the backbone as it was. The same arguments give the same bits.
+
+    Raises:
+        TrainingError: an adapter of another base, no rows, a loss that is not finite, memory that ran out twice.
+    """
+    check_shape(adapter, backbone)
+    activations = Activations(backbone)
+    measure = _Measure(backbone, adapter, held_out, activations)
+    before = measure(adapter)
+    trained = train_adapter(
+        backbone, {OWN: training.own}, training.others, lora=_shape(adapter), optimisation=optimisation,
+        anchoring=anchoring, seed=seed, activations=activations, start=adapter, teacher="self", progress=progress,
+    )  # fmt: skip
+    return Anchored(trained, before, measure(trained.factors))
+
+
+def own_rows(
+    backbone: Backbone,
+    adapter: Adapter,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    end: int,
+    max_new_tokens: int = ANSWER_TOKENS,
+    batch_size: int = 16,
+) -> tuple[Row, ...]:
+    """Return the prompts with what the adapter itself answers, greedily: up to `end`, or cut at `max_new_tokens`.
+
+    Raises:
+        TrainingError: an adapter of another base.
+    """
+    check_shape(adapter, backbone)
+    answers: list[tuple[int, ...]] = [()] * len(prompts)
+    with adapted(backbone, _shape(adapter), adapter):
+        rows = [Row(prompt) for prompt in prompts]
+        prepared = backbone.prepare(rows, batch_size=batch_size, prefix=shared_prefix(prompts))
+        backbone.trunk(prepared, keep_cache=True)
+        prefix = backbone.prefix_cache(prepared)
+        for index, order in enumerate(prepared.order):
+            decoded = backbone.greedy(prepared, index, prefix, end=end, max_new_tokens=max_new_tokens)
+            for row, ids in zip(order, decoded, strict=True):
+                answers[row] = (*ids, end) if len(ids) < max_new_tokens else tuple(ids)
+    return tuple(Row(prompt, (answer,)) for prompt, answer in zip(prompts, answers, strict=True))
+
+
+def other_rows(
+    prompter: Prompter, subtasks: Sequence[Subtask], texts: Mapping[str, Sequence[str]], seed: int
+) -> dict[str, tuple[Row, ...]]:
+    """Return the texts of each subtask as its rows, with forced answers."""
+    return {
+        subtask.name: tuple(
+            Row(prompter.prompt(subtask, row), (prompter.answer(row.answer),))
+            for row in forced_rows(subtask, texts[subtask.name], seed)
+        )
+        for subtask in subtasks
+    }
+
+
+def read_adapter(weights: bytes, config: bytes) -> dict[str, Any]:
+    """Read a PEFT LoRA adapter whose task vector is scale * B A on the base as it is.
+
+    Raises:
+        ModelError: another kind of adapter, or a broken one.
+    """
+    factors = from_files(weights, config)
+    options = json.loads(config)
+    found = [f"{name}: {options[name]}" for name in _NOT_HELD if options.get(name)]
+    if options.get("init_lora_weights") not in _HELD_INITS:  # these start from a base that was changed
+        found.append(f"init_lora_weights: {options['init_lora_weights']}")
+    if found:
+        raise ModelError(f"expected plain LoRA, got {found[0]}; convert the adapter, or retrain it without")
+    for module, pair in factors.items():
+        if len(pair.a) != pair.b.shape[1]:
+            raise ModelError(
+                f"expected matrices of one rank, got {module} with a lora_A of {len(pair.a)} and a lora_B of "
+                f"{pair.b.shape[1]}; get the adapter anew"
+            )
+    return dict(factors)
+
+
+def files_like(config: bytes, factors: Adapter, base_name: str) -> dict[str, bytes]:
+    """Return the two files of an adapter with the rank, alpha and rsLoRA of `config`; what differs has a pattern."""
+    options = json.loads(config)
+    rank, alpha = int(options.get("r", 8)), float(options.get("lora_alpha", 8))
+    return to_files(factors, base_name=base_name, rank=rank, alpha=alpha, rslora=bool(options.get("use_rslora")))
+
+
+def made_before(folder: Path, made_from: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the record of a folder that was made from the same, None for one that is new or empty.
+
+    Raises:
+        UsageError: there is something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file, not a folder; name a new or empty one")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    try:
+        record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+        same = record["made_from"] == made_from
+        intact = all(_sha256((folder / name).read_bytes()) == digest for name, digest in record["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        same = intact = False
+        record = {}
+    if not same or not intact:
+        what = "what other arguments made" if record and not same else "other files, or some that changed since"
+        raise UsageError(f"{folder} holds {what}; name a new or empty folder")
+    return record
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give a place beside `folder` that takes its name when the block ends well, and is gone when it does not.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    scratch = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.part"
+    with _disk(folder):
+        scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        with _disk(folder):
+            scratch.replace(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_adapter(folder: Path, files: Mapping[str, bytes], record: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the adapter's files and the record with their digests; return that record.
+
+    Raises:
+        StoreError: they cannot be written.
+    """
+    whole = {**record, "files": {name: _sha256(data) for name, data in sorted(files.items())}}
+    for name, data in {**files, RECORD: (json.dumps(whole, indent=1) + "\n").encode()}.items():
+        write_file(folder / name, data)
+    return whole
+
+
+class _Measure:
+    """Knows what held-out rows are held to: the adapter's outputs before, and the base's."""
+
+    def __init__(self, backbone: Backbone, adapter: Adapter, held_out: Prompts, activations: Activations) -> None:
+        self._backbone = backbone
+        self._groups = {OWN: held_out.own, **held_out.others}
+        self._trunk = Trunk(backbone, activations, self._groups.values())
+        with adapted(backbone, _shape(adapter), adapter) as layers:
+            self._itself = self._trunk.outputs({OWN: held_out.own})
+            with switched_off(layers):
+                self._base = self._trunk.outputs(self._groups)
+
+    def __call__(self, adapter: Adapter) -> Measured:
+        with adapted(self._backbone, _shape(adapter), adapter):
+            now = self._trunk.outputs(self._groups)
+        away = {name: self._mean(self._base, now, rows) for name, rows in self._groups.items()}
+        return Measured(self._mean(self._itself, now, self._groups[OWN]), away.pop(OWN), away)
+
+    @torch.no_grad()
+    def _mean(self, reference: Mapping[Row, Tensor], now: Mapping[Row, Tensor], rows: Sequence[Row]) -> float:
+        """Return the mean KL(reference || now) per answer token."""
+        held, moved = (torch.cat([outputs[row] for row in rows]) for outputs in (reference, now))
+        total = divergence(moved, held, self._backbone.logits, self._backbone.output_weight)
+        return float(total) / len(held)
+
+
+def _shape(adapter: Adapter) -> LoraShape:
+    """Return the shape of layers that start from `adapter`, whose own modules, ranks and scales count."""
+    return LoraShape(tuple(adapter), rank=max(len(pair.a) for pair in adapter.values()), alpha=1.0)
+
+
+@contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {folder} ({error.strerror}); make room or permissions, or name another place"
+        ) from error
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,93 @@
+"""A training's state as bytes: what it takes to go on to bit-identical weights.
+
+Rate, rows and dropout follow from the step's number and the seed, so the state is: adapter, AdamW's moments, the best
+adapter so far, and the curves. Tensors are safetensors, all else is JSON in their header; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+
+from memmcl.errors import TrainingError
+
+VERSION = 1
+
+
+@dataclass
+class Progressed:
+    """How far a training came, in plain values.
+
+    step: steps done. loss, anchor: one entry a step; anchor None where a step had none. validation: (step, loss).
+    micro_batch: rows run at once, once memory ran out. seconds, tokens: of all sessions together.
+    """
+
+    step: int = 0
+    loss: list[float] = field(default_factory=list)
+    anchor: list[float | None] = field(default_factory=list)
+    validation: list[tuple[int, float]] = field(default_factory=list)
+    micro_batch: int | None = None
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def best_step(self) -> int | None:
+        """The step with the smallest validation loss, the earliest of equals; None without validation."""
+        return min(self.validation, key=lambda look: look[1])[0] if self.validation else None
+
+    @property
+    def looks_since_best(self) -> int:
+        """How many looks at the validation rows brought no improvement since the best one."""
+        best = self.best_step
+        return sum(step > best for step, _ in self.validation) if best is not None else 0
+
+
+def encode(progressed: Progressed, tensors: Mapping[str, Tensor]) -> bytes:
+    """Return the bytes of a checkpoint."""
+    from safetensors.torch import save
+
+    header = {"memmcl": json.dumps({"version": VERSION, **asdict(progressed)})}
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata=header)
+
+
+def decode(data: bytes) -> tuple[Progressed, dict[str, Tensor]]:
+    """Return the state that `encode` wrote.
+
+    Raises:
+        TrainingError: not a checkpoint, or one of another version.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors = load(data)
+        length = int.from_bytes(data[:8], "little")
+        values = dict(json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["memmcl"]))
+        if values.pop("version") != VERSION:
+            raise ValueError("another version")
+        values["validation"] = [(int(step), float(loss)) for step, loss in values["validation"]]
+        return Progressed(**values), tensors
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"not a checkpoint of a training ({error}); remove it and train anew") from error
+
+
+def restore(tensors: Mapping[str, Tensor], prefix: str, into: Mapping[str, Tensor]) -> None:
+    """Copy `prefix.NAME` over every tensor NAME of `into`.
+
+    Raises:
+        TrainingError: the checkpoint lacks one, or it has another shape.
+    """
+    with torch.no_grad():
+        for name, target in into.items():
+            found = tensors.get(f"{prefix}.{name}")
+            if found is None or found.shape != target.shape:
+                raise TrainingError(
+                    f"the checkpoint does not fit this training: {prefix}.{name} is "
+                    f"{'missing' if found is None else f'{tuple(found.shape)} instead of {tuple(target.shape)}'}; "
+                    "remove it and train anew"
+                )
+            target.copy_(found)

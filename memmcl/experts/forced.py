@@ -1,0 +1,200 @@
+"""Unlabelled texts as prompts of any kind and rows of any subtask, with answers that nobody vouches for. [ours]
+
+An anchor compares two models at answer positions. It needs an answer to walk along, not a right one: the answer is
+forced text only, never in the loss. So plain texts serve every subtask: a label picked by a hash of the text, tuples
+of the text's own words, and fields (aspect, target, the two things compared) that are words of the text too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count, cycle, islice
+from typing import TYPE_CHECKING, Any
+
+from memmcl import seeds
+from memmcl.errors import ConfigError, DataError
+from memmcl.suite.examples import Example, normalised
+from memmcl.suite.faults import Fault, Faults
+from memmcl.suite.files import ending_of, read_files
+from memmcl.suite.places import open_place, public, reading
+from memmcl.suite.prompts import Demonstration, Prompter
+from memmcl.suite.rows import PLAIN, Row, RowError, text_of
+from memmcl.suite.subtasks import POLARITIES, Subtask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PLACE = "{text}"
+"""Where a template takes the text."""
+
+DATASET = "unlabelled"
+"""The data set that forced rows name."""
+
+CATEGORIES = (
+    "food quality", "food prices", "food style_options", "food general", "drinks quality", "drinks prices",
+    "drinks style_options", "restaurant general", "restaurant prices", "restaurant miscellaneous", "service general",
+    "ambience general", "location general",
+)  # fmt: skip
+"""Those that the instruction of asqp names."""
+
+OWN_SHARES = 4
+"""An adapter's own prompts get so many times the texts of one other subtask."""
+LEAST = 4
+"""Texts that each other subtask needs, unless fewer rows are asked for."""
+HELD_OUT = (4, 32)
+"""Texts that are held out: an eighth of all, at least and at most."""
+
+_CHOICES = {"polarity": POLARITIES, "category": CATEGORIES}
+_WORD = re.compile(r"\w[\w'’-]{0,29}")
+_REACH = 64
+"""Words of a text that are picked from: what lies further may be cut off the prompt."""
+
+
+def forced_rows(subtask: Subtask, texts: Iterable[str], seed: int) -> list[Example]:
+    """Return one row of `subtask` for each text (not blank), in their order, with a forced answer for gold.
+
+    Which label, which words and how many tuples (one or two) follow from a hash of (seed, subtask, text): a text's
+    row depends on nothing else. Answers have the form of gold answers.
+    """
+    return [_forced(subtask, text, seed) for text in texts]
+
+
+class TemplatePrompter(Prompter):
+    """Prompts that are a user's own text, down to the last character, with the row's text in place of `{text}`.
+
+    Raises:
+        ConfigError: the template leaves no room for a text within `max_tokens`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, template: str) -> None:
+        super().__init__(tokenizer, max_tokens)
+        self._whole = template
+        taken = len(self._encode(template.replace(PLACE, "")))
+        if taken >= max_tokens:
+            raise ConfigError(
+                f"the template alone takes {taken} tokens, and data.max_prompt_tokens is {max_tokens}; raise it"
+            )
+
+    def prompts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Return the ids of each text's prompt."""
+        return [self.prompt(_TEMPLATED, Example.create(DATASET, text, "")) for text in texts]
+
+    def _render(self, subtask: Subtask, text: str, example: Example, demonstrations: Sequence[Demonstration]) -> str:
+        return self._whole.replace(PLACE, text)
+
+
+_TEMPLATED = Subtask(name="template", group="SC", title="", instruction="", metric="accuracy", datasets=())
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """Texts, each in one place. own: for the adapter's own prompts; held_out: to measure at all prompts."""
+
+    own: tuple[str, ...]
+    others: dict[str, tuple[str, ...]]
+    held_out: tuple[str, ...]
+
+
+def deal(texts: Sequence[str], others: Sequence[str], rows: int, seed: int) -> Dealt:
+    """Deal distinct texts in the order of a hash of their content: at most `rows` to each of the other subtasks.
+
+    Raises:
+        DataError: too few texts.
+    """
+    shares = OWN_SHARES + len(others)
+    least = min(LEAST, rows)
+    each = min(rows, (len(texts) - _held_out(len(texts))) // shares)
+    if each < least:
+        needed = next(number for number in count() if (number - _held_out(number)) // shares >= least)
+        raise DataError(
+            f"expected at least {needed} distinct texts to anchor against {len(others)} other subtasks, got "
+            f"{len(texts)}; add texts, or name fewer subtasks"
+        )
+    order = iter(sorted(texts, key=lambda text: (seeds.derive(seed, "deal", normalised(text)), text)))
+    held_out = tuple(islice(order, _held_out(len(texts))))
+    own = tuple(islice(order, OWN_SHARES * each))
+    return Dealt(own, {name: tuple(islice(order, each)) for name in others}, held_out)
+
+
+def read_texts(url: str, *, storage: Mapping[str, Any] | None = None, faults: Faults | None = None) -> list[str]:
+    """Return the distinct texts of a file, in its order; what cannot be used becomes a fault and is left out.
+
+    url: a path or fsspec URL. A file with a known ending (`files.ENDINGS`) has a column `text`, any other is plain
+    UTF-8 text, one text a line, blank lines skipped. storage: options of the S3 file system.
+
+    Raises:
+        DataError: no such file, no access, or no text in it that can be used.
+    """
+    faults = Faults() if faults is None else faults
+    found: dict[str, str] = {}
+    rows = read_files(url, columns=("text",), storage=storage) if ending_of(url) else _plain_lines(url, storage)
+    for row in rows:
+        if isinstance(row, Fault):
+            faults.add(row)
+            continue
+        try:
+            text = text_of(row, PLAIN)
+        except RowError as error:
+            faults.add(row.fault(error))
+            continue
+        found.setdefault(normalised(text), text)
+    if not found:
+        first = f"the first of {len(faults)} faults: {faults.first[0]}" if faults.first else "it is empty"
+        raise DataError(f"expected texts in {public(url)}, one a line or a column 'text'; got none ({first})")
+    return list(found.values())
+
+
+def _plain_lines(url: str, storage: Mapping[str, Any] | None) -> Iterator[Row | Fault]:
+    with reading(url):
+        fs, path = open_place(url, storage)
+        with fs.open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                place = f"{public(url)}, line {number}"
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                except UnicodeDecodeError:
+                    yield Fault(place, "encoding", "not UTF-8; convert it to UTF-8, or remove it")
+                    continue
+                if text:
+                    yield Row(place, {"text": text})
+
+
+def _held_out(texts: int) -> int:
+    least, most = HELD_OUT
+    return min(most, max(least, texts // 8))
+
+
+def _forced(subtask: Subtask, text: str, seed: int) -> Example:
+    def pick(*what: str | int) -> int:
+        return seeds.derive(seed, "forced", subtask.name, text, *what)
+
+    spans = _spans(text, pick("spans"))
+    fields = {name: next(spans) for name in subtask.needs}
+    if not subtask.is_tuple:
+        return Example.create(DATASET, text, subtask.labels[pick("label") % len(subtask.labels)], fields)
+    tuples = []
+    for number in range(1 + pick("tuples") % 2):
+        parts = []
+        for name in subtask.tuple_fields:
+            choices = _CHOICES.get(name)
+            parts.append(choices[pick(name, number) % len(choices)] if choices else next(spans))
+        tuples.append(tuple(parts))
+    return Example.create(DATASET, text, dict.fromkeys(tuples), fields)
+
+
+def _spans(text: str, seed: int) -> Iterator[str]:
+    """Return words of `text` of four letters and more (others if need be), some with the next, in order of a hash."""
+    every = list(islice(_WORD.finditer(text), _REACH))
+    longer = [word for word in every if len(word.group()) > 3]
+    words = longer if len(longer) > 1 else every
+    if not words:
+        return cycle([text.strip()[:30]])
+    found = []
+    for index, word in enumerate(words):
+        after = words[index + 1] if index + 1 < len(words) else None
+        chosen = seeds.derive(seed, index)
+        pair = after is not None and text[word.end() : after.start()] == " " and chosen % 3 == 0
+        found.append((chosen, text[word.start() : after.end() if pair and after is not None else word.end()]))
+    return cycle([span for _, span in sorted(found)])

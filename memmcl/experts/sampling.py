@@ -1,0 +1,49 @@
+"""Which rows a training step takes: shuffled epochs, a function of the step, so that resuming needs no state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from memmcl import seeds
+from memmcl.backbone.forward import Row
+
+
+class Sampler:
+    """One shuffled epoch after the other over `rows`, in batches of `size`; a batch may span two epochs."""
+
+    def __init__(self, rows: Sequence[Row], size: int, seed: int) -> None:
+        self._rows = rows
+        self._size = size
+        self._seed = seed
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def batch(self, step: int) -> list[Row]:
+        """Return the rows of step 0, 1, ...: the same ones whatever was asked before."""
+        return [self._row(place) for place in range(step * self._size, (step + 1) * self._size)]
+
+    def _row(self, place: int) -> Row:
+        epoch, at = divmod(place, len(self._rows))
+        if epoch != self._epoch:
+            rng = np.random.default_rng(seeds.derive(self._seed, "epoch", epoch))
+            self._epoch, self._order = epoch, [int(i) for i in rng.permutation(len(self._rows))]
+        return self._rows[self._order[at]]
+
+
+class Turns:
+    """Batches of other subtasks: one subtask at a time, in the order of their names."""
+
+    def __init__(self, rows: Mapping[str, Sequence[Row]], size: int, seed: int) -> None:
+        self._samplers = [
+            (name, Sampler(rows[name], size, seeds.derive(seed, name))) for name in sorted(rows) if rows[name]
+        ]
+
+    def __bool__(self) -> bool:
+        return bool(self._samplers)
+
+    def batch(self, turn: int) -> list[Row]:
+        """Return the rows of turn 0, 1, ..."""
+        taken, number = divmod(turn, len(self._samplers))
+        return self._samplers[number][1].batch(taken)

@@ -1,0 +1,58 @@
+"""Rows packed for training, their trunk activations from the cache, and reference outputs computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from memmcl.backbone.activations import Activations
+from memmcl.backbone.forward import Backbone, Batch, Row, pack
+from memmcl.suite.prompts import shared_prefix
+
+PACKED = 8
+"""Rows that are packed together where outputs are only read."""
+
+
+class Trunk:
+    """Packs rows of known groups, the rows of a subtask each: a group's common prefix stands once in a pack."""
+
+    def __init__(self, backbone: Backbone, activations: Activations, groups: Iterable[Sequence[Row]]) -> None:
+        self._backbone = backbone
+        self._activations = activations
+        self._prefix: dict[Row, int] = {}
+        for group in groups:
+            self._prefix |= dict.fromkeys(group, shared_prefix([row.prompt for row in group]))
+
+    def packed(self, rows: Sequence[Row]) -> tuple[Tensor, Batch]:
+        """Return the activations (1, length, d) and the batch of `rows` packed into one sequence."""
+        prefixes = [self._prefix[row] for row in rows]
+        batch = pack(rows, prefixes, self._backbone.pad, self._backbone.device)
+        parts: list[Tensor] = []
+        seen: set[tuple[int, ...]] = set()
+        for row, length in zip(rows, prefixes, strict=True):
+            shared = row.prompt[:length]
+            if shared not in seen:
+                seen.add(shared)
+                parts.append(self._activations.of(shared))
+            (answer,) = row.continuations
+            parts.append(self._activations.of((*row.prompt, *answer[:-1]))[length:])
+        hidden = torch.cat(parts)
+        padded = nn.functional.pad(hidden, (0, 0, 0, batch.tokens.shape[1] - len(hidden)))
+        return padded[None], batch
+
+    @torch.no_grad()
+    def outputs(self, groups: Mapping[str, Sequence[Row]]) -> dict[Row, Tensor]:
+        """Return each row's outputs (answer tokens, d) under the present weights, whatever else is in `groups`.
+
+        Groups are packed one by one, so that a group's outputs do not depend on which others are asked for.
+        """
+        found: dict[Row, Tensor] = {}
+        for rows in groups.values():
+            for start in range(0, len(rows), PACKED):
+                chunk = list(dict.fromkeys(rows[start : start + PACKED]))
+                hidden, batch = self.packed(chunk)
+                parts = torch.split(self._backbone.top(hidden, batch), [len(row.continuations[0]) for row in chunk])
+                found |= zip(chunk, parts, strict=True)
+        return found
