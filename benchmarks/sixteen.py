@@ -1,0 +1,86 @@
+"""All sixteen experts on their own subtasks' test rows, against the base and the best constant answer.
+
+    python benchmarks/sixteen.py --data DIR --out sixteen.jsonl [--variant warm:share=0.5] [--steps 120]
+
+At most 100 test rows a data set. A difference counts when it is more than two standard errors of the paired bootstrap
+over rows above the base, and above the one answer that scores best on the training rows. Prints a row a subtask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from experts import Trial, parse
+from lab import WARM, Lab
+
+from memmcl.evaluate.bootstrap import paired_mean_difference
+from memmcl.merge.build import Merger
+from memmcl.suite.subtasks import SUBTASKS
+
+
+def measure(trial: Trial, text: str) -> list[dict[str, Any]]:
+    """Train all experts and return a line for each subtask."""
+    lab = trial.lab
+    base = {name: lab.answers(name) for name in lab.subtasks}
+    print("base measured", flush=True)
+    warm, experts = trial.experts(parse(text))
+    pinned = {WARM: (1.0,)} if warm else {}
+    merger = Merger(lab.backbone, experts | ({WARM: warm} if warm else {}), blocks=1)
+    lines = []
+    try:
+        for name in experts:
+            merger.apply({name: (1.0,)} | pinned)
+            counts, score = lab.counts(name, lab.answers(name))
+            rows = len(counts)
+            line: dict[str, Any] = {"subtask": name, "n": rows, "expert": float(score(counts.sum(axis=0)))}
+            for rival, answers in {"base": base[name], "constant": [lab.constant(name)] * rows}.items():
+                theirs, _ = lab.counts(name, answers)
+                paired = paired_mean_difference([(counts, theirs, score)], samples=2000, seed=0)
+                line |= {
+                    rival: float(score(theirs.sum(axis=0))), f"over {rival}": paired.difference,
+                    f"se {rival}": paired.standard_error,
+                }  # fmt: skip
+            line["beats both"] = all(line[f"over {r}"] > 2 * line[f"se {r}"] for r in ("base", "constant"))
+            lines.append(line)
+            print(row_of(line), flush=True)
+    finally:
+        merger.reset()
+    return lines
+
+
+def row_of(line: dict[str, Any]) -> str:
+    """Return one row of the table."""
+    rivals = ("base", "constant")
+    against = [f"{line[r]:.3f} | {line[f'over {r}']:+.3f} ± {line[f'se {r}']:.3f}" for r in rivals]
+    cells = [line["subtask"], line["n"], f"{line['expert']:.3f}", *against, "yes" if line["beats both"] else "no"]
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="directory in SentiEval's layout")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--keep", type=Path, default=Path("experts-kept"))
+    parser.add_argument("--variant", default="warm")
+    parser.add_argument("--subtasks", nargs="+", default=list(SUBTASKS))
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--train-rows", type=int, default=600)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    lab = Lab(
+        asked.data, asked.subtasks, asked.keep, train_rows=asked.train_rows, weak_rows=48, test_rows=1000,
+        per_dataset=100, max_tokens=320,
+    )  # fmt: skip
+    print("| subtask | n | expert | base | over base | constant | over constant | beats both |")
+    lines = measure(Trial(lab, asked.seed, asked.steps, asked.batch), asked.variant)
+    asked.out.write_text("\n".join(json.dumps(vars(asked) | line, default=str) for line in lines) + "\n")
+    print(f"{sum(line['beats both'] for line in lines)} of {len(lines)} beat both")
+
+
+if __name__ == "__main__":
+    main()
