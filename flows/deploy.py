@@ -78,7 +78,9 @@ def absolute(config: RunConfig) -> RunConfig:
     store = config.store.model_copy(update={"url": normalise(config.store.url)})
     model = config.model.model_copy(update={"name_or_path": _absolute(config.model.name_or_path)})
     data = config.data.model_copy(update={"source": _absolute(config.data.source)})
-    return config.model_copy(update={"store": store, "model": model, "data": data})
+    texts = config.experts.anchor_texts
+    experts = config.experts.model_copy(update={"anchor_texts": _absolute(texts) if texts else None})
+    return config.model_copy(update={"store": store, "model": model, "data": data, "experts": experts})
 
 
 def _absolute(name: str) -> str:

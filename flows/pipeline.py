@@ -16,12 +16,13 @@ from memmcl.store import ArtifactRef, Lease
 from tasks.artifacts import announce, run_name
 from tasks.cancel import CancelRequested, cancellable, cancelled
 from tasks.cluster import check_nodes
+from tasks.contexts import gate_contexts
 from tasks.data import SplitRefs, longest_first, publish_splits
-from tasks.evaluate import evaluate_subtask, gate_contexts
-from tasks.experts import JOINT, measure_reference, train_expert, train_joint
+from tasks.evaluate import evaluate_subtask
+from tasks.experts import measure_reference, train_expert, train_joint, train_warm, train_weak
+from tasks.made import Made, Trained, contestants, measure_difficulty
 from tasks.merge import ARITHMETIC, STAGE_2, build_unified, search_groups, search_unified
 from tasks.report import export_full, publish_report
-from tasks.results import Made, candidate_models, measure_difficulty
 from tasks.runtime import Run, log
 from tasks.session import PeakMemory, check_place, finished, held, open_run, ray_session
 from tasks.weak import label_weak
@@ -62,62 +63,68 @@ def make_model(run: Run, lease: Lease, started: float) -> ArtifactRef:
     log().info("run %s: %d subtasks on %s", run.id[:8], len(config.data.subtasks), run.base.name)
     with PeakMemory() as memory:
         splits, anchors, read = publish_splits(run)
-        experts, joint, weak, references = train_experts(run, splits, anchors)
-        searches, unified = merge_experts(run, experts, weak, references)
+        trained = train_experts(run, splits, anchors)
+        searches, unified = merge_experts(run, trained)
         lease.check()
         _, order = measure_difficulty(run, splits)
-        gates, evaluations = evaluate_models(run, splits, weak, experts, joint, searches, unified, order)
+        gates, evaluations = evaluate_models(run, splits, trained, searches, unified, order)
         model = export_full(run, unified, return_state=True).result() if config.export == "full" else None
         lease.check()
     made = Made(
-        splits=splits, anchors=anchors, data=read, experts=experts, joint=joint, weak=weak, references=references,
-        searches=searches, unified=unified, gates=gates, evaluations=evaluations, model=model,
+        splits=splits, anchors=anchors, data=read, trained=trained, searches=searches, unified=unified, gates=gates,
+        evaluations=evaluations, model=model,
     )  # fmt: skip
     return publish_report(run, made, started, memory.gib)
 
 
 @flow(name="experts", flow_run_name="experts", task_runner=RayTaskRunner())
-def train_experts(run: Run, splits: SplitRefs, anchors: ArtifactRef) -> tuple[Refs, ArtifactRef | None, Refs, Refs]:
-    """Train one expert per subtask and the joint rival, the longest first, and measure each expert's reference.
+def train_experts(run: Run, splits: SplitRefs, anchors: ArtifactRef | None) -> Trained:
+    """Train what experts stand on, one expert per subtask, and the rivals, the longest first; measure each reference.
 
-    Returns experts, rival, weak rows, references. Weak rows without labels are labelled by the experts here.
+    Weak rows without labels are labelled by the experts here.
     """
+    cfg, pseudo = run.config, run.config.data.weak_source == "pseudo"
     train, weak = part(splits, "train"), part(splits, "weak")
     with worker(run):
-        rival = train_joint.submit(run, train) if run.config.evaluation.joint_lora else None
+        warm = train_warm.submit(run, train) if cfg.experts.warm_start > 0 else None
+        joint = train_joint.submit(run, train) if cfg.evaluation.joint_lora else None
+        rival = train_weak.submit(run, weak) if cfg.evaluation.weak_lora and not pseudo else None
         order = longest_first(run, train)
-        trained = {name: train_expert.submit(run, name, train[name], anchors) for name in order}
-        pseudo = run.config.data.weak_source == "pseudo"
+        trained = {name: train_expert.submit(run, name, train[name], anchors, warm) for name in order}
         labelled = {name: label_weak.submit(run, name, trained[name], weak[name]) for name in order} if pseudo else weak
-        measured = {name: measure_reference.submit(run, name, trained[name], labelled[name]) for name in order}
-        joint = rival.result() if rival else None
-        return collect(trained), joint, collect(labelled) if pseudo else weak, collect(measured)
+        measured = {
+            name: measure_reference.submit(run, name, trained[name], labelled[name], train[name]) for name in order
+        }
+        rival = train_weak.submit(run, labelled) if cfg.evaluation.weak_lora and pseudo else rival
+        return Trained(
+            warm=result(warm), joint=result(joint), weak_lora=result(rival), experts=collect(trained),
+            weak=collect(labelled) if pseudo else weak, references=collect(measured),
+        )  # fmt: skip
 
 
 @flow(name="merge", flow_run_name="merge")
-def merge_experts(run: Run, experts: Refs, weak: Refs, references: Refs) -> tuple[Refs, ArtifactRef]:
+def merge_experts(run: Run, trained: Trained) -> tuple[Refs, ArtifactRef]:
     """Search the group models, then the unified model, and write it as an adapter."""
-    stage1 = search_groups(run, experts, weak, references, return_state=True).result()
+    made = trained.experts, trained.weak, trained.references
+    stage1 = search_groups(run, *made, return_state=True).result()
     groups = {name: ref for name, ref in stage1.items() if name != ARITHMETIC}
-    stage2 = search_unified(run, groups, experts, weak, references, return_state=True).result()
-    return stage1 | stage2, build_unified(run, stage2[STAGE_2], experts, return_state=True).result()
+    stage2 = search_unified(run, groups, *made, return_state=True).result()
+    return stage1 | stage2, build_unified(run, stage2[STAGE_2], trained.experts, return_state=True).result()
 
 
 @flow(name="evaluation", flow_run_name="evaluation", task_runner=RayTaskRunner())
 def evaluate_models(
-    run: Run, splits: SplitRefs, weak: Refs, experts: Refs, joint: ArtifactRef | None, searches: Refs,
-    unified: ArtifactRef, order: Sequence[str],
-) -> tuple[Refs, Refs]:  # fmt: skip
+    run: Run, splits: SplitRefs, trained: Trained, searches: Refs, unified: ArtifactRef, order: Sequence[str]
+) -> tuple[Refs, Refs]:
     """Choose a context per subtask on weak rows, then put every model to the test rows; the longest first."""
-    train, test = part(splits, "train"), part(splits, "test")
-    adapters = experts | ({JOINT: joint} if joint else {})
+    train, test, weak = part(splits, "train"), part(splits, "test"), trained.weak
     hardest_first = list(reversed(order))
     with worker(run):
         gated = {name: gate_contexts.submit(run, name, unified, weak[name], train, order) for name in hardest_first}
         scored = {
             name: evaluate_subtask.submit(
-                run, name, candidate_models(run, list(experts), searches, joint is not None, name), adapters, unified,
-                gated[name], weak[name], test[name], train, order,
+                run, name, contestants(run, trained, searches, name), unified, gated[name], weak[name], test[name],
+                train, order,
             )
             for name in hardest_first
         }  # fmt: skip
@@ -143,3 +150,9 @@ def collect(futures: Mapping[str, Any]) -> Refs:
     for future in futures.values():
         future.wait()
     return {name: future.result() for name, future in sorted(futures.items())}
+
+
+def result(future: Any | None) -> ArtifactRef | None:
+    """Wait for one future and return its artifact; None where there is none."""
+    ref: ArtifactRef | None = future.result() if future is not None else None
+    return ref

@@ -16,7 +16,8 @@ from memmcl.store import Manifest, Store
 from memmcl.suite.examples import Example
 from memmcl.suite.parsing import parse_tuples
 from memmcl.suite.subtasks import Subtask
-from tasks.evaluate import adapted_model, context_probe, contexts_of
+from tasks.contexts import context_probe, contexts_of
+from tasks.models import adapted_model
 from tasks.runtime import Run, reopen
 
 ASPECTS = "uabsa"

@@ -16,12 +16,12 @@ from memmcl.store import ArtifactRef, Manifest
 from tasks.artifacts import announce, run_name, show_changes, show_judgement
 from tasks.cancel import CancelRequested, cancellable, cancelled
 from tasks.inputs import find_inputs
+from tasks.pins import pins_of
 from tasks.promotion import (
     Champion,
     changed_rows,
     find_champion,
     judge_challenger,
-    pinned_anchors,
     read_judgement,
     score_champion,
     settled,
@@ -46,8 +46,7 @@ def retrain(config: RunConfig = DEFAULTS) -> State[ArtifactRef]:
     check_place(config)
     inputs = find_inputs(config)
     champion = find_champion(inputs.store, config.promotion.champion)
-    pinned = pinned_anchors(inputs.store, champion, config, inputs.splits) if champion else None
-    run = open_run(config, inputs, pinned)
+    run = open_run(config, inputs, lambda run: pins_of(run, champion, inputs.splits))
     announce(run)
     if champion:
         changes = changed_rows(inputs.store, champion, inputs.splits)

@@ -11,8 +11,9 @@ from prefect.cache_policies import NO_CACHE
 from memmcl import seeds
 from memmcl.errors import DataError
 from memmcl.store import ArtifactRef, cache_key
-from memmcl.suite.examples import Example, to_table
-from memmcl.suite.splits import PREPARED_PARTS, Splits
+from memmcl.suite.examples import to_table
+from memmcl.suite.splits import Splits
+from tasks.anchors import Anchors, anchors_key, lend_anchors, publish_anchors
 from tasks.artifacts import show_faults
 from tasks.inputs import read_splits
 from tasks.runtime import Run, log, open_store, read_rows
@@ -28,28 +29,29 @@ def data_digests(splits: Splits) -> dict[str, dict[str, str]]:
     return {name: {part: splits.digest(name, part) for part in parts} for name, parts in splits.parts.items()}
 
 
-def rows_digest(splits: Splits) -> str:
-    """Return the digest of all rows."""
-    return seeds.digest(data_digests(splits))
+def rows_digest(splits: Splits, anchors: str | None) -> str:
+    """Return the digest of all rows; anchors: the key of the anchor rows."""
+    return seeds.digest([data_digests(splits), anchors])
+
+
+def split_ref(splits: Splits, subtask: str, part: str) -> ArtifactRef:
+    """Return the reference under which a part is published, whether it is or not."""
+    return ArtifactRef(kind="split", key=_key("split", _describe(splits, subtask, part)), name=f"{subtask} {part}")
 
 
 @task(name="splits", task_run_name="splits", cache_policy=NO_CACHE)
-def publish_splits(run: Run) -> tuple[SplitRefs, ArtifactRef, ArtifactRef]:
+def publish_splits(run: Run) -> tuple[SplitRefs, ArtifactRef | None, ArtifactRef]:
     """Publish one artifact per subtask and part, the anchor rows, and what was read: digests, and what was left out.
 
     The anchor rows are those that an earlier run pinned, where there are any: rows that change in one subtask must
     not retrain the experts of the others.
     """
-    config = run.config
-    splits = read_splits(config)
-    check_unchanged(run, splits)
+    splits = read_splits(run.config)
+    anchors = lend_anchors(run, splits) if run.pinned.anchors is None else None
+    check_unchanged(run, splits, anchors)
     refs: SplitRefs = {}
     for name, parts in splits.parts.items():
-        digests = {part: splits.digest(name, part) for part in PREPARED_PARTS}
-        refs[name] = {
-            part: _publish(run, "split", f"{name} {part}", {"subtask": name, "part": part, "rows": digests[part]}, rows)
-            for part, rows in parts.items()
-        }
+        refs[name] = {part: _publish(run, splits, name, part) for part in parts}
         log().info("%s: %s", name, ", ".join(f"{len(rows)} {part}" for part, rows in parts.items()))
     for reason, count in splits.dropped.items():
         log().info("left out: %d %s", count, reason)
@@ -57,22 +59,16 @@ def publish_splits(run: Run) -> tuple[SplitRefs, ArtifactRef, ArtifactRef]:
         log().warning("left out: %s", fault)
     show_faults(run, splits.faults)
     read = _publish_read(run, splits)
-    if run.anchors is not None:
-        return refs, run.anchors, read
-    lent = {name: parts["train"][: config.experts.anchor_rows] for name, parts in sorted(splits.parts.items())}
-    rows = [row for name in lent for row in lent[name]]
-    counts = {name: len(found) for name, found in lent.items()}
-    described = describe_anchors(splits, config.experts.anchor_rows)
-    return refs, _publish(run, "anchors", "anchor rows", described, rows, counts), read
+    return refs, publish_anchors(run, anchors), read
 
 
-def check_unchanged(run: Run, splits: Splits) -> None:
+def check_unchanged(run: Run, splits: Splits, anchors: Anchors | None) -> None:
     """Refuse rows that are not those that gave the run its id.
 
     Raises:
         DataError: they changed since the run was opened.
     """
-    if run.rows and rows_digest(splits) != run.rows:
+    if run.rows and rows_digest(splits, anchors_key(run, anchors)) != run.rows:
         raise DataError(f"the rows changed while run {run.id[:8]} was starting; start it again, with those of now")
 
 
@@ -85,16 +81,6 @@ def _publish_read(run: Run, splits: Splits) -> ArtifactRef:
         return found.ref
     files = {"data.json": json.dumps(said).encode()}
     return open_store(run).publish("data", key, name="rows read", files=files, metrics=splits.dropped).ref
-
-
-def describe_anchors(splits: Splits, count: int) -> dict[str, object]:
-    """Return what the anchor rows that a run lends by itself depend on."""
-    return {"train": {name: splits.digest(name, "train") for name in splits.parts}, "anchor_rows": count}
-
-
-def anchors_key(splits: Splits, count: int) -> str:
-    """Return the key of the anchor rows that a run lends by itself."""
-    return _key("anchors", describe_anchors(splits, count))
 
 
 def longest_first(run: Run, train: Mapping[str, ArtifactRef]) -> list[str]:
@@ -111,14 +97,15 @@ def _key(kind: str, described: Mapping[str, object]) -> str:
     return cache_key(kind, inputs=(), config=described, stage_version=STAGE_VERSION, seed=0)
 
 
-def _publish(
-    run: Run, kind: str, name: str, described: dict[str, object], rows: list[Example] | tuple[Example, ...],
-    counts: dict[str, int] | None = None,
-) -> ArtifactRef:  # fmt: skip
-    key = _key(kind, described)
-    found = open_store(run).find(kind, key)
-    if found is not None:
-        return found.ref
-    metrics = {"rows": len(rows), **({"by_subtask": counts} if counts else {})}
-    files = {"rows.parquet": to_table(rows)}
-    return open_store(run).publish(kind, key, name=name, files=files, config=described, metrics=metrics).ref
+def _describe(splits: Splits, subtask: str, part: str) -> dict[str, object]:
+    return {"subtask": subtask, "part": part, "rows": splits.digest(subtask, part)}
+
+
+def _publish(run: Run, splits: Splits, subtask: str, part: str) -> ArtifactRef:
+    ref, rows = split_ref(splits, subtask, part), splits.parts[subtask][part]
+    if open_store(run).find(ref.kind, ref.key) is not None:
+        return ref
+    return open_store(run).publish(
+        ref.kind, ref.key, name=ref.name, files={"rows.parquet": to_table(rows)},
+        config=_describe(splits, subtask, part), metrics={"rows": len(rows)},
+    ).ref  # fmt: skip

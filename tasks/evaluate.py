@@ -1,85 +1,46 @@
-"""Scores: contexts and their gate on weak rows, every model on test rows."""
+"""Scores: every model on test rows, and every expert alone on the first of them."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import State
+from pydantic import BaseModel, ConfigDict
 
-from memmcl.backbone.forward import Backbone
-from memmcl.curriculum.context import Context, build_context
-from memmcl.curriculum.gate import Option, choose
-from memmcl.evaluate import bootstrap, calibration
+from memmcl.evaluate import bootstrap
 from memmcl.evaluate.scoring import Probe
 from memmcl.merge.build import Merger
+from memmcl.merge.genome import Coefficients
 from memmcl.store import ArtifactRef
 from memmcl.suite import metrics, parsing
 from memmcl.suite.examples import Example
-from memmcl.suite.prompts import Demonstration, Prompter
 from memmcl.suite.subtasks import Subtask
+from tasks.contexts import context_answers, context_key
+from tasks.models import make_probe, offsets_of
 from tasks.runtime import Run, load_adapter, log, open_store, read_rows, resident, reuse_or_make, worth_retrying
 
-GATE_VERSION = 3
-EVALUATION_VERSION = 3
+EVALUATION_VERSION = 4
+INTERFERENCE = "interference"
+Answers = dict[str, list[str]]
+"""By model, one answer a row."""
+Tables = dict[str, dict[str, tuple[float, ...]]]
+"""By model, the coefficients of adapters, one a block."""
 
 
-@task(
-    name="context gate",
-    task_run_name="context gate {subtask}",
-    cache_policy=NO_CACHE,
-    retries=1,
-    retry_condition_fn=worth_retrying,
-)
-def gate_contexts(
-    run: Run,
-    subtask: str,
-    unified: ArtifactRef,
-    weak: ArtifactRef,
-    train: Mapping[str, ArtifactRef],
-    order: Sequence[str],
-) -> State[ArtifactRef]:
-    """Choose the subtask's context for the unified model, on weak rows alone."""
-    cfg = run.config
+class Contestants(BaseModel):
+    """Who is put to a subtask's rows: models to all test rows, the base and every expert alone to the first of them."""
 
-    def make() -> tuple[dict[str, bytes], dict[str, Any]]:
-        asked = run.subtask(subtask)
-        rows = read_rows(run, weak)
-        options: list[Option] = []
-        measured: list[dict[str, Any]] = []
-        with adapted_model(run, unified) as (backbone, prompter):
-            for context in contexts_of(run, asked, prompter, train, order):
-                probe = context_probe(run, backbone, prompter, asked, rows, context)
-                for calibrated, answers, offsets in _answers(probe, asked, cfg.evaluation.calibration):
-                    counts = metrics.row_counts(asked, rows, answers)
-                    score = partial(metrics.score_from_counts, asked, metrics.datasets_of(rows))
-                    value = float(score(counts.sum(axis=0)))
-                    options.append(
-                        Option(context.kind, calibrated, value, bootstrap.row_values(counts, score), context.tokens)
-                    )
-                    measured.append({
-                        "context": context.kind, "calibrated": calibrated, "weak_score": value, "offsets": offsets,
-                        "tokens": context.tokens, "demonstrations": len(context.demonstrations),
-                    })  # fmt: skip
-        calibrated = cfg.evaluation.calibration and not asked.is_tuple
-        chosen = choose(options, margin=cfg.curriculum.gate_margin, calibrated=calibrated)
-        for entry in measured:
-            entry["chosen"] = (entry["context"], entry["calibrated"]) == (chosen.kind, chosen.calibrated)
-        log().info("%s: context %s%s", subtask, chosen.kind, ", calibrated" if chosen.calibrated else "")
-        return {"gate.json": json.dumps(measured).encode()}, {"context": chosen.kind, "calibrated": chosen.calibrated}
+    model_config = ConfigDict(frozen=True)
 
-    return reuse_or_make(
-        run, "gate", name=f"context gate {subtask}", inputs=[unified, weak, *(train[name] for name in order)],
-        config={"subtask": subtask, "order": list(order), **_context_key(run)},
-        stage_version=GATE_VERSION, make=make,
-    )  # fmt: skip
+    models: Tables
+    alone: Tables
+    adapters: dict[str, ArtifactRef]
 
 
 @task(
@@ -92,8 +53,7 @@ def gate_contexts(
 def evaluate_subtask(
     run: Run,
     subtask: str,
-    models: Mapping[str, Mapping[str, Sequence[float]]],
-    adapters: Mapping[str, ArtifactRef],
+    contestants: Contestants,
     unified: ArtifactRef,
     gate: ArtifactRef,
     weak: ArtifactRef,
@@ -101,23 +61,25 @@ def evaluate_subtask(
     train: Mapping[str, ArtifactRef],
     order: Sequence[str],
 ) -> State[ArtifactRef]:
-    """Put every model, and the unified model in every context, to the subtask's test rows.
-
-    models: coefficients per adapter of `adapters`, by the model's name.
-    """
+    """Put every model, and the unified model in every context, to the subtask's test rows."""
+    models, alone, adapters = contestants.models, contestants.alone, contestants.adapters
+    few = run.config.evaluation.interference_rows
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
         asked = run.subtask(subtask)
         rows = read_rows(run, test)
-        answers = _model_answers(run, asked, rows, read_rows(run, weak), models, adapters)
+        answers, by_expert = _model_answers(run, asked, rows, read_rows(run, weak), contestants, rows[:few])
         constant, _ = metrics.best_constant(asked, read_rows(run, train[subtask]), rows)
         answers["constant"] = [constant] * len(rows)
         gated = json.loads(open_store(run).read(gate, "gate.json"))
-        answers |= _context_answers(run, asked, rows, unified, gated, train, order)
+        answers |= context_answers(run, asked, rows, unified, gated, train, order)
         scores = {name: score_answers(run, asked, rows, given) for name, given in answers.items()}
         for name in models:
             log().info("%s on %s: %.3f", name, subtask, scores[name]["score"])
-        return {"scores.json": json.dumps(scores).encode(), "predictions.parquet": _table(rows, answers)}, {}
+        by_score = {name: score_answers(run, asked, rows[:few], given) for name, given in by_expert.items()}
+        kept = {name: {key: found[key] for key in ("score", "se", "n")} for name, found in by_score.items()}
+        document = json.dumps({**scores, INTERFERENCE: kept}).encode()
+        return {"scores.json": document, "predictions.parquet": _table(rows, answers)}, {}
 
     return reuse_or_make(
         run, "evaluation", name=f"evaluation {subtask}",
@@ -126,158 +88,48 @@ def evaluate_subtask(
         ],
         config={
             "subtask": subtask,
-            "models": {name: {part: list(row) for part, row in parts.items()} for name, parts in models.items()},
+            "adapters": sorted(adapters),
+            "models": _plain(models),
+            "alone": _plain(alone) if few else {},
+            "interference_rows": few,
             "bootstrap_samples": run.config.evaluation.bootstrap_samples,
             "order": list(order),
-            **_context_key(run),
+            **context_key(run),
         },
         stage_version=EVALUATION_VERSION, make=make,
     )  # fmt: skip
 
 
-def make_probe(
-    run: Run, backbone: Backbone, prompter: Prompter, subtask: Subtask, rows: Sequence[Example],
-    demonstrations: Sequence[Demonstration] = (),
-) -> Probe:  # fmt: skip
-    """Return the rows as a probe, with the run's batch size and answer length."""
-    cfg = run.config.evaluation
-    return Probe(
-        backbone, prompter, subtask, rows, demonstrations=demonstrations,
-        batch_size=cfg.batch_size, max_new_tokens=cfg.max_new_tokens,
-    )  # fmt: skip
-
-
-def weak_values(run: Run, probe: Probe, subtask: Subtask, rows: Sequence[Example]) -> dict[str, float | None]:
-    """Return what the weights of now reach on weak rows.
-
-    loglik: mean gold log-probability per answer token; score: the metric, left out (None) for generated answers
-    unless the fitness needs it, because decoding is what costs.
-    """
-    wanted = not subtask.is_tuple or run.config.search.fitness == "metric"
-    score = metrics.score_subtask(subtask, rows, probe.answers(offsets_of(run, probe))) if wanted else None
-    return {"loglik": probe.gold_logprob(), "score": score}
-
-
-def offsets_of(run: Run, weak: Probe) -> np.ndarray | None:
-    """Return what to take from label scores, found on weak rows; None for tuples and without calibration."""
-    if weak.subtask.is_tuple or not run.config.evaluation.calibration:
-        return None
-    return calibration.fit(weak.label_scores(), "median")
-
-
-def contexts_of(
-    run: Run, subtask: Subtask, prompter: Prompter, train: Mapping[str, ArtifactRef], order: Sequence[str]
-) -> list[Context]:
-    """Return the run's contexts of one subtask; demonstrations are train rows."""
-    cfg = run.config.curriculum
-    shown = {name: read_rows(run, train[name]) for name in order}
-    return [
-        build_context(
-            kind,
-            subtask.name,
-            order=order,
-            demonstrations=shown,
-            own_shots=cfg.own_shots,
-            others_per_subtask=cfg.shots_per_subtask,
-            budget_tokens=cfg.budget_tokens,
-            count_tokens=lambda name, row: prompter.demonstration_tokens(run.subtask(name), row, subtask),
-            seed=run.seed("context", subtask.name),
-        )
-        for kind in cfg.contexts
-    ]
-
-
-def context_probe(
-    run: Run, backbone: Backbone, prompter: Prompter, subtask: Subtask, rows: Sequence[Example], context: Context
-) -> Probe:
-    """Return the rows behind the demonstrations of a context."""
-    shots = [(run.subtask(name), row) for name, row in context.demonstrations]
-    return make_probe(run, backbone, prompter, subtask, rows, shots)
-
-
-@contextmanager
-def adapted_model(run: Run, trained: ArtifactRef) -> Iterator[tuple[Backbone, Prompter]]:
-    """Put one adapter, an expert or the unified model, into the resident backbone, and the base back at the end."""
-    backbone, prompter = resident(run)
-    merger = Merger(backbone, {"adapter": load_adapter(run, trained)}, blocks=1)
-    try:
-        merger.apply({"adapter": (1.0,)})
-        yield backbone, prompter
-    finally:
-        merger.reset()
-
-
-def _answers(probe: Probe, subtask: Subtask, calibrate: bool) -> Iterator[tuple[bool, list[str], list[float] | None]]:
-    """Yield (calibrated, answers, offsets): plain, and for labels less their median over these rows."""
-    if subtask.is_tuple:
-        yield False, probe.answers(), None
-        return
-    scores = probe.label_scores()
-    yield False, _best(subtask, scores), None
-    if calibrate:
-        offsets = calibration.fit(scores, "median")
-        yield True, _best(subtask, calibration.apply(scores, offsets)), [float(value) for value in offsets]
-
-
-def _best(subtask: Subtask, scores: np.ndarray) -> list[str]:
-    return [subtask.labels[index] for index in scores.argmax(axis=1)]
-
-
 def _model_answers(
-    run: Run,
-    subtask: Subtask,
-    rows: Sequence[Example],
-    weak: Sequence[Example],
-    models: Mapping[str, Mapping[str, Sequence[float]]],
-    adapters: Mapping[str, ArtifactRef],
-) -> dict[str, list[str]]:
-    """Return every model's answers; label scores are calibrated on the weak rows where the run says so."""
+    run: Run, subtask: Subtask, rows: Sequence[Example], weak: Sequence[Example], contestants: Contestants,
+    first: Sequence[Example],
+) -> tuple[Answers, Answers]:  # fmt: skip
+    """Return every model's answers to all rows, and those of who is alone to the first rows, where there are any.
+
+    Label scores are calibrated on the weak rows where the run says so. Who is both is asked once.
+    """
     backbone, prompter = resident(run)
-    probe = make_probe(run, backbone, prompter, subtask, rows)
-    weak_probe = make_probe(run, backbone, prompter, subtask, weak)
-    loaded = {name: load_adapter(run, ref) for name, ref in adapters.items()}
+    probe, weak_probe = (make_probe(run, backbone, prompter, subtask, part) for part in (rows, weak))
+    loaded = {name: load_adapter(run, ref) for name, ref in contestants.adapters.items()}
     merger = Merger(backbone, loaded, blocks=run.config.search.blocks)
-    answers: dict[str, list[str]] = {}
+    answers: Answers = {}
+    alone: Answers = {}
+
+    def ask(coefficients: Coefficients, asked: Probe) -> list[str]:
+        merger.apply(coefficients)
+        return asked.answers(offsets_of(run, weak_probe))
+
     try:
-        for name, coefficients in models.items():
-            merger.apply({part: tuple(row) for part, row in coefficients.items()})
-            answers[name] = probe.answers(offsets_of(run, weak_probe))
+        for name, table in contestants.models.items():
+            answers[name] = ask(table, probe)
+        if first:
+            few = make_probe(run, backbone, prompter, subtask, first)
+            for name, table in contestants.alone.items():
+                same = next((other for other, theirs in contestants.models.items() if theirs == table), None)
+                alone[name] = answers[same][: len(first)] if same is not None else ask(table, few)
     finally:
         merger.reset()
-    return answers
-
-
-def _context_answers(
-    run: Run, subtask: Subtask, rows: Sequence[Example], unified: ArtifactRef, gated: Sequence[Mapping[str, Any]],
-    train: Mapping[str, ArtifactRef], order: Sequence[str],
-) -> dict[str, list[str]]:  # fmt: skip
-    """Return the unified model's answers per context, `context:KIND`, and those of the gate's choice, `gated`.
-
-    A context whose calibrated form did better on weak rows than its plain one is reported calibrated.
-    """
-    answers: dict[str, list[str]] = {}
-    with adapted_model(run, unified) as (backbone, prompter):
-        for context in contexts_of(run, subtask, prompter, train, order):
-            forms = [entry for entry in gated if entry["context"] == context.kind]
-            if not forms:
-                continue
-            probe = context_probe(run, backbone, prompter, subtask, rows, context)
-            for form in forms:
-                name = f"context:{context.kind}" + (":calibrated" if form["calibrated"] else "")
-                offsets = None if form["offsets"] is None else np.array(form["offsets"])
-                answers[name] = probe.answers(offsets)
-                if form["chosen"]:
-                    answers["gated"] = answers[name]
-    return answers
-
-
-def gated_answers(
-    run: Run, subtask: Subtask, rows: Sequence[Example], unified: ArtifactRef, gated: Sequence[Mapping[str, Any]],
-    train: Mapping[str, ArtifactRef], order: Sequence[str],
-) -> list[str]:  # fmt: skip
-    """Return the unified model's answers in the context that the gate chose."""
-    chosen = [entry for entry in gated if entry["chosen"]]
-    return _context_answers(run, subtask, rows, unified, chosen, train, order)["gated"]
+    return answers, alone
 
 
 def score_answers(run: Run, subtask: Subtask, rows: Sequence[Example], answers: Sequence[str]) -> dict[str, Any]:
@@ -299,14 +151,8 @@ def score_answers(run: Run, subtask: Subtask, rows: Sequence[Example], answers: 
     }
 
 
-def _context_key(run: Run) -> dict[str, Any]:
-    return {
-        "curriculum": run.config.curriculum.model_dump(mode="json", exclude={"weights"}),
-        "evaluation": run.config.evaluation.model_dump(
-            mode="json", include={"batch_size", "max_new_tokens", "calibration"}
-        ),
-        "model": run.model_key(),
-    }
+def _plain(tables: Tables) -> dict[str, dict[str, list[float]]]:
+    return {name: {part: list(row) for part, row in table.items()} for name, table in tables.items()}
 
 
 def _table(rows: Sequence[Example], answers: Mapping[str, Sequence[str]]) -> bytes:

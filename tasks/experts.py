@@ -1,78 +1,119 @@
-"""Experts: one LoRA training each, the joint rival, and what each expert reaches on its own weak rows."""
+"""Experts, what they stand on, the rivals of merging, and what each expert reaches on its own weak rows."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from itertools import islice
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.states import State
+from prefect.states import Completed, State
 
-from memmcl.backbone.forward import Row
-from memmcl.experts import adapter
-from memmcl.experts.train import STAGE_VERSION, train_adapter
-from memmcl.store import ArtifactRef
-from memmcl.suite.examples import Example
+from memmcl.experts.train import STAGE_VERSION
+from memmcl.store import ArtifactRef, cache_key
+from memmcl.suite import metrics
 from memmcl.suite.prompts import Prompter
-from memmcl.suite.subtasks import Subtask
-from tasks.cluster import place
-from tasks.evaluate import adapted_model, make_probe, weak_values
-from tasks.progress import shown
-from tasks.runtime import (
-    Run,
-    load_manifest,
-    log,
-    read_rows,
-    release_memory,
-    resident,
-    reuse_or_make,
-    worth_retrying,
-)
+from memmcl.suite.splits import Splits
+from tasks.anchors import read_anchors
+from tasks.data import split_ref
+from tasks.inputs import lenders
+from tasks.models import WARM, adapted_model, make_probe, weak_values
+from tasks.runtime import Run, load_adapter, read_rows, resident, reuse_or_make, worth_retrying
+from tasks.training import Material, Plan, Rows, describe, split_rows, token_rows, train_or_reuse
 
 JOINT = "joint"
+WEAK = "weak"
+REFERENCE_VERSION = 4
+Refs = Mapping[str, ArtifactRef]
+"""By subtask."""
+
+
+@task(
+    name="warm start", task_run_name="warm start", cache_policy=NO_CACHE, retries=1, retry_condition_fn=worth_retrying
+)
+def train_warm(run: Run, train: Refs) -> State[ArtifactRef]:
+    """Train what all experts stand on: one adapter on all subtasks' rows, with its share of all their steps.
+
+    One that an earlier run pinned is part of the base, like the base's own weights.
+    """
+    if run.pinned.warm is not None:
+        return Completed(name="Reused", message=f"{run.pinned.warm} is pinned", data=run.pinned.warm)
+    return train_or_reuse(
+        run, _warm_plan(run), inputs=[train[name] for name in sorted(train)], config=warm_config(run),
+        gather=lambda prompter: _pooled(run, prompter, train),
+    )  # fmt: skip
 
 
 @task(
     name="expert", task_run_name="expert {subtask}", cache_policy=NO_CACHE, retries=1, retry_condition_fn=worth_retrying
 )
-def train_expert(run: Run, subtask: str, train: ArtifactRef, anchors: ArtifactRef) -> State[ArtifactRef]:
-    """Train the expert of one subtask."""
+def train_expert(
+    run: Run, subtask: str, train: ArtifactRef, anchors: ArtifactRef | None, warm: ArtifactRef | None
+) -> State[ArtifactRef]:
+    """Train the expert of one subtask: a delta on the warm start, if there is one.
 
-    def make() -> tuple[dict[str, bytes], dict[str, Any]]:
-        _, prompter = resident(run)
-        others = {name: rows for name, rows in _anchor_rows(run, anchors, prompter).items() if name != subtask}
-        return _train(run, subtask, training_rows(prompter, run.subtask(subtask), read_rows(run, train)), others)
-
-    settings = run.config.experts.model_dump(mode="json")
-    return reuse_or_make(
-        run, "expert", name=f"expert {subtask}", inputs=[train, anchors],
-        config={"subtask": subtask, "experts": settings, "model": run.model_key()},
-        stage_version=STAGE_VERSION, make=make,
+    Anchored while it learns, or after the fact: then it first learns plainly, which is an artifact of its own.
+    """
+    cfg = run.config.experts
+    own = max(1, round((1 - cfg.warm_start) * cfg.steps))
+    afterwards = cfg.anchor_after > 0
+    before = max(1, round((1 - cfg.anchor_after) * own))
+    first = Plan(
+        label=subtask, title=f"plain expert {subtask}" if afterwards else f"expert {subtask}",
+        seed=("expert", subtask), steps=before, init=cfg.init, anchored=cfg.anchor_weight > 0 and not afterwards,
+    )  # fmt: skip
+    lent = anchors if first.anchored or cfg.init == "osrm" else None
+    on = [ref for ref in (warm,) if ref is not None]
+    state = train_or_reuse(
+        run, first, inputs=[train, *([lent] if lent else []), *on], config=describe(run, first),
+        gather=lambda prompter: _own(run, prompter, subtask, train, lent), warm=warm,
+    )  # fmt: skip
+    if not afterwards:
+        return state
+    assert anchors is not None, "the configuration refuses anchor_after without an anchor"
+    plain = cast("ArtifactRef", state.data)
+    second = Plan(
+        label=f"{subtask}, after the fact", title=f"expert {subtask}", seed=("expert", subtask, "after"),
+        steps=max(1, own - before), anchored=True, validated=False, teacher="self",
+    )  # fmt: skip
+    return train_or_reuse(
+        run, second, inputs=[train, plain, anchors, *on], config=describe(run, second),
+        gather=lambda prompter: _own(run, prompter, subtask, train, anchors, plain), warm=warm,
     )  # fmt: skip
 
 
 @task(
     name="joint LoRA", task_run_name="joint LoRA", cache_policy=NO_CACHE, retries=1, retry_condition_fn=worth_retrying
 )
-def train_joint(run: Run, train: Mapping[str, ArtifactRef]) -> State[ArtifactRef]:
+def train_joint(run: Run, train: Refs) -> State[ArtifactRef]:
     """Train the rival of merging: one LoRA on all subtasks' rows, with as many steps as all experts together."""
+    plan = Plan(label=JOINT, title="joint LoRA", seed=("expert", JOINT), steps=run.config.experts.steps * len(train))
+    return train_or_reuse(
+        run, plan, inputs=[train[name] for name in sorted(train)], config=describe(run, plan),
+        gather=lambda prompter: _pooled(run, prompter, train),
+    )  # fmt: skip
 
-    def make() -> tuple[dict[str, bytes], dict[str, Any]]:
-        _, prompter = resident(run)
-        rows = [
-            row for name, ref in sorted(train.items())
-            for row in training_rows(prompter, run.subtask(name), read_rows(run, ref))
-        ]  # fmt: skip
-        return _train(run, JOINT, rows, {}, times=len(train))
 
-    settings = run.config.experts.model_dump(mode="json", exclude={"anchor_weight", "anchor_batch_size", "anchor_rows"})
-    return reuse_or_make(
-        run, "expert", name="joint LoRA", inputs=[train[name] for name in sorted(train)],
-        config={"subtask": JOINT, "experts": settings, "model": run.model_key()},
-        stage_version=STAGE_VERSION, make=make,
+@task(name="weak LoRA", task_run_name="weak LoRA", cache_policy=NO_CACHE, retries=1, retry_condition_fn=worth_retrying)
+def train_weak(run: Run, weak: Refs) -> State[ArtifactRef]:
+    """Train a rival of merging on what searches see: one LoRA on all weak rows alone, with as many steps as the joint.
+
+    All of them are trained on: none is kept for validation.
+    """
+    plan = Plan(
+        label=WEAK, title="weak LoRA", seed=("expert", WEAK), steps=run.config.experts.steps * len(weak),
+        validated=False,
+    )  # fmt: skip
+
+    def gather(prompter: Prompter) -> Material:
+        return Material({
+            name: token_rows(prompter, run.subtask(name), read_rows(run, ref)) for name, ref in sorted(weak.items())
+        })  # fmt: skip
+
+    return train_or_reuse(
+        run, plan, inputs=[weak[name] for name in sorted(weak)], config=describe(run, plan),
+        gather=gather,
     )  # fmt: skip
 
 
@@ -83,73 +124,81 @@ def train_joint(run: Run, train: Mapping[str, ArtifactRef]) -> State[ArtifactRef
     retries=1,
     retry_condition_fn=worth_retrying,
 )
-def measure_reference(run: Run, subtask: str, expert: ArtifactRef, weak: ArtifactRef) -> State[ArtifactRef]:
-    """Measure what the expert and the base reach on the subtask's weak rows: the unit of every retention."""
+def measure_reference(
+    run: Run, subtask: str, expert: ArtifactRef, weak: ArtifactRef, train: ArtifactRef
+) -> State[ArtifactRef]:
+    """Measure the expert, the base and the best constant answer on the subtask's weak rows.
+
+    The expert is the unit of every retention; an answer that is always the same tells what its score is worth.
+    """
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
         backbone, prompter = resident(run)
-        rows = read_rows(run, weak)
-        probe = make_probe(run, backbone, prompter, run.subtask(subtask), rows)
-        measured = {"base": weak_values(run, probe, run.subtask(subtask), rows)}
+        asked, rows = run.subtask(subtask), read_rows(run, weak)
+        probe = make_probe(run, backbone, prompter, asked, rows)
+        constant, score = metrics.best_constant(asked, read_rows(run, train), rows)
+        measured: dict[str, Any] = {"base": weak_values(run, probe, asked, rows)}
         with adapted_model(run, expert):
-            measured["expert"] = weak_values(run, probe, run.subtask(subtask), rows)
+            measured["expert"] = weak_values(run, probe, asked, rows)
+        measured["constant"] = {"answer": constant, "score": score}
         return {"reference.json": json.dumps(measured).encode()}, measured
 
     evaluation = run.config.evaluation.model_dump(mode="json", include={"batch_size", "max_new_tokens", "calibration"})
     return reuse_or_make(
-        run, "reference", name=f"reference {subtask}", inputs=[expert, weak],
+        run, "reference", name=f"reference {subtask}", inputs=[expert, weak, train],
         config={"evaluation": evaluation, "fitness": run.config.search.fitness, "model": run.model_key()},
-        stage_version=STAGE_VERSION, make=make,
+        stage_version=REFERENCE_VERSION, make=make,
     )  # fmt: skip
 
 
-def training_rows(prompter: Prompter, subtask: Subtask, examples: Sequence[Example]) -> list[Row]:
-    """Return the examples as token ids: prompt, and the answer with its end token."""
-    return [Row(prompter.prompt(subtask, row), (prompter.answer(row.answer),)) for row in examples]
+def warm_config(run: Run) -> dict[str, Any]:
+    """Return all that decides the run's own warm start, but for its rows: what a pinned one must share."""
+    return describe(run, _warm_plan(run), subtasks=sorted(run.config.data.subtasks))
 
 
-def _train(
-    run: Run, name: str, rows: Sequence[Row], anchors: Mapping[str, Sequence[Row]], times: int = 1
-) -> tuple[dict[str, bytes], dict[str, Any]]:
-    backbone, _ = resident(run)
+def warm_key(run: Run, splits: Splits) -> str | None:
+    """Return the key of the warm start that the run uses: the pinned one, or its own; None without one."""
+    if run.config.experts.warm_start == 0:
+        return None
+    if run.pinned.warm is not None:
+        return run.pinned.warm.key
+    rows = [split_ref(splits, name, "train") for name in sorted(splits.parts)]
+    return cache_key(WARM, inputs=rows, config=warm_config(run), stage_version=STAGE_VERSION, seed=run.config.seed)
+
+
+def _warm_plan(run: Run) -> Plan:
     cfg = run.config.experts
-    steps, size = cfg.steps * times, cfg.batch_size
-    log().info("%s: training on %d rows, %d steps of %d; on %s", name, len(rows), steps, size, place())
-    with shown(f"expert {name}" if name != JOINT else "joint LoRA", cfg.steps * times) as move:
-        trained = train_adapter(
-            backbone,
-            rows,
-            anchors,
-            target_modules=cfg.target_modules,
-            rank=cfg.rank,
-            alpha=cfg.alpha,
-            learning_rate=cfg.learning_rate,
-            warmup=cfg.warmup,
-            weight_decay=cfg.weight_decay,
-            clip=cfg.clip,
-            steps=cfg.steps * times,
-            batch_size=cfg.batch_size,
-            anchor_weight=cfg.anchor_weight if anchors else 0.0,
-            anchor_batch_size=cfg.anchor_batch_size,
-            seed=run.seed("expert", name),
-            progress=lambda done, steps, loss: move(done, steps, f"loss {loss:.3f}"),
-        )
-    release_memory()
-    files = adapter.to_files(trained.factors, base_name=run.base.name, rank=cfg.rank, alpha=cfg.alpha)
-    metrics = {
-        "loss": [round(value, 5) for value in trained.loss],
-        "anchor": [round(value, 6) for value in trained.anchor],
-        "steps": cfg.steps * times,
-        "trainable_parameters": trained.parameters,
-        "tokens_per_second": round(trained.tokens / trained.seconds, 1),
-    }
-    return files, metrics
+    steps = max(1, round(cfg.warm_start * cfg.steps * len(run.config.data.subtasks)))
+    return Plan(label=WARM, title="warm start", seed=("expert", WARM), steps=steps, kind=WARM)
 
 
-def _anchor_rows(run: Run, anchors: ArtifactRef, prompter: Prompter) -> dict[str, list[Row]]:
-    """Return the anchor rows of every subtask, as token ids."""
-    rows = iter(read_rows(run, anchors))
-    counts: dict[str, int] = load_manifest(run, anchors).metrics["by_subtask"]
-    return {
-        name: training_rows(prompter, run.subtask(name), list(islice(rows, count))) for name, count in counts.items()
-    }
+def _pooled(run: Run, prompter: Prompter, train: Refs) -> Material:
+    """Return the training rows of all subtasks."""
+    rows: dict[str, Any] = {}
+    validation: dict[str, Any] = {}
+    for name, ref in sorted(train.items()):
+        used, kept = split_rows(run, read_rows(run, ref), name)
+        rows[name] = token_rows(prompter, run.subtask(name), used)
+        validation[name] = token_rows(prompter, run.subtask(name), kept)
+    return Material(rows, validation=_filled(validation))
+
+
+def _own(
+    run: Run, prompter: Prompter, subtask: str, train: ArtifactRef, anchors: ArtifactRef | None,
+    plain: ArtifactRef | None = None,
+) -> Material:  # fmt: skip
+    """Return the training rows of one subtask, and the anchor rows of all others."""
+    used, kept = split_rows(run, read_rows(run, train), subtask)
+    known = lenders(run.config)
+    lent = read_anchors(run, anchors) if anchors else {}
+    asked = run.subtask(subtask)
+    return Material(
+        rows={subtask: token_rows(prompter, asked, used)},
+        anchors={name: token_rows(prompter, known[name], rows) for name, rows in lent.items() if name != subtask},
+        validation=_filled({subtask: token_rows(prompter, asked, kept)}) if plain is None else {},
+        start=load_adapter(run, plain) if plain else None,
+    )
+
+
+def _filled(rows: Rows) -> Rows:
+    return {name: found for name, found in rows.items() if found}

@@ -14,7 +14,7 @@ from memmcl.suite.sources import Source
 from memmcl.suite.splits import Splits, load_splits
 from memmcl.suite.subtasks import SUBTASKS, Subtask, get_subtask
 
-_TAKEN = ("base", "constant", "experts", "joint", "mean", "unified", "uniform")
+_TAKEN = ("base", "constant", "experts", "joint", "mean", "sum", "unified", "uniform", "warm", "weak")
 """Names that tables and adapters use for something else."""
 
 
@@ -87,6 +87,11 @@ def catalogue(config: RunConfig) -> dict[str, Subtask]:
     if taken:
         raise ConfigError(f"the name {taken[0]!r} is taken; call your subtask something else")
     return {name: own[name] if name in own else get_subtask(name) for name in config.data.subtasks}
+
+
+def lenders(config: RunConfig) -> dict[str, Subtask]:
+    """Return every subtask that anchor rows may be of: all of the catalogue, and those of the run."""
+    return {**SUBTASKS, **catalogue(config)}
 
 
 def _own_subtask(defined: SubtaskConfig) -> Subtask:

@@ -17,11 +17,12 @@ from memmcl.merge.build import merged_factors
 from memmcl.merge.export import adapter_files
 from memmcl.store import ArtifactRef, Manifest, cache_key
 from memmcl.suite.subtasks import GROUPS
+from tasks.models import WARM, start_of, with_start
 from tasks.progress import shown
 from tasks.runtime import Run, load_adapter, open_store, reuse_or_make
 from tasks.search import STAGE_VERSION, Inner, SearchSpec, run_searches
 
-UNIFIED_VERSION = 1
+UNIFIED_VERSION = 2
 ARITHMETIC = "task arithmetic"
 STAGE_2 = "unified"
 Refs = Mapping[str, ArtifactRef]
@@ -73,16 +74,22 @@ def search_unified(
 
 @task(name="unified model", task_run_name="unified model", cache_policy=NO_CACHE)
 def build_unified(run: Run, search: ArtifactRef, experts: Refs) -> State[ArtifactRef]:
-    """Write the unified model as one exact PEFT adapter on the base."""
+    """Write the unified model as one exact PEFT adapter on the plain base: what experts stand on is part of it."""
+    start = start_of(run, experts)
+    adapters = {name: experts[name] for name in sorted(experts)} | start
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
         coefficients = coefficients_of(run, search)
-        adapters = {name: load_adapter(run, experts[name]) for name in sorted(experts)}
-        factors = merged_factors(adapters, coefficients, lowest=run.base.split, layers=run.base.layers)
-        return adapter_files(factors, base_name=run.base.name), {"coefficients": coefficients}
+        merged = merged_factors(
+            {name: load_adapter(run, ref) for name, ref in adapters.items()},
+            with_start(coefficients, start, run.config.search.blocks),
+            lowest=run.base.split, layers=run.base.layers,
+        )  # fmt: skip
+        metrics = {"coefficients": coefficients, "warm_start": start[WARM].key if start else None}
+        return adapter_files(merged, base_name=run.base.name), metrics
 
     return reuse_or_make(
-        run, "unified", name="unified model", inputs=[search, *(experts[name] for name in sorted(experts))],
+        run, "unified", name="unified model", inputs=[search, *adapters.values()],
         config={"model": run.model_key()}, stage_version=UNIFIED_VERSION, make=make,
     )  # fmt: skip
 

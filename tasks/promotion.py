@@ -13,17 +13,16 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from prefect.states import State
 
-from memmcl.config import RunConfig, parse_config
+from memmcl.config import parse_config
 from memmcl.errors import ServiceError
 from memmcl.evaluate.promotion import Judgement, Pair, SubtaskDuel, judge
 from memmcl.store import ArtifactRef, Champions, Manifest, Reign, Store, cache_key, promote, read_champions
 from memmcl.store.champion import now
 from memmcl.suite import metrics
-from memmcl.suite.examples import from_table, normalised
-from memmcl.suite.overlap import Blocklist
 from memmcl.suite.splits import Splits
+from tasks.contexts import gated_answers
 from tasks.data import data_digests
-from tasks.evaluate import EVALUATION_VERSION, gated_answers, score_answers
+from tasks.evaluate import EVALUATION_VERSION, score_answers
 from tasks.history import root_flow_run_id
 from tasks.runtime import Run, log, open_store, read_rows, reopen, reuse_or_make, worth_retrying
 
@@ -69,25 +68,6 @@ def find_champion(store: Store, name: str) -> Champion | None:
         )
     run, refs, order = reopen(store, done)
     return Champion(champions, done, run, refs, order)
-
-
-def pinned_anchors(store: Store, champion: Champion, config: RunConfig, splits: Splits) -> ArtifactRef | None:
-    """Return the champion's anchor rows for the next run; None where new ones must be lent.
-
-    That is when the setting of their number changed, or when one of their texts overlaps with a test text by now.
-    """
-    pinned = champion.refs.get("anchors:anchor rows")
-    if pinned is None or store.load(pinned).config["anchor_rows"] != config.experts.anchor_rows:
-        return None
-    tested = Blocklist.of(normalised(row.text) for parts in splits.parts.values() for row in parts["test"])
-    contents = [normalised(row.text) for row in from_table(store.read(pinned, "rows.parquet"))]
-    shared = int(tested.overlapping(contents).sum())
-    if shared:
-        log().warning(
-            "%d pinned anchor rows overlap with test rows now: new ones are lent, all experts retrain", shared
-        )
-        return None
-    return pinned
 
 
 def changed_rows(store: Store, champion: Champion, splits: Splits) -> list[dict[str, Any]]:

@@ -14,7 +14,8 @@ from memmcl.merge.export import write_full
 from memmcl.report import model_card, render_html, write_tables
 from memmcl.store import ArtifactRef
 from tasks.artifacts import show_results
-from tasks.results import Made, gather
+from tasks.made import Made
+from tasks.results import gather
 from tasks.runtime import Run, find_base, load_adapter, log, open_store, reuse_or_make
 
 EXPORT_VERSION = 1

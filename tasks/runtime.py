@@ -19,6 +19,7 @@ from prefect.states import Completed, State
 from pydantic import BaseModel, ConfigDict
 
 from memmcl import seeds
+from memmcl.backbone.activations import Activations, activations_directory
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import BaseRef, check_device, load_base, load_tokenizer, resolve_base
 from memmcl.config import RunConfig, parse_config
@@ -72,6 +73,15 @@ class Base(BaseModel):
     split: int
 
 
+class Pinned(BaseModel):
+    """What an earlier run made and this one works on, so that rows that change in one subtask move no other expert."""
+
+    model_config = ConfigDict(frozen=True)
+
+    anchors: ArtifactRef | None = None
+    warm: ArtifactRef | None = None
+
+
 class Run(BaseModel):
     """One run, as small JSON that travels to every task."""
 
@@ -83,9 +93,8 @@ class Run(BaseModel):
     store: dict[str, str | None]
     command: str
     rows: str = ""
-    """Digest of the rows that the run was opened with."""
-    anchors: ArtifactRef | None = None
-    """Anchor rows pinned by an earlier run, where this run would lend others."""
+    """Digest of the rows that the run was opened with, anchor rows included."""
+    pinned: Pinned = Pinned()
 
     def subtask(self, name: str) -> Subtask:
         """Return a subtask of this run: of the catalogue, or the user's own."""
@@ -131,22 +140,12 @@ def resident(run: Run) -> tuple[Backbone, Prompter]:
 
     Whoever changes the backbone's weights puts them back before returning.
     """
-    config = run.config
-    return _resident(
-        run.base, config.model.revision, config.data.max_prompt_tokens, max(1, int(config.ray.cpus_per_worker))
-    )
+    return _resident(*_residence(run)), resident_prompter(run)
 
 
-@lru_cache(maxsize=1)
-def _resident(base: Base, revision: str | None, max_tokens: int, threads: int) -> tuple[Backbone, Prompter]:
-    import torch
-
-    torch.set_num_threads(threads)
-    found = find_base(base, revision)
-    tokenizer = load_tokenizer(found)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    backbone = Backbone(load_base(found, base.dtype, check_device(base.device)), pad, base.split)
-    return backbone, _prompter(base, revision, max_tokens)
+def resident_activations(run: Run) -> Activations:
+    """Return the trunk's activations of the resident model, in this process's memory and on this machine's disk."""
+    return _activations(*_residence(run))
 
 
 def resident_prompter(run: Run) -> Prompter:
@@ -154,9 +153,35 @@ def resident_prompter(run: Run) -> Prompter:
     return _prompter(run.base, run.config.model.revision, run.config.data.max_prompt_tokens)
 
 
+def _residence(run: Run) -> tuple[Base, str | None, int]:
+    return run.base, run.config.model.revision, max(1, int(run.config.ray.cpus_per_worker))
+
+
+@lru_cache(maxsize=1)
+def _resident(base: Base, revision: str | None, threads: int) -> Backbone:
+    import torch
+
+    torch.set_num_threads(threads)
+    found = _found(base, revision)
+    tokenizer = load_tokenizer(found)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return Backbone(load_base(found, base.dtype, check_device(base.device)), pad, base.split)
+
+
+@lru_cache(maxsize=1)
+def _activations(base: Base, revision: str | None, threads: int) -> Activations:
+    backbone = _resident(base, revision, threads)
+    return Activations(backbone, activations_directory(_found(base, revision), backbone))
+
+
 @lru_cache(maxsize=1)
 def _prompter(base: Base, revision: str | None, max_tokens: int) -> Prompter:
-    return Prompter(load_tokenizer(find_base(base, revision)), max_tokens)
+    return Prompter(load_tokenizer(_found(base, revision)), max_tokens)
+
+
+@lru_cache(maxsize=1)
+def _found(base: Base, revision: str | None) -> BaseRef:
+    return find_base(base, revision)
 
 
 def reopen(store: Store, done: Manifest) -> tuple[Run, dict[str, ArtifactRef], tuple[str, ...]]:

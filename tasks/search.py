@@ -30,7 +30,7 @@ from memmcl.evolve.fitness import fitness, loglik_retention, retention
 from memmcl.merge.build import Merger
 from memmcl.merge.genome import GenomeSpace, compose
 from memmcl.store import ArtifactRef, Store
-from tasks.evaluate import make_probe, weak_values
+from tasks.models import make_probe, start_of, weak_values, with_start
 from tasks.runtime import Run, load_adapter, open_store, read_rows, resident
 
 STAGE_VERSION = 1
@@ -66,13 +66,17 @@ class SearchSpec(BaseModel):
 
 
 class Bench:
-    """What evaluates candidates: the resident model, all experts' factors, the weak rows of every subtask."""
+    """What evaluates candidates: the resident model, all experts' factors, the weak rows of every subtask.
+
+    What the experts stand on is part of every candidate, at the coefficient 1.
+    """
 
     def __init__(self, run: Run, experts: Mapping[str, ArtifactRef], weak: Mapping[str, ArtifactRef],
                  references: Mapping[str, ArtifactRef]) -> None:  # fmt: skip
         self._run = run
         self._backbone, self._prompter = resident(run)
-        loaded = {name: load_adapter(run, ref) for name, ref in experts.items()}
+        self._start = start_of(run, experts)
+        loaded = {name: load_adapter(run, ref) for name, ref in {**experts, **self._start}.items()}
         self._merger = Merger(self._backbone, loaded, run.config.search.blocks)
         self._weak = {name: read_rows(run, ref) for name, ref in weak.items()}
         store = open_store(run)
@@ -84,7 +88,8 @@ class Bench:
     def evaluate(self, spec: SearchSpec, genome: Sequence[float]) -> dict[str, Any]:
         """Return the record of one candidate: fitness, retention per subtask, seconds to merge and to evaluate."""
         started = time.perf_counter()
-        self._merger.apply(spec.coefficients(self._run, genome))
+        coefficients = spec.coefficients(self._run, genome)
+        self._merger.apply(with_start(coefficients, self._start, self._run.config.search.blocks))
         merged = time.perf_counter()
         try:
             values = {name: self._value(name) for name in spec.subtasks}

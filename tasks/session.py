@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,22 +17,26 @@ from prefect.runtime import deployment
 
 from memmcl import seeds
 from memmcl.backbone.load import resolve_device, resolve_dtype
-from memmcl.config import DataConfig, RayConfig, RunConfig
+from memmcl.config import RayConfig, RunConfig
 from memmcl.errors import ConfigError, ServiceError
 from memmcl.experts import train
-from memmcl.store import ArtifactRef, Lease, Manifest
-from tasks import data, evaluate, history, merge, report, search, weak
-from tasks.data import anchors_key, data_digests, rows_digest
+from memmcl.store import Lease, Manifest
+from tasks import anchors, contexts, data, evaluate, experts, history, merge, report, search, weak
+from tasks.anchors import anchors_key, lend_anchors
+from tasks.data import data_digests, rows_digest
+from tasks.experts import warm_key
 from tasks.inputs import Inputs, find_inputs
 from tasks.progress import choose_display
-from tasks.runtime import Base, Run, open_store, resident_prompter
+from tasks.runtime import Base, Pinned, Run, open_store, resident_prompter
 
 STAGE_VERSIONS = {
     "split": data.STAGE_VERSION,
+    "anchors": anchors.STAGE_VERSION,
     "expert": train.STAGE_VERSION,
+    "reference": experts.REFERENCE_VERSION,
     "search": search.STAGE_VERSION,
     "unified": merge.UNIFIED_VERSION,
-    "gate": evaluate.GATE_VERSION,
+    "gate": contexts.GATE_VERSION,
     "weak": weak.STAGE_VERSION,
     "evaluation": evaluate.EVALUATION_VERSION,
     "report": report.REPORT_VERSION,
@@ -40,41 +44,38 @@ STAGE_VERSIONS = {
 """A finished run of older stages is another run."""
 
 
-def open_run(config: RunConfig, inputs: Inputs | None = None, pinned: ArtifactRef | None = None) -> Run:
+def open_run(config: RunConfig, inputs: Inputs | None = None, pins: Callable[[Run], Pinned] | None = None) -> Run:
     """Return the run that data, base and store make; they are found first where `inputs` does not bring them.
 
-    The run's id is the digest of the configuration (but for where it runs), the rows and the base's weights.
-    pinned: anchor rows of an earlier run; where they are not those that this run lends itself, they belong to its id.
+    The run's id is the digest of the configuration (but for where it runs), the rows, the base's weights, and the
+    anchor rows and the warm start that its experts are trained with. pins: says which of these an earlier run made.
 
     Raises:
         MemmclError: anything that is missing or wrong, before any work begins.
     """
     inputs = inputs or find_inputs(config)
-    found, layers = inputs.base, inputs.layers
+    found, layers, splits = inputs.base, inputs.layers, inputs.splits
     device = resolve_device(config.model.device, config.ray.gpus_per_worker)
     adapted = layers if config.experts.adapt_layers == "all" else int(config.experts.adapt_layers.removeprefix("top-"))
     base = Base(
         name=found.name, digest=found.digest, licence=found.licence, device=device,
         dtype=resolve_dtype(config.model.dtype, device), layers=layers, split=max(0, layers - adapted),
     )  # fmt: skip
-    identity = {
-        "config": config.what(),
-        "data": data_digests(inputs.splits),
-        "base": base.model_dump(mode="json", exclude={"licence"}),
-        "stages": STAGE_VERSIONS,
-    }
-    if pinned is not None and pinned.key == anchors_key(inputs.splits, config.experts.anchor_rows):
-        pinned = None
-    if pinned is not None:
-        identity["anchors"] = pinned.key
-    run = Run(
-        id=seeds.digest(identity), config=config, base=base, store=inputs.store.spec,
-        command=history.started_by(), rows=rows_digest(inputs.splits), anchors=pinned,
-    )  # fmt: skip
+    run = Run(id="", config=config, base=base, store=inputs.store.spec, command=history.started_by())
     prompter = resident_prompter(run)
     for name in config.data.subtasks:
         prompter.check(run.subtask(name))
-    return run
+    run = run.model_copy(update={"pinned": pins(run) if pins else Pinned()})
+    lent = anchors_key(run, lend_anchors(run, splits) if run.pinned.anchors is None else None)
+    identity = {
+        "config": config.what(),
+        "data": data_digests(splits),
+        "base": base.model_dump(mode="json", exclude={"licence"}),
+        "stages": STAGE_VERSIONS,
+        "anchors": lent,
+        "warm": warm_key(run, splits),
+    }
+    return run.model_copy(update={"id": seeds.digest(identity), "rows": rows_digest(splits, lent)})
 
 
 def check_place(config: RunConfig) -> None:
@@ -85,7 +86,7 @@ def check_place(config: RunConfig) -> None:
     """
     if not deployment.id:
         return
-    for key, place in {"store.url": config.store.url, **_places_of_rows(config.data)}.items():
+    for key, place in {"store.url": config.store.url, **_places_of_rows(config)}.items():
         if "://" not in place and not Path(place).is_absolute():
             raise ConfigError(
                 f"{key} of a deployment must be absolute, got {place!r}: a worker runs flows in folders that it "
@@ -93,9 +94,11 @@ def check_place(config: RunConfig) -> None:
             )
 
 
-def _places_of_rows(data: DataConfig) -> dict[str, str]:
+def _places_of_rows(config: RunConfig) -> dict[str, str]:
     """Return setting -> file or directory that rows are read from."""
+    data, texts = config.data, config.experts.anchor_texts
     places = {} if data.source == "embedded" else {"data.source": data.source}
+    places |= {"experts.anchor_texts": texts} if texts else {}
     own = {f"data.custom.{number}.data": subtask.data for number, subtask in enumerate(data.custom)}
     for setting, source in {**own, **{f"data.sources.{name}": source for name, source in data.sources.items()}}.items():
         files = ("path",) if source.dataset else ("path", "train", "weak", "test")

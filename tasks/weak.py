@@ -12,7 +12,7 @@ from memmcl.errors import DataError
 from memmcl.evaluate.pseudo import keep_confident, label_rows
 from memmcl.store import ArtifactRef
 from memmcl.suite.examples import to_table
-from tasks.evaluate import adapted_model, make_probe, offsets_of
+from tasks.models import adapted_model, make_probe, offsets_of
 from tasks.runtime import Run, log, read_rows, reuse_or_make, worth_retrying
 
 STAGE_VERSION = 1

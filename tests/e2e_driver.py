@@ -46,15 +46,18 @@ def tiny_config(base: Path) -> dict[str, Any]:
         "model": {"name_or_path": str(base), "dtype": "float32"},
         "data": {"subtasks": list(SUBTASKS), "train_rows": 24, "weak_rows": 8, "test_rows": 8},
         "experts": {
-            "steps": 4, "batch_size": 4, "rank": 4, "alpha": 8, "adapt_layers": "top-2", "learning_rate": 5e-3,
-            "anchor_batch_size": 4, "anchor_rows": 4,
+            "steps": 8, "batch_size": 4, "rank": 4, "alpha": 8, "adapt_layers": "top-2", "learning_rate": 5e-3,
+            "warm_start": 0.5, "anchor_every": 2, "anchor_batch_size": 4, "anchor_rows": 4, "checkpoint_every": 2,
         },
         "search": {
             "stage1_evaluations": STAGE_EVALUATIONS, "stage2_evaluations": STAGE_EVALUATIONS, "blocks": 1,
             "population": 4, "lambdas": list(LAMBDAS),
         },
         "curriculum": {"own_shots": 2, "budget_tokens": 256},
-        "evaluation": {"batch_size": 8, "max_new_tokens": 8, "bootstrap_samples": 100, "joint_lora": True},
+        "evaluation": {
+            "batch_size": 8, "max_new_tokens": 8, "bootstrap_samples": 100, "joint_lora": True, "weak_lora": True,
+            "interference_rows": 4,
+        },
     }  # fmt: skip
 
 

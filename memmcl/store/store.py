@@ -4,6 +4,7 @@
     manifests/<kind>/<key>.json        the commit of an artifact, write-once
     logs/<log>/000007.json             one record of an append-only log, write-once
     pointers/<name>.json               compare-and-swap values
+    checkpoints/<name>.bin             the last state of work in progress, removed when the work is published
     tmp/                               local disks only: files being written
 
 Nothing is published until its manifest is; the loser of a race reads the winner; whatever is read is checked
@@ -22,7 +23,7 @@ from typing import Any
 
 from memmcl import __version__, seeds
 from memmcl.errors import ArtifactNotFound, CorruptArtifact
-from memmcl.store import pointers
+from memmcl.store import checkpoints, pointers
 from memmcl.store.manifest import (
     ArtifactRef,
     BlobInfo,
@@ -246,6 +247,18 @@ class Store:
             Conflict: it changed since `token` was read.
         """
         pointers.delete_pointer(self.objects, name, token)
+
+    def save_checkpoint(self, name: str, data: bytes) -> None:
+        """Keep the state of work in progress in place of the last one; see `memmcl.store.checkpoints`."""
+        checkpoints.save_checkpoint(self.objects, name, data)
+
+    def read_checkpoint(self, name: str) -> bytes | None:
+        """Return the last state of work in progress, None where there is none that is whole."""
+        return checkpoints.read_checkpoint(self.objects, name)
+
+    def drop_checkpoint(self, name: str) -> None:
+        """Remove the state of work that is done."""
+        checkpoints.drop_checkpoint(self.objects, name)
 
     def _put(self, content: bytes | Path, info: BlobInfo) -> BlobInfo:
         path = blob_path(info.sha256)

@@ -58,16 +58,18 @@ class Splits:
     subtasks: Mapping[str, Subtask] = field(default_factory=dict)
 
     def digest(self, subtask: str, part: str) -> str:
-        """Return the digest of a part's rows, in their order, and of what they are asked.
+        """Return the digest of a part's rows, in their order, and of what they are asked."""
+        return digest_of(self.parts[subtask][part], self.subtasks.get(subtask))
 
-        What was made for another instruction or other labels is thereby made anew.
-        """
-        rows = [
-            [example.id, example.dataset, example.text, example.gold, dict(example.fields)]
-            for example in self.parts[subtask][part]
-        ]
-        asked = asdict(self.subtasks[subtask]) if subtask in self.subtasks else {}
-        return seeds.digest([{name: value for name, value in asked.items() if name != "title"}, rows])
+
+def digest_of(rows: Sequence[Example], subtask: Subtask | None) -> str:
+    """Return the digest of rows, in their order, and of what they are asked.
+
+    What was made for another instruction or other labels is thereby made anew.
+    """
+    values = [[row.id, row.dataset, row.text, row.gold, dict(row.fields)] for row in rows]
+    asked = asdict(subtask) if subtask is not None else {}
+    return seeds.digest([{name: value for name, value in asked.items() if name != "title"}, values])
 
 
 def load_splits(

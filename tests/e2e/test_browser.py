@@ -30,7 +30,7 @@ pytestmark = [
 ]
 DEPLOYMENTS = Path(__file__).parents[2] / "deployments" / "prefect.yaml"
 RUN_SECONDS = 600.0
-STEPS = "Optimiser steps per expert"
+STEPS = "Optimiser steps per expert, its share of the warm start included"
 GRAPH = ".run-graph__stage canvas"
 STATE = ".state-badge"
 """Of these badges, the first on the page of a run shows its own state."""
@@ -220,7 +220,7 @@ def test_the_tables_show_the_scores_that_are_in_the_store(ui: Ui, run_page: str)
     ui.open_artifact(run_page, "leaderboard-")
     board = ui.window.table()
     ui.window.shoot("leaderboard")
-    assert [row["place"] for row in board] == [str(place) for place in range(1, 9)]
+    assert [row["place"] for row in board] == [str(place) for place in range(1, 11)]
     assert {row["model"]: float(row["mean"]) for row in board} == {
         titles[mean.model]: pytest.approx(mean.mean, abs=1e-4) for mean in results.means
     }
@@ -246,12 +246,12 @@ def test_every_expert_is_a_task_whose_progress_and_log_can_be_followed(ui: Ui, r
     window.open(run_page)
     window.click("Subflow Runs")
     window.follow("experts", "/runs/flow-run/")
-    window.wait_for("Parent Run", "training on 24 rows, 3 steps of 4")  # lines further down are drawn when scrolled to
+    window.wait_for("Parent Run", "warm: training on 144 rows, 9 steps of 4")  # lines further down: when scrolled to
     said = [line["message"] for line in ui.ask("/logs/filter", logs={"flow_run_id": {"any_": [_id(window.address)]}})]
     for subtask in SUBTASKS:
-        assert any(line.startswith(f"{subtask}: training on 24 rows, 3 steps of 4") for line in said)
+        assert any(line.startswith(f"{subtask}: training on 24 rows, 2 steps of 4") for line in said)
     window.click("Task Runs")
-    window.wait_for("13 Task runs\n", *(f"\nexpert {subtask}\n" for subtask in SUBTASKS))
+    window.wait_for("15 Task runs\n", *(f"\nexpert {subtask}\n" for subtask in SUBTASKS))
     until(lambda: window.has_drawn(GRAPH, STATE), lambda: "the DAG of the experts")
     window.shoot("dag-experts")
     progress = ui.ask("/artifacts/filter", artifacts={"type": {"any_": ["progress"]}})

@@ -24,8 +24,11 @@ def _flow_run(client: SyncPrefectClient) -> UUID:
 def test_a_cancelled_run_ends_and_the_same_command_goes_on(stage: str, tmp_path: Path, tiny_base: Path) -> None:
     """Nobody supervises `memmcl run`: it has to notice by itself, while it waits inside Ray or Tune."""
     longer = {"training": "experts.steps=3000", "search": "search.stage1_evaluations=60"}[stage]
-    begun = {"training": "expert ", "search": "stage 1"}[stage]
-    few = ["--set", "data.subtasks=[sent2, irony]", "--set", "evaluation.joint_lora=false"]
+    begun = {"training": "warm start", "search": "stage 1"}[stage]
+    few = [
+        "--set", "data.subtasks=[sent2, irony]", "--set", "evaluation.joint_lora=false", "--set",
+        "evaluation.weak_lora=false",
+    ]  # fmt: skip
     with desk(tmp_path, tiny_base) as place:
         with place.started("run", place.config, *few, "--set", longer) as running:
             said = running.output / "out"

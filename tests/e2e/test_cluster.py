@@ -126,9 +126,9 @@ def sixteen(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterat
             model={"device": "cpu"},
             data={"source": str(data), "subtasks": list(SUBTASKS), "train_rows": 8, "weak_rows": 4, "test_rows": 4,
                   "max_prompt_tokens": 512, "on_overlap": "drop"},
-            experts={"steps": 10, "anchor_rows": 2},
+            experts={"steps": 10, "anchor_rows": 2, "warm_start": 0},
             search={"lookahead": GPUS},
-            evaluation={"joint_lora": False, "max_new_tokens": 1},
+            evaluation={"joint_lora": False, "weak_lora": False, "max_new_tokens": 1},
             ray={"workers": GPUS, "gpus_per_worker": 1},
         ) as place,
     ):  # fmt: skip
@@ -195,10 +195,10 @@ def test_a_lost_node_costs_only_what_ran_on_it(tmp_path_factory: pytest.TempPath
         desk_on(
             cluster, root / "desk", tiny_base,
             data={"subtasks": ["sent2", "irony", "emotion", "asc"]},
-            experts={"steps": 400},
+            experts={"steps": 400, "warm_start": 0.1, "checkpoint_every": 50},
             search={"stage1_evaluations": 60},
             curriculum={"contexts": ["zero-shot"]},
-            evaluation={"joint_lora": False},
+            evaluation={"joint_lora": False, "weak_lora": False},
         ) as place,
         opened(cluster) as (store, client),
     ):  # fmt: skip
@@ -209,10 +209,10 @@ def test_a_lost_node_costs_only_what_ran_on_it(tmp_path_factory: pytest.TempPath
                 return {one.name for one in live if one.name.startswith("expert ")}
 
             running.wait_until(lambda: store.list("expert") and len(training()) == 2, "both nodes train")
-            before = artifacts(store, "expert", "split", "anchors")
+            before = artifacts(store, "warm", "expert", "split", "anchors")
             cluster.kill("ray-node-1")
             running.wait_until(lambda: len(store.list("reference")) == 4, "the experts are trained on the other node")
-            trained = artifacts(store, "expert", "split", "anchors", "reference")
+            trained = artifacts(store, "warm", "expert", "split", "anchors", "reference")
             assert {name: trained[name] for name in before} == before
             cluster.up(deploy=False)
             running.wait_until(lambda: told(store) > 3, "candidates are told")
@@ -221,7 +221,7 @@ def test_a_lost_node_costs_only_what_ran_on_it(tmp_path_factory: pytest.TempPath
             ended = running.ended()
         assert ended.code == 0, ended
         assert told(store) > at_kill
-        whole = artifacts(store, "expert", "split", "anchors", "reference")
+        whole = artifacts(store, "warm", "expert", "split", "anchors", "reference")
         assert whole == trained, "nothing that was finished was made again"
         assert list(store.verify().problems) == []
         (done,) = store.list("run")

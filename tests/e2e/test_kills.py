@@ -11,17 +11,24 @@ from pathlib import Path
 import pytest
 from e2e_driver import SUBTASKS, Desk, Ended, desk, frozen, manifest, runs_of, states
 
+from memmcl.experts import checkpoint
+
 Files = dict[str, tuple[int, int, bytes]]
 pytestmark = pytest.mark.timeout(1800)
-FIXED = ("split", "anchors", "expert", "reference", "unified", "gate")
+FIXED = ("split", "anchors", "warm", "expert", "reference", "unified", "gate")
 
 
 @dataclass(frozen=True)
 class Story:
-    """A run that was killed twice and then ended, and the store's files as each of the three left them."""
+    """A run that was killed twice and then ended, and the store's files as each of the three left them.
+
+    checkpoints: those that the first left, by name the step that each was made after; second: what the second said.
+    """
 
     desk: Desk
     trained: Files
+    checkpoints: dict[str, int]
+    second: str
     searched: Files
     whole: Files
     last: Ended
@@ -29,28 +36,48 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Story]:
-    """Kill the tree while experts train, then while candidates are told, then let the command end."""
+    """Kill the tree in the midst of a training, then while candidates are told, then let the command end."""
     with desk(tmp_path_factory.mktemp("kills"), tiny_base) as place:
         root = place.cwd / "memmcl-store"
         with place.started("run", place.config) as running:
-            running.wait_until(lambda: any((root / "manifests/expert").glob("*.json")), "an expert is published")
+            running.wait_until(lambda: any((root / "checkpoints").glob("*.bin")), "a training has a checkpoint")
             assert running.kill() > 4, "the command, the Prefect server, Ray's daemons, its workers"
         trained = frozen(root)
+        names = [path.stem for path in (root / "checkpoints").glob("*.bin")]
+        under_way = [name for name in names if not any((root / "manifests").glob(f"*/{name}.json"))]
+        left = {name: place.store.read_checkpoint(name) for name in under_way}
+        steps = {name: checkpoint.decode(data)[0].step for name, data in left.items() if data is not None}
         with place.started("run", place.config) as running:
             running.wait_until(lambda: len(list((root / "logs/searches").glob("*/*.json"))) > 2, "candidates are told")
             running.kill()
+            second = (running.output / "err").read_text(errors="replace")
         searched = frozen(root)
         last = place.run("run", place.config)
-        yield Story(place, trained, searched, frozen(root), last)
+        yield Story(place, trained, steps, second, searched, frozen(root), last)
 
 
 def test_the_kills_came_in_the_middle(story: Story) -> None:
     experts = [path for path in story.trained if path.startswith("manifests/expert/")]
-    assert 0 < len(experts) <= len(SUBTASKS), "of six and the joint one"
+    assert len(experts) < len(SUBTASKS) + 2, "of six and two rivals"
+    assert story.checkpoints, "a training was under way"
+    assert all(step >= 2 for step in story.checkpoints.values())
     assert not any(path.startswith("logs/") for path in story.trained)
-    assert len([path for path in story.searched if path.startswith("manifests/expert/")]) == len(SUBTASKS) + 1
+    assert len([path for path in story.searched if path.startswith("manifests/expert/")]) == len(SUBTASKS) + 2
     assert any(path.startswith("logs/searches/") for path in story.searched)
     assert not any(path.startswith("manifests/search/") for path in story.searched)
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint(story: Story, reference: Desk) -> None:
+    """The log says from which step; what comes of it is, bit by bit, what a training without a break makes."""
+    trained = {one.key: one for kind in ("warm", "expert") for one in story.desk.store.list(kind)}
+    for key, step in story.checkpoints.items():
+        one = trained[key]
+        label = {"warm start": "warm", "joint LoRA": "joint", "weak LoRA": "weak"}.get(one.name, one.name.split()[-1])
+        steps = one.metrics["steps"]
+        assert f"{label}: goes on from step {step} of {steps}" in story.second, story.second
+        assert one.blobs == reference.store.load(one.ref).blobs
+        assert len(one.metrics["loss"]) == steps
+    assert story.desk.store.objects.sizes("checkpoints") == {}, "what is published needs none"
 
 
 def test_the_same_command_finishes_the_run(story: Story, reference: Desk) -> None:

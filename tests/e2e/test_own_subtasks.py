@@ -93,7 +93,7 @@ def finished(place: Desk) -> Manifest:
 def test_own_subtasks_are_trained_merged_and_scored(place: Desk) -> None:
     store = place.store
     assert {one.name for one in store.list("expert")} == {
-        "expert sent2", "expert tickets", "expert parts", "joint LoRA",
+        "expert sent2", "expert tickets", "expert parts", "joint LoRA", "weak LoRA",
     }  # fmt: skip
     unified = read_json(store, manifest(store, "search", "search unified"), "search.json")
     assert set(unified["coefficients"]) == {"sent2", "tickets", "parts"}
@@ -163,6 +163,7 @@ def test_weak_rows_need_no_labels(tmp_path: Path, tiny_base: Path) -> None:
         texts = from_table(store.read(manifest(store, "split", "tickets weak"), "rows.parquet"))
         assert {row.gold for row in texts} == {""}, "nobody saw a label"
         labelled = from_table(store.read(manifest(store, "weak", "weak tickets"), "rows.parquet"))
+        assert manifest(store, "weak", "weak tickets").ref in manifest(store, "expert", "weak LoRA").inputs
         assert len(labelled) == 6
         assert {row.text for row in labelled} <= {row.text for row in texts}
         assert {str(row.gold) for row in labelled} <= set(LABELS.values())

@@ -32,11 +32,13 @@ from servers import S3Server
 from tiny import plain_model, probe_logits
 
 from memmcl.experts import adapter
-from memmcl.store import Store
+from memmcl.store import Manifest, Store
 
 pytestmark = pytest.mark.timeout(1800)
-MODELS = ("base", "constant", "experts", "uniform", "arithmetic", "unified", "unified+context", "joint")
-FIXED = ("split", "anchors", "expert", "reference", "unified", "gate")
+MODELS = (
+    "base", "constant", "experts", "uniform", "sum", "arithmetic", "unified", "unified+context", "weak", "joint",
+)  # fmt: skip
+FIXED = ("split", "anchors", "warm", "expert", "reference", "unified", "gate")
 """Kinds whose files hold no times: the same run makes the same bytes."""
 
 
@@ -66,8 +68,8 @@ def test_every_stage_is_published_with_its_lineage(reference: Desk) -> None:
     assert {"train", "weak", "test"} <= set(parts)
     assert set(parts.values()) == {six}
     assert kinds == {
-        "split": six * len(parts), "anchors": 1, "data": 1, "expert": six + 1, "reference": six, "search": 5,
-        "unified": 1, "gate": six, "evaluation": six, "run": 1,
+        "split": six * len(parts), "anchors": 1, "data": 1, "warm": 1, "expert": six + 2, "reference": six,
+        "search": 5, "unified": 1, "gate": six, "evaluation": six, "run": 1,
     }  # fmt: skip
     for one in found.values():
         for ref in one.inputs:
@@ -99,7 +101,7 @@ def test_searches_used_their_budgets(reference: Desk) -> None:
 
 
 def test_adapter_is_the_merge_that_was_searched(reference: Desk, tiny_base: Path) -> None:
-    """peft on the tiny base gives what the sum of coefficient x B A over all experts gives."""
+    """peft on the tiny base gives what the warm start and the sum of coefficient x B A over all experts give."""
     from peft import PeftModel
 
     store = reference.store
@@ -108,16 +110,63 @@ def test_adapter_is_the_merge_that_was_searched(reference: Desk, tiny_base: Path
     merged = probe_logits(PeftModel.from_pretrained(plain_model(tiny_base), directory).eval())
     coefficients = read_json(store, manifest(store, "search", "search unified"), "search.json")["coefficients"]
     oracle = plain_model(tiny_base)
-    modules = dict(oracle.named_modules())
-    with torch.no_grad():
-        for name, (coefficient,) in coefficients.items():
-            expert = manifest(store, "expert", f"expert {name}")
-            weights = store.read(expert, adapter.WEIGHTS_FILE)
-            for module, factors in adapter.from_files(weights, store.read(expert, adapter.CONFIG_FILE)).items():
-                modules[module].weight += coefficient * factors.scale * (factors.b @ factors.a)
+    added = {f"expert {name}": coefficient for name, (coefficient,) in coefficients.items()}
+    for name in added:
+        _add(oracle, store, manifest(store, "expert", name), added[name])
+    without = probe_logits(oracle)
+    _add(oracle, store, manifest(store, "warm", "warm start"), 1.0)
     assert set(coefficients) == set(SUBTASKS)
     torch.testing.assert_close(merged, probe_logits(oracle), atol=1e-4, rtol=1e-4)
-    assert (merged - probe_logits(plain_model(tiny_base))).abs().max() > 0.01, "the merge is not the base"
+    for other in (without, probe_logits(plain_model(tiny_base))):
+        assert (merged - other).abs().max() > 0.01, "neither the base, nor without what the experts stand on"
+
+
+def test_an_expert_stands_alone_too(reference: Desk, tiny_base: Path, tmp_path: Path) -> None:
+    """Fetched, its own files are a delta on the warm start; those in `standalone` are one adapter on the plain base."""
+    from peft import PeftModel
+
+    store = reference.store
+    expert = manifest(store, "expert", "expert irony")
+    fetched = reference.run("store", "fetch", expert.key[:12], tmp_path / "expert")
+    assert fetched.code == 0, fetched
+    whole = probe_logits(PeftModel.from_pretrained(plain_model(tiny_base), tmp_path / "expert" / "standalone").eval())
+    oracle = plain_model(tiny_base)
+    for part in (expert, manifest(store, "warm", "warm start")):
+        _add(oracle, store, part, 1.0)
+    torch.testing.assert_close(whole, probe_logits(oracle), atol=1e-4, rtol=1e-4)
+
+
+def test_what_experts_stand_on_is_no_gene(reference: Desk) -> None:
+    store = reference.store
+    warm = manifest(store, "warm", "warm start")
+    for name in SUBTASKS:
+        assert warm.ref in manifest(store, "expert", f"expert {name}").inputs
+    for name in ("joint LoRA", "weak LoRA"):
+        assert warm.ref not in manifest(store, "expert", name).inputs
+    assert manifest(store, "unified", "unified model").metrics["warm_start"] == warm.key
+    results = read_json(store, store.list("run")[0], "results.json")
+    assert set(results["merge"]["experts"]) == set(SUBTASKS)
+    assert warm.key[:12] in " ".join(results["notes"])
+    trainings = {entry["subtask"]: entry for entry in results["experts"]}
+    assert list(trainings) == ["warm", *sorted(SUBTASKS), "joint", "weak"]
+    assert {name: entry["steps"] for name, entry in trainings.items()} == {
+        "warm": 24, **dict.fromkeys(SUBTASKS, 4), "joint": 48, "weak": 48,
+    }  # fmt: skip
+    for name in SUBTASKS:
+        assert [value is not None for value in trainings[name]["anchor"]] == [True, False, True, False], "every other"
+    assert not any(trainings[name]["anchor"] for name in ("warm", "joint", "weak"))
+
+
+def test_interference_is_measured_on_the_first_rows(reference: Desk) -> None:
+    results = read_json(reference.store, reference.store.list("run")[0], "results.json")
+    found = {(entry["expert"], entry["subtask"]): entry for entry in results["interference"]}
+    assert found.keys() == {(expert, name) for expert in ("base", *SUBTASKS) for name in SUBTASKS}
+    assert {entry["n"] for entry in found.values()} == {4}
+    assert len({round(entry["score"], 6) for entry in found.values()}) > 3, "models differ"
+    kept = {(entry["model"], entry["subtask"]) for entry in results["retention"]}
+    assert kept == {(model, name) for model in ("sum", "unified") for name in SUBTASKS}
+    compared = {(pair["a"], pair["b"]) for pair in results["comparisons"]}
+    assert {("unified", "sum"), ("unified", "weak"), ("unified", "joint")} <= compared
 
 
 def test_report_is_one_file_that_works_offline(reference: Desk) -> None:
@@ -345,6 +394,15 @@ def test_a_second_live_run_of_the_same_id_is_refused(tmp_path: Path, tiny_base: 
             )
             first.kill()
         wait_until(lambda: not first.members(), "the first is gone")
+
+
+@torch.no_grad()
+def _add(model: torch.nn.Module, store: Store, trained: Manifest, coefficient: float) -> None:
+    """Add a trained adapter's task vectors to the model's weights."""
+    modules = dict(model.named_modules())
+    files = (store.read(trained, name) for name in (adapter.WEIGHTS_FILE, adapter.CONFIG_FILE))
+    for module, factors in adapter.from_files(*files).items():
+        modules[module].weight += coefficient * factors.scale * (factors.b @ factors.a)
 
 
 def _untimed(store: Store, search: Any) -> dict[str, Any]:

@@ -224,14 +224,17 @@ def test_only_the_expert_whose_rows_changed_is_trained(story: Story, client: Syn
         assert ended["expert sent2"] == {"Completed"}
         assert ended["expert irony"] == {"Reused"}
         assert ended["reference irony"] == {"Reused"}
+        assert ended["warm start"] == {"Reused"}, "it is part of the base, whatever rows it would be made from now"
 
 
-def test_anchors_and_the_rows_of_the_others_stay_the_same(story: Story) -> None:
+def test_anchors_the_warm_start_and_the_rows_of_the_others_stay_the_same(story: Story) -> None:
     first, better = (refs(run_of(story, outcome)) for outcome in (story.first, story.better))
-    same = {"anchors:anchor rows", "split:sent2 test", *(f"split:irony {part}" for part in ("train", "weak", "test"))}
+    same = {"anchors:anchor rows", "warm:warm start", "split:sent2 test"} | {
+        *(f"split:irony {part}" for part in ("train", "weak", "test"))
+    }
     changed = {"split:sent2 train", "split:sent2 weak", "expert:expert sent2", "unified:unified model"}
     assert {name for name in same | changed if first[name] == better[name]} == same
-    assert len(published(story.worse, "anchors")) == 1
+    assert len(published(story.worse, "anchors")) == len(published(story.worse, "warm")) == 1
 
 
 def test_a_better_challenger_takes_the_place(story: Story) -> None:
@@ -406,7 +409,7 @@ def retrain_config(place: Desk, base: Path) -> dict[str, Any]:
         },
         "experts": {
             "steps": 30, "batch_size": 4, "rank": 4, "alpha": 8, "adapt_layers": "top-2", "learning_rate": 1e-2,
-            "anchor_batch_size": 4, "anchor_rows": 4,
+            "warm_start": 0.1, "anchor_batch_size": 4, "anchor_rows": 4,
         },
         "search": {
             "stage1_evaluations": 6, "stage2_evaluations": 6, "blocks": 1, "population": 4, "lambdas": [0.5],

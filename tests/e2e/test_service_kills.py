@@ -96,8 +96,8 @@ def place(tmp_path: Path, tiny_base: Path) -> Iterator[Place]:
                     patch.setenv(name, value)
             config = tiny_config(tiny_base)
             config["data"]["subtasks"] = ["sent2", "irony", "emotion"]
-            config["experts"]["steps"] = STEPS
-            config["evaluation"]["joint_lora"] = False
+            config["experts"] |= {"steps": STEPS, "checkpoint_every": 50}
+            config["evaluation"] |= {"joint_lora": False, "weak_lora": False}
             for setting in cluster.settings:
                 key, _, value = setting.partition("=")
                 section, _, name = key.partition(".")

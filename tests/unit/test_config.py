@@ -112,6 +112,21 @@ def test_all_problems_are_told_at_once() -> None:
         ("experts.anchor_weight", float("inf")),
         ("experts.anchor_batch_size", 0),
         ("experts.anchor_rows", 0),
+        ("experts.micro_batch_size", 0),
+        ("experts.dropout", 1),
+        ("experts.init", "zeros"),
+        ("experts.schedule", "step"),
+        ("experts.warm_start", 1),
+        ("experts.warm_start", -0.1),
+        ("experts.anchor_every", 0),
+        ("experts.anchor_every", 17),
+        ("experts.anchor_delay", 1.1),
+        ("experts.anchor_after", 1),
+        ("experts.anchor_source", "web"),
+        ("experts.validation_rows", -1),
+        ("experts.validate_every", 0),
+        ("experts.patience", -1),
+        ("experts.checkpoint_every", -1),
         ("search.strategy", "grid"),
         ("search.stage1_evaluations", 0),
         ("search.stage2_evaluations", 0),
@@ -134,6 +149,7 @@ def test_all_problems_are_told_at_once() -> None:
         ("evaluation.max_new_tokens", 0),
         ("evaluation.max_new_tokens", 1025),
         ("evaluation.bootstrap_samples", 99),
+        ("evaluation.interference_rows", -1),
         ("store.url", ""),
         ("ray.workers", 0),
         ("ray.cpus_per_worker", 0),
@@ -166,6 +182,19 @@ def test_values_out_of_bounds(key: str, value: object) -> None:
         (
             {"curriculum": {"contexts": ["zero-shot", "zero-shot"]}},
             "contexts must name zero-shot, and each context once",
+        ),
+        (
+            {"experts": {"anchor_source": "texts"}},
+            "experts: anchor_texts goes with anchor_source: texts, and that with it",
+        ),
+        ({"experts": {"anchor_texts": "a.txt"}}, "experts: anchor_texts goes with anchor_source: texts"),
+        (
+            {"experts": {"patience": 2}},
+            "experts: patience needs validation_rows: without them nothing says when to stop",
+        ),
+        (
+            {"experts": {"anchor_after": 0.3, "anchor_weight": 0}},
+            "experts: anchor_after needs an anchor_weight above 0",
         ),
         (
             {"search": {"lookahead": 2}, "ray": {"workers": 3}},
@@ -297,6 +326,16 @@ def test_what_is_everything_but_where_and_the_name() -> None:
         assert seeds.digest(parse_config(change).what()) != seeds.digest(here.what())
 
 
+def test_what_leaves_no_trace_in_the_model_does_not_make_another_run() -> None:
+    """Where anchor texts lie, and how often a training is written down."""
+    here, there = (
+        parse_config({"experts": {"anchor_source": "texts", "anchor_texts": place, "checkpoint_every": every}})
+        for place, every in (("a.txt", 5), ("s3://bucket/b.parquet", 0))
+    )
+    assert here.what() == there.what()
+    assert here.what()["experts"]["anchor_source"] == "texts"
+
+
 def test_what_is_plain_json_and_makes_the_same_run() -> None:
     config = parse_config({"search": {"bounds": [-1, 2]}, "curriculum": {"weights": {"classes": 1.5}}})
     again = parse_config(json.loads(json.dumps(config.what())))
@@ -378,6 +417,7 @@ def test_own_subtasks_and_sources_belong_to_named_subtasks() -> None:
     "tree",
     [
         {"data": {"source": "s3://me:hunter2@bucket/x"}},
+        {"experts": {"anchor_source": "texts", "anchor_texts": "https://me:hunter2@example.org/a.txt"}},
         {"data": {"subtasks": ["sent2"], "sources": {"sent2": {"path": "https://me:hunter2@example.org/a.csv"}}}},
         {"data": {"subtasks": ["tickets"], "custom": [TICKETS | {"data": {"path": "https://hunter2@x.org/a.csv"}}]}},
     ],

@@ -25,12 +25,12 @@ def run_of(config: RunConfig, rows: str) -> Run:
 def test_rows_that_change_while_a_run_starts_are_refused(tmp_path: Path) -> None:
     data = make_sixteen(tmp_path / "rows")
     config = parse_config({"data": {"source": str(data), "subtasks": ["irony"]}})
-    run = run_of(config, rows_digest(read_splits(config)))
-    check_unchanged(run, read_splits(config))
+    run = run_of(config, rows_digest(read_splits(config), None))
+    check_unchanged(run, read_splits(config), None)
     file = data / "mast" / "irony" / "train.jsonl"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(DataError, match="rows changed while run 00000000 was starting; start it again"):
-        check_unchanged(run, read_splits(config))
+        check_unchanged(run, read_splits(config), None)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,13 @@ def test_a_deployment_reads_no_relative_place(
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "some-deployment")
     with pytest.raises(ConfigError, match=f"{setting} of a deployment must be absolute"):
         check_place(config)
+
+
+def test_a_deployment_reads_no_relative_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "some-deployment")
+    experts = {"anchor_source": "texts", "anchor_texts": "texts.txt"}
+    with pytest.raises(ConfigError, match=r"experts\.anchor_texts of a deployment must be absolute"):
+        check_place(parse_config({"experts": experts, "store": {"url": "s3://bucket/store"}}))
 
 
 def test_a_deployment_reads_absolute_places_and_data_sets_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
