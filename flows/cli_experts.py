@@ -325,7 +325,7 @@ def _show(subtask: str | None, record: Mapping[str, Any]) -> None:
     own = "its own" if subtask is None else f"{subtask}, its own"
     rows = [
         (own, "itself before || now", before["itself"], after["itself"]),
-        (own, "base || itself", before["own"], after["own"]),
+        (own, "itself || base", before["own"], after["own"]),
     ]
     rows += [(name, "base || itself", value, after["others"][name]) for name, value in before["others"].items()]
     means = [sum(kl["others"].values()) / len(kl["others"]) for kl in (before, after)]

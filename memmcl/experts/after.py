@@ -60,7 +60,8 @@ class Prompts:
 class Measured:
     """Mean KL in nats per answer token. itself: KL(itself before || itself now) at its own prompts.
 
-    own: KL(base || itself now) there, what it does at all; others: the same at the other subtasks' prompts.
+    own: KL(itself now || base) there, what it does at all; in this direction the tail of the vocabulary, which shows in
+    no answer, counts little. others: KL(base || itself now) at the other subtasks' prompts.
     """
 
     itself: float
@@ -242,15 +243,15 @@ class _Measure:
     def __call__(self, adapter: Adapter) -> Measured:
         with adapted(self._backbone, _shape(adapter), adapter):
             now = self._trunk.outputs(self._groups)
-        away = {name: self._mean(self._base, now, rows) for name, rows in self._groups.items()}
-        return Measured(self._mean(self._itself, now, self._groups[OWN]), away.pop(OWN), away)
+        own = self._groups[OWN]
+        others = {name: self._mean(self._base, now, rows) for name, rows in self._groups.items() if name != OWN}
+        return Measured(self._mean(self._itself, now, own), self._mean(now, self._base, own), others)
 
     @torch.no_grad()
-    def _mean(self, reference: Mapping[Row, Tensor], now: Mapping[Row, Tensor], rows: Sequence[Row]) -> float:
-        """Return the mean KL(reference || now) per answer token."""
-        held, moved = (torch.cat([outputs[row] for row in rows]) for outputs in (reference, now))
-        total = divergence(moved, held, self._backbone.logits, self._backbone.output_weight)
-        return float(total) / len(held)
+    def _mean(self, one: Mapping[Row, Tensor], other: Mapping[Row, Tensor], rows: Sequence[Row]) -> float:
+        """Return the mean KL(one || other) per answer token."""
+        p, q = (torch.cat([outputs[row] for row in rows]) for outputs in (one, other))
+        return float(divergence(q, p, self._backbone.logits, self._backbone.output_weight)) / len(p)
 
 
 def _shape(adapter: Adapter) -> LoraShape:

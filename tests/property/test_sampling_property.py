@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memmcl.backbone.forward import Row
@@ -15,6 +15,7 @@ def rows(count: int) -> list[Row]:
     return [Row((number,)) for number in range(count)]
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 9), size=SIZES, seed=SEEDS, steps=st.integers(1, 12))
 def test_an_epoch_sees_each_row_once(count: int, size: int, seed: int, steps: int) -> None:
     sampler = Sampler(rows(count), size, seed)
@@ -27,6 +28,7 @@ def test_an_epoch_sees_each_row_once(count: int, size: int, seed: int, steps: in
     assert len(set(rest)) == len(rest)
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 9), size=SIZES, seed=SEEDS, asked=st.lists(st.integers(0, 40), max_size=12))
 def test_a_step_has_its_rows_whatever_was_asked_before(count: int, size: int, seed: int, asked: list[int]) -> None:
     """That is what resuming rests on: a sampler that was just made, and one that took all steps, agree."""
@@ -36,6 +38,7 @@ def test_a_step_has_its_rows_whatever_was_asked_before(count: int, size: int, se
     assert [jumping.batch(step) for step in asked] == [by_step[step] for step in asked]
 
 
+@settings(deadline=None)
 @given(
     counts=st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 5), min_size=1),
     size=SIZES,

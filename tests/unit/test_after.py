@@ -131,7 +131,7 @@ def test_the_measures_are_those_of_plain_passes(
     base, was, now = plain_model(tiny_base), merged(tiny_base, adapter), merged(tiny_base, anchored.trained.factors)
     for measured, model in ((anchored.before, was), (anchored.after, now)):
         assert measured.itself == pytest.approx(naive_kl(was, model, held_out.own), abs=1e-4)
-        assert measured.own == pytest.approx(naive_kl(base, model, held_out.own), abs=1e-4)
+        assert measured.own == pytest.approx(naive_kl(model, base, held_out.own), abs=1e-4)
         expected = {name: naive_kl(base, model, rows) for name, rows in held_out.others.items()}
         assert measured.others == pytest.approx(expected, abs=1e-4)
 

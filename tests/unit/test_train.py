@@ -103,8 +103,8 @@ def test_the_same_seed_gives_the_same_bits_whatever_ran_before(
 
 def test_modules_start_from_different_numbers(tiny_base: Path, rows: Rows) -> None:
     start = initial_factors(backbone_of(tiny_base, 2), rows)
-    q, k = (start[f"model.layers.3.self_attn.{name}_proj"].a for name in "qk")
-    assert not torch.equal(q, k)
+    q, v = (start[f"model.layers.3.self_attn.{name}_proj"].a for name in "qv")
+    assert not torch.equal(q, v)
     bound = 1 / math.sqrt(64)
     assert 0.8 * bound < float(q.abs().max()) <= bound
     assert float(start["model.layers.3.self_attn.q_proj"].b.abs().max()) < 1e-20
@@ -128,14 +128,14 @@ def test_the_anchor_keeps_the_expert_near_the_base_elsewhere(
 ) -> None:
     distances = {}
     base = plain_model(tiny_base)
-    for weight in (0.0, 5.0):
+    for weight in (0.0, 20.0):
         with torch.enable_grad():
-            trained = train(backbone, rows, anchors, anchoring=Anchoring(weight, 2), steps=15, learning_rate=1e-2)
+            trained = train(backbone, rows, anchors, anchoring=Anchoring(weight, 2), steps=12, learning_rate=2e-2)
         expert = merged(tiny_base, trained.factors)
         distances[weight] = {name: float(naive_kl(base, expert, shown)) for name, shown in anchors.items()}
         assert trained.loss[-1] < 0.5 * trained.loss[0]
     for name in anchors:
-        assert distances[5.0][name] < 0.5 * distances[0.0][name]
+        assert distances[20.0][name] < 0.5 * distances[0.0][name]
 
 
 @pytest.mark.parametrize("clip", [0.05, 100.0])
@@ -217,7 +217,7 @@ def test_tokens_count_a_shared_prefix_once(tiny_base: Path) -> None:
 def test_bfloat16(tiny_base: Path, rows: Rows, anchors: Rows) -> None:
     backbone = backbone_of(tiny_base, 2, "bfloat16")
     before = state_of(backbone.model)
-    trained, again = (train(backbone, rows, anchors, steps=6, learning_rate=1e-2) for _ in range(2))
+    trained, again = (train(backbone, rows, anchors, learning_rate=2e-2) for _ in range(2))
     assert_same_state(before, state_of(backbone.model))
     assert_same_training(trained, again)
     assert trained.loss[-1] < 0.8 * trained.loss[0]
@@ -245,7 +245,7 @@ def poison_weight(backbone: Backbone) -> None:
 
 
 def poison_gradient(backbone: Backbone) -> None:
-    layer = backbone.model.model.layers[3].mlp.up_proj
+    layer = backbone.model.model.layers[3].mlp.down_proj
     layer.lora_A["default"].weight.register_hook(lambda gradient: gradient * float("nan"))
 
 
