@@ -75,7 +75,7 @@ def train_expert(
     plain = cast("ArtifactRef", state.data)
     second = Plan(
         label=f"{subtask}, after the fact", title=f"expert {subtask}", seed=("expert", subtask, "after"),
-        steps=max(1, own - before), anchored=True, validated=False, teacher="self",
+        steps=max(1, own - before), anchored=True, teacher="self",
     )  # fmt: skip
     return train_or_reuse(
         run, second, inputs=[train, plain, anchors, *on], config=describe(run, second),
@@ -101,10 +101,8 @@ def train_weak(run: Run, weak: Refs) -> State[ArtifactRef]:
 
     All of them are trained on: none is kept for validation.
     """
-    plan = Plan(
-        label=WEAK, title="weak LoRA", seed=("expert", WEAK), steps=run.config.experts.steps * len(weak),
-        validated=False,
-    )  # fmt: skip
+    steps = run.config.experts.steps * len(weak)
+    plan = Plan(label=WEAK, title="weak LoRA", seed=("expert", WEAK), steps=steps, keeps_rows=False)
 
     def gather(prompter: Prompter) -> Material:
         return Material({

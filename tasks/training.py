@@ -48,15 +48,16 @@ _OPTIMISER = {
     "gradient_checkpointing",
 }  # fmt: skip
 _ANCHOR = {"anchor_weight", "anchor_every", "anchor_delay", "anchor_batch_size"}
-_VALIDATION = {"validation_rows", "validate_every", "patience"}
+_VALIDATION = {"validate_every", "patience"}
 
 
 @dataclass(frozen=True)
 class Plan:
     """One training, apart from its rows.
 
-    label: what it is called in logs and tables; title: what its artifact is called. seed: its names. validated: whether
-    the rows that are kept out of training say which step is the best. teacher: see `train_adapter`.
+    label: what it is called in logs and tables; title: what its artifact is called. seed: its names.
+    keeps_rows: whether rows are kept out for validation; they tell who learns from gold answers which step is best.
+    teacher: see `train_adapter`.
     """
 
     label: str
@@ -66,7 +67,7 @@ class Plan:
     kind: str = "expert"
     init: Init = "kaiming"
     anchored: bool = False
-    validated: bool = True
+    keeps_rows: bool = True
     teacher: Teacher = "gold"
 
     def reads(self, cfg: ExpertsConfig) -> dict[str, Any]:
@@ -74,11 +75,9 @@ class Plan:
         names = _ADAPTER | _OPTIMISER
         if self.anchored:
             names |= _ANCHOR
-        if self.validated and cfg.validation_rows:
-            names |= _VALIDATION
+        if self.keeps_rows and cfg.validation_rows:
+            names |= {"validation_rows"} | (_VALIDATION if self.teacher == "gold" else set())
         settings = cfg.model_dump(mode="json", include=names)
-        if cfg.validation_rows:  # so many rows are kept out of training, looked at or not
-            settings["validation_rows"] = cfg.validation_rows
         return {"experts": {**settings, "init": self.init}, "steps": self.steps, "teacher": self.teacher}
 
 

@@ -32,6 +32,10 @@ ROUND = 32
 """Lengths are padded to multiples of this: each new shape costs a kernel of its own, in time and memory."""
 
 
+ROUND_ROWS = 8
+"""Rows that are decoded at once fall in steps of this."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A prompt and the continuations to score behind it, as token ids. A row to generate from has none."""
@@ -339,17 +343,18 @@ class Backbone:
         positions = batch.prefix + batch.lengths
         answers: list[list[int]] = [[] for _ in range(rows)]
         owners = list(range(rows))  # of the rows that are still run
+        live = torch.ones(rows, dtype=torch.bool, device=self.device)
         for step in range(max_new_tokens):
-            live = token != end
+            live &= token != end
             for at in live.nonzero().flatten().tolist():
                 answers[owners[at]].append(int(token[at]))
             if not live.any() or step == max_new_tokens - 1:
                 break
-            if not live.all():  # a row that has ended costs no more steps
-                left = live.nonzero().flatten()
+            left = _fewer(live)
+            if len(left) < len(live):  # most rows that have ended cost no more steps
                 cache.batch_select_indices(left)
                 owners = [owners[at] for at in left.tolist()]
-                token, mask, positions = token[left], mask[left], positions[left]
+                live, token, mask, positions = live[left], token[left], mask[left], positions[left]
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             out = self.decoder(
                 input_ids=token[:, None],
@@ -390,6 +395,16 @@ class Backbone:
             return out
         finally:
             self._entry.hidden = None
+
+
+def _fewer(live: Tensor) -> Tensor:
+    """Return the places of the rows to go on with: those alive, and so many others that batches have few sizes.
+
+    live: (rows,) bool; returns int64, ascending. Each new size costs a kernel of its own, as in `ROUND`.
+    """
+    ended = (~live).nonzero().flatten()
+    fill = -int(live.sum()) % ROUND_ROWS
+    return torch.cat([live.nonzero().flatten(), ended[:fill]]).sort().values
 
 
 def _with_layers(decoder: nn.Module, layers: list[nn.Module], norm: nn.Module) -> nn.Module:

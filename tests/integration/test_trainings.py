@@ -154,7 +154,13 @@ EVERY = {"warm start", "joint LoRA", "weak LoRA"} | EXPERTS
         (set(), {"anchor_weight": 0}, {"anchor_weight": 0, "anchor_every": 3, "anchor_rows": 2}),
         (EXPERTS, {"anchor_weight": 0}, {"anchor_weight": 0, "init": "osrm"}),
         (EVERY - {"joint LoRA", "weak LoRA"}, {}, {"warm_start": 0.3}),
+        (EVERY - {"weak LoRA"}, {}, {"validation_rows": 2}),
         (EVERY - {"weak LoRA"}, {"validation_rows": 2}, {"validation_rows": 2, "validate_every": 7}),
+        (
+            {f"plain {name}" for name in EXPERTS} | {"warm start", "joint LoRA"} | EXPERTS,
+            {"anchor_after": 0.5, "validation_rows": 2},
+            {"anchor_after": 0.5, "validation_rows": 2, "validate_every": 7},
+        ),
         (EVERY, {}, {"learning_rate": 1e-3}),
         (EVERY, {}, {"steps": 9}),
         (EVERY, {}, {"rslora": True}),

@@ -10,7 +10,7 @@ import torch
 from tiny import VOCABULARY, answer_logits, backbone_of, naive_logprob, plain_model
 from torch import nn
 
-from memmcl.backbone.forward import ROUND, Backbone, Row, collate, pack
+from memmcl.backbone.forward import ROUND, Backbone, Row, _fewer, collate, pack
 from memmcl.errors import ModelError
 
 SPLITS = (0, 1, 2)
@@ -296,3 +296,17 @@ def test_a_model_without_model_layers_is_refused() -> None:
 def test_a_split_that_is_no_layer_is_refused(tiny_base: Path, split: int) -> None:
     with pytest.raises(ModelError, match=f"layers 0 to 3; it cannot be split at layer {split}"):
         backbone_of(tiny_base, split)
+
+
+@pytest.mark.parametrize(
+    ("live", "kept"),
+    [
+        ([True] * 3, [0, 1, 2]),
+        ([False, True, False], [0, 1, 2]),  # eight rows or fewer stay together
+        ([True] * 9 + [False] * 7, list(range(16))),
+        ([False] * 8 + [True] * 8, list(range(8, 16))),
+        ([False] * 9 + [True] * 7, [0, *range(9, 16)]),  # one that has ended fills the batch up
+    ],
+)
+def test_batches_that_are_decoded_fall_in_steps(live: list[bool], kept: list[int]) -> None:
+    assert _fewer(torch.tensor(live)).tolist() == kept

@@ -90,13 +90,13 @@ def _parts() -> list[str]:
 def test_the_same_seed_gives_the_same_bits_whatever_ran_before(
     tiny_base: Path, backbone: Backbone, rows: Rows, anchors: Rows
 ) -> None:
-    fresh = train(backbone_of(tiny_base, backbone.split), rows, anchors, dropout=0.1)
-    train(backbone, {"irony": anchors["irony"]}, rows, seed=1, rank=2, target_modules=("v_proj",))
+    fresh = train(backbone_of(tiny_base, backbone.split), rows, anchors, dropout=0.1, steps=3)
+    train(backbone, {"irony": anchors["irony"]}, rows, seed=1, steps=1, rank=2, target_modules=("v_proj",))
     torch.manual_seed(123)
     shuffled = {name: anchors[name] for name in sorted(anchors, reverse=True)}
-    resident = train(backbone, rows, shuffled, dropout=0.1)
+    resident = train(backbone, rows, shuffled, dropout=0.1, steps=3)
     assert_same_training(fresh, resident)
-    other = train(backbone, rows, anchors, dropout=0.1, seed=8)
+    other = train(backbone, rows, anchors, dropout=0.1, steps=3, seed=8)
     assert not any(torch.equal(other.factors[name].a, fresh.factors[name].a) for name in fresh.factors)
     assert other.loss != fresh.loss
 
@@ -123,11 +123,9 @@ def test_without_an_anchor_there_is_no_anchor(backbone: Backbone, rows: Rows, an
 
 
 @torch.no_grad()
-def test_the_anchor_keeps_the_expert_near_the_base_elsewhere(
-    tiny_base: Path, backbone: Backbone, rows: Rows, anchors: Rows
-) -> None:
+def test_the_anchor_keeps_the_expert_near_the_base_elsewhere(tiny_base: Path, rows: Rows, anchors: Rows) -> None:
     distances = {}
-    base = plain_model(tiny_base)
+    base, backbone = plain_model(tiny_base), backbone_of(tiny_base, 2)
     for weight in (0.0, 20.0):
         with torch.enable_grad():
             trained = train(backbone, rows, anchors, anchoring=Anchoring(weight, 2), steps=12, learning_rate=2e-2)
@@ -145,21 +143,22 @@ def test_training_equals_plain_training(
     """Loss and anchor of each step, and the trained factors, are those of a loop without tricks."""
     plan = replace(
         PLAN,
+        steps=4,
         batch_size=6,  # each step takes all rows: their order cannot matter
         weight_decay=0.1,
-        warmup=0.4,  # of 5 steps: 2
+        warmup=0.5,  # of 4 steps: 2
         clip=clip,
         learning_rate=3e-3,
     )
     start = initial_factors(backbone, rows, target_modules=MODULES)
-    pulls = {step: (name, 20.0) for step, name in enumerate(("irony", "uabsa", "irony", "uabsa", "irony"))}
+    pulls = {step: (name, 20.0) for step, name in enumerate(("irony", "uabsa", "irony", "uabsa"))}
     factors, losses, distances = Plain(tiny_base, plan, 2, pulls).train(start, rows["sent2"], anchors)
     anchoring = Anchoring(20.0, 3)  # much, so that a wrong weight shows
     trained = train(backbone, rows, anchors, anchoring=anchoring, target_modules=MODULES, **vars(plan))
     assert trained.loss == pytest.approx(losses, abs=5e-5)
     assert trained.anchor == pytest.approx(distances, abs=5e-6)
     assert losses[-1] < losses[0] - 0.1
-    assert max(distances) > 1e-3
+    assert max(distances) > 5e-4
     assert distance(trained.factors, factors) < 5e-3
 
 

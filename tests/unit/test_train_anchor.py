@@ -111,13 +111,37 @@ def test_a_trained_adapter_in_peft(
 
 
 def test_dropout_drops(backbone: Backbone, rows: Rows) -> None:
-    """A training with dropout is another one, reproducible, and nothing is dropped where outputs are only read."""
+    """A training with dropout is another one, and reproducible."""
     without, once, again = (trained_on(backbone, rows, steps=3, dropout=dropout) for dropout in (0.0, 0.4, 0.4))
     assert once.loss == again.loss
     assert once.loss[0] == pytest.approx(without.loss[0], abs=1e-5), "B is zero: nothing to drop yet"
     assert abs(once.loss[2] - without.loss[2]) > 1e-3
-    held = train(backbone, rows, start=once.factors, teacher="self", steps=1, batch_size=6, learning_rate=1e-30)
-    assert held.loss[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_every_part_drops_other_numbers_and_what_is_only_read_none(
+    tiny_base: Path, rows: Rows, anchors: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps of two parts and an anchor, through one adapted module; a second training drops the same."""
+    plain, masks = torch.nn.Dropout.forward, []
+
+    def watched(module: torch.nn.Dropout, features: torch.Tensor) -> torch.Tensor:
+        kept = plain(module, features)
+        if module.training:
+            masks.append(kept[0, :60] != 0)
+        return kept
+
+    monkeypatch.setattr(torch.nn.Dropout, "forward", watched)
+    backbone, settings = backbone_of(tiny_base, 3), {"target_modules": ("v_proj",), "dropout": 0.4, "batch_size": 6}
+    for _ in range(2):
+        trained = train(backbone, rows, anchors, steps=2, micro_batch=3, **settings)
+    assert len(masks) == 2 * 6
+    train(backbone, rows, anchors, steps=1, start=trained.factors, teacher="self", **settings)
+    assert len(masks) == 2 * 6 + 2, "what it is held to was computed with dropout"
+    assert all(torch.equal(one, two) for one, two in zip(masks[:6], masks[6:12], strict=True))
+    for number, mask in enumerate(masks[:6]):
+        assert float(mask.float().mean()) == pytest.approx(0.6, abs=0.05)
+        for other in masks[:number]:
+            assert float((mask == other).float().mean()) == pytest.approx(0.6**2 + 0.4**2, abs=0.05)
 
 
 def test_an_adapter_of_several_ranks_is_gone_on_from(
@@ -149,7 +173,7 @@ def test_an_adapter_is_anchored_after_the_fact(tiny_base: Path, backbone: Backbo
     with torch.enable_grad():
         expert = trained_on(backbone, rows, steps=15).factors
         anchored = train(
-            backbone, rows, anchors, start=expert, teacher="self", anchoring=Anchoring(3.0, 3), steps=30,
+            backbone, rows, anchors, start=expert, teacher="self", anchoring=Anchoring(3.0, 3), steps=20,
             batch_size=6, learning_rate=1e-2,
         )  # fmt: skip
     assert anchored.loss[0] == pytest.approx(0, abs=1e-6), "it starts as its own teacher"
