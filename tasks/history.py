@@ -98,7 +98,9 @@ def _close_below(client: SyncPrefectClient, flow_run_id: UUID, state: State, cra
             _close_below(client, child.id, state, crashed_too)
             if child.state is not None and child.state.type in closed:
                 client.set_flow_run_state(child.id, state, force=True)
-        if task.state is not None and task.state.type in closed:
+        # A server that is killed while it records a task run has written its row, but not its state.
+        kind = task.state.type if task.state is not None else task.state_type
+        if kind in closed:
             client.set_task_run_state(task.id, state, force=True)
 
 

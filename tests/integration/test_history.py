@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -20,6 +22,7 @@ from prefect.client.schemas.filters import (
     TaskRunFilter,
     TaskRunFilterFlowRunId,
 )
+from prefect.client.schemas.objects import TaskRun
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from prefect.states import Crashed
@@ -91,6 +94,20 @@ def test_a_killed_run_is_crashed_with_all_below_it(client: SyncPrefectClient, ki
     assert "Running" not in _states(client, killed).values()
 
 
+def test_a_task_run_whose_state_was_not_recorded_any_more_is_crashed_too(
+    client: SyncPrefectClient, killed: UUID, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A server that dies while it records a task run leaves its row without its state: here it is taken away."""
+    (endless,) = [task.id for task in _tasks(client, killed) if task.name == "endless"]
+    for path in tmp_path_factory.getbasetemp().glob("prefect-server*/prefect.db"):
+        with closing(sqlite3.connect(path, timeout=30)) as database, database:
+            database.execute("delete from task_run_state where task_run_id = ?", (str(endless),))
+    assert client.read_task_run(endless).state is None
+    _close([{"flow_run_id": str(killed)}])
+    wait_until(lambda: client.read_task_run(endless).state is not None, "it has a state again")
+    assert client.read_task_run(endless).state.name == "Crashed"
+
+
 def test_what_a_crashed_run_left_open_is_tidied_up(client: SyncPrefectClient, killed: UUID) -> None:
     """As the automation does once the worker, or a heartbeat that stopped, has marked the flow run itself."""
     tidy(killed)
@@ -148,6 +165,16 @@ def _close(abandoned: list[dict[str, str | None]]) -> list[dict[str, str | None]
             return lease.abandoned
 
     return successor()
+
+
+def _tasks(client: SyncPrefectClient, flow_run: UUID) -> list[TaskRun]:
+    """Return the task runs of a flow run, and of everything in its sub-flows."""
+    found = client.read_task_runs(task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[flow_run])))
+    for task in list(found):
+        parent = FlowRunFilterParentTaskRunId(any_=[task.id])
+        for child in client.read_flow_runs(flow_run_filter=FlowRunFilter(parent_task_run_id=parent)):
+            found += _tasks(client, child.id)
+    return found
 
 
 def _states(client: SyncPrefectClient, flow_run: UUID) -> dict[str, str]:
