@@ -10,9 +10,12 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,9 @@ from memmcl.backbone.load import BaseRef, cache_directory
 from memmcl.errors import ConfigError
 
 MEMORY_BYTES = 2**30
+_FORMAT = 2  # counts up with what the files hold and with how the trunk is computed
+_ABANDONED = 3600.0  # seconds after which a file half written is of a process that was killed
+_WRITING = ".writing-"
 _LIMIT = "MEMMCL_ACTIVATIONS_GB"
 
 
@@ -73,8 +79,11 @@ class Activations:
             return None
         path = self._path(key)
         try:
-            hidden = load(path.read_bytes())["hidden"]
-        except (OSError, SafetensorError, KeyError):
+            found = load(path.read_bytes())
+            hidden, checksum = found["hidden"], int(found["crc32"])
+        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError):
+            return None
+        if checksum != _checksum(hidden):  # a disk that lost power, or rotted
             return None
         with suppress(OSError):  # others' files can be read all the same
             os.utime(path)  # used now: it is not the next to go
@@ -89,10 +98,11 @@ class Activations:
         path = self._path(key)
         with suppress(OSError):  # a full or read-only disk costs time, never a result
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, scratch = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+            handle, scratch = tempfile.mkstemp(prefix=_WRITING, dir=path.parent)
             try:
                 with os.fdopen(handle, "wb") as file:
-                    file.write(save({"hidden": hidden.cpu().contiguous()}))
+                    whole = hidden.cpu().contiguous()
+                    file.write(save({"hidden": whole, "crc32": torch.tensor(_checksum(whole))}))
                 Path(scratch).replace(path)
             finally:
                 Path(scratch).unlink(missing_ok=True)
@@ -103,10 +113,15 @@ class Activations:
         return self._directory / name[:2] / f"{name}.safetensors"
 
 
+def _checksum(hidden: Tensor) -> int:
+    return zlib.crc32(hidden.view(torch.uint8).numpy())
+
+
 def activations_directory(base: BaseRef, backbone: Backbone) -> Path | None:
     """Return where the activations of this base on this kind of hardware are kept; None where nothing shall be.
 
-    Everything that may change a bit of them is in its name: weights, dtype, split, device, threads, torch's build.
+    Everything that may change a bit of them is in its name: weights, dtype, split, device, threads, torch's build,
+    transformers' version.
 
     Raises:
         ConfigError: MEMMCL_ACTIVATIONS_GB is no number.
@@ -123,6 +138,8 @@ def activations_directory(base: BaseRef, backbone: Backbone) -> Path | None:
         else torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "format": _FORMAT,
     }
     return cache_directory() / "activations" / seeds.digest(decided_by)[:16]
 
@@ -146,6 +163,10 @@ def prune_activations(limit: int | None = None) -> int:
     Several processes may do so at once: a file that another one removed first is no error.
     """
     limit = disk_limit() if limit is None else limit
+    for path in (cache_directory() / "activations").glob(f"*/*/{_WRITING}*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
     found: list[tuple[float, int, Path]] = []
     for path in (cache_directory() / "activations").glob("*/*/*.safetensors"):
         with suppress(OSError):

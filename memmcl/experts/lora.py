@@ -116,7 +116,10 @@ def initial_factors(
 def _input_moments(
     backbone: Backbone, linear: Mapping[str, nn.Module], trunk: Trunk, others: Mapping[str, Sequence[Row]]
 ) -> dict[str, Tensor]:
-    """Return, by module, the second moment (d_in, d_in) of its inputs over all tokens of the other subtasks' rows."""
+    """Return, by module, the second moment (d_in, d_in) of its inputs over the tokens of the other subtasks' rows.
+
+    Tokens that the rows of a pack begin with in common are run once, and count once.
+    """
     if not any(others.values()):
         raise TrainingError("experts.init: osrm needs rows of other subtasks; give anchor rows, or use kaiming")
     moments: dict[str, Tensor] = {}

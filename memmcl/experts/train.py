@@ -51,7 +51,7 @@ class Trained:
 
     factors: those of the best look at the validation rows, or of the last step. loss: mean own loss per answer token
     (nats), by step; anchor: mean KL per answer position (nats), None on steps without. tokens: answer and prompt tokens
-    that went through the adapted layers. micro_batch: rows run at once. gpu_bytes: the most that the GPU held.
+    that went through the adapted layers. micro_batch: rows run at once, at most. gpu_bytes: the most that the GPU held.
     """
 
     factors: dict[str, Factors]
@@ -219,7 +219,7 @@ class _Training:
             parameters=sum(parameter.numel() for parameter in self._parameters.values()),
             tokens=done.tokens,
             seconds=done.seconds,
-            micro_batch=done.micro_batch or self._plan.batch_size,
+            micro_batch=self._rows_at_once(),
             gpu_bytes=torch.cuda.max_memory_allocated(self._backbone.device) if on_gpu else None,
         )
 
@@ -253,13 +253,18 @@ class _Training:
         out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
         if not out_of_memory:
             raise error
-        at_once = self._done.micro_batch or self._plan.batch_size
+        at_once = self._rows_at_once()
         if self._done.micro_batch != self._plan.micro_batch or at_once == 1:
             raise TrainingError(
                 f"memory ran out with {at_once} rows at once; lower experts.micro_batch_size or "
                 "data.max_prompt_tokens, adapt fewer layers, or set experts.gradient_checkpointing"
             ) from error
         return max(1, at_once // 2)
+
+    def _rows_at_once(self) -> int:
+        """Return how many rows run at once at most; anchors may come in larger batches than own rows."""
+        largest = max(self._plan.batch_size, self._anchoring.batch_size if self._anchoring is not None else 0)
+        return min(self._done.micro_batch or largest, largest)
 
     def _gradients(self, step: int) -> tuple[float, float | None, int]:
         """Leave the step's gradient in the parameters; return own loss, anchor, tokens that were run."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,7 +93,7 @@ def test_the_disk_gives_the_bits_that_were_computed(tiny_base: Path, tmp_path: P
     assert second.computed == 0
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "another length", "another name", "a folder"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "another length", "another name", "zeros", "a folder"])
 def test_a_damaged_file_is_computed_anew(backbone: Backbone, tmp_path: Path, damage: str) -> None:
     (tokens,) = sequences(1)
     expected = Activations(backbone, tmp_path).of(tokens)
@@ -105,6 +107,8 @@ def test_a_damaged_file_is_computed_anew(backbone: Backbone, tmp_path: Path, dam
         path.write_text("nothing of the kind")
     elif damage == "another length":
         save_file({"hidden": expected[:3].contiguous()}, path)
+    elif damage == "zeros":  # a name that reached the disk before the last block did
+        path.write_bytes(data[:-8] + bytes(8))
     elif damage == "another name":
         save_file({"other": expected}, path)
     else:
@@ -204,12 +208,17 @@ def test_what_changes_a_bit_changes_the_directory(
         activations_directory(base, backbone_of(tiny_base, 1)),
         activations_directory(base, backbone_of(tiny_base, 2, "bfloat16")),
     ]
-    for name, value in (("torch.get_num_threads", lambda: 63), ("torch.__version__", "0")):
+    changes: dict[str, Any] = {
+        "torch.get_num_threads": lambda: 63,
+        "torch.__version__": "0",
+        "memmcl.backbone.activations.version": lambda name: f"{name} 0",
+    }
+    for name, value in changes.items():
         with monkeypatch.context() as patch:
             patch.setattr(name, value)
             others.append(activations_directory(base, backbone))
     assert None not in others
-    assert len({usual, *others}) == 6
+    assert len({usual, *others}) == 7
 
 
 @pytest.mark.parametrize(("given", "limit"), [("0", 0), ("0.5", 2**29), ("4", 2**32), ("-1", -(2**30))])
@@ -230,6 +239,18 @@ def test_a_limit_that_is_no_number(
     for ask in (disk_limit, prune_activations, lambda: activations_directory(base_ref(tiny_base), backbone)):
         with pytest.raises(ConfigError, match=f"^{LIMIT} must be a number of GiB, got '{given}'; 0 keeps no"):
             ask()
+
+
+def test_pruning_removes_what_killed_writers_left(cache_dir: Path) -> None:
+    """Not what is being written now."""
+    folder = cache_dir / "activations" / "0123" / "ab"
+    folder.mkdir(parents=True)
+    for name, age in (("old", 4000.0), ("new", 0.0)):
+        path = folder / f".writing-{name}"
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age,) * 2)
+    assert prune_activations() == 0
+    assert [path.name for path in folder.iterdir()] == [".writing-new"]
 
 
 def test_what_was_used_longest_ago_goes_first(

@@ -70,7 +70,7 @@ def test_parts_are_weighted_by_their_answer_tokens(
     settings = {"batch_size": 6, "steps": 3, "anchoring": Anchoring(5.0, 5)}
     whole = train(backbone, {"a": uneven["a"]}, {"b": uneven["b"]}, **settings)
     parts = train(backbone, {"a": uneven["a"]}, {"b": uneven["b"]}, micro_batch=micro_batch, **settings)
-    assert (whole.micro_batch, parts.micro_batch) == (6, micro_batch)
+    assert (whole.micro_batch, parts.micro_batch) == (6, min(6, micro_batch))
     assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
     assert parts.anchor == pytest.approx(whole.anchor, rel=1e-4, abs=1e-6)
     assert distance(parts.factors, whole.factors) < 2e-3
@@ -155,6 +155,18 @@ def test_a_part_that_was_run_before_memory_ran_out_does_not_count(
     memory = Memory(monkeypatch, 2)
     assert_same_training(train(backbone, rows, anchors, **settings), expected)
     assert memory.asked[:3] == [2, 3, 1]
+
+
+@pytest.mark.parametrize("asked_for", [0, 99])
+def test_anchors_in_larger_batches_are_halved_too(
+    tiny_base: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, asked_for: int
+) -> None:
+    """What is halved is the largest batch that was run, not the own one, nor what was asked for and never reached."""
+    rows, anchors = own_rows(tiny_base), {"irony": other_rows(tiny_base)["irony"]}
+    memory = Memory(monkeypatch, 2)
+    trained = train(backbone, rows, anchors, steps=2, batch_size=2, micro_batch=asked_for, anchoring=Anchoring(2.0, 4))
+    assert memory.asked == [2, 4, 2, 2, 2, 2, 2, 2]
+    assert trained.micro_batch == 2
 
 
 @pytest.mark.parametrize("kind", ["cuda", "cpu"])
