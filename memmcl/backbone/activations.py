@@ -114,7 +114,7 @@ class Activations:
 
 
 def _checksum(hidden: Tensor) -> int:
-    return zlib.crc32(hidden.view(torch.uint8).numpy())
+    return zlib.crc32(hidden.view(torch.uint8).numpy().data)
 
 
 def activations_directory(base: BaseRef, backbone: Backbone) -> Path | None:
