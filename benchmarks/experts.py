@@ -47,6 +47,8 @@ class Variant:
     joint: bool = False
     steps: float = 1.0
     """of the joint LoRA: its share of all rows"""
+    own_steps: int = 0
+    """of an expert after the warm start; 0: what is left of its share"""
 
 
 VARIANTS = {
@@ -93,16 +95,16 @@ class Trial:
         warm, experts = self.experts(variant)
         return self._merged(variant, warm, experts, grid)
 
-    def experts(self, variant: Variant) -> tuple[Adapter | None, dict[str, Adapter]]:
-        """Return the warm start, if there is one, and the experts."""
+    def experts(self, variant: Variant, only: Sequence[str] | None = None) -> tuple[Adapter | None, dict[str, Adapter]]:
+        """Return the warm start, if there is one, and the experts, all of them or `only` some."""
         everything = self.steps * len(self.names)
         warm = None
         if variant.share:
             warm = self._train(WARM, self.lab.rows, round(variant.share * everything), variant, variant.rate)
-        left = round((1 - variant.share) * self.steps)
+        left = variant.own_steps or round((1 - variant.share) * self.steps)
         before = round((1 - variant.after) * left)
         found = {}
-        for name in self.names:
+        for name in only or self.names:
             rows = {name: self.lab.rows[name]}
             others = {
                 other: found_rows[: variant.anchors] for other, found_rows in self.lab.rows.items() if other != name

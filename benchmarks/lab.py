@@ -140,17 +140,31 @@ class Lab:
             )  # fmt: skip
         return self._probes[subtask, part]
 
-    def answers(self, subtask: str) -> list[str]:
-        """Return the present weights' answers to the scored rows; label scores less their weak median."""
-        asked = self.subtasks[subtask]
-        offsets = None
-        if not asked.is_tuple:
-            offsets = calibration.fit(self.probe(subtask, "weak").label_scores(), "median")
-        return parsing.read_answers(asked, self.probe(subtask, self.scored).answers(offsets))[0]
+    def answers(self, subtask: str, *, chosen: bool = False) -> list[str]:
+        """Return the present weights' answers to the scored rows; label scores less their weak median.
 
-    def counts(self, subtask: str, answers: Sequence[str]) -> tuple[np.ndarray, Callable[[np.ndarray], float]]:
-        """Return the counts of each scored row, and what makes a score of their sum."""
-        asked, rows = self.subtasks[subtask], self.parts[subtask][self.scored]
+        chosen: or as they are, where that scores better on the weak rows.
+        """
+        asked = self.subtasks[subtask]
+        if asked.is_tuple:
+            return self._read(subtask, self.scored, None)
+        offsets = calibration.fit(self.probe(subtask, "weak").label_scores(), "median")
+        if chosen:
+            scores = []
+            for each in (offsets, None):
+                counts, score = self.counts(subtask, self._read(subtask, "weak", each), "weak")
+                scores.append(score(counts.sum(axis=0)))
+            offsets = None if scores[1] > scores[0] else offsets
+        return self._read(subtask, self.scored, offsets)
+
+    def _read(self, subtask: str, part: str, offsets: Any) -> list[str]:
+        return parsing.read_answers(self.subtasks[subtask], self.probe(subtask, part).answers(offsets))[0]
+
+    def counts(
+        self, subtask: str, answers: Sequence[str], part: str | None = None
+    ) -> tuple[np.ndarray, Callable[[np.ndarray], float]]:
+        """Return the counts of each row of a part, by default the scored one, and what makes a score of their sum."""
+        asked, rows = self.subtasks[subtask], self.parts[subtask][part or self.scored]
         score = partial(metrics.score_from_counts, asked, metrics.datasets_of(rows))
         return metrics.row_counts(asked, rows, answers), score
 

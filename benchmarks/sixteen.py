@@ -1,6 +1,6 @@
 """All sixteen experts on their own subtasks' test rows, against the base and the best constant answer.
 
-    python benchmarks/sixteen.py --data DIR --out sixteen.jsonl [--variant warm:share=0.5] [--steps 120]
+    python benchmarks/sixteen.py --data DIR --out sixteen.jsonl [--variant warm:own_steps=320] [--steps 160]
 
 At most 100 test rows a data set. A difference counts when it is more than two standard errors of the paired bootstrap
 over rows above the base, and above the one answer that scores best on the training rows. Prints a row a subtask.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,19 @@ from memmcl.merge.build import Merger
 from memmcl.suite.subtasks import SUBTASKS
 
 
-def measure(trial: Trial, text: str) -> list[dict[str, Any]]:
-    """Train all experts and return a line for each subtask."""
+def measure(trial: Trial, text: str, only: Sequence[str], chosen: bool) -> list[dict[str, Any]]:
+    """Train the experts and return a line for each."""
     lab = trial.lab
-    base = {name: lab.answers(name) for name in lab.subtasks}
+    base = {name: lab.answers(name, chosen=chosen) for name in only}
     print("base measured", flush=True)
-    warm, experts = trial.experts(parse(text))
+    warm, experts = trial.experts(parse(text), only)
     pinned = {WARM: (1.0,)} if warm else {}
     merger = Merger(lab.backbone, experts | ({WARM: warm} if warm else {}), blocks=1)
     lines = []
     try:
         for name in experts:
             merger.apply({name: (1.0,)} | pinned)
-            counts, score = lab.counts(name, lab.answers(name))
+            counts, score = lab.counts(name, lab.answers(name, chosen=chosen))
             rows = len(counts)
             line: dict[str, Any] = {"subtask": name, "n": rows, "expert": float(score(counts.sum(axis=0)))}
             for rival, answers in {"base": base[name], "constant": [lab.constant(name)] * rows}.items():
@@ -67,6 +68,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, default=Path("experts-kept"))
     parser.add_argument("--variant", default="warm")
     parser.add_argument("--subtasks", nargs="+", default=list(SUBTASKS))
+    parser.add_argument("--experts", nargs="+", default=list(SUBTASKS), help="those of --subtasks that are trained")
+    parser.add_argument("--chosen", action="store_true", help="label scores as they are where weak rows say so")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--train-rows", type=int, default=600)
@@ -77,7 +80,7 @@ def main() -> None:
         per_dataset=100, max_tokens=320,
     )  # fmt: skip
     print("| subtask | n | expert | base | over base | constant | over constant | beats both |")
-    lines = measure(Trial(lab, asked.seed, asked.steps, asked.batch), asked.variant)
+    lines = measure(Trial(lab, asked.seed, asked.steps, asked.batch), asked.variant, asked.experts, asked.chosen)
     asked.out.write_text("\n".join(json.dumps(vars(asked) | line, default=str) for line in lines) + "\n")
     print(f"{sum(line['beats both'] for line in lines)} of {len(lines)} beat both")
 

