@@ -16,6 +16,7 @@ FOLDERS = ("unit", "property", "golden", "integration", "e2e")
 TESTS = Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give each test the marker that its folder is named after, and the file's name as its group.
 
