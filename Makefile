@@ -45,7 +45,7 @@ lint: install ## Style, types and import contracts
 
 # Two processes, one thread each: most of a test's time is the start of servers and workers.
 test: install lint ## Install, lint, and all tests but the campaigns
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 campaign: install ## The long campaigns: faults, kills, the UI in a browser
 	$(BIN)/pytest -m campaign --timeout 3600

@@ -16,16 +16,9 @@ FOLDERS = ("unit", "property", "golden", "integration", "e2e")
 TESTS = Path(__file__).parent
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test the marker that its folder is named after, and the file's name as its group.
-
-    Under pytest-xdist the tests of a group share a process, and what their fixtures start; so do those of different
-    files that share the reference run.
-    """
-    sharing = {item.path for item in items if "reference" in getattr(item, "fixturenames", ())}
+    """Give each test the marker that its folder is named after."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("reference" if item.path in sharing else item.path.name))
         folder = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
         if folder in FOLDERS:
             item.add_marker(folder)
