@@ -68,7 +68,9 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, default=Path("experts-kept"))
     parser.add_argument("--variant", default="warm")
     parser.add_argument("--subtasks", nargs="+", default=list(SUBTASKS))
-    parser.add_argument("--experts", nargs="+", default=list(SUBTASKS), help="those of --subtasks that are trained")
+    parser.add_argument(
+        "--experts", nargs="+", help="those of --subtasks that are trained and measured; by default all"
+    )
     parser.add_argument("--chosen", action="store_true", help="label scores as they are where weak rows say so")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch", type=int, default=8)
@@ -80,7 +82,8 @@ def main() -> None:
         per_dataset=100, max_tokens=320,
     )  # fmt: skip
     print("| subtask | n | expert | base | over base | constant | over constant | beats both |")
-    lines = measure(Trial(lab, asked.seed, asked.steps, asked.batch), asked.variant, asked.experts, asked.chosen)
+    trial, only = Trial(lab, asked.seed, asked.steps, asked.batch), asked.experts or asked.subtasks
+    lines = measure(trial, asked.variant, only, asked.chosen)
     asked.out.write_text("\n".join(json.dumps(vars(asked) | line, default=str) for line in lines) + "\n")
     print(f"{sum(line['beats both'] for line in lines)} of {len(lines)} beat both")
 

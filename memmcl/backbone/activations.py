@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +25,11 @@ from memmcl import seeds
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import BaseRef, cache_directory
 from memmcl.errors import ConfigError
+from memmcl.outside import replace_file
 
 MEMORY_BYTES = 2**30
 _FORMAT = 2  # counts up with what the files hold and with how the trunk is computed
 _ABANDONED = 3600.0  # seconds after which a file half written is of a process that was killed
-_WRITING = ".writing-"
 _LIMIT = "MEMMCL_ACTIVATIONS_GB"
 
 
@@ -97,15 +95,8 @@ class Activations:
             return
         path = self._path(key)
         with suppress(OSError):  # a full or read-only disk costs time, never a result
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, scratch = tempfile.mkstemp(prefix=_WRITING, dir=path.parent)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    whole = hidden.cpu().contiguous()
-                    file.write(save({"hidden": whole, "crc32": torch.tensor(_checksum(whole))}))
-                Path(scratch).replace(path)
-            finally:
-                Path(scratch).unlink(missing_ok=True)
+            whole = hidden.cpu().contiguous()
+            replace_file(path, save({"hidden": whole, "crc32": torch.tensor(_checksum(whole))}))
 
     def _path(self, key: tuple[int, ...]) -> Path:
         assert self._directory is not None
@@ -126,6 +117,8 @@ def activations_directory(base: BaseRef, backbone: Backbone) -> Path | None:
     Raises:
         ConfigError: MEMMCL_ACTIVATIONS_GB is no number.
     """
+    import transformers
+
     if disk_limit() <= 0:
         return None
     device = backbone.device
@@ -138,7 +131,7 @@ def activations_directory(base: BaseRef, backbone: Backbone) -> Path | None:
         else torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "transformers": version("transformers"),
+        "transformers": transformers.__version__,
         "format": _FORMAT,
     }
     return cache_directory() / "activations" / seeds.digest(decided_by)[:16]
@@ -163,15 +156,14 @@ def prune_activations(limit: int | None = None) -> int:
     Several processes may do so at once: a file that another one removed first is no error.
     """
     limit = disk_limit() if limit is None else limit
-    for path in (cache_directory() / "activations").glob(f"*/*/{_WRITING}*"):
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime > _ABANDONED:
-                path.unlink()
     found: list[tuple[float, int, Path]] = []
-    for path in (cache_directory() / "activations").glob("*/*/*.safetensors"):
+    for path in (cache_directory() / "activations").glob("*/*/*"):
         with suppress(OSError):
             stat = path.stat()
-            found.append((stat.st_mtime, stat.st_size, path))
+            if path.suffix == ".safetensors":
+                found.append((stat.st_mtime, stat.st_size, path))
+            elif path.suffix == ".part" and time.time() - stat.st_mtime > _ABANDONED:
+                path.unlink()
     total, removed = sum(size for _, size, _ in found), 0
     for _, size, path in sorted(found):
         if total - removed <= limit:

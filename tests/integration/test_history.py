@@ -22,7 +22,7 @@ from prefect.client.schemas.filters import (
     TaskRunFilter,
     TaskRunFilterFlowRunId,
 )
-from prefect.client.schemas.objects import TaskRun
+from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from prefect.states import Crashed
@@ -98,7 +98,7 @@ def test_a_task_run_whose_state_was_not_recorded_any_more_is_crashed_too(
     client: SyncPrefectClient, killed: UUID, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """A server that dies while it records a task run leaves its row without its state: here it is taken away."""
-    (endless,) = [task.id for task in _tasks(client, killed) if task.name == "endless"]
+    (endless,) = [run.id for run in _below(client, killed) if isinstance(run, TaskRun) and run.name == "endless"]
     for path in tmp_path_factory.getbasetemp().glob("prefect-server*/prefect.db"):
         with closing(sqlite3.connect(path, timeout=30)) as database, database:
             database.execute("delete from task_run_state where task_run_id = ?", (str(endless),))
@@ -167,24 +167,18 @@ def _close(abandoned: list[dict[str, str | None]]) -> list[dict[str, str | None]
     return successor()
 
 
-def _tasks(client: SyncPrefectClient, flow_run: UUID) -> list[TaskRun]:
-    """Return the task runs of a flow run, and of everything in its sub-flows."""
-    found = client.read_task_runs(task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[flow_run])))
-    for task in list(found):
+def _below(client: SyncPrefectClient, flow_run: UUID) -> Iterator[FlowRun | TaskRun]:
+    """Yield a flow run, its task runs, and everything in its sub-flows."""
+    yield client.read_flow_run(flow_run)
+    for task in client.read_task_runs(
+        task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[flow_run]))
+    ):
+        yield task
         parent = FlowRunFilterParentTaskRunId(any_=[task.id])
         for child in client.read_flow_runs(flow_run_filter=FlowRunFilter(parent_task_run_id=parent)):
-            found += _tasks(client, child.id)
-    return found
+            yield from _below(client, child.id)
 
 
 def _states(client: SyncPrefectClient, flow_run: UUID) -> dict[str, str]:
     """Return the state of a flow run, of its task runs, and of everything in its sub-flows, by name."""
-    run = client.read_flow_run(flow_run)
-    found = {run.name: run.state.name}
-    tasks = client.read_task_runs(task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[flow_run])))
-    for task in tasks:
-        found[task.name] = task.state.name
-        parent = FlowRunFilterParentTaskRunId(any_=[task.id])
-        for child in client.read_flow_runs(flow_run_filter=FlowRunFilter(parent_task_run_id=parent)):
-            found |= _states(client, child.id)
-    return found
+    return {run.name: run.state.name for run in _below(client, flow_run)}

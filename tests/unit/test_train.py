@@ -142,22 +142,21 @@ def test_training_equals_plain_training(
     """Loss and anchor of each step, and the trained factors, are those of a loop without tricks."""
     plan = replace(
         PLAN,
-        steps=4,
         batch_size=6,  # each step takes all rows: their order cannot matter
         weight_decay=0.1,
-        warmup=0.5,  # of 4 steps: 2
+        warmup=0.4,  # of 5 steps: 2
         clip=clip,
         learning_rate=3e-3,
     )
     start = initial_factors(backbone, rows, target_modules=MODULES)
-    pulls = {step: (name, 20.0) for step, name in enumerate(("irony", "uabsa", "irony", "uabsa"))}
+    pulls = {step: (name, 20.0) for step, name in enumerate(("irony", "uabsa", "irony", "uabsa", "irony"))}
     factors, losses, distances = Plain(tiny_base, plan, 2, pulls).train(start, rows["sent2"], anchors)
     anchoring = Anchoring(20.0, 3)  # much, so that a wrong weight shows
     trained = train(backbone, rows, anchors, anchoring=anchoring, target_modules=MODULES, **vars(plan))
     assert trained.loss == pytest.approx(losses, abs=5e-5)
     assert trained.anchor == pytest.approx(distances, abs=5e-6)
     assert losses[-1] < losses[0] - 0.1
-    assert max(distances) > 5e-4
+    assert max(distances) > 1e-3
     assert distance(trained.factors, factors) < 5e-3
 
 
