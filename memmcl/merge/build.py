@@ -1,13 +1,15 @@
-"""From base, experts and coefficients to a running model.
+"""From base, experts, coefficients and a recipe to a running model.
 
-W^m = W_0^m + sum_i lambda_{i, block(m)} * s_i B_i^m A_i^m, rebuilt from the pristine W_0 for every candidate: nothing
-is added and subtracted in place, so nothing drifts. The sum is float32 and cast once.
+W^m = W_0^m + sum_i lambda_{i, block(m)} * s_i B_i^m A_i^m, or another merge of the same task vectors, rebuilt from the
+pristine W_0 for every candidate: nothing is added and subtracted in place, so nothing drifts. The sum is float32 and
+cast once. In memory: the base once, the factors, and what one module's merge needs.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,41 +17,53 @@ from torch import Tensor
 from memmcl.backbone.forward import Backbone
 from memmcl.errors import GenomeError, ModelError
 from memmcl.experts.adapter import Adapter, Factors
-from memmcl.merge.genome import Coefficients, block_of
-
-_LAYER = re.compile(r"^model\.layers\.(\d+)\.")
+from memmcl.experts.lora import adapted
+from memmcl.experts.settings import LoraShape
+from memmcl.merge.deltas import Deltas, Grams, layer_of
+from memmcl.merge.genome import LINEAR, Coefficients, Recipe, block_of
+from memmcl.merge.pristine import Pristine
+from memmcl.merge.table import check_parameters
 
 
 class Merger:
-    """Keeps the pristine weights and the stacked factors, and puts any linear merge into the backbone's weights.
+    """Keeps the factors and the way back to the pristine weights, and puts any merge into the backbone's weights.
+
+    pinned: adapters that are added as they are, whatever the method, as what experts stand on is. grams: for regmean,
+    by expert and module the second moment (d_in, d_in) of the module's inputs.
 
     Raises:
         ModelError: an adapter with a module that the backbone has not, below its split, or of another shape.
     """
 
-    def __init__(self, backbone: Backbone, adapters: Mapping[str, Adapter], blocks: int) -> None:
+    def __init__(
+        self, backbone: Backbone, adapters: Mapping[str, Adapter], blocks: int, *, pinned: Sequence[str] = (),
+        grams: Grams | None = None,
+    ) -> None:  # fmt: skip
         self.backbone = backbone
         self.blocks = blocks
         self.experts = tuple(adapters)
-        self._modules: dict[str, list[tuple[str, Factors]]] = {}
-        for expert, adapter in adapters.items():
-            for module, factors in adapter.items():
-                self._modules.setdefault(module, []).append((expert, factors))
-        self._pristine: dict[str, Tensor] = {}
-        for module, parts in self._modules.items():
+        self._deltas = Deltas(adapters, lowest=backbone.split, layers=backbone.layers, pinned=pinned, grams=grams)
+        weights: dict[str, Tensor] = {}
+        for module, parts in self._deltas.modules.items():
             weight = self._weight(module)
-            for expert, factors in parts:
+            for expert, factors in parts.items():
                 shape = (len(factors.b), factors.a.shape[1])
                 if shape != tuple(weight.shape):
                     raise ModelError(
                         f"expert {expert} was trained on another base: {module} is {tuple(weight.shape)} here, "
                         f"{shape} there; train it on this base"
                     )
-            self._pristine[module] = weight.detach().clone()
+            weights[module] = weight
+        self._pristine = Pristine(weights, Path(backbone.model.name_or_path))
 
     @torch.no_grad()
-    def apply(self, coefficients: Coefficients) -> None:
-        """Set the backbone's weights to the merge. Experts left out of `coefficients` count as zero."""
+    def apply(self, coefficients: Coefficients, recipe: Recipe = LINEAR) -> None:
+        """Set the backbone's weights to the merge. Experts left out of `coefficients`, or at zero, take no part.
+
+        Raises:
+            GenomeError: coefficients of other experts, or of another number of blocks.
+            ConfigError: a recipe that no method takes.
+        """
         unknown = sorted(set(coefficients) - set(self.experts))
         wrong = [expert for expert, values in coefficients.items() if len(values) != self.blocks]
         if unknown or wrong:
@@ -57,21 +71,10 @@ class Merger:
                 f"coefficients are for other experts {unknown} or have not {self.blocks} blocks {wrong}; "
                 f"this merge holds {list(self.experts)}"
             )
-        for module, parts in self._modules.items():
-            block = block_of(layer_of(module), self.backbone.split, self.backbone.layers, self.blocks)
-            scaled = [
-                (coefficients[e][block] * f.scale, f)
-                for e, f in parts
-                if coefficients.get(e, (0.0,) * self.blocks)[block]
-            ]
-            pristine = self._pristine[module]
-            if not scaled:
-                self._weight(module).copy_(pristine)
-                continue
-            device = pristine.device
-            b = torch.cat([value * f.b.to(device) for value, f in scaled], dim=1)
-            a = torch.cat([f.a.to(device) for _, f in scaled])
-            self._weight(module).copy_(torch.addmm(pristine.float(), b, a))
+        check_parameters(recipe.method, recipe.parameters)
+        for module in self._deltas.modules:
+            merged = self._deltas.added_to(self._pristine[module], module, coefficients, recipe)
+            self._weight(module).copy_(merged)
 
     def reset(self) -> None:
         """Set the backbone's weights back to the base, bit for bit."""
@@ -89,14 +92,6 @@ class Merger:
         return weight
 
 
-def layer_of(module: str) -> int:
-    """Return the index of the layer that `module` lies in."""
-    match = _LAYER.match(module)
-    if match is None:
-        raise ModelError(f"expected an adapted module inside model.layers; got {module}")
-    return int(match[1])
-
-
 def lowest_layer(adapters: Sequence[Adapter]) -> int:
     """Return the lowest layer that any of the adapters changes."""
     return min(layer_of(module) for adapter in adapters for module in adapter)
@@ -105,7 +100,7 @@ def lowest_layer(adapters: Sequence[Adapter]) -> int:
 def merged_factors(
     adapters: Mapping[str, Adapter], coefficients: Coefficients, *, lowest: int, layers: int
 ) -> dict[str, Factors]:
-    """Return one adapter that equals the merge exactly: ranks are concatenated, coefficients folded into b.
+    """Return one adapter that equals the linear merge exactly: ranks are concatenated, coefficients folded into b.
 
     Per module: a: (sum of ranks, d_in), b: (d_out, sum of ranks), scale 1. Modules of `lowest` and above only.
     """
@@ -119,3 +114,15 @@ def merged_factors(
         module: Factors(torch.cat([f.a for _, f in pairs]), torch.cat([value * f.b for value, f in pairs], dim=1), 1.0)
         for module, pairs in sorted(parts.items())
     }
+
+
+@contextmanager
+def in_adapter_space(backbone: Backbone, factors: Adapter) -> Iterator[None]:
+    """Within the block the model is W_0 x + s B (A x) with the pristine W_0: a merge that no weight is rebuilt for.
+
+    Worth it where few tokens are run by each candidate; the factors of a linear merge are `merged_factors`. Equal to
+    the rebuilt weights to 1e-5 in float32; in bfloat16 the two round differently.
+    """
+    rank = max(len(pair.a) for pair in factors.values())
+    with adapted(backbone, LoraShape((), rank, float(rank)), factors), torch.no_grad():
+        yield

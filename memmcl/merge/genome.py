@@ -1,13 +1,14 @@
-"""The genome of a linear merge: one coefficient per (part, layer block).
+"""The genome of a merge: one coefficient per (part, layer block), and the parameters of its method that are searched.
 
 A part is what a stage merges: an expert in stage 1, a group model in stage 2. A group model is itself a table of
-coefficients over experts, so that stage 2 composes into one table over all experts, exactly.
+coefficients over experts, so that stage 2 composes into one table over all experts: for linear merges exactly. Other
+methods merge all experts at once with the composed coefficients and stage 2's own parameters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from memmcl.errors import GenomeError
 
@@ -16,23 +17,46 @@ Coefficients = Mapping[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How task vectors become one: a merge method, its parameters, and the seed of its random masks."""
+
+    method: str = "linear"
+    parameters: Mapping[str, float | str] = field(default_factory=dict)
+    seed: int = 0
+
+
+LINEAR = Recipe()
+
+
+@dataclass(frozen=True)
 class GenomeSpace:
-    """What the genes of a genome stand for: parts in order, `blocks` genes each."""
+    """What the genes of a genome stand for: parts in order, `blocks` genes each, then parameters of the method.
+
+    low, high: bounds of coefficients; parameters: (name, low, high) of each that is searched.
+    """
 
     parts: tuple[str, ...]
     blocks: int
     low: float
     high: float
+    parameters: tuple[tuple[str, float, float], ...] = ()
 
     @property
     def size(self) -> int:
         """How many genes a genome has."""
-        return len(self.parts) * self.blocks
+        return len(self.parts) * self.blocks + len(self.parameters)
 
     @property
     def genes(self) -> tuple[str, ...]:
-        """The name of each gene, `part/block`."""
-        return tuple(f"{part}/{block}" for part in self.parts for block in range(self.blocks))
+        """The name of each gene, `part/block` or that of a parameter."""
+        coefficients = (f"{part}/{block}" for part in self.parts for block in range(self.blocks))
+        return (*coefficients, *(name for name, _, _ in self.parameters))
+
+    @property
+    def bounds(self) -> tuple[tuple[float, float], ...]:
+        """The lowest and highest value of each gene."""
+        coefficients = ((self.low, self.high),) * (len(self.parts) * self.blocks)
+        return (*coefficients, *((low, high) for _, low, high in self.parameters))
 
     def decode(self, genome: Sequence[float]) -> dict[str, tuple[float, ...]]:
         """Return the coefficients of each part.
@@ -40,31 +64,50 @@ class GenomeSpace:
         Raises:
             GenomeError: too many or too few genes, or one out of bounds.
         """
-        if len(genome) != self.size:
-            raise GenomeError(
-                f"genome has {len(genome)} genes; {len(self.parts)} parts x {self.blocks} blocks needs {self.size}; "
-                "was it made with other experts or another `blocks`?"
-            )
-        outside = [gene for gene in genome if not self.low <= gene <= self.high]
-        if outside:
-            raise GenomeError(f"genes must lie in [{self.low}, {self.high}]; got {outside[0]}")
+        self._check(genome)
         blocks = self.blocks
         return {part: tuple(genome[i * blocks : (i + 1) * blocks]) for i, part in enumerate(self.parts)}
 
-    def encode(self, coefficients: Coefficients) -> tuple[float, ...]:
-        """Return the genome of `coefficients`, the inverse of `decode`.
+    def decode_parameters(self, genome: Sequence[float]) -> dict[str, float]:
+        """Return the parameters of the method that are searched.
 
         Raises:
-            GenomeError: other parts, another number of blocks, or a gene out of bounds.
+            GenomeError: too many or too few genes, or one out of bounds.
         """
+        self._check(genome)
+        values = genome[len(self.parts) * self.blocks :]
+        return {name: value for (name, _, _), value in zip(self.parameters, values, strict=True)}
+
+    def _check(self, genome: Sequence[float]) -> None:
+        if len(genome) != self.size:
+            more = f" + {len(self.parameters)} parameters" if self.parameters else ""
+            raise GenomeError(
+                f"genome has {len(genome)} genes; {len(self.parts)} parts x {self.blocks} blocks{more} needs "
+                f"{self.size}; was it made with other experts or another `blocks`?"
+            )
+        for name, gene, (low, high) in zip(self.genes, genome, self.bounds, strict=True):
+            if not low <= gene <= high:
+                raise GenomeError(f"genes must lie in [{low}, {high}]; got {gene} for {name}")
+
+    def encode(self, coefficients: Coefficients, parameters: Mapping[str, float] | None = None) -> tuple[float, ...]:
+        """Return the genome of `coefficients` and `parameters`, the inverse of decoding.
+
+        Raises:
+            GenomeError: other parts or parameters, another number of blocks, or a gene out of bounds.
+        """
+        parameters = parameters or {}
         if set(coefficients) != set(self.parts):
             raise GenomeError(f"expected coefficients of {list(self.parts)}, got {sorted(coefficients)}")
+        searched = [name for name, _, _ in self.parameters]
+        if set(parameters) != set(searched):
+            raise GenomeError(f"expected the parameters {searched}, got {sorted(parameters)}")
         wrong = [part for part in self.parts if len(coefficients[part]) != self.blocks]
         if wrong:
             got = len(coefficients[wrong[0]])
             raise GenomeError(f"expected {self.blocks} blocks for each part; {wrong[0]} has {got}")
-        genome = tuple(value for part in self.parts for value in coefficients[part])
-        self.decode(genome)
+        values = (value for part in self.parts for value in coefficients[part])
+        genome = (*values, *(parameters[name] for name in searched))
+        self._check(genome)
         return genome
 
 

@@ -11,7 +11,6 @@ from peft import PeftModel
 from tiny import backbone_of, base_ref, plain_model, probe_logits, random_factors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from memmcl.errors import ModelError
 from memmcl.experts.adapter import CONFIG_FILE, Factors, from_files
 from memmcl.merge.build import Merger, merged_factors
 from memmcl.merge.export import adapter_files, write_full
@@ -67,12 +66,19 @@ def test_the_adapter_can_be_merged_into_the_weights_by_peft(
     torch.testing.assert_close(probe_logits(model), expected, rtol=0, atol=1e-4)
 
 
-def test_modules_of_different_ranks_have_no_exact_adapter(
-    tiny_base: Path, adapters: dict[str, dict[str, Factors]]
-) -> None:
+def test_modules_of_different_ranks(tiny_base: Path, tmp_path: Path, adapters: dict[str, dict[str, Factors]]) -> None:
     uneven = {**adapters, "three": random_factors(tiny_base, layers=(3,), rank=1, seed=3)}
-    with pytest.raises(ModelError, match=r"one rank in all modules; got \[5, 6\]: export full weights"):
-        adapter_files(merged_factors(uneven, COEFFICIENTS, lowest=2, layers=4), base_name="org/tiny")
+    coefficients = {**COEFFICIENTS, "three": (0.0, 0.7)}
+    files = adapter_files(merged_factors(uneven, coefficients, lowest=2, layers=4), base_name="org/tiny")
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    config = json.loads(files[CONFIG_FILE])
+    assert config["r"] == 6
+    assert set(config["rank_pattern"].values()) == {5}
+    backbone = backbone_of(tiny_base, 2)
+    Merger(backbone, uneven, blocks=2).apply(coefficients)
+    model = PeftModel.from_pretrained(plain_model(tiny_base), tmp_path).eval()
+    torch.testing.assert_close(probe_logits(model), probe_logits(backbone.model), rtol=0, atol=1e-4)
 
 
 def test_the_full_directory_loads_by_itself(
