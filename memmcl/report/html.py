@@ -9,7 +9,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from memmcl.report import plots, plots_experts
+from memmcl.report import plots, plots_experts, plots_merge
 from memmcl.report.figure import COLOURS
 from memmcl.report.parts import Comparison, Expert, Score, Search
 from memmcl.report.results import Document, Results, parse_results
@@ -118,6 +118,7 @@ def render_html(document: Document) -> str:
             "losses": plots_experts.loss_plots(results),
             "interference": plots_experts.interference_plot(results),
             "nai": plots_experts.nai_plot(results),
+            "task_vectors": plots_merge.task_vectors_plot(results),
             "time": plots.time_plot(results),
         },
         glossary=GLOSSARY,

@@ -163,6 +163,35 @@ class Interference(Part):
     """test rows; a cap may make them fewer than those of the scores"""
 
 
+class Relation(Part):
+    """The experts' task vectors in one layer, or in all together, in the order of `TaskVectors.experts`."""
+
+    layer: NonNegativeInt | None = None
+    """None: all layers"""
+    norms: tuple[Measured, ...]
+    """Frobenius norm of each expert's task vector"""
+    cosines: tuple[tuple[Measured, ...], ...]
+    """experts x experts; None where one of the two is zero"""
+    conflict: Measured = None
+    """share of pairs of experts, over all entries where both are non-zero, that differ in sign"""
+    cancelled: Measured = None
+    """share of the summed magnitude of all entries that cancels in the plain sum of all experts"""
+
+    @property
+    def mean_cosine(self) -> float | None:
+        """Over all pairs of experts."""
+        pairs = [value for place, row in enumerate(self.cosines) for value in row[:place] if value is not None]
+        return sum(pairs) / len(pairs) if pairs else None
+
+
+class TaskVectors(Part):
+    """How the experts' task vectors relate, at the coefficient 1; what they all stand on is none of them."""
+
+    experts: tuple[str, ...]
+    overall: Relation
+    layers: tuple[Relation, ...]
+
+
 class CandidateSeconds(Part):
     merge: NonNegativeFloat = 0.0
     evaluate: NonNegativeFloat = 0.0

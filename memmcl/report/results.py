@@ -28,6 +28,7 @@ from memmcl.report.parts import (
     Score,
     Search,
     Subtask,
+    TaskVectors,
     Timing,
 )
 
@@ -43,6 +44,7 @@ class Results(Part):
     comparisons: tuple[Comparison, ...] = ()
     retention: tuple[Retention, ...] = ()
     interference: tuple[Interference, ...] = ()
+    task_vectors: TaskVectors | None = None
     searches: tuple[Search, ...] = ()
     merge: Merge | None = None
     experts: tuple[Expert, ...] = ()
@@ -83,6 +85,17 @@ class Results(Part):
                     f"coefficients need {len(self.merge.experts)} experts x {len(self.merge.blocks)} blocks, "
                     f"got rows of {shape}"
                 )
+        if self.task_vectors is not None:
+            experts = _unique("task vector", self.task_vectors.experts)
+            _known("expert", subtasks, experts)
+            count = len(experts)
+            for relation in (self.task_vectors.overall, *self.task_vectors.layers):
+                shape = [len(row) for row in relation.cosines]
+                if shape != [count] * count or len(relation.norms) != count:
+                    raise ValueError(
+                        f"task vectors need {count} norms and {count} x {count} cosines, "
+                        f"got {len(relation.norms)} and rows of {shape}"
+                    )
         return self
 
     def score_of(self, model: str, subtask: str) -> Score | None:
@@ -92,6 +105,11 @@ class Results(Part):
     def curriculum_names(self) -> tuple[str, ...]:
         """Return the names of all subtasks, those of the curriculum in its order first."""
         return tuple(dict.fromkeys([*self.curriculum.order, *(subtask.name for subtask in self.subtasks)]))
+
+    def names_by_group(self) -> dict[str, tuple[str, ...]]:
+        """Return the names of all subtasks by group, both in the document's order."""
+        groups = dict.fromkeys(subtask.group for subtask in self.subtasks)
+        return {group: tuple(s.name for s in self.subtasks if s.group == group) for group in groups}
 
     def mean_of(self, model: str) -> Mean | None:
         """Return the mean score of `model` over the subtasks, or None where it was not measured."""

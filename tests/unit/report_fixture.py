@@ -18,6 +18,7 @@ SUBTASKS: dict[str, tuple[str, str, str, list[str], float]] = {
     "irony": ("MAST", "Irony", "F1 of irony", ["irony", "non_irony"], 0.38),
     "emotion": ("MAST", "Emotion, 4 classes", "macro-F1", ["anger", "joy", "optimism", "sadness"], 0.49),
 }
+LAYERS = range(20, 30)
 MORE = ("doc2", "doc5", "sent3", "sent5", "asqp", "implicit", "compsent", "hate", "offensive", "stance")
 LEVELS: dict[str, list[float]] = {  # one score per subtask, in the order of SUBTASKS
     "base": [0.583, 0.417, 0.021, 0.004, 0.402, 0.291],
@@ -88,6 +89,7 @@ def sixteen_subtasks() -> dict[str, Any]:
     merge["experts"] = [*SUBTASKS, *MORE]
     merge["coefficients"] += [merge["coefficients"][list(SUBTASKS).index(twin)] for twin in twins.values()]
     measured = {(part["expert"], part["subtask"]): part for part in document["interference"]}
+    document["task_vectors"] = task_vectors({s["name"]: s["group"] for s in document["subtasks"]})
     document["interference"] = []
     for expert in ("base", *SUBTASKS, *MORE):
         for subtask in (*SUBTASKS, *MORE):
@@ -95,6 +97,40 @@ def sixteen_subtasks() -> dict[str, Any]:
             found = measured["base" if row == column and expert != subtask else row, column]
             document["interference"].append({**found, "expert": expert, "subtask": subtask})
     return document
+
+
+def task_vectors(groups: dict[str, str]) -> dict[str, Any]:
+    """Return how random task vectors relate that share a direction with all others, and one with their group.
+
+    groups: by subtask. Task vectors grow from layer to layer, as those of trained experts do.
+    """
+    rng = np.random.default_rng(derive(7, "task-vectors"))
+    names = sorted(groups)
+    shared = {group: rng.normal(size=(len(LAYERS), 400)) for group in sorted({*groups.values(), "all"})}
+    vectors = (
+        np.stack(
+            [
+                (2 + number % 4 + number / 12) * rng.normal(size=(len(LAYERS), 400))
+                + shared["all"]
+                + 1.5 * shared[groups[name]]
+                for number, name in enumerate(names)
+            ]
+        )
+        * np.linspace(0.01, 0.03, len(LAYERS))[:, None]
+    )  # experts x layers x entries
+
+    def relation(layer: int | None, entries: np.ndarray) -> dict[str, Any]:
+        pairs = list(itertools.combinations(entries, 2))
+        return {
+            "layer": layer,
+            "norms": np.linalg.norm(entries, axis=1).round(4).tolist(),
+            "cosines": np.atleast_2d(np.corrcoef(entries)).round(4).tolist(),  # of zero mean, about
+            "conflict": round(float(np.mean([one * other < 0 for one, other in pairs])), 4) if pairs else None,
+            "cancelled": round(float(1 - abs(entries.sum(axis=0)).sum() / abs(entries).sum()), 4),
+        }
+
+    layers = [relation(layer, vectors[:, place]) for place, layer in enumerate(LAYERS)]
+    return {"experts": names, "overall": relation(None, vectors.reshape(len(names), -1)), "layers": layers}
 
 
 def _scores(rng: np.random.Generator) -> list[dict[str, Any]]:
@@ -296,6 +332,7 @@ def _build() -> dict[str, Any]:
             for i, name in enumerate(names)
         ],
         "interference": _interference(rng),
+        "task_vectors": task_vectors({name: group for name, (group, *_) in SUBTASKS.items()}),
         "searches": [
             *(_search(rng, "stage1", group, genes) for group, genes in groups.items()),
             _search(rng, "stage2", None, list(groups)),
@@ -305,7 +342,7 @@ def _build() -> dict[str, Any]:
             "experts": names,
             "blocks": ["20-24", "25-29"],
             "coefficients": [[round(float(v), 4) for v in rng.uniform(0, 1.3, 2)] for _ in names],
-            "adapted_layers": list(range(20, 30)),
+            "adapted_layers": list(LAYERS),
             "lambda_task_arithmetic": 0.6,
         },
         "experts": [

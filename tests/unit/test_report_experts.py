@@ -32,6 +32,7 @@ def _long_names() -> dict[str, Any]:
     for subtask in document["subtasks"]:
         subtask["name"] = names[subtask["name"]]
     document["merge"]["experts"] = list(names.values())
+    document["task_vectors"]["experts"] = [names[name] for name in document["task_vectors"]["experts"]]
     document["curriculum"] = {"order": [names[name] for name in ORDER]}
     return document
 

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from report_fixture import LEVELS, SUBTASKS, results_document
+from report_fixture import LEVELS, SUBTASKS, results_document, task_vectors
 
 from memmcl.report import render_html
 from memmcl.report.figure import BIG, draw, heat_map, shade, shorten
@@ -234,7 +234,7 @@ def test_an_expert_that_a_constant_answer_equals_is_named() -> None:
 
 def test_every_drawing_has_a_text_alternative(page: Page) -> None:
     drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
-    assert len(drawings) == 6 + 4 + 4 + 9 + 7  # subtasks, fitness, seconds, losses, single ones
+    assert len(drawings) == 6 + 4 + 4 + 9 + 8  # subtasks, fitness, seconds, losses, single ones
     assert all(a["role"] == "img" and len(str(a["aria-label"])) > 20 for a in drawings)
     fitness = next(str(a["aria-label"]) for a in drawings if "Stage 1, ABSA: " in str(a["aria-label"]))
     assert "20 evaluations, 1 failed" in fitness
@@ -261,6 +261,7 @@ def test_data_cannot_become_markup() -> None:
             if field in part:
                 part[field] = EVIL + str(part[field])
     document["curriculum"]["order"] = [names[name] for name in document["curriculum"]["order"]]
+    document["task_vectors"]["experts"] = [names[name] for name in document["task_vectors"]["experts"]]
     for model in document["models"]:
         model.update(title=EVIL, description=EVIL)
     for search in document["searches"]:
@@ -284,6 +285,7 @@ def _one_subtask(document: dict[str, Any]) -> None:
     for key in ("scores", "retention"):
         document[key] = [part for part in document[key] if part["subtask"] == "sent2"]
     document["interference"] = document["interference"][:1]
+    document["task_vectors"] = task_vectors({"sent2": "SC"})
     document["curriculum"] = {}
     document["searches"] = document["searches"][-1:]
 
@@ -302,6 +304,7 @@ def _no_tuples(document: dict[str, Any]) -> None:
         holder[key] = [part for part in holder[key] if part["subtask"] in names]
     pairs = [part for part in document["interference"] if {part["expert"], part["subtask"]} <= {"base", *names}]
     document["interference"] = pairs
+    document["task_vectors"] = task_vectors({part["name"]: part["group"] for part in document["subtasks"]})
     contexts = document["curriculum"]["contexts"]
     document["curriculum"]["contexts"] = [part for part in contexts if part["subtask"] in names]
 
@@ -321,7 +324,7 @@ def _no_candidates(document: dict[str, Any]) -> None:
 def _bare(document: dict[str, Any]) -> None:
     for key in ("scores", "means", "comparisons", "retention", "interference", "searches", "experts", "timings"):
         document[key] = []
-    document.update(merge=None, curriculum={}, peak_memory_gb=None, notes=[])
+    document.update(merge=None, task_vectors=None, curriculum={}, peak_memory_gb=None, notes=[])
 
 
 def _long_names(document: dict[str, Any]) -> None:
@@ -360,6 +363,9 @@ def test_incomplete_runs_still_make_a_page(change: Callable[[dict[str, Any]], No
     sections = {str(a["id"]) for tag, a in page.tags if tag == "section"}
     assert ("search" in sections) == bool(document["searches"])
     assert ("interference" in sections) == bool(document["interference"])
+    assert ("How their task vectors relate" in page.text) == (
+        len((document["task_vectors"] or {"experts": ""})["experts"]) > 1
+    )
     assert ("weights" in sections) == (document["merge"] is not None)
     assert ("curriculum" in sections) == bool(document["curriculum"])
 

@@ -26,7 +26,7 @@ def test_the_document_survives_json() -> None:
 
 def test_a_document_from_before_the_interference_is_still_read() -> None:
     document = results_document()
-    del document["interference"]
+    del document["interference"], document["task_vectors"]
     document["retention"] = [part for part in document["retention"] if part.pop("model") == "unified"]
     since = ("anchor_every", "validation", "best_step", "stopped_early", "constant_weak_score", "gpu_memory_gb")
     for expert in document["experts"]:
@@ -34,6 +34,7 @@ def test_a_document_from_before_the_interference_is_still_read() -> None:
             del expert[field]
     results = parse_results(document)
     assert results.interference == ()
+    assert results.task_vectors is None
     assert {part.model for part in results.retention} == {"unified"}
     assert {(e.anchor_every, e.validation, e.best_step, e.stopped_early) for e in results.experts} == {
         (1, (), None, False)
@@ -98,6 +99,22 @@ def _ragged_coefficients(document: dict[str, Any]) -> None:
     document["merge"]["coefficients"][1].append(0.5)
 
 
+def _unknown_task_vector(document: dict[str, Any]) -> None:
+    document["task_vectors"]["experts"][2] = "warm"
+
+
+def _double_task_vector(document: dict[str, Any]) -> None:
+    document["task_vectors"]["experts"][2] = "asc"
+
+
+def _ragged_cosines(document: dict[str, Any]) -> None:
+    document["task_vectors"]["layers"][1]["cosines"][2].append(0.5)
+
+
+def _missing_norm(document: dict[str, Any]) -> None:
+    del document["task_vectors"]["overall"]["norms"][0]
+
+
 def _not_finite(document: dict[str, Any]) -> None:
     document["means"][0]["mean"] = float("nan")
 
@@ -115,6 +132,10 @@ def _not_finite(document: dict[str, Any]) -> None:
         (_double_interference, "interference 'base on sent2' is there twice"),
         (_missing_winner, "candidate of Stage 2, unified '99' is not one of"),
         (_ragged_coefficients, "6 experts x 2 blocks"),
+        (_unknown_task_vector, "expert 'warm' is not one of asc, aste"),
+        (_double_task_vector, "task vector 'asc' is there twice"),
+        (_ragged_cosines, "6 norms and 6 x 6 cosines, got 6 and rows of [6, 6, 7, 6, 6, 6]"),
+        (_missing_norm, "6 norms and 6 x 6 cosines, got 5 and"),
         (_not_finite, "means.0.mean"),
     ],
 )
