@@ -285,6 +285,20 @@ class SearchConfig(_Section):
     """The two-stage evolutionary merge search."""
 
     strategy: Literal["cmaes", "random"] = Field("cmaes", description="What proposes genomes")
+    method: Literal["linear", "ties", "dare_linear", "dare_ties", "della", "breadcrumbs", "slerp", "tsv", "iso_cts"] = (
+        Field("linear", description="How task vectors are merged; docs/merge.md tells of each")
+    )
+    parameters: dict[str, float | str] = Field(
+        {}, description="Parameters of the method, by name; those left out have its defaults"
+    )
+    genes: dict[str, tuple[float, float]] = Field(
+        {}, description="Parameters of the method that the search varies, each with its lowest and highest value"
+    )
+    adapter_rank: int = Field(
+        64,
+        ge=1,
+        description="Rank of the unified adapter where the method's merges have no exact one (ties and the like)",
+    )
     stage1_evaluations: int = Field(
         40, ge=1, title="Stage 1 evaluations", description="Candidates per group in stage 1, seeds included"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from memmcl.evaluate import bootstrap
 from memmcl.evaluate.scoring import Probe
 from memmcl.merge.build import Merger
-from memmcl.merge.genome import Coefficients
+from memmcl.merge.genome import LINEAR, Coefficients, Recipe
 from memmcl.store import ArtifactRef
 from memmcl.suite import metrics, parsing
 from memmcl.suite.examples import Example
@@ -41,6 +42,10 @@ class Contestants(BaseModel):
     models: Tables
     alone: Tables
     adapters: dict[str, ArtifactRef]
+    recipes: dict[str, Recipe] = {}
+    """How models merge that do not merge linearly."""
+    pinned: tuple[str, ...] = ()
+    """Adapters that every merge adds as they are."""
 
 
 @task(
@@ -90,6 +95,7 @@ def evaluate_subtask(
             "subtask": subtask,
             "adapters": sorted(adapters),
             "models": _plain(models),
+            "recipes": {name: asdict(recipe) for name, recipe in contestants.recipes.items()},
             "alone": _plain(alone) if few else {},
             "interference_rows": few,
             "bootstrap_samples": run.config.evaluation.bootstrap_samples,
@@ -111,21 +117,22 @@ def _model_answers(
     backbone, prompter = resident(run)
     probe, weak_probe = (make_probe(run, backbone, prompter, subtask, part) for part in (rows, weak))
     loaded = {name: load_adapter(run, ref) for name, ref in contestants.adapters.items()}
-    merger = Merger(backbone, loaded, blocks=run.config.search.blocks)
+    merger = Merger(backbone, loaded, blocks=run.config.search.blocks, pinned=contestants.pinned)
     answers: Answers = {}
     alone: Answers = {}
 
-    def ask(coefficients: Coefficients, asked: Probe) -> list[str]:
-        merger.apply(coefficients)
+    def ask(coefficients: Coefficients, asked: Probe, recipe: Recipe = LINEAR) -> list[str]:
+        merger.apply(coefficients, recipe)
         return asked.answers(offsets_of(run, weak_probe))
 
     try:
         for name, table in contestants.models.items():
-            answers[name] = ask(table, probe)
+            answers[name] = ask(table, probe, contestants.recipes.get(name, LINEAR))
         if first:
             few = make_probe(run, backbone, prompter, subtask, first)
             for name, table in contestants.alone.items():
-                same = next((other for other, theirs in contestants.models.items() if theirs == table), None)
+                linear = {other: it for other, it in contestants.models.items() if other not in contestants.recipes}
+                same = next((other for other, theirs in linear.items() if theirs == table), None)
                 alone[name] = answers[same][: len(first)] if same is not None else ask(table, few)
     finally:
         merger.reset()

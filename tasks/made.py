@@ -12,7 +12,7 @@ from memmcl.store import ArtifactRef
 from tasks.data import SplitRefs
 from tasks.evaluate import Contestants
 from tasks.experts import JOINT, WEAK
-from tasks.merge import ARITHMETIC, STAGE_2, coefficients_of
+from tasks.merge import ARITHMETIC, STAGE_2, coefficients_of, recipe_of
 from tasks.models import WARM, with_start
 from tasks.runtime import Run, read_rows
 
@@ -74,6 +74,7 @@ def contestants(run: Run, trained: Trained, searches: Mapping[str, ArtifactRef],
     blocks = run.config.search.blocks
     ones, names = (1.0,) * blocks, sorted(trained.experts)
     start = {WARM: trained.warm} if trained.warm else {}
+    recipe = recipe_of(run, searches[STAGE_2])
     merges = {
         "experts": {subtask: ones},
         "uniform": {name: (1.0 / len(names),) * blocks for name in names},
@@ -88,6 +89,8 @@ def contestants(run: Run, trained: Trained, searches: Mapping[str, ArtifactRef],
         },
         alone={"base": {}, **{name: with_start({name: ones}, start, blocks) for name in names}},
         adapters=trained.experts | trained.special(),
+        recipes={"unified": recipe} if recipe.method != "linear" else {},
+        pinned=tuple(start),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from prefect import task
@@ -13,8 +14,9 @@ from prefect.states import Completed, State
 
 from memmcl.errors import SearchError
 from memmcl.evolve import LookAhead, seed_genomes
-from memmcl.merge.build import merged_factors
-from memmcl.merge.export import adapter_files
+from memmcl.merge import METHODS
+from memmcl.merge.export import adapter_files, merged_adapter
+from memmcl.merge.genome import Recipe
 from memmcl.store import ArtifactRef, Manifest, cache_key
 from memmcl.suite.subtasks import GROUPS
 from tasks.models import WARM, start_of, with_start
@@ -22,7 +24,7 @@ from tasks.progress import shown
 from tasks.runtime import Run, load_adapter, open_store, reuse_or_make
 from tasks.search import STAGE_VERSION, Inner, SearchSpec, run_searches
 
-UNIFIED_VERSION = 2
+UNIFIED_VERSION = 3
 ARITHMETIC = "task arithmetic"
 STAGE_2 = "unified"
 Refs = Mapping[str, ArtifactRef]
@@ -42,7 +44,7 @@ def search_groups(run: Run, experts: Refs, weak: Refs, references: Refs) -> Stat
     for group, members in groups.items():
         seeds = seed_genomes(members, blocks, cfg.bounds, cfg.lambdas)
         plans.append(
-            _plan(run, group, {m: itself[m] for m in members}, members, seeds, cfg.stage1_evaluations,
+            make_plan(run, group, {m: itself[m] for m in members}, members, seeds, cfg.stage1_evaluations,
                   [*_inputs(members, experts, weak, references)])
         )  # fmt: skip
     names = sorted(experts)
@@ -52,8 +54,8 @@ def search_groups(run: Run, experts: Refs, weak: Refs, references: Refs) -> Stat
         if not seed[0].startswith(("base", "expert"))
     ]
     plans.append(
-        _plan(run, ARITHMETIC, {m: itself[m] for m in names}, names, fixed, len(fixed),
-              [*_inputs(names, experts, weak, references)])
+        make_plan(run, ARITHMETIC, {m: itself[m] for m in names}, names, fixed, len(fixed),
+              [*_inputs(names, experts, weak, references)], linear=True)
     )  # fmt: skip
     return _run_stage(run, plans, experts, weak, references)
 
@@ -68,29 +70,36 @@ def search_unified(
     seeds = seed_genomes(sorted(models), cfg.blocks, cfg.bounds, cfg.lambdas)
     names = sorted(experts)
     inputs = [*(groups[group] for group in sorted(groups)), *_inputs(names, experts, weak, references)]
-    plan = _plan(run, STAGE_2, models, names, seeds, cfg.stage2_evaluations, inputs)
+    plan = make_plan(run, STAGE_2, models, names, seeds, cfg.stage2_evaluations, inputs)
     return _run_stage(run, [plan], experts, weak, references)
 
 
 @task(name="unified model", task_run_name="unified model", cache_policy=NO_CACHE)
 def build_unified(run: Run, search: ArtifactRef, experts: Refs) -> State[ArtifactRef]:
-    """Write the unified model as one exact PEFT adapter on the plain base: what experts stand on is part of it."""
+    """Write the unified model as one PEFT adapter on the plain base: what experts stand on is part of it.
+
+    It is exact where the method has an exact one, otherwise the nearest of the rank that the configuration gives.
+    """
     start = start_of(run, experts)
     adapters = {name: experts[name] for name in sorted(experts)} | start
+    rank = None if METHODS[run.config.search.method].exact else run.config.search.adapter_rank
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
-        coefficients = coefficients_of(run, search)
-        merged = merged_factors(
+        coefficients, recipe = coefficients_of(run, search), recipe_of(run, search)
+        merged = merged_adapter(
             {name: load_adapter(run, ref) for name, ref in adapters.items()},
             with_start(coefficients, start, run.config.search.blocks),
-            lowest=run.base.split, layers=run.base.layers,
+            recipe, lowest=run.base.split, layers=run.base.layers, rank=rank, pinned=list(start),
         )  # fmt: skip
-        metrics = {"coefficients": coefficients, "warm_start": start[WARM].key if start else None}
-        return adapter_files(merged, base_name=run.base.name), metrics
+        metrics = {
+            "coefficients": coefficients, "method": recipe.method, "parameters": dict(recipe.parameters),
+            "warm_start": start[WARM].key if start else None, "relative_errors": merged.errors,
+        }  # fmt: skip
+        return adapter_files(merged.factors, base_name=run.base.name), metrics
 
     return reuse_or_make(
         run, "unified", name="unified model", inputs=[search, *adapters.values()],
-        config={"model": run.model_key()}, stage_version=UNIFIED_VERSION, make=make,
+        config={"model": run.model_key(), **({"rank": rank} if rank else {})}, stage_version=UNIFIED_VERSION, make=make,
     )  # fmt: skip
 
 
@@ -111,11 +120,21 @@ def coefficients_of(run: Run, ref: ArtifactRef) -> dict[str, tuple[float, ...]]:
     return {name: tuple(row) for name, row in read_search(run, ref)["coefficients"].items()}
 
 
-def _plan(
+def recipe_of(run: Run, ref: ArtifactRef) -> Recipe:
+    """Return how the winner merges its experts."""
+    found = read_search(run, ref)["recipe"]
+    return Recipe(found["method"], found["parameters"], found["seed"])
+
+
+def make_plan(
     run: Run, name: str, parts: Inner, subtasks: Sequence[str], seeds: Sequence[tuple[str, Sequence[float]]],
-    evaluations: int, inputs: list[ArtifactRef],
+    evaluations: int, inputs: list[ArtifactRef], *, linear: bool = False,
 ) -> tuple[SearchSpec, list[ArtifactRef]]:  # fmt: skip
+    """Return a search's spec. linear: coefficients alone are searched, whatever the method of the run."""
     cfg = run.config.search
+    method = "linear" if linear else cfg.method
+    varied = () if linear else tuple((gene, low, high) for gene, (low, high) in sorted(cfg.genes.items()))
+    first = tuple(min(max(METHODS[method].genes[gene].default, low), high) for gene, low, high in varied)
     config = {
         "name": name,
         "search": cfg.model_dump(mode="json", exclude={"stage1_evaluations", "stage2_evaluations"}),
@@ -128,7 +147,8 @@ def _plan(
     key = cache_key("search", inputs=inputs, config=config, stage_version=STAGE_VERSION, seed=run.config.seed)
     spec = SearchSpec(
         name=name, key=key, strategy=cfg.strategy, parts=parts, subtasks=tuple(subtasks),
-        seeds=tuple((origin, tuple(genome)) for origin, genome in seeds), evaluations=evaluations,
+        seeds=tuple((origin, (*genome, *first)) for origin, genome in seeds), evaluations=evaluations,
+        method=method, parameters={} if linear else cfg.parameters, varied=varied,
     )  # fmt: skip
     return spec, inputs
 
@@ -155,11 +175,12 @@ def _run_stage(
         cores = run_searches(run, [spec for spec, _ in missing], experts, weak, references, told)
     seconds = time.perf_counter() - started
     for (spec, inputs), core in zip(missing, cores, strict=True):
-        done[spec.name] = _publish(run, spec, inputs, core, seconds).ref
+        done[spec.name] = publish_search(run, spec, inputs, core, seconds).ref
     return Completed(message=f"{len(missing)} searches in {seconds:.0f} s", data=done)
 
 
-def _publish(run: Run, spec: SearchSpec, inputs: list[ArtifactRef], core: LookAhead, seconds: float) -> Manifest:
+def publish_search(run: Run, spec: SearchSpec, inputs: list[ArtifactRef], core: LookAhead, seconds: float) -> Manifest:
+    """Publish a finished search: its candidates, its winner, what that means."""
     try:
         winner, record = core.best()
     except SearchError as error:
@@ -175,6 +196,7 @@ def _publish(run: Run, spec: SearchSpec, inputs: list[ArtifactRef], core: LookAh
         "candidates": candidates,
         "winner": winner.index,
         "coefficients": spec.coefficients(run, winner.genome),
+        "recipe": asdict(spec.recipe(run, winner.genome)),
     }
     return open_store(run).publish(
         "search", spec.key, name=f"search {spec.name}", files={"search.json": json.dumps(document, indent=1).encode()},

@@ -6,20 +6,23 @@ import importlib.metadata
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import psutil
 
 from memmcl.curriculum.difficulty import DifficultyReport
+from memmcl.merge.compare import compare
+from memmcl.merge.genome import Recipe
 from memmcl.store import ArtifactRef, Manifest
 from memmcl.suite.examples import Example
 from tasks.evaluate import INTERFERENCE
 from tasks.history import root_flow_run_id
 from tasks.made import Made
-from tasks.merge import ARITHMETIC, STAGE_2, coefficients_of, read_search
+from tasks.merge import ARITHMETIC, STAGE_2, coefficients_of, read_search, recipe_of
 from tasks.models import WARM
-from tasks.runtime import Run, load_manifest, resident_prompter
+from tasks.runtime import Run, load_adapter, load_manifest, resident_prompter
 
 PACKAGES = ("memmcl", "torch", "transformers", "peft", "prefect", "ray", "cmaes", "numpy")
 GIB = 2**30
@@ -110,13 +113,19 @@ def search_part(run: Run, name: str, found: Mapping[str, Any]) -> dict[str, Any]
 def merge_part(run: Run, made: Made) -> dict[str, Any]:
     """Return the unified model's coefficients over the experts; what they stand on is no gene and not among them."""
     return {
-        "method": "linear",
+        "method": _told(recipe_of(run, made.searches[STAGE_2])),
         "experts": sorted(made.trained.experts),
         "blocks": _blocks(run),
         "coefficients": [row for _, row in sorted(coefficients_of(run, made.searches[STAGE_2]).items())],
         "adapted_layers": list(range(run.base.split, run.base.layers)),
         "lambda_task_arithmetic": _arithmetic_lambda(read_search(run, made.searches[ARITHMETIC])),
     }
+
+
+def _told(recipe: Recipe) -> str:
+    given = ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+                      for name, value in recipe.parameters.items())  # fmt: skip
+    return recipe.method + (f" ({given})" if given else "")
 
 
 def _blocks(run: Run) -> list[str]:
@@ -177,6 +186,11 @@ def interference_parts(order: Sequence[str], scores: Mapping[str, Mapping[str, A
         {"expert": expert, "subtask": name, **found}
         for name in order for expert, found in scores[name][INTERFERENCE].items()
     ]  # fmt: skip
+
+
+def task_vectors_part(run: Run, made: Made) -> dict[str, Any]:
+    """Return how the experts' task vectors relate; the warm start that they stand on is no expert."""
+    return asdict(compare({name: load_adapter(run, ref) for name, ref in sorted(made.trained.experts.items())}))
 
 
 def context_part(

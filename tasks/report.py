@@ -19,7 +19,7 @@ from tasks.results import gather
 from tasks.runtime import Run, find_base, load_adapter, log, open_store, reuse_or_make
 
 EXPORT_VERSION = 1
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 
 
 @task(name="export", task_run_name="export full model", cache_policy=NO_CACHE)

@@ -26,6 +26,7 @@ from tasks.parts import (
     score_part,
     search_part,
     subtask_part,
+    task_vectors_part,
     timings_part,
 )
 from tasks.runtime import Run, load_manifest, open_store, read_rows
@@ -79,6 +80,7 @@ def gather(run: Run, made: Made, started: float, peak_memory_gb: float) -> Resul
         "comparisons": _comparisons(run, present, scores, rows["test"]),
         "retention": [_retention(model, name, scores[name]) for model in RETAINING for name in order],
         "interference": interference_parts(order, scores),
+        "task_vectors": task_vectors_part(run, made),
         "searches": [search_part(run, name, read_search(run, ref)) for name, ref in made.searches.items()],
         "merge": merge_part(run, made),
         "experts": list(expert_parts(run, made)),

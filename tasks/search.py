@@ -28,12 +28,12 @@ from memmcl.evaluate.scoring import Probe
 from memmcl.evolve import LookAhead, Proposal, build_strategy
 from memmcl.evolve.fitness import fitness, loglik_retention, retention
 from memmcl.merge.build import Merger
-from memmcl.merge.genome import GenomeSpace, compose
+from memmcl.merge.genome import GenomeSpace, Recipe, compose
 from memmcl.store import ArtifactRef, Store
 from tasks.models import make_probe, start_of, weak_values, with_start
 from tasks.runtime import Run, load_adapter, open_store, read_rows, resident
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 RETRIES = 3
 Inner = dict[str, dict[str, tuple[float, ...]]]
 """By part of the genome, its coefficients over experts."""
@@ -54,11 +54,20 @@ class SearchSpec(BaseModel):
     subtasks: tuple[str, ...]
     seeds: tuple[tuple[str, tuple[float, ...]], ...]
     evaluations: int
+    method: str = "linear"
+    parameters: dict[str, float | str] = {}
+    varied: tuple[tuple[str, float, float], ...] = ()
+    """(name, low, high) of the method's parameters that are genes."""
 
     def space(self, run: Run) -> GenomeSpace:
         """Return the genome's layout."""
         low, high = run.config.search.bounds
-        return GenomeSpace(tuple(self.parts), run.config.search.blocks, low, high)
+        return GenomeSpace(tuple(self.parts), run.config.search.blocks, low, high, self.varied)
+
+    def recipe(self, run: Run, genome: Sequence[float]) -> Recipe:
+        """Return how a genome merges: its method, with the parameters that are fixed and those that are genes."""
+        found = {**self.parameters, **self.space(run).decode_parameters(genome)}
+        return Recipe(self.method, found, run.seed("masks"))
 
     def coefficients(self, run: Run, genome: Sequence[float]) -> dict[str, tuple[float, ...]]:
         """Return the coefficients over experts that a genome stands for."""
@@ -77,7 +86,7 @@ class Bench:
         self._backbone, self._prompter = resident(run)
         self._start = start_of(run, experts)
         loaded = {name: load_adapter(run, ref) for name, ref in {**experts, **self._start}.items()}
-        self._merger = Merger(self._backbone, loaded, run.config.search.blocks)
+        self._merger = Merger(self._backbone, loaded, run.config.search.blocks, pinned=list(self._start))
         self._weak = {name: read_rows(run, ref) for name, ref in weak.items()}
         store = open_store(run)
         self._reference = {
@@ -89,7 +98,8 @@ class Bench:
         """Return the record of one candidate: fitness, retention per subtask, seconds to merge and to evaluate."""
         started = time.perf_counter()
         coefficients = spec.coefficients(self._run, genome)
-        self._merger.apply(with_start(coefficients, self._start, self._run.config.search.blocks))
+        whole = with_start(coefficients, self._start, self._run.config.search.blocks)
+        self._merger.apply(whole, spec.recipe(self._run, genome))
         merged = time.perf_counter()
         try:
             values = {name: self._value(name) for name in spec.subtasks}
@@ -273,9 +283,9 @@ def run_searches(
 
 
 def _core(run: Run, spec: SearchSpec, store: Store) -> LookAhead:
-    cfg = run.config.search
+    cfg, space = run.config.search, spec.space(run)
     strategy = build_strategy(
-        spec.strategy, genes=spec.space(run).size, bounds=cfg.bounds, seeds=spec.seeds,
+        spec.strategy, genes=space.size, bounds=space.bounds, seeds=spec.seeds,
         seed=run.seed("search", spec.name), population=cfg.population, sigma=cfg.sigma,
     )  # fmt: skip
     records = store.records(f"searches/{spec.key}")

@@ -20,6 +20,7 @@ from memmcl.backbone.load import resolve_device, resolve_dtype
 from memmcl.config import RayConfig, RunConfig
 from memmcl.errors import ConfigError, ServiceError
 from memmcl.experts import train
+from memmcl.merge.table import check_search
 from memmcl.store import Lease, Manifest
 from tasks import anchors, contexts, data, evaluate, experts, history, merge, report, search, weak
 from tasks.anchors import anchors_key, lend_anchors
@@ -53,6 +54,8 @@ def open_run(config: RunConfig, inputs: Inputs | None = None, pins: Callable[[Ru
     Raises:
         MemmclError: anything that is missing or wrong, before any work begins.
     """
+    search = config.search
+    check_search(search.method, search.parameters, search.genes, search.bounds[0])
     inputs = inputs or find_inputs(config)
     found, layers, splits = inputs.base, inputs.layers, inputs.splits
     device = resolve_device(config.model.device, config.ray.gpus_per_worker)

@@ -51,6 +51,10 @@ def own_config(base: Path, folder: Path) -> dict[str, Any]:
     """Return the tiny configuration with one subtask of the catalogue and two that nobody wrote Python for."""
     config = tiny_config(base)
     config["ray"] = {"workers": 1}  # two would import everything twice, which is what takes the time
+    config["search"] |= {
+        "method": "ties", "parameters": {"scale": 1.2}, "genes": {"density": [0.1, 0.9]}, "adapter_rank": 4,
+        "stage1_evaluations": 8,
+    }  # fmt: skip
     config["data"] |= {
         "subtasks": ["sent2", "tickets", "parts"],
         "custom": [
@@ -105,6 +109,28 @@ def test_own_subtasks_are_trained_merged_and_scored(place: Desk) -> None:
     rows = from_table(store.read(manifest(store, "split", "tickets train"), "rows.parquet"))
     assert {str(row.gold) for row in rows} == set(LABELS.values())
     assert all("\n" in row.text and row.fields["place"].startswith("room ") for row in rows)
+
+
+def test_another_merge_method_goes_through_all_stages(place: Desk) -> None:
+    store = place.store
+    searches = {one.name: read_json(store, one, "search.json") for one in store.list("search")}
+    assert searches.pop("search task arithmetic")["recipe"]["method"] == "linear"
+    for name, found in searches.items():
+        recipe, winner = found["recipe"], found["candidates"][found["winner"]]["genome"]
+        assert found["genes"][-1] == "density", name
+        assert recipe["parameters"] == {"scale": 1.2, "density": winner[-1]}
+        seen = {entry["genome"][-1] for entry in found["candidates"]}
+        assert 0.5 in seen, "seeds start at the method's default"
+        assert all(0.1 <= density <= 0.9 for density in seen)
+        varied = name == "search unified" or len(seen) > 2
+        assert varied, f"{name} did not search the density"
+    (unified,) = store.list("unified")
+    assert unified.metrics["method"] == "ties"
+    errors = unified.metrics["relative_errors"]
+    assert errors, "a compressed adapter tells how near it is"
+    assert all(0 <= error < 1 for error in errors.values())
+    results = read_json(store, finished(place), "results.json")
+    assert results["merge"]["method"].startswith("ties (scale 1.2, density 0.")
 
 
 def test_own_subtasks_stand_in_table_report_and_answers(place: Desk) -> None:

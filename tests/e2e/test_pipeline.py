@@ -169,6 +169,25 @@ def test_interference_is_measured_on_the_first_rows(reference: Desk) -> None:
     assert {("unified", "sum"), ("unified", "weak"), ("unified", "joint")} <= compared
 
 
+def test_task_vectors_are_those_of_the_experts_alone(reference: Desk) -> None:
+    store = reference.store
+    found = read_json(store, store.list("run")[0], "results.json")["task_vectors"]
+    assert found["experts"] == sorted(SUBTASKS), "what they stand on is none of them"
+    irony = manifest(store, "expert", "expert irony")
+    files = (store.read(irony, name) for name in (adapter.WEIGHTS_FILE, adapter.CONFIG_FILE))
+    factors = adapter.from_files(*files)
+    layers = sorted({int(module.split(".")[2]) for module in factors})
+    assert [part["layer"] for part in found["layers"]] == layers
+    squares = dict.fromkeys((*layers, None), 0.0)
+    for module, pair in factors.items():
+        for layer in (int(module.split(".")[2]), None):
+            squares[layer] += float((pair.scale * pair.b.double() @ pair.a.double()).square().sum())
+    for part in (*found["layers"], found["overall"]):
+        norm = part["norms"][found["experts"].index("irony")]
+        assert norm == pytest.approx(squares[part["layer"]] ** 0.5, rel=1e-6)
+        assert 0 < part["conflict"] < 1
+
+
 def test_report_is_one_file_that_works_offline(reference: Desk) -> None:
     (done,) = reference.store.list("run")
     page = (reference.cwd / "memmcl-runs" / done.key[:8] / "report.html").read_text()
