@@ -29,6 +29,7 @@ from flows.cli_common import (
 from flows.cli_data import data_app
 from flows.cli_experts import experts_app
 from flows.cli_fetch import fetch
+from flows.cli_merge import merge_app
 from flows.cli_store import store_app
 from memmcl import __version__
 from memmcl.config import load_config
@@ -51,6 +52,7 @@ app = typer.Typer(
 data_app.command("fetch")(fetch)
 app.add_typer(data_app, name="data")
 app.add_typer(experts_app, name="experts")
+app.add_typer(merge_app, name="merge")
 app.add_typer(store_app, name="store")
 app.add_typer(champion_app, name="champion")
 

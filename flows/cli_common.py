@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +13,7 @@ import typer
 from rich.console import Console
 
 from memmcl.config import RunConfig, load_config
-from memmcl.errors import UsageError
+from memmcl.errors import MemmclError, UsageError
 
 if TYPE_CHECKING:
     from memmcl.store import ArtifactRef, Champions, Manifest, Reign, Store
@@ -92,6 +94,18 @@ def show_run(store: Store, done: Manifest, out: Path | None) -> None:
 
 def _made(done: Manifest, kind: str) -> list[ArtifactRef]:
     return [ref for ref in done.inputs if ref.kind == kind]
+
+
+@contextmanager
+def our_options(names: Mapping[str, str]) -> Iterator[None]:
+    """Let messages name the options of a command where they name settings of a run: by setting, the option."""
+    try:
+        yield
+    except MemmclError as error:
+        message = str(error)
+        for setting, option in names.items():
+            message = message.replace(setting, option)
+        raise type(error)(message) from error
 
 
 def quiet_environment() -> None:

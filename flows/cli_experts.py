@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from flows.cli_common import console, quiet_environment
+from flows.cli_common import console, our_options, quiet_environment
 from memmcl import seeds
 from memmcl.config import DataConfig
-from memmcl.errors import MemmclError, ModelError, UsageError
+from memmcl.errors import ModelError, UsageError
 from memmcl.suite.subtasks import SUBTASKS, Subtask
 
 if TYPE_CHECKING:
@@ -126,19 +126,20 @@ def anchor(
         "rows": rows, "seed": seed, "dtype": dtype, "max_prompt_tokens": max_prompt_tokens,
     }  # fmt: skip
     quiet_environment()
-    with _our_options():
+    with our_options(_OPTIONS):
         asked = _read(base, adapter, texts, subtask, template, others, settings)
         with console.status("finding the base model"):
             from memmcl.backbone.load import resolve_base
 
             ref = resolve_base(base)
             from memmcl.experts import after
+            from memmcl.experts.folder import new_folder
         made_from = _made_from(asked, ref)
         record = after.made_before(out.absolute(), made_from)
         if record is not None:
             console.print(f"{out} is there already, made with the same arguments; it was:", soft_wrap=True)
         else:
-            with after.new_folder(out.absolute()) as folder:
+            with new_folder(out.absolute()) as folder:
                 anchored, files = _anchor(asked, ref, device)
                 kl = {"before": asdict(anchored.before), "after": asdict(anchored.after)}
                 held_out = len(asked.dealt.held_out)
@@ -334,15 +335,3 @@ def _show(subtask: str | None, record: Mapping[str, Any]) -> None:
         table.add_row(prompts, between, *(f"{value:.4f}" for value in values))
     console.print(table)
     console.print(f"KL in nats per answer token, on {record['held_out']} texts that were held out", soft_wrap=True)
-
-
-@contextmanager
-def _our_options() -> Iterator[None]:
-    """Let messages name the options of this command where they name settings of a run."""
-    try:
-        yield
-    except MemmclError as error:
-        message = str(error)
-        for setting, option in _OPTIONS.items():
-            message = message.replace(setting, option)
-        raise type(error)(message) from error

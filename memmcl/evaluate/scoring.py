@@ -41,7 +41,7 @@ class Probe:
         self._batch_size = batch_size
         self._max_new_tokens = max_new_tokens
         self._prompts = [prompter.prompt(subtask, example, demonstrations) for example in examples]
-        self._golds = [prompter.answer(example.answer) for example in examples]
+        self._golds = [prompter.answer(example.answer, subtask) for example in examples]
         self._gold_labels = [example.gold for example in examples]
         self._scored: Prepared | None = None
         self._generated: Prepared | None = None

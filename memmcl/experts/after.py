@@ -6,12 +6,8 @@ of other subtasks, KL(base || itself). The loop is that of `train`; here are its
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +17,8 @@ from torch import Tensor
 
 from memmcl.backbone.activations import Activations
 from memmcl.backbone.forward import Backbone, Row
-from memmcl.errors import ModelError, StoreError, UsageError
+from memmcl.errors import ModelError
+from memmcl.experts import folder as folders
 from memmcl.experts.adapter import Adapter, from_files, to_files
 from memmcl.experts.forced import forced_rows
 from memmcl.experts.lora import adapted, check_shape, switched_off
@@ -29,7 +26,6 @@ from memmcl.experts.objective import divergence
 from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
 from memmcl.experts.train import Progress, Trained, train_adapter
 from memmcl.experts.trunk import Trunk
-from memmcl.store.objects import write_file
 from memmcl.suite.prompts import Prompter, shared_prefix
 from memmcl.suite.subtasks import Subtask
 
@@ -181,39 +177,7 @@ def made_before(folder: Path, made_from: Mapping[str, Any]) -> dict[str, Any] | 
     Raises:
         UsageError: there is something else.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file, not a folder; name a new or empty one")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return None
-    try:
-        record: dict[str, Any] = json.loads((folder / RECORD).read_text())
-        same = record["made_from"] == made_from
-        intact = all(_sha256((folder / name).read_bytes()) == digest for name, digest in record["files"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        same = intact = False
-        record = {}
-    if not same or not intact:
-        what = "what other arguments made" if record and not same else "other files, or some that changed since"
-        raise UsageError(f"{folder} holds {what}; name a new or empty folder")
-    return record
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Give a place beside `folder` that takes its name when the block ends well, and is gone when it does not.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
-    scratch = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.part"
-    with _disk(folder):
-        scratch.mkdir(parents=True)
-    try:
-        yield scratch
-        with _disk(folder):
-            scratch.replace(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    return folders.made_before(folder, RECORD, made_from)
 
 
 def write_adapter(folder: Path, files: Mapping[str, bytes], record: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,10 +186,9 @@ def write_adapter(folder: Path, files: Mapping[str, bytes], record: Mapping[str,
     Raises:
         StoreError: they cannot be written.
     """
-    whole = {**record, "files": {name: _sha256(data) for name, data in sorted(files.items())}}
-    for name, data in {**files, RECORD: (json.dumps(whole, indent=1) + "\n").encode()}.items():
-        write_file(folder / name, data)
-    return whole
+    for name, data in files.items():
+        folders.put(folder, name, data)
+    return folders.seal(folder, RECORD, record)
 
 
 class _Measure:
@@ -257,17 +220,3 @@ class _Measure:
 def _shape(adapter: Adapter) -> LoraShape:
     """Return the shape of layers that start from `adapter`, whose own modules, ranks and scales count."""
     return LoraShape(tuple(adapter), rank=max(len(pair.a) for pair in adapter.values()), alpha=1.0)
-
-
-@contextmanager
-def _disk(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(
-            f"cannot write {folder} ({error.strerror}); make room or permissions, or name another place"
-        ) from error
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from memmcl.errors import ConfigError, DataError
 from memmcl.suite.examples import Example
-from memmcl.suite.subtasks import Subtask
+from memmcl.suite.subtasks import Pairs, Subtask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,6 +54,8 @@ class Prompter:
         self, subtask: Subtask, example: Example, demonstrations: Sequence[Demonstration] = ()
     ) -> tuple[int, ...]:
         """Return the ids of the whole prompt, up to where the answer starts."""
+        if isinstance(subtask, Pairs):
+            return self._as_it_is(example)
         example = self._harmless(example)
         text = self._fitted(subtask, example)
         shown = [(other, self._harmless(shot)) for other, shot in demonstrations]
@@ -64,8 +66,10 @@ class Prompter:
         example = self._harmless(example)
         return self._render(subtask, self._fitted(subtask, example), example, ())
 
-    def answer(self, answer: str) -> tuple[int, ...]:
-        """Return the ids of an answer with its end token."""
+    def answer(self, answer: str, subtask: Subtask | None = None) -> tuple[int, ...]:
+        """Return the ids of an answer with its end token; subtask: matters for pairs alone."""
+        if isinstance(subtask, Pairs):
+            return (*self._encode(answer), self._tokenizer.eos_token_id)
         text = self._broken(answer) if self._chat else f" {self._broken(answer)}"
         return (*self._encode(text), self._tokenizer.eos_token_id)
 
@@ -81,6 +85,16 @@ class Prompter:
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _as_it_is(self, example: Example) -> tuple[int, ...]:
+        """Return a prompt that is the user's own to the last character: nothing is put around it, and nothing cut."""
+        ids = self._encode(example.text)
+        if len(ids) > self._max_tokens:
+            raise ConfigError(
+                f"data.max_prompt_tokens is {self._max_tokens}, but the prompt that begins {example.text[:40]!r} takes "
+                f"{len(ids)} tokens; raise it"
+            )
+        return tuple(ids)
 
     def _harmless(self, example: Example) -> Example:
         """Return the example with control tokens that its words spell out broken up: rows end no turn."""

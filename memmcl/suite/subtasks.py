@@ -59,6 +59,19 @@ class Subtask:
         return (self.positive_label,) if self.positive_label is not None else ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pairs(Subtask):
+    """Rows that are a prompt and its answer, both shown to the model to the last character.
+
+    An answer is free text: likelihood is all that can be said of it. None of the catalogue is one.
+    """
+
+
+PAIRS = Pairs(
+    name="pairs", group=GROUPS[0], title="Prompts and answers", instruction="", tuple_fields=("answer",),
+    metric="tuple_f1", datasets=("pairs",),
+)  # fmt: skip
+
 _ROWS = (
     Subtask(
         name="doc2",

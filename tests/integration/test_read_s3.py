@@ -10,10 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
+import torch
 from seaweed import REGION
 from servers import S3Server
 
-from memmcl.errors import DataError
+from memmcl.errors import DataError, ModelError
+from memmcl.experts.adapter import CONFIG_FILE, Factors, to_files
+from memmcl.experts.brought import read_brought
 from memmcl.suite.sources import Read, Source, read_sources
 from memmcl.suite.subtasks import SUBTASKS
 
@@ -84,3 +87,25 @@ def test_what_is_not_there_or_not_ours_is_one_line(
     with pytest.raises(DataError, match=r"no access to s3://.*/a\.csv; check the credentials") as caught:
         read(f"{bucket}/a.csv", storage)
     assert "wrong" not in str(caught.value)
+
+
+def test_an_adapter_is_read(s3: S3Server, storage: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    files = to_files(
+        {"model.layers.0.x": Factors(torch.ones(2, 3), torch.ones(4, 2), 1.5)}, base_name="b", rank=2, alpha=3
+    )
+    fs = s3fs.S3FileSystem(**storage)
+    for name, data in files.items():
+        fs.pipe_file(f"{s3.bucket}/adapters/mine/{name}", data)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint_url)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+    place = f"s3://{s3.bucket}/adapters/mine"
+    found = read_brought("mine", place)
+    assert (found.files, found.place, found.base_name, found.rank) == (files, place, "b", 2)
+    fs.rm(f"{s3.bucket}/adapters/mine/{CONFIG_FILE}")
+    with pytest.raises(ModelError, match=r"expert mine: s3://.*/adapters/mine has no adapter_config\.json; give a"):
+        read_brought("mine", place)
+    with pytest.raises(ModelError, match=r"expert mine: s3://no-such-bucket/mine has no|there is no s3://no-such"):
+        read_brought("mine", "s3://no-such-bucket/mine")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(ModelError, match="expert mine: no access to s3://"):
+        read_brought("mine", place)

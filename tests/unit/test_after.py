@@ -35,12 +35,12 @@ from memmcl.experts.after import (
     anchor_adapter,
     files_like,
     made_before,
-    new_folder,
     other_rows,
     own_rows,
     read_adapter,
     write_adapter,
 )
+from memmcl.experts.folder import new_folder
 from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
 from memmcl.experts.train import train_adapter
 from memmcl.merge.build import Merger

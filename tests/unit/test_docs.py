@@ -11,6 +11,7 @@ import yaml
 
 from memmcl.config import RunConfig
 from memmcl.curriculum.difficulty import DEFAULT_WEIGHTS
+from memmcl.merge import METHODS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -94,6 +95,20 @@ def test_settings_and_defaults_of_the_method_are_those_of_the_code() -> None:
     defaults = RunConfig().model_dump(mode="json")
     expected = {f"{part}.{key}": value for part in SETTINGS_OF_METHOD for key, value in defaults[part].items()}
     assert settings(ROOT / "docs" / "method.md") == expected
+
+
+def test_methods_and_defaults_of_the_merge_page_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "merge.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \|([^|]*)\| ([^|]+) \|$", text, re.MULTILINE)
+    listed = {name: (dict(re.findall(r"`(\w+)` ([\w.]+)", given)), reference) for name, given, reference in rows}
+    assert listed == {
+        name: (
+            {gene: f"{row.default:g}" for gene, row in method.genes.items()}
+            | {switch: values[0] for switch, values in method.switches.items()},
+            method.reference,
+        )
+        for name, method in METHODS.items()
+    }
 
 
 def test_difficulty_weights_of_the_method_are_those_of_the_code() -> None:

@@ -40,7 +40,9 @@ def test_what_the_command_line_imports_is_light_enough(module: str, tmp_path: Pa
     assert loaded(f"import {module}", tmp_path).isdisjoint(SERVERS)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["version"], ["run", "--help"], ["store", "ls"], ["report"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["version"], ["run", "--help"], ["store", "ls"], ["report"], ["merge"]]
+)
 def test_light_commands(arguments: list[str], tmp_path: Path) -> None:
     found = loaded(command(*arguments), tmp_path)
     assert {"memmcl", "flows", "typer"} <= found

@@ -165,6 +165,17 @@ def test_null_directions_are_not_counted(merge: Merge) -> None:
     assert_near(merge(wide, weights), torch.nn.functional.pad(merge(vectors, weights), (0, 20, 0, 30)), 1e-6)
 
 
+def test_a_weak_component_counts_in_the_dimension() -> None:
+    vectors = [diagonal(1, 1e-3, 0, 0), diagonal(0, 0, 1, 1e-3)]
+    torch.testing.assert_close(tsv(vectors, torch.ones(2)), diagonal(1, 1e-3, 1, 1e-3), rtol=0, atol=1e-6)
+
+
+def test_a_weak_expert_counts_in_the_dimension() -> None:
+    vectors = [diagonal(2, 1, 0, 0), diagonal(0, 0, 2, 1)]
+    found = tsv(vectors, torch.tensor([1.0, 1e-6]))
+    torch.testing.assert_close(found, diagonal(2, 1, 2e-6, 1e-6), rtol=1e-4, atol=1e-12)
+
+
 def test_one_expert_comes_back_from_tsv() -> None:
     vector = low_rank((12, 9), 5, seed=4)
     assert_near(tsv(vector[None], torch.tensor([-0.7])), -0.7 * vector, 1e-5)

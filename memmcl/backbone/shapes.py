@@ -1,0 +1,93 @@
+"""What a base model looks like, from its config.json alone: its linear layers, and how large it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from memmcl.backbone.load import file_digest, quiet_transformers, resolve_config
+from memmcl.errors import ModelError
+
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Types that weights are written in, and how many bytes a number takes."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A base model by its shapes.
+
+    directory: where its config.json lies. licence: as its README.md or memmcl says, None where neither does. layers:
+    how many. linear: by module name, the (d_out, d_in) of each linear layer. parameters: how many numbers its files
+    hold; dtype: their type; quantised: whether they are no plain numbers. config_digest: sha256 of config.json.
+    """
+
+    name: str
+    directory: Path
+    licence: str | None
+    layers: int
+    linear: Mapping[str, tuple[int, int]]
+    parameters: int
+    dtype: str
+    quantised: bool
+    config_digest: str
+
+    def size(self, dtype: str) -> int:
+        """Return how many bytes its weights take in `dtype`."""
+        return self.parameters * DTYPES[dtype]
+
+
+def read_shapes(name_or_path: str, revision: str | None = None) -> Shapes:
+    """Return the shapes of a base model; it is named as for `resolve_base`.
+
+    Raises:
+        ModelError: there is no such model, or it is no decoder in the manner of Llama.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    directory, licence = resolve_config(name_or_path, revision)
+    quiet_transformers()
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"cannot read the config.json of {name_or_path}: {first}") from error
+    layers = getattr(getattr(model, "model", None), "layers", None)
+    if not isinstance(layers, torch.nn.ModuleList):
+        raise ModelError(
+            f"{name_or_path} is a {type(model).__name__} without `model.layers`; memmcl needs a decoder in the manner "
+            "of Llama, Qwen or Mistral"
+        )
+    stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    return Shapes(
+        name=name_or_path,
+        directory=directory,
+        licence=licence or licence_in(directory / "README.md"),
+        layers=len(layers),
+        linear={
+            name: (module.out_features, module.in_features)
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear)
+        },
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        dtype=stored if stored in DTYPES else "float32",
+        quantised=getattr(config, "quantization_config", None) is not None,
+        config_digest=file_digest(directory / "config.json"),
+    )
+
+
+def licence_in(card: Path) -> str | None:
+    """Return the licence that a model card names in its front matter; None where there is no such card."""
+    try:
+        _, front, _ = card.read_text(encoding="utf-8").split("---\n", 2)
+        fields: Any = yaml.safe_load(front)
+        found = fields.get("license_name") if fields.get("license") == "other" else fields.get("license")
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return None
+    return found.lower() if isinstance(found, str) else None

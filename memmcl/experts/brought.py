@@ -1,0 +1,162 @@
+"""LoRA adapters that a user brings: read from a folder, a URL or the hub, checked, and known by their digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memmcl.backbone.shapes import Shapes
+from memmcl.errors import DataError, ModelError
+from memmcl.experts.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter
+from memmcl.experts.after import read_adapter
+from memmcl.suite.places import open_place, public, reading
+
+FILES = (CONFIG_FILE, WEIGHTS_FILE)
+_PICKLED = "adapter_model.bin"
+_HUB = re.compile(r"^(?P<name>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?$")
+
+
+@dataclass(frozen=True)
+class Brought:
+    """One adapter. place: where it was read; files: the two of a PEFT folder; base_name: what they call its base."""
+
+    name: str
+    place: str
+    files: Mapping[str, bytes]
+    factors: Adapter
+    base_name: str | None
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The sha256 of each file."""
+        return {name: hashlib.sha256(data).hexdigest() for name, data in self.files.items()}
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of its modules."""
+        return max(len(pair.a) for pair in self.factors.values())
+
+
+def read_brought(name: str, place: str) -> Brought:
+    """Read the adapter at `place`: a folder, a fsspec URL of one, or ORG/NAME on the hub, with @REVISION if need be.
+
+    Raises:
+        ModelError: there is none, it cannot be read, or it is no LoRA adapter whose task vectors add up.
+    """
+    try:
+        files = _fetch(place)
+        factors = read_adapter(weights=files[WEIGHTS_FILE], config=files[CONFIG_FILE])
+    except (ModelError, DataError) as error:
+        raise ModelError(f"expert {name}: {error}") from error
+    options: dict[str, Any] = json.loads(files[CONFIG_FILE])
+    return Brought(name, public(place), files, factors, options.get("base_model_name_or_path"))
+
+
+def check_fit(expert: Brought, base: Shapes) -> None:
+    """Refuse an adapter of another base.
+
+    Raises:
+        ModelError: a module that the base has not, or of another shape.
+    """
+    for module, pair in expert.factors.items():
+        there, here = (len(pair.b), pair.a.shape[1]), base.linear.get(module)
+        if there != here:
+            has = f"{here[0]} x {here[1]}" if here else f"no such linear layer ({base.layers} layers in all)"
+            raise ModelError(
+                f"expert {expert.name} changes {module} of {there[0]} x {there[1]}, {base.name} has {has}; it was "
+                "trained on another base"
+            )
+        if not module.startswith("model.layers."):
+            raise ModelError(
+                f"expert {expert.name} changes {module}; memmcl merges linear layers inside model.layers, retrain it "
+                "without that one"
+            )
+
+
+def other_base(expert: Brought, base: Shapes) -> str | None:
+    """Return a warning where the adapter names another base than `base`, else None.
+
+    Only the last part of a name counts: the same model lies at one path here, at another there, and on the hub.
+    """
+    if not expert.base_name or _last(expert.base_name) in {_last(base.name), _last(str(base.directory))}:
+        return None
+    return (
+        f"expert {expert.name} says that it was trained on {expert.base_name}; its shapes fit {base.name}, but if that "
+        "is another model, the merge is worth nothing"
+    )
+
+
+def _last(name: str) -> str:
+    return re.split(r"[/\\:]", name.rstrip("/\\"))[-1].lower()
+
+
+def _fetch(place: str) -> dict[str, bytes]:
+    if "://" in place:
+        return _from_url(place)
+    folder = Path(place).expanduser()
+    if folder.exists():
+        return _from_folder(folder)
+    match = _HUB.match(place)
+    if match is None:
+        raise ModelError(
+            f"there is no {place}; give the folder of an adapter, its URL (s3://bucket/folder), or ORG/NAME on the hub"
+        )
+    return _from_hub(match["name"], match["revision"])
+
+
+def _from_folder(folder: Path) -> dict[str, bytes]:
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is a file; give the folder that PEFT's save_pretrained wrote")
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(_lacks(str(folder), missing[0], pickled=(folder / _PICKLED).is_file()))
+    try:
+        return {name: (folder / name).read_bytes() for name in FILES}
+    except OSError as error:
+        raise ModelError(f"cannot read {folder} ({error.strerror}); check its permissions") from error
+
+
+def _from_url(url: str) -> dict[str, bytes]:
+    if "@" in url.split("://", 1)[1].split("/", 1)[0]:
+        raise ModelError(f"{public(url)}: a URL with user or password would be stored: give them in the environment")
+    with reading(url):
+        fs, path = open_place(url.rstrip("/"))
+        missing = [name for name in FILES if not fs.exists(f"{path}/{name}")]
+        if missing:
+            raise ModelError(_lacks(public(url), missing[0], pickled=fs.exists(f"{path}/{_PICKLED}")))
+        return {name: fs.cat_file(f"{path}/{name}") for name in FILES}
+
+
+def _from_hub(name: str, revision: str | None) -> dict[str, bytes]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
+
+    found = {}
+    for file in FILES:
+        try:
+            found[file] = Path(hf_hub_download(name, file, revision=revision)).read_bytes()
+        except (EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                raise ModelError(_lacks(f"{name} on the hub", file, pickled=False)) from error
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelError(
+                f"{name!r} is neither a folder here nor an adapter of the hub that can be had ({first}); check the "
+                "spelling, the revision and the network"
+            ) from error
+    return found
+
+
+def _lacks(place: str, file: str, *, pickled: bool) -> str:
+    if file == WEIGHTS_FILE and pickled:
+        return f"{place} has {_PICKLED}, and memmcl reads safetensors only; load it with PEFT and save_pretrained again"
+    return f"{place} has no {file}; give a folder that PEFT's save_pretrained wrote, with {' and '.join(FILES)}"

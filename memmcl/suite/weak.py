@@ -1,0 +1,120 @@
+"""A user's own file of weak rows: rows of subtasks side by side, and pairs of a prompt and its answer.
+
+    {"subtask": "sent2", "text": "...", "label": "positive"}     a row of a subtask, with what its question needs
+    {"prompt": "...", "answer": "..."}                           shown to the model to the last character
+    {..., "expert": "mine"}                                      either of them, with the expert it is for
+
+Rows that are for the same expert and ask the same are scored together.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from memmcl.errors import DataError
+from memmcl.suite.examples import Example
+from memmcl.suite.faults import Fault, Faults
+from memmcl.suite.files import read_files
+from memmcl.suite.places import public
+from memmcl.suite.pool import Pool
+from memmcl.suite.rows import Row, RowError, Shape, example_of, short, storable, text_of
+from memmcl.suite.subtasks import PAIRS, Subtask
+
+SHOWN_FAULTS = 3
+_PAIR = ("prompt", "answer")
+
+
+@dataclass(frozen=True)
+class WeakRows:
+    """Rows that are scored together: those of one subtask (or all pairs) that are for the same expert.
+
+    name: the subtask's, followed by `:EXPERT` where rows name one. expert: the one they are for: named by the rows, or
+    called like the subtask; None where that is not said.
+    """
+
+    name: str
+    subtask: Subtask
+    expert: str | None
+    rows: tuple[Example, ...]
+
+
+def read_weak_rows(
+    url: str,
+    *,
+    catalogue: Mapping[str, Subtask],
+    experts: Collection[str],
+    max_characters: int = 20_000,
+    storage: Mapping[str, Any] | None = None,
+) -> list[WeakRows]:
+    """Return the rows of the file(s) at `url` (JSONL, CSV or Parquet), by name; each group in drawing order.
+
+    catalogue: the subtasks that rows may name. storage: options of the S3 file system.
+
+    Raises:
+        DataError: no such file, no row in it, or rows that cannot be used; the first of them are named.
+    """
+    faults = Faults()
+    shape = Shape(max_characters=max_characters)
+    pools: dict[tuple[str, str | None], Pool] = {}
+    for row in read_files(url, storage=storage):
+        if isinstance(row, Fault):
+            faults.add(row)
+            continue
+        try:
+            subtask, named = _subtask(row, catalogue), _expert(row, experts)
+            example = _pair(row, shape) if subtask is PAIRS else example_of(row, subtask, subtask.name, shape)
+        except RowError as error:
+            faults.add(row.fault(error))
+            continue
+        key = (subtask.name, named)
+        if key not in pools:
+            pools[key] = Pool(1 << 60, keep_repeats=False, faults=faults, dropped=Counter())
+        pools[key].add(example, row.place)
+    if len(faults):
+        shown = "; ".join(str(fault) for fault in faults.first[:SHOWN_FAULTS])
+        raise DataError(f"rows that cannot be used: {len(faults)}, first {shown}")
+    if not pools:
+        raise DataError(f"{public(url)} has no rows; expected rows of subtasks, or pairs of prompt and answer")
+    known = {PAIRS.name: PAIRS, **catalogue}
+    groups = [
+        WeakRows(
+            f"{name}:{named}" if named else name, known[name], named or (name if name in experts else None),
+            tuple(pool.rows()),
+        )
+        for (name, named), pool in pools.items()
+    ]  # fmt: skip
+    return sorted(groups, key=lambda group: group.name)
+
+
+def _subtask(row: Row, catalogue: Mapping[str, Subtask]) -> Subtask:
+    name = row.values.get("subtask")
+    if name is None:
+        if all(row.values.get(column) is not None for column in _PAIR):
+            return PAIRS
+        raise RowError("missing column", "expected a subtask, or a prompt and its answer; add them, or remove the row")
+    if not isinstance(name, str) or name not in catalogue:
+        raise RowError(
+            "missing value",
+            f"unknown subtask {short(name)}; known ones: {', '.join(catalogue)}; your own go under data.custom",
+        )
+    return catalogue[name]
+
+
+def _expert(row: Row, experts: Collection[str]) -> str | None:
+    name = row.values.get("expert")
+    if name is None:
+        return None
+    if not isinstance(name, str) or name not in experts:
+        raise RowError("missing value", f"unknown expert {short(name)}; the experts are {', '.join(experts)}")
+    return name
+
+
+def _pair(row: Row, shape: Shape) -> Example:
+    answer = row.values["answer"]
+    if not isinstance(answer, str) or not answer:
+        raise RowError("missing value", f"'answer' must be a non-empty string, got {short(answer)}; correct the row")
+    prompt = text_of(row, Shape(columns={"text": "prompt"}, max_characters=shape.max_characters))
+    return Example.create(PAIRS.name, prompt, storable(answer, "answer"))

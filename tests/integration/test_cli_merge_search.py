@@ -1,0 +1,308 @@
+"""`memmcl merge search` on a real Ray: the pipeline's search on adapters and rows that a user brings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tiny import corpus, naive_logprob, plain_model, probe_logits, random_factors, tokenizer_of
+
+from flows import cli
+from memmcl.evolve import LookAhead
+from memmcl.experts.adapter import WEIGHTS_FILE, to_files
+from memmcl.store import Store
+from tasks import own_references, own_search, search
+from tasks.own_references import OwnRun
+from tasks.runtime import open_store
+from tasks.search import SearchSpec
+
+pytestmark = pytest.mark.timeout(900)
+Call = Callable[..., tuple[int, str, str]]
+EVALUATIONS = 11
+KEPT = 4
+SEEDS = ["base", "expert:sent2", "expert:other", "uniform", *(f"arithmetic:{x:g}" for x in (0.3, 0.7, 0.85, 1))]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A local Ray with two CPUs; its folder is short, because unix sockets lie in it."""
+    folder = tempfile.mkdtemp(prefix="mm")
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=80 * 2**20,
+        logging_level="error",
+        log_to_driver=False,
+        _temp_dir=folder,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def brought(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> dict[str, Path]:
+    """The folders of two adapters; to read, not to change."""
+    root = tmp_path_factory.mktemp("brought")
+    for seed, name in enumerate(("sent2", "other")):
+        (root / name).mkdir()
+        factors = random_factors(tiny_base, layers=(2, 3) if seed else (3,), seed=seed)
+        for file, data in to_files(factors, base_name=str(tiny_base), rank=3, alpha=6.0).items():
+            (root / name / file).write_bytes(data)
+    return {name: root / name for name in ("sent2", "other")}
+
+
+PAIRS = [(f"Mood of {row.text}\n=", f" {row.gold}") for row in corpus("emotion", 5)]
+
+
+@pytest.fixture(scope="module")
+def weak(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of two subtasks, one of which an expert is called like, and pairs."""
+    rows: list[dict[str, Any]] = [
+        {"subtask": name, "text": row.text, "label": row.gold} for name in ("sent2", "irony") for row in corpus(name, 6)
+    ]
+    rows += [{"prompt": prompt, "answer": answer} for prompt, answer in PAIRS]
+    path = tmp_path_factory.mktemp("weak") / "weak.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run the command in this process, in an empty directory."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def called(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["memmcl", "merge", "search", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return called
+
+
+@pytest.fixture
+def given(tiny_base: Path, brought: dict[str, Path], weak: Path) -> list[object]:
+    """The arguments of a call that would be right, but for --out."""
+    experts = [word for name, place in brought.items() for word in ("--expert", f"{name}={place}")]
+    settings = ["--set", "model.dtype=float32", "--set", "search.population=4"]
+    return ["--base", tiny_base, *experts, "--weak", weak, "--evaluations", EVALUATIONS, "--workers", 1, *settings]
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process do what workers of Ray do: how it is spread over them is not what is tested."""
+
+    def run_here(run: OwnRun, specs: Sequence[SearchSpec], *artifacts: Any) -> list[LookAhead]:
+        *made, told = artifacts
+        bench, core = search.Bench(run, *made), search._core(run, specs[0], open_store(run))
+        while (proposal := core.next()) is not None:
+            core.done(proposal.index, bench.evaluate(specs[0], proposal.genome))
+            told(0, core.records[proposal.index], len(core.records))
+        return [core]
+
+    monkeypatch.setattr(own_references, "_measured_elsewhere", own_references._measure)
+    monkeypatch.setattr(own_search, "run_searches", run_here)
+    monkeypatch.setattr(own_search, "ray_session", nullcontext)
+
+
+def result(folder: str) -> dict[str, Any]:
+    """Return what a search made, but for where its store lay."""
+    record: dict[str, Any] = json.loads(Path(folder, "merge.json").read_text())
+    del record["search"]["store"], record["files"]
+    return record
+
+
+def refused(call: Call, code: int, words: list[object], *expected: str) -> None:
+    ended, _, err = call(*words)
+    assert ended == code, err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    for part in expected:
+        assert part in err
+    assert not Path("m").exists()
+
+
+def test_a_search_and_one_that_was_killed_find_the_same(
+    cluster: None, call: Call, given: list[object], brought: dict[str, Path], tiny_base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    code, out, err = call(*given, "--store", "one", "--out", "merged")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "weak rows      6 of irony, 5 of pairs, 6 of sent2"
+    head = next(number for number, line in enumerate(lines) if line.split()[:1] == ["candidate"])
+    assert lines[head].split() == ["candidate", "fitness", "irony", "pairs", "sent2"]
+    record = result("merged")
+    found = record["search"]
+    shown = [line.split()[0] for line in lines[head + 1 : head + 9]]
+    assert sorted([*shown[:-1], found["origin"].removeprefix("seed:")]) == sorted(SEEDS) or shown == SEEDS
+    assert any(line.strip().startswith("winner (") for line in lines)
+    assert lines[-1] == "candidates     merged/candidates.parquet"
+
+    table = pq.read_table("merged/candidates.parquet").to_pylist()
+    assert [row["origin"].removeprefix("seed:") for row in table[: len(SEEDS)]] == SEEDS
+    assert len(table) == found["evaluations"] == EVALUATIONS
+    (winner,) = [row for row in table if row["winner"]]
+    assert winner["fitness"] == found["best"] == max(row["fitness"] for row in table)
+    coefficients = {one["name"]: one["coefficients"][0] for one in record["experts"]}
+    assert dict(winner["genome"]) == {f"{name}/0": value for name, value in coefficients.items()}
+    check_retention(table, found["held_to"], tiny_base, brought)
+    made = PeftModel.from_pretrained(plain_model(tiny_base), "merged").eval()
+    assert (probe_logits(made) - probe_logits(summed(tiny_base, brought, coefficients))).abs().max() < 2e-4
+
+    handed_out = []
+    suggest = search.Multiplexer.suggest
+    monkeypatch.setattr(
+        search.Multiplexer, "suggest", lambda self, trial: handed_out.append(suggest(self, trial)) or handed_out[-1]
+    )
+    as_if_killed(Path("one"), Path("two"), found["key"])
+    code, out, err = call(*given, "--store", "two", "--out", "again")
+    assert (code, err) == (0, "")
+    assert result("again") == record
+    assert sum(isinstance(answer, dict) for answer in handed_out) == EVALUATIONS - KEPT - len(
+        [row for row in table[KEPT:] if row["reused"]]
+    )
+    handed_out.clear()
+    code, out, _ = call(*given, "--store", "two", "--out", "again")
+    assert (code, handed_out) == (0, [])
+    assert "again is there already, made with the same arguments; it is:" in out
+    refused(call, 2, [*given, "--seed", 1, "--store", "two", "--out", "again"], "again holds what other arguments made")
+
+
+def as_if_killed(whole: Path, left: Path, key: str) -> None:
+    """Make a store like the one that a kill after a few candidates leaves."""
+    shutil.copytree(whole, left)
+    (left / "manifests" / "search" / f"{key}.json").unlink()
+    records = sorted((left / "logs" / "searches" / key).iterdir())
+    for path in records[KEPT:]:
+        path.unlink()
+    assert len(Store.open(str(left)).records(f"searches/{key}")) == KEPT
+
+
+def summed(base: Path, brought: dict[str, Path], coefficients: dict[str, float]) -> torch.nn.Module:
+    """Return the plain model with PEFT's own deltas added in float64."""
+    model = plain_model(base)
+    for name, place in brought.items():
+        for module, layer in PeftModel.from_pretrained(plain_model(base), place).get_base_model().named_modules():
+            if hasattr(layer, "get_delta_weight"):
+                weight = model.get_submodule(module).weight
+                added = coefficients[name] * layer.get_delta_weight("default").detach().double()
+                weight.data = (weight.data.double() + added).float()
+    return model
+
+
+def check_retention(table: list[dict[str, Any]], held_to: dict[str, str], base: Path, brought: dict[str, Path]) -> None:
+    """Compare the retention of seeds on pairs with likelihoods of plain models, row by row."""
+    tokenizer = tokenizer_of(base)
+    rows = [
+        (tokenizer.encode(prompt, add_special_tokens=False),
+         [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id])
+        for prompt, answer in PAIRS
+    ]  # fmt: skip
+    alone = {
+        "base": plain_model(base),
+        **{f"expert:{name}": summed(base, {name: place}, {name: 1.0}) for name, place in brought.items()},
+    }
+    tokens = sum(len(answer) for _, answer in rows)
+    logliks = {name: sum(naive_logprob(model, *row) for row in rows) / tokens for name, model in alone.items()}
+    best = max(logliks, key=lambda name: logliks[name])
+    assert held_to["pairs"] == best.removeprefix("expert:")
+    assert held_to["sent2"] == "sent2"
+    for row in table[:3]:
+        expected = min(1.2, np.exp(logliks[row["origin"].removeprefix("seed:")] - logliks[best]))
+        assert dict(row["values"])["pairs"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_another_method_in_blocks_with_a_subtask_of_ones_own(
+    in_this_process: None, call: Call, given: list[object], weak: Path, tmp_path: Path
+) -> None:
+    lines = [json.loads(line) for line in weak.read_text().splitlines()]
+    rows = [row | {"expert": "other"} for row in lines if row.get("subtask") == "irony"]
+    rows += [
+        {"subtask": "mood", "text": row["text"], "label": "light"} for row in lines if row.get("subtask") == "sent2"
+    ]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "run.yaml").write_text(
+        "data:\n  subtasks: [mood]\n  custom:\n    - {name: mood, group: SC, instruction: Dark or light, "
+        "labels: [dark, light], data: {path: none.csv}}\n"
+    )
+    words = [*given, "--weak", tmp_path / "own.jsonl", "--config", tmp_path / "run.yaml"]
+    words += ["--method", "ties", "--param", "density=0.4", "--set", "search.genes={scale: [0.5, 1.5]}"]
+    words += ["--evaluations", 9, "--blocks", 2, "--store", "store", "--out", "merged"]
+    code, out, err = call(*words, "--rank", 3)
+    assert (code, err) == (0, "")
+    assert "weak rows      6 of irony:other, 6 of mood" in out
+    assert "method         ties, density 0.4, scale" in out
+    assert "relative error" in out
+    record = json.loads(Path("merged", "merge.json").read_text())
+    assert record["search"]["held_to"]["irony:other"] == "other"
+    assert [len(one["coefficients"]) for one in record["experts"]] == [2, 2]
+    assert record["made_from"]["recipe"]["parameters"]["density"] == 0.4
+    genome = pq.read_table("merged/candidates.parquet").to_pylist()[0]["genome"]
+    assert [name for name, _ in genome] == ["sent2/0", "sent2/1", "other/0", "other/1", "scale"]
+
+
+def test_where_no_merge_beats_the_base_none_is_written(
+    in_this_process: None, call: Call, given: list[object], brought: dict[str, Path], weak: Path, tmp_path: Path
+) -> None:
+    nothing = shutil.copytree(brought["other"], tmp_path / "nothing")
+    tensors = load_file(nothing / WEIGHTS_FILE)
+    save_file({name: torch.zeros_like(tensor) for name, tensor in tensors.items()}, nothing / WEIGHTS_FILE)
+    rows = [line for line in weak.read_text().splitlines() if "subtask" in line]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    words = [*given[:2], "--expert", f"irony={nothing}", *given[8:], "--weak", tmp_path / "rows.jsonl"]
+    code, out, err = call(*words, "--weak", tmp_path / "rows.jsonl", "--fitness", "metric", "--out", "m")
+    assert code == 1
+    assert "winner (base)" in out
+    assert err.startswith("error: the base alone does best on these rows, so that there is nothing to write; ")
+    assert not Path("m").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "expected"),
+    [
+        (["--fitness", "metric"], 2, "--fitness: pairs of prompt and answer have no metric"),
+        (["--store", "memory://x"], 2, "--store: workers are processes of their own and cannot see memory://x"),
+        (["--weak", "none.jsonl"], 1, "no data file at none.jsonl"),
+        (["--method", "ties"], 2, "give --rank R for the nearest adapter of that rank, or --full"),
+        (["--method", "glue"], 2, "--method: input should be 'linear', 'ties'"),
+        (["--param", "density=1"], 2, "--param: linear takes no parameter; got 'density'"),
+        (["--set", "search.genes={density: [0, 1]}"], 2, "linear takes no parameter; got 'density'"),
+        (["--set", "data.max_prompt_tokens=16"], 2, "--set data.max_prompt_tokens is 16, but the"),
+        (["--workers", 9], 2, "search.lookahead (4) must be at least --workers (9)"),
+        (["--expert", "base=none"], 1, "expert base: there is no none"),
+        (["--expert", "a=none"], 1, "expert a: there is no none"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_mistakes_show_before_anything_starts(
+    call: Call, given: list[object], more: list[object], code: int, expected: str
+) -> None:
+    refused(call, code, [*given, *more, "--out", "m"], expected)
+
+
+def test_names_and_folders_that_are_taken(call: Call, given: list[object], brought: dict[str, Path]) -> None:
+    refused(call, 2, [*given, "--expert", f"base={brought['other']}", "--out", "m"], "base is what the base itself is")
+    Path("mine").mkdir()
+    Path("mine", "notes").write_text("mine")
+    refused(call, 2, [*given, "--out", "mine"], "mine holds other files")
+    refused(call, 2, given[:6], "expected --base, --expert and --out, got no --out")
+    refused(call, 2, [*given[:6], "--out", "m"], "expected --weak, a file of weak rows, got none")
