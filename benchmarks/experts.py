@@ -23,7 +23,6 @@ from lab import MODULES, WARM, Lab
 
 from memmcl.experts.adapter import Adapter
 from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
-from memmcl.merge.build import Merger
 
 SIX = ("sent2", "asc", "uabsa", "aste", "irony", "emotion")
 GRID = (0.4, 0.7, 1.0, 1.3)
@@ -86,12 +85,8 @@ class Trial:
         if variant.joint:
             steps = max(self.steps, round(variant.steps * self.steps * len(self.names)))
             joint = self._train("joint", self.lab.rows, steps, variant, variant.rate)
-            merger = Merger(self.lab.backbone, {"joint": joint}, blocks=1)
-            merger.apply({"joint": (1.0,)})
-            try:
+            with self.lab.standing_on(joint):
                 return {"merged": self._scores()}
-            finally:
-                merger.reset()
         warm, experts = self.experts(variant)
         return self._merged(variant, warm, experts, grid)
 
@@ -142,9 +137,7 @@ class Trial:
     def _merged(
         self, variant: Variant, warm: Adapter | None, experts: dict[str, Adapter], grid: Sequence[float]
     ) -> dict[str, Any]:
-        pinned = {WARM: (1.0,)} if warm else {}
-        merger = Merger(self.lab.backbone, experts | ({WARM: warm} if warm else {}), blocks=1)
-        try:
+        with self.lab.merger(experts, warm) as (merger, pinned):
             if warm and variant.share not in self.alone:
                 merger.apply(pinned)
                 self.alone[variant.share] = self._scores()
@@ -158,8 +151,6 @@ class Trial:
             best, seen = self.lab.best_lambda(merger, experts, pinned, reference, grid)
             merger.apply(dict.fromkeys(experts, (best,)) | pinned)
             tuned = plain_sum if best == 1.0 else self._scores()
-        finally:
-            merger.reset()
         return {
             "warm": self.alone.get(variant.share),
             "own": own,
@@ -172,15 +163,11 @@ class Trial:
 
 def interference(lab: Lab, warm: Adapter | None, experts: Mapping[str, Adapter]) -> dict[str, dict[str, float]]:
     """Return the score of every subtask under every expert, and under the base."""
-    pinned = {WARM: (1.0,)} if warm else {}
-    merger = Merger(lab.backbone, dict(experts) | ({WARM: warm} if warm else {}), blocks=1)
     found = {}
-    try:
+    with lab.merger(experts, warm) as (merger, pinned):
         for model, coefficients in {"base": {}, **{name: {name: (1.0,)} | pinned for name in experts}}.items():
             merger.apply(coefficients)
             found[model] = {name: lab.score(name)["score"] for name in lab.subtasks}
-    finally:
-        merger.reset()
     return found
 
 

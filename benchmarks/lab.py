@@ -29,6 +29,7 @@ from memmcl.experts.adapter import Adapter, Factors
 from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
 from memmcl.experts.train import Trained, train_adapter
 from memmcl.merge.build import Merger
+from memmcl.merge.deltas import Grams
 from memmcl.suite import metrics, parsing
 from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Prompter
@@ -124,10 +125,19 @@ class Lab:
         if warm is None:
             yield
             return
-        merger = Merger(self.backbone, {WARM: warm}, blocks=1)
-        merger.apply({WARM: (1.0,)})
-        try:
+        with self.merger({}, warm) as (merger, pinned):
+            merger.apply(pinned)
             yield
+
+    @contextmanager
+    def merger(
+        self, experts: Mapping[str, Adapter], warm: Adapter | None, grams: Grams | None = None
+    ) -> Iterator[tuple[Merger, dict[str, tuple[float, ...]]]]:
+        """Yield what merges experts in the resident model, and the coefficients of what they stand on."""
+        start = {WARM: warm} if warm else {}
+        merger = Merger(self.backbone, {**experts, **start}, blocks=1, pinned=list(start), grams=grams)
+        try:
+            yield merger, dict.fromkeys(start, (1.0,))
         finally:
             merger.reset()
 

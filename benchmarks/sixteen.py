@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from experts import Trial, parse
-from lab import WARM, Lab
+from lab import Lab
 
 from memmcl.evaluate.bootstrap import paired_mean_difference
-from memmcl.merge.build import Merger
 from memmcl.suite.subtasks import SUBTASKS
 
 
@@ -28,10 +27,8 @@ def measure(trial: Trial, text: str, only: Sequence[str], chosen: bool) -> list[
     base = {name: lab.answers(name, chosen=chosen) for name in only}
     print("base measured", flush=True)
     warm, experts = trial.experts(parse(text), only)
-    pinned = {WARM: (1.0,)} if warm else {}
-    merger = Merger(lab.backbone, experts | ({WARM: warm} if warm else {}), blocks=1)
     lines = []
-    try:
+    with lab.merger(experts, warm) as (merger, pinned):
         for name in experts:
             merger.apply({name: (1.0,)} | pinned)
             counts, score = lab.counts(name, lab.answers(name, chosen=chosen))
@@ -47,8 +44,6 @@ def measure(trial: Trial, text: str, only: Sequence[str], chosen: bool) -> list[
             line["beats both"] = all(line[f"over {r}"] > 2 * line[f"se {r}"] for r in ("base", "constant"))
             lines.append(line)
             print(row_of(line), flush=True)
-    finally:
-        merger.reset()
     return lines
 
 
@@ -75,11 +70,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--train-rows", type=int, default=600)
+    parser.add_argument("--weak-rows", type=int, default=48)
+    parser.add_argument("--top", type=int, default=10, help="layers that are adapted, from the top; 0: all")
+    parser.add_argument("--scored", choices=("test", "weak"), default="test", help="weak: to choose settings by")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     lab = Lab(
-        asked.data, asked.subtasks, asked.keep, train_rows=asked.train_rows, weak_rows=48, test_rows=1000,
-        per_dataset=100, max_tokens=320,
+        asked.data, asked.subtasks, asked.keep, train_rows=asked.train_rows, weak_rows=asked.weak_rows,
+        test_rows=1000, per_dataset=100, scored=asked.scored, top=asked.top, max_tokens=320,
     )  # fmt: skip
     print("| subtask | n | expert | base | over base | constant | over constant | beats both |")
     trial, only = Trial(lab, asked.seed, asked.steps, asked.batch), asked.experts or asked.subtasks
