@@ -55,6 +55,8 @@ class Merger:
                     )
             weights[module] = weight
         self._pristine = Pristine(weights, Path(backbone.model.name_or_path))
+        largest = max((weight.numel() for weight in weights.values()), default=0)
+        self._total = torch.empty(largest, device=backbone.device)
 
     @torch.no_grad()
     def apply(self, coefficients: Coefficients, recipe: Recipe = LINEAR) -> None:
@@ -72,9 +74,11 @@ class Merger:
                 f"this merge holds {list(self.experts)}"
             )
         check_parameters(recipe.method, recipe.parameters)
-        for module in self._deltas.modules:
-            merged = self._deltas.added_to(self._pristine[module], module, coefficients, recipe)
-            self._weight(module).copy_(merged)
+        for module, pristine in self._pristine:
+            # one buffer for all: fresh memory for every module would cost as much as the sum itself
+            total = self._total[: pristine.numel()].view(pristine.shape).copy_(pristine)
+            self._deltas.add_to(total, module, coefficients, recipe)
+            self._weight(module).copy_(total)
 
     def reset(self) -> None:
         """Set the backbone's weights back to the base, bit for bit."""

@@ -54,14 +54,13 @@ class Deltas:
         self._grams = grams
         self._cores: dict[str, Core] = {}
 
-    def added_to(self, weight: Tensor, module: str, coefficients: Coefficients, recipe: Recipe) -> Tensor:
-        """Return `weight`, (d_out, d_in), with the merge added in float32; `weight` itself where nothing is added."""
+    def add_to(self, weight: Tensor, module: str, coefficients: Coefficients, recipe: Recipe) -> None:
+        """Add the merge to `weight`, (d_out, d_in) float32, in place."""
         factors, dense = self.parts(module, coefficients, recipe, weight.device)
         if dense is not None:
-            weight = weight.float() + dense
+            weight += dense
         if factors is not None:
-            weight = torch.addmm(weight.float(), factors.b, factors.a)
-        return weight
+            weight.addmm_(factors.b, factors.a)
 
     def parts(
         self, module: str, coefficients: Coefficients, recipe: Recipe, device: torch.device

@@ -8,8 +8,9 @@ copied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,44 +18,54 @@ from torch import Tensor
 
 from memmcl.errors import ModelError
 
+WINDOW = 2**28
+"""bytes read before a file is mapped anew: pages that were read count as this process's memory until then"""
+
 
 class Pristine:
     """Weights (d_out, d_in) by module, as they are now in `weights`; `directory` holds the base's files, if any do."""
 
     def __init__(self, weights: Mapping[str, Tensor], directory: Path) -> None:
-        self._files: dict[str, Path] = {}
-        self._copies: dict[str, Tensor] = {}
-        self._dtypes = {module: weight.dtype for module, weight in weights.items()}
         held = _files_of(directory)
         self._states = {path: _state(path) for path in set(held.values())}
-        for module, weight in weights.items():
-            path = held.get(f"{module}.weight")
-            if path is not None and weight.device.type == "cpu" and torch.equal(self._read(module, path), weight):
-                self._files[module] = path
-            else:
-                self._copies[module] = weight.detach().clone()
+        self._dtypes = {module: weight.dtype for module, weight in weights.items()}
+        self._files = {
+            module: held[f"{module}.weight"]
+            for module, weight in weights.items()
+            if f"{module}.weight" in held and weight.device.type == "cpu"
+        }
+        same = {module for module, found in self._read(self._files) if torch.equal(found, weights[module])}
+        self._copies = {module: weight.detach().clone() for module, weight in weights.items() if module not in same}
 
-    def __getitem__(self, module: str) -> Tensor:
-        """Return one module's weight; nobody may change it in place.
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield each module and its weight, which nobody may change or keep.
 
         Raises:
             ModelError: the base's files are gone, or not those that were loaded.
         """
-        if module in self._copies:
-            return self._copies[module]
-        path = self._files[module]
+        yield from self._copies.items()
+        yield from self._read([module for module in self._files if module not in self._copies])
+
+    def _read(self, modules: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield the weights that files hold; a file is mapped for WINDOW bytes at a time."""
+        opened: Path | None = None
+        handle: Any = None
+        left = 0
+        for module in modules:
+            path = self._files[module]
+            if path != opened or left <= 0:
+                opened, handle, left = path, self._open(path), WINDOW
+            tensor: Tensor = handle.get_tensor(f"{module}.weight")
+            left -= tensor.nbytes
+            yield module, tensor.to(self._dtypes[module])
+
+    def _open(self, path: Path) -> Any:
         try:
             if _state(path) == self._states[path]:
-                return self._read(module, path)
+                return safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
             raise ModelError(f"the base's file {path} cannot be read any more: {error}") from error
         raise ModelError(f"the base's file {path} was changed while it was in use; start again")
-
-    def _read(self, module: str, path: Path) -> Tensor:
-        with safe_open(path, framework="pt") as file:
-            # The tensor lies in the mapped file, and is unmapped with it.
-            found: Tensor = file.get_tensor(f"{module}.weight")
-            return found.to(self._dtypes[module])
 
 
 def _files_of(directory: Path) -> dict[str, Path]:

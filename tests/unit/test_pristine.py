@@ -41,8 +41,8 @@ def test_weights_that_files_hold_are_not_copied(base: Path, dtype: str) -> None:
     assert copies(pristine) == set()
     for name, weight in weights.items():
         weight.zero_()
-        assert torch.equal(pristine[name], before[name])
-        assert pristine[name].dtype == weight.dtype
+        assert torch.equal(dict(pristine)[name], before[name])
+        assert dict(pristine)[name].dtype == weight.dtype
 
 
 def test_weights_that_files_do_not_hold_are_copied(base: Path) -> None:
@@ -52,7 +52,7 @@ def test_weights_that_files_do_not_hold_are_copied(base: Path) -> None:
     kept = weights[MODULE].clone()
     assert copies(pristine) == {MODULE}
     weights[MODULE].zero_()
-    assert torch.equal(pristine[MODULE], kept)
+    assert torch.equal(dict(pristine)[MODULE], kept)
 
 
 @pytest.mark.parametrize("damage", ["gone", "unreadable", "elsewhere"])
@@ -68,7 +68,7 @@ def test_without_files_everything_is_copied(base: Path, damage: str) -> None:
         base = base / "elsewhere"
     pristine = Pristine(weights, base)
     assert copies(pristine) == {MODULE, OTHER}
-    assert torch.equal(pristine[OTHER], weights[OTHER])
+    assert torch.equal(dict(pristine)[OTHER], weights[OTHER])
 
 
 def test_sharded_files(base: Path) -> None:
@@ -80,7 +80,7 @@ def test_sharded_files(base: Path) -> None:
         save_file({name: tensors[name]}, base / f"model-{number:05}-of-{len(tensors):05}.safetensors")
     pristine = Pristine(weights, base)
     assert copies(pristine) == set()
-    assert torch.equal(pristine[OTHER], weights[OTHER])
+    assert torch.equal(dict(pristine)[OTHER], weights[OTHER])
 
 
 @pytest.mark.parametrize(
