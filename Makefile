@@ -12,7 +12,7 @@ CONSTRAINTS ?= constraints.txt
 TORCH_INDEX ?=
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 INSTALLED := $(VENV)/.memmcl-installed
 STARTED := $(shell date +%s)
 

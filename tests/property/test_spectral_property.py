@@ -87,7 +87,7 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @BOTH
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(stack=stacks())
 def test_merging_in_the_core_space_is_merging(merge: Merge, stack: Stack) -> None:
     assume(stack.well_posed)
