@@ -173,7 +173,7 @@ def show_merge(out: Path, record: Mapping[str, Any]) -> None:
     for expert in record["experts"]:
         values = [f"{value:.4g}" for value in expert["coefficients"]]
         table.add_row(expert["name"], *values, str(expert["rank"]), str(expert["modules"]), expert["place"])
-    console.print(table)
+    Console(width=1000, highlight=False).print(table)  # a place that is cut to the terminal cannot be copied
     method, output, errors = record["method"], record["output"], record["errors"]
     given = [f"{name} {value:g}" if isinstance(value, float | int) else f"{name} {value}" for name, value in
              method["parameters"].items()]  # fmt: skip
