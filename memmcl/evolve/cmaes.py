@@ -1,19 +1,23 @@
-"""The strategies: CMA-ES (by the `cmaes` library) and random search, its baseline at equal budget."""
+"""CMA-ES, by the `cmaes` library: plain, with margin for genes that are on or off, separable, with restarts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from memmcl.errors import ConfigError, SearchError
-from memmcl.evolve.strategy import Arguments, Bounds, Genome, History, Proposal, Strategy, check_arguments
+from memmcl.errors import ConfigError
+from memmcl.evolve.arguments import Arguments
+from memmcl.evolve.strategy import Genome, History, Objectives, Proposal
 from memmcl.seeds import derive
 
 if TYPE_CHECKING:
-    from cmaes import CMA
+    from cmaes import CMA, CMAwM, SepCMA
+
+Point = npt.NDArray[np.float64]
+SEPARABLE_FROM = 65  # genes from which a diagonal covariance is the default: a full one costs genes^3 a sample
 
 
 class CmaEs:
@@ -25,19 +29,46 @@ class CmaEs:
     population of CMA-ES's own proposals is complete. A failed proposal ranks behind the worst of its
     population; a population that failed as a whole teaches nothing and leaves the distribution as it is.
 
+    Genes that are on or off: CMA-ES with margin, which keeps each from freezing; a seed that starts the
+    distribution is a leaning there (mean 1/4 or 3/4), not a certainty. `separable`: a diagonal covariance, by
+    default above 64 genes, none of them on or off.
+
+    A distribution whose `should_stop()` holds is updated no more. With `restarts` another starts instead, with
+    twice the population, at a mean drawn uniformly (IPOP); so it does once a whole population is one genome,
+    since a smaller step is lost in rounding. Proposals of a distribution that is gone teach the new one nothing,
+    whenever they are told: asks may run ahead over a restart. `origin` counts generations per restart
+    ("cmaes:r1g1"), `Proposal.generation` over all of them.
+
         strategy = build_strategy("cmaes", genes=2, bounds=(0.0, 1.5), seeds=[], seed=1)
         for _ in range(60):
             proposal = strategy.ask()
             strategy.tell(proposal.index, -sum((gene - 0.5) ** 2 for gene in proposal.genome))
 
-    Reference: Hansen, The CMA Evolution Strategy: A Tutorial, arXiv 1604.00772.
+    Raises:
+        ConfigError: update "steady-state"; separable with one gene, or with genes that are on or off.
+
+    Reference: Hansen, The CMA Evolution Strategy: A Tutorial, arXiv 1604.00772; margin: Hamano et al.,
+    arXiv 2205.13482; separable: Ros and Hansen, PPSN 2008; IPOP: Auger and Hansen, CEC 2005.
     """
 
     def __init__(self, arguments: Arguments) -> None:
+        if arguments.update != "generational":
+            raise ConfigError(
+                f"search update `{arguments.update}` is not for cmaes, which updates by populations; "
+                "leave it generational: asks never wait for a population anyway"
+            )
+        if arguments.separable and (arguments.binary or arguments.genes < 2):
+            raise ConfigError("separable CMA-ES needs two genes or more, none of them on or off; leave it unset")
         self._arguments = arguments
+        self._separable = arguments.separable
+        if self._separable is None:
+            self._separable = arguments.genes >= SEPARABLE_FROM and not arguments.binary
         self._history = History()
-        self._optimizer: CMA | None = None
-        self._told: list[tuple[Genome, float]] = []
+        self._optimizer: CMA | CMAwM | SepCMA | None = None
+        self._restart = 0
+        self._past = 0  # generations of the distributions that are gone
+        self._sampled: dict[int, tuple[int, Point]] = {}  # open proposals: their restart, and what to tell
+        self._told: list[tuple[Genome, Point, float]] = []
 
     def ask(self) -> Proposal:
         """Return the next seed, or a sample of the current distribution."""
@@ -46,29 +77,34 @@ class CmaEs:
         if index < len(seeds):
             return self._history.ask(seeds[index][1], f"seed:{seeds[index][0]}", 0)
         if self._optimizer is None:
-            self._optimizer = self._start()
-        unit = self._optimizer.ask()
+            self._optimizer = self._build(self._first_mean())
         generation = self._optimizer.generation + 1
-        return self._history.ask(self._arguments.from_unit(unit), f"cmaes:g{generation}", generation)
+        sample = self._optimizer.ask()
+        if self._arguments.binary:
+            unit, point = sample  # with margin: what to evaluate, and the sample before it was discretised
+            genome = self._arguments.from_unit(unit)
+        else:
+            genome = self._arguments.from_unit(sample)
+            point = self._arguments.to_unit(genome)
+        self._sampled[index] = self._restart, point
+        origin = f"cmaes:r{self._restart}g{generation}" if self._restart else f"cmaes:g{generation}"
+        return self._history.ask(genome, origin, self._past + generation)
 
-    def tell(self, index: int, fitness: float | None) -> None:
+    def tell(self, index: int, fitness: float | None, objectives: Objectives | None = None) -> None:
         """Tell the fitness (maximised) of proposal `index`; see `Strategy`."""
-        value = self._history.tell(index, fitness)
-        if index < len(self._arguments.seeds) or self._optimizer is None:
+        value = self._history.tell(index, fitness, objectives)
+        restart, point = self._sampled.pop(index, (-1, np.empty(0)))
+        if self._optimizer is None or restart != self._restart:
             return
-        self._told.append((self._history.proposals[index].genome, value))
-        if len(self._told) == self._arguments.population:
+        self._told.append((self._history.proposals[index].genome, point, value))
+        if len(self._told) == self._optimizer.population_size:
             self._update(self._optimizer)
 
     def state(self) -> dict[str, Any]:
-        """Return arguments and history, JSON-ready; see `restore`."""
-        return _state("cmaes", self._arguments, self._history)
+        """Return arguments and history, JSON-ready; see `memmcl.evolve.restore`."""
+        return self._history.state("cmaes", {**self._arguments.to_json(), "separable": self._separable})
 
-    def _start(self) -> CMA:
-        from cmaes import (
-            CMA,
-        )  # here, since it imports scipy.stats: half a second that only a search should pay
-
+    def _first_mean(self) -> Point:
         arguments = self._arguments
         best = self._history.best_of(len(arguments.seeds))
         if best is not None:
@@ -77,114 +113,40 @@ class CmaEs:
             mean = np.mean([arguments.to_unit(genome) for _, genome in arguments.seeds], axis=0)
         else:
             mean = np.full(arguments.genes, 0.5)
-        return CMA(
-            mean=np.clip(mean, 0.0, 1.0),
-            sigma=arguments.sigma,
-            bounds=np.tile([0.0, 1.0], (arguments.genes, 1)),
-            seed=derive(arguments.seed, "cmaes") % 2**32,  # numpy's RandomState takes 32 bits
-            population_size=arguments.population,
-        )
+        return np.where(arguments.mask, np.clip(mean, 0.25, 0.75), mean)
 
-    def _update(self, optimizer: CMA) -> None:
+    def _build(self, mean: Point) -> CMA | CMAwM | SepCMA:
+        # here, since it imports scipy.stats: half a second that only a search should pay
+        from cmaes import CMA, CMAwM, SepCMA
+
+        arguments = self._arguments
+        names = ("restart", self._restart) if self._restart else ()
+        options: dict[str, Any] = {
+            "mean": np.clip(mean, 0.0, 1.0),
+            "sigma": arguments.sigma,
+            "bounds": np.tile([0.0, 1.0], (arguments.genes, 1)),
+            "seed": derive(arguments.seed, "cmaes", *names) % 2**32,  # numpy's RandomState takes 32 bits
+            "population_size": arguments.population * 2**self._restart,  # Auger and Hansen 2005, section II
+        }
+        if arguments.binary:
+            return CMAwM(**options, steps=arguments.mask.astype(np.float64))
+        return SepCMA(**options) if self._separable else CMA(**options)
+
+    def _update(self, optimizer: CMA | CMAwM | SepCMA) -> None:
         told, self._told = self._told, []
-        finite = [fitness for _, fitness in told if math.isfinite(fitness)]
+        finite = [fitness for _, _, fitness in told if math.isfinite(fitness)]
         if not finite:
             return
-        worst = min(finite) - 1.0
-        optimizer.tell(
-            [
-                (
-                    self._arguments.to_unit(genome),
-                    -(fitness if math.isfinite(fitness) else worst),
-                )  # cmaes minimises
-                for genome, fitness in told
-            ]
-        )
-
-
-class RandomSearch:
-    """The seeds, then genomes drawn uniformly from the bounds, each from a seed of its own index."""
-
-    def __init__(self, arguments: Arguments) -> None:
-        self._arguments = arguments
-        self._history = History()
-
-    def ask(self) -> Proposal:
-        """Return the next seed, or a uniform draw; a generation is `population` draws."""
-        seeds = self._arguments.seeds
-        index = len(self._history.proposals)
-        if index < len(seeds):
-            return self._history.ask(seeds[index][1], f"seed:{seeds[index][0]}", 0)
-        rng = np.random.default_rng(derive(self._arguments.seed, "random", index))
-        generation = 1 + (index - len(seeds)) // self._arguments.population
-        genome = self._arguments.from_unit(rng.random(self._arguments.genes))
-        return self._history.ask(genome, f"random:g{generation}", generation)
-
-    def tell(self, index: int, fitness: float | None) -> None:
-        """Note the fitness of proposal `index`; it changes nothing that is asked later."""
-        self._history.tell(index, fitness)
-
-    def state(self) -> dict[str, Any]:
-        """Return arguments and history, JSON-ready; see `restore`."""
-        return _state("random", self._arguments, self._history)
-
-
-STRATEGIES: dict[str, Callable[[Arguments], Strategy]] = {"cmaes": CmaEs, "random": RandomSearch}
-
-
-def build_strategy(
-    name: str,
-    *,
-    genes: int,
-    bounds: Bounds,
-    seeds: Sequence[tuple[str, Sequence[float]]],
-    seed: int,
-    population: int | None = None,
-    sigma: float = 0.3,
-) -> Strategy:
-    """Return the strategy `name` of `STRATEGIES`.
-
-    genes: length of a genome; bounds: one (low, high) for all genes or one per gene; seeds: (name, genome)
-    proposed first, in order; population: None means 4 + floor(3 ln genes); sigma: CMA-ES's initial step as a
-    fraction of the gene ranges (a uniform draw has no step).
-
-    Raises:
-        ConfigError: an unknown name, or bounds, population or sigma out of range.
-        GenomeError: a seed of the wrong length or out of bounds.
-    """
-    if name not in STRATEGIES:
-        raise ConfigError(f"unknown search strategy `{name}`; choose one of {', '.join(sorted(STRATEGIES))}")
-    return STRATEGIES[name](
-        check_arguments(genes=genes, bounds=bounds, seeds=seeds, seed=seed, population=population, sigma=sigma)
-    )
-
-
-def restore(state: Mapping[str, Any]) -> Strategy:
-    """Return the strategy whose `state()` this is, by replaying its asks and tells.
-
-    Raises:
-        SearchError: the replay proposes another genome than the history holds (other code or library
-        version).
-    """
-    arguments = dict(state["arguments"])
-    arguments["seeds"] = [(name, tuple(genome)) for name, genome in arguments["seeds"]]
-    strategy = build_strategy(state["strategy"], **arguments)
-    for event in state["history"]:
-        if event[0] == "tell":
-            strategy.tell(event[1], event[2])
-            continue
-        proposal = strategy.ask()
-        if list(proposal.genome) != list(event[1]):
-            raise SearchError(
-                f"replayed proposal {proposal.index} is {list(proposal.genome)}, the saved search had "
-                f"{event[1]}; was it written by another version? start the search anew"
+        if not optimizer.should_stop():
+            worst = min(finite) - 1.0
+            optimizer.tell(
+                [
+                    (point, -(fitness if math.isfinite(fitness) else worst))  # cmaes minimises
+                    for _, point, fitness in told
+                ]
             )
-    return strategy
-
-
-def _state(name: str, arguments: Arguments, history: History) -> dict[str, Any]:
-    return {
-        "strategy": name,
-        "arguments": arguments.to_json(),
-        "history": [list(event) for event in history.events],
-    }
+        if self._arguments.restarts and (optimizer.should_stop() or len({genome for genome, _, _ in told}) == 1):
+            self._restart += 1
+            self._past += optimizer.generation
+            rng = np.random.default_rng(derive(self._arguments.seed, "cmaes", "restart", self._restart, "mean"))
+            self._optimizer = self._build(rng.random(self._arguments.genes))

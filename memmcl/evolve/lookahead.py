@@ -95,9 +95,9 @@ class LookAhead:
     def done(self, index: int, record: Mapping[str, Any]) -> tuple[int, ...]:
         """Take the result of proposal `index`; return the indices it completed (twins of its genome too).
 
-        record: holds "fitness" (maximised; None, NaN or infinite means failed) and whatever is to be kept
-        beside it. The first result of an index stands; a later one (of a worker that was thought lost)
-        changes nothing.
+        record: holds "fitness" (maximised; None, NaN or infinite means failed), "objectives" (maximised, for
+        strategies that want several) and whatever is to be kept beside them. The first result of an index
+        stands; a later one (of a worker that was thought lost) changes nothing.
 
         Raises:
             SearchError: an index that was never handed out, or a record without "fitness".
@@ -142,7 +142,8 @@ class LookAhead:
             index = len(self._proposals)
             tells = self._budget if index == self._budget else max(0, index - self._lookahead)
             while self._told < tells and self._told in self._records:
-                self._strategy.tell(self._told, self._records[self._told]["fitness"])
+                record = self._records[self._told]
+                self._strategy.tell(self._told, record["fitness"], record.get("objectives"))
                 self._told += 1
             if index == self._budget or self._told < tells:
                 return

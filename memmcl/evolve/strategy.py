@@ -16,23 +16,30 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from memmcl.errors import ConfigError, GenomeError, SearchError
+from memmcl.errors import ConfigError, SearchError
 
 log = logging.getLogger(__name__)
 
 Genome = tuple[float, ...]
 Bounds = tuple[float, float] | Sequence[tuple[float, float]]
+Objectives = Sequence[float | None]
 DECIMALS = 6  # genomes are rounded to this, so that their JSON form is exact and equal on every machine
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A genome to evaluate. `index` counts asks from 0; `origin` is e.g. "seed:uniform" or "cmaes:g3"."""
+    """A genome to evaluate.
+
+    index: counts asks from 0; origin: operator and generation, as "seed:uniform", "cmaes:g3", "cmaes:r1g1" (after
+    a restart), "crossover:g4", "mutation:g4", "random:g1"; parents: indices of the proposals that it was bred
+    from.
+    """
 
     index: int
     genome: Genome
     origin: str
     generation: int
+    parents: tuple[int, ...] = ()
 
 
 class Strategy(Protocol):
@@ -42,93 +49,16 @@ class Strategy(Protocol):
         """Return the next proposal; its index is the number of asks before it."""
         ...
 
-    def tell(self, index: int, fitness: float | None) -> None:
-        """Tell the fitness (higher is better) of proposal `index`; None or a non-finite one is a failure."""
+    def tell(self, index: int, fitness: float | None, objectives: Objectives | None = None) -> None:
+        """Tell the fitness (higher is better) of proposal `index`; None or a non-finite one is a failure.
+
+        objectives: higher is better too; strategies of one objective note them and learn from `fitness` alone.
+        """
         ...
 
     def state(self) -> dict[str, Any]:
         """Return the JSON-ready arguments and ordered history from which `restore` rebuilds this strategy."""
         ...
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """Checked arguments of a strategy; build them with `check_arguments`.
-
-    genes: length of a genome; bounds: one (low, high) per gene; seeds: (name, genome) proposed first, in
-    order; population: proposals per generation; sigma: initial step, as a fraction of each gene's range.
-    """
-
-    genes: int
-    bounds: tuple[tuple[float, float], ...]
-    seeds: tuple[tuple[str, Genome], ...]
-    seed: int
-    population: int
-    sigma: float
-
-    @property
-    def low(self) -> npt.NDArray[np.float64]:
-        """Lower bounds, (genes,) float64."""
-        return np.array([low for low, _ in self.bounds])
-
-    @property
-    def high(self) -> npt.NDArray[np.float64]:
-        """Upper bounds, (genes,) float64."""
-        return np.array([high for _, high in self.bounds])
-
-    def from_unit(self, unit: npt.NDArray[np.float64]) -> Genome:
-        """Map `unit`, (genes,) with the bounds at 0 and 1, to a genome: rounded, inside the bounds."""
-        return round_genome(self.low + unit * (self.high - self.low), self.bounds)
-
-    def to_unit(self, genome: Genome) -> npt.NDArray[np.float64]:
-        """Map a genome to coordinates (genes,) in which the bounds are 0 and 1."""
-        return (np.array(genome) - self.low) / (self.high - self.low)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the keyword arguments of `build_strategy` in JSON's types."""
-        return {
-            "genes": self.genes,
-            "bounds": [list(pair) for pair in self.bounds],
-            "seeds": [[name, list(genome)] for name, genome in self.seeds],
-            "seed": self.seed,
-            "population": self.population,
-            "sigma": self.sigma,
-        }
-
-
-def check_arguments(
-    *,
-    genes: int,
-    bounds: Bounds,
-    seeds: Sequence[tuple[str, Sequence[float]]],
-    seed: int,
-    population: int | None,
-    sigma: float,
-) -> Arguments:
-    """Return `Arguments`: bounds spread over the genes, seeds rounded, the default population filled in.
-
-    population None means 4 + floor(3 ln genes).
-
-    Raises:
-        ConfigError: bounds, population or sigma out of range.
-        GenomeError: a seed of the wrong length or out of bounds.
-    """
-    pairs = expand_bounds(bounds, genes)
-    if population is None:
-        population = 4 + math.floor(3 * math.log(genes))  # Hansen 2016, eq. 48
-    if population < 4:
-        raise ConfigError(f"search population must be at least 4, got {population}; raise it or leave it unset")
-    if not 0 < sigma <= 1:
-        raise ConfigError(f"search sigma is a fraction of the gene range in (0, 1], got {sigma}")
-    checked = []
-    for name, genome in seeds:
-        if len(genome) != genes:
-            raise GenomeError(f"seed genome `{name}` has {len(genome)} genes; this search needs {genes}")
-        inside = all(low <= gene <= high for gene, (low, high) in zip(genome, pairs, strict=True))
-        if not inside:
-            raise GenomeError(f"seed genome `{name}` = {list(genome)} leaves the bounds; widen them or drop it")
-        checked.append((name, round_genome(genome, pairs)))
-    return Arguments(genes, pairs, tuple(checked), seed, population, float(sigma))
 
 
 def expand_bounds(bounds: Bounds, genes: int) -> tuple[tuple[float, float], ...]:
@@ -167,17 +97,18 @@ class History:
 
     proposals: list[Proposal] = field(default_factory=list)
     fitness: dict[int, float] = field(default_factory=dict)
+    objectives: dict[int, tuple[float, ...]] = field(default_factory=dict)
     events: list[list[Any]] = field(default_factory=list)
 
-    def ask(self, genome: Genome, origin: str, generation: int) -> Proposal:
+    def ask(self, genome: Genome, origin: str, generation: int, parents: tuple[int, ...] = ()) -> Proposal:
         """Note an ask and return its proposal."""
-        proposal = Proposal(len(self.proposals), genome, origin, generation)
+        proposal = Proposal(len(self.proposals), genome, origin, generation, parents)
         self.proposals.append(proposal)
         self.events.append(["ask", list(genome)])
         return proposal
 
-    def tell(self, index: int, fitness: float | None) -> float:
-        """Note a tell and return the fitness with failures as -inf.
+    def tell(self, index: int, fitness: float | None, objectives: Objectives | None = None) -> float:
+        """Note a tell and return the fitness with failures as -inf; failed objectives are noted as -inf too.
 
         Raises:
             SearchError: the index was never asked, or was told before.
@@ -191,10 +122,22 @@ class History:
             genome = list(self.proposals[index].genome)
             log.warning("proposal %d failed (fitness %s counts as -inf), genome %s", index, fitness, genome)
         self.fitness[index] = value
-        self.events.append(["tell", index, value if math.isfinite(value) else None])
+        event: list[Any] = ["tell", index, _plain(value), None]
+        if objectives is not None:
+            self.objectives[index] = tuple(maximised(objective) for objective in objectives)
+            event[3] = [_plain(objective) for objective in self.objectives[index]]
+        self.events.append(event)
         return value
 
     def best_of(self, first: int) -> Proposal | None:
         """Return the best told proposal with a finite fitness among the `first` ones (ties: the earlier)."""
         told = [(-value, index) for index, value in self.fitness.items() if index < first and value > -math.inf]
         return self.proposals[min(told)[1]] if told else None
+
+    def state(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return what `memmcl.evolve.restore` takes: the strategy's name, its arguments, asks and tells."""
+        return {"strategy": name, "arguments": arguments, "history": [list(event) for event in self.events]}
+
+
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -11,40 +11,53 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memmcl.evolve import STRATEGIES, LookAhead, Proposal, build_strategy
+from memmcl.evolve import STRATEGIES, UPDATES, LookAhead, Proposal, build_strategy
 
 
 @dataclass(frozen=True)
 class Case:
-    name: str
+    variant: tuple[str, str, bool]
     seed: int
     budget: int
     lookahead: int
     coarse: bool
 
     def search(self, records: dict[int, dict[str, Any]]) -> LookAhead:
+        name, update, restarts = self.variant
         strategy = build_strategy(
-            self.name,
+            name,
             genes=2,
             bounds=(0.0, 1.5),
             seeds=[("base", (0.0, 0.0)), ("a", (1.0, 0.0)), ("again", (0.0, 0.0)), ("uniform", (0.5, 0.5))],
             seed=self.seed,
             population=4,
+            update=update,
+            restarts=restarts,
+            objectives=2,
         )
         return LookAhead(strategy, budget=self.budget, lookahead=self.lookahead, records=records)
 
-    def evaluate(self, proposal: Proposal) -> float:
-        """A fitness with plateaus (ties) when coarse, and with failures."""
+    def evaluate(self, proposal: Proposal) -> dict[str, Any]:
+        """A fitness with plateaus (ties) when coarse, and with failures; two objectives, of which one fails too."""
         first, second = proposal.genome
         if first > 1.3:
-            return math.nan
-        value = -((first - 0.8) ** 2) - (second - 0.3) ** 2
-        return round(value, 1) if self.coarse else value
+            return {"fitness": math.nan}
+        values = [-((first - 0.8) ** 2), -((second - 0.3) ** 2)]
+        if self.coarse:
+            values = [round(value, 1) for value in values]
+        return {"fitness": sum(values), "objectives": [values[0], None if second > 1.4 else values[1]]}
 
 
+VARIANTS = [
+    (name, update, restarts)
+    for name in sorted(STRATEGIES)
+    for update in UPDATES
+    for restarts in (False, True)
+    if (update == "generational" if name == "cmaes" else not restarts)
+]
 CASES = st.builds(
     Case,
-    name=st.sampled_from(sorted(STRATEGIES)),
+    variant=st.sampled_from(VARIANTS),
     seed=st.integers(0, 1000),
     budget=st.integers(1, 30),
     lookahead=st.integers(0, 6),
@@ -61,7 +74,7 @@ def serial(case: Case) -> LookAhead:
     while not search.finished:
         proposal = search.next()
         if proposal is not None:
-            search.done(proposal.index, {"fitness": case.evaluate(proposal)})
+            search.done(proposal.index, case.evaluate(proposal))
     return search
 
 
@@ -74,7 +87,7 @@ def step(search: LookAhead, case: Case, running: list[Proposal], workers: int, t
     if timing.randrange(10) == 0:
         search.retry(proposal.index)
         return []
-    return list(search.done(proposal.index, {"fitness": case.evaluate(proposal)}))
+    return list(search.done(proposal.index, case.evaluate(proposal)))
 
 
 @settings(max_examples=60, deadline=None)

@@ -20,15 +20,17 @@ class Scripted:
         self.genomes = genomes
         self.log: list[tuple[str, int]] = []
         self.told: dict[int, float | None] = {}
+        self.objectives: dict[int, Any] = {}
 
     def ask(self) -> Proposal:
         index = sum(1 for what, _ in self.log if what == "ask")
         self.log.append(("ask", index))
         return Proposal(index, self.genomes[index], "scripted", 0)
 
-    def tell(self, index: int, fitness: float | None) -> None:
+    def tell(self, index: int, fitness: float | None, objectives: Any = None) -> None:
         self.log.append(("tell", index))
         self.told[index] = fitness
+        self.objectives[index] = objectives
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -117,6 +119,17 @@ def test_a_duplicate_costs_nothing_and_completes_with_its_original() -> None:
     assert search.finished
     assert strategy.told == {0: 0.4, 1: 0.3, 2: 0.4, 3: 0.4, 4: 0.3, 5: 0.1}
     assert search.best()[0].index == 0
+
+
+def test_objectives_are_told_and_reused_by_twins() -> None:
+    strategy = Scripted([(0.0,), (1.0,), (0.0,)])
+    search = LookAhead(
+        strategy, budget=3, lookahead=1, records={1: {"genome": [1.0], "fitness": 1.0, "objectives": [2]}}
+    )
+    assert handed(search) == [0]
+    search.done(0, {"fitness": 0.4, "objectives": [0.3, 0.5]})
+    assert search.finished
+    assert strategy.objectives == {0: [0.3, 0.5], 1: [2], 2: [0.3, 0.5]}
 
 
 def test_a_lost_proposal_is_handed_out_again_before_any_other() -> None:

@@ -1,4 +1,4 @@
-"""CMA-ES and random search behind ask / tell / state."""
+"""What all strategies share behind ask / tell / state, and CMA-ES."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def sphere(genome: tuple[float, ...]) -> float:
     return -sum((gene - best) ** 2 for gene, best in zip(genome, TARGET, strict=True))
 
 
+def tell(strategy: Strategy, proposal: Proposal, value: float | None) -> None:
+    """Tell `value`, and two objectives for the strategy that wants them."""
+    first = proposal.genome[0]
+    strategy.tell(proposal.index, value, None if value is None else [value + first, value - first])
+
+
 def drive(
     strategy: Strategy,
     count: int,
@@ -32,7 +38,7 @@ def drive(
     for i in range(count):
         if i > lookahead:
             told = proposals[i - lookahead - 1]
-            strategy.tell(told.index, fitness(told.genome))
+            tell(strategy, told, fitness(told.genome))
         proposals.append(strategy.ask())
     return proposals
 
@@ -43,6 +49,7 @@ def make(name: str = "cmaes", **changes: object) -> Strategy:
         "bounds": (0.0, 1.5),
         "seeds": [("base", (0.0, 0.0, 0.0)), ("uniform", (1 / 3, 1 / 3, 1 / 3))],
         "seed": 7,
+        "objectives": 2,
     }
     return build_strategy(name, **{**arguments, **changes})  # type: ignore[arg-type]
 
@@ -74,8 +81,14 @@ def test_seeds_come_first_in_order_then_the_strategys_own(name: str) -> None:
     assert [p.index for p in proposals] == list(range(11))
     assert [(p.origin, p.generation) for p in proposals[:2]] == [("seed:base", 0), ("seed:uniform", 0)]
     assert proposals[1].genome == (0.333333, 0.333333, 0.333333)
-    assert [p.origin for p in proposals[2:]] == [f"{name}:g1"] * 4 + [f"{name}:g2"] * 4 + [f"{name}:g3"]
-    assert [p.generation for p in proposals[2:]] == [1] * 4 + [2] * 4 + [3]
+    if name in ("cmaes", "random"):
+        assert [p.origin for p in proposals[2:]] == [f"{name}:g1"] * 4 + [f"{name}:g2"] * 4 + [f"{name}:g3"]
+        assert [p.generation for p in proposals[2:]] == [1] * 4 + [2] * 4 + [3]
+    else:  # seeds are members of the first population
+        assert [p.origin for p in proposals[2:4]] == ["mutation:g0", "random:g0"]
+        assert {p.origin.split(":")[0] for p in proposals[4:]} <= {"crossover", "mutation"}
+        assert [p.generation for p in proposals[2:]] == [0] * 2 + [1] * 4 + [2] * 3
+        assert all(p.origin.endswith(f":g{p.generation}") for p in proposals[2:])
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
@@ -169,7 +182,7 @@ def test_replay_gives_identical_asks(name: str, lookahead: int, killed_at: int) 
     for i in range(killed_at, 50):
         if i > lookahead:
             told = after[i - lookahead - 1]
-            strategy.tell(told.index, failing(told.genome))
+            tell(strategy, told, failing(told.genome))
         after.append(strategy.ask())
     assert after == whole
 
@@ -204,6 +217,15 @@ def test_telling_what_was_not_asked_or_twice_is_refused() -> None:
     [
         ({"population": 3}, ConfigError, "at least 4"),
         ({"sigma": 0.0}, ConfigError, "sigma"),
+        ({"binary": [3]}, ConfigError, "indices below 3"),
+        ({"binary": [-1]}, ConfigError, "indices below 3"),
+        ({"binary": [1]}, ConfigError, "gene 1 is on or off"),
+        ({"bounds": (0.0, 1.0), "binary": [1]}, GenomeError, "`uniform` has 0.333"),
+        ({"update": "steady-state"}, ConfigError, "updates by populations"),
+        ({"update": "whenever"}, ConfigError, "generational, steady-state, got `whenever`"),
+        ({"separable": True, "genes": 1, "seeds": []}, ConfigError, "two genes or more"),
+        ({"separable": True, "bounds": (0.0, 1.0), "binary": [0], "seeds": []}, ConfigError, "none of them on"),
+        ({"objectives": -1}, ConfigError, "counted from 0"),
         ({"genes": 0}, ConfigError, "at least one gene"),
         ({"bounds": (1.0, 1.0)}, ConfigError, "low < high"),
         ({"bounds": (0.0, math.inf)}, ConfigError, "finite"),
@@ -219,8 +241,32 @@ def test_bad_arguments_are_refused(changes: dict[str, object], error: type[Excep
 
 
 def test_an_unknown_strategy_is_refused() -> None:
-    with pytest.raises(ConfigError, match="cmaes, random"):
+    with pytest.raises(ConfigError, match="cmaes, genetic, nsga2, random"):
         make("annealing")
+
+
+@pytest.mark.parametrize("name", ["genetic", "nsga2", "random"])
+@pytest.mark.parametrize("changes", [{"restarts": True}, {"separable": True}, {"separable": False}])
+def test_what_is_of_cmaes_alone_is_refused_elsewhere(name: str, changes: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"of cmaes, not of {name}"):
+        make(name, **changes)
+
+
+def test_objectives_and_failures_are_kept_exactly_and_states_without_them_are_read() -> None:
+    strategy = make("random")
+    for _ in range(4):
+        strategy.ask()
+    strategy.tell(1, 0.5, [0.25, math.nan])
+    strategy.tell(0, math.nan, [1.0])
+    strategy.tell(3, None)
+    state = json.loads(json.dumps(strategy.state(), allow_nan=False))
+    tells = [event for event in state["history"] if event[0] == "tell"]
+    assert tells == [["tell", 1, 0.5, [0.25, None]], ["tell", 0, None, [1.0]], ["tell", 3, None, None]]
+    assert restore(state).state() == strategy.state()
+    for key in ("binary", "restarts", "separable", "update", "objectives"):
+        del state["arguments"][key]
+    state["history"] = [event[:3] for event in state["history"]]
+    assert restore(state).ask() == strategy.ask()
 
 
 def test_default_population_follows_hansen() -> None:

@@ -1,0 +1,154 @@
+"""The arguments of a strategy, checked: what a search is a function of, beside its asks and tells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memmcl.errors import ConfigError, GenomeError
+from memmcl.evolve.strategy import Bounds, Genome, expand_bounds, round_genome
+
+UPDATES = ("generational", "steady-state")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Checked arguments of a strategy; build them with `check_arguments`.
+
+    genes: length of a genome; bounds: one (low, high) per gene; seeds: (name, genome) proposed first, in
+    order; population: proposals per generation; sigma: initial step, as a fraction of each gene's range; binary:
+    genes that are on or off; restarts, separable: of CMA-ES; update: one of `UPDATES`; objectives: how many a
+    tell brings to a strategy that wants several.
+    """
+
+    genes: int
+    bounds: tuple[tuple[float, float], ...]
+    seeds: tuple[tuple[str, Genome], ...]
+    seed: int
+    population: int
+    sigma: float
+    binary: tuple[int, ...] = ()
+    restarts: bool = False
+    separable: bool | None = None
+    update: str = "generational"
+    objectives: int = 0
+
+    @property
+    def low(self) -> npt.NDArray[np.float64]:
+        """Lower bounds, (genes,) float64."""
+        return np.array([low for low, _ in self.bounds])
+
+    @property
+    def high(self) -> npt.NDArray[np.float64]:
+        """Upper bounds, (genes,) float64."""
+        return np.array([high for _, high in self.bounds])
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """Which genes are on or off, (genes,) bool."""
+        return np.isin(np.arange(self.genes), self.binary)
+
+    def from_unit(self, unit: npt.NDArray[np.float64]) -> Genome:
+        """Map `unit`, (genes,) with the bounds at 0 and 1, to a genome: rounded, inside the bounds."""
+        return round_genome(self.low + unit * (self.high - self.low), self.bounds)
+
+    def to_unit(self, genome: Genome) -> npt.NDArray[np.float64]:
+        """Map a genome to coordinates (genes,) in which the bounds are 0 and 1."""
+        return (np.array(genome) - self.low) / (self.high - self.low)
+
+    def uniform(self, rng: np.random.Generator) -> Genome:
+        """Return a genome drawn uniformly from the bounds; a fair coin per gene that is on or off."""
+        unit = rng.random(self.genes)
+        return self.from_unit(np.where(self.mask, unit < 0.5, unit))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the keyword arguments of `build_strategy` in JSON's types."""
+        return {
+            "genes": self.genes,
+            "bounds": [list(pair) for pair in self.bounds],
+            "seeds": [[name, list(genome)] for name, genome in self.seeds],
+            "seed": self.seed,
+            "population": self.population,
+            "sigma": self.sigma,
+            "binary": list(self.binary),
+            "restarts": self.restarts,
+            "separable": self.separable,
+            "update": self.update,
+            "objectives": self.objectives,
+        }
+
+
+def check_arguments(
+    *,
+    genes: int,
+    bounds: Bounds,
+    seeds: Sequence[tuple[str, Sequence[float]]],
+    seed: int,
+    population: int | None = None,
+    sigma: float = 0.3,
+    binary: Sequence[int] = (),
+    restarts: bool = False,
+    separable: bool | None = None,
+    update: str = "generational",
+    objectives: int = 0,
+) -> Arguments:
+    """Return `Arguments`: bounds spread over the genes, seeds rounded, the default population filled in.
+
+    population None means 4 + floor(3 ln genes).
+
+    Raises:
+        ConfigError: bounds, population, sigma, binary, update or objectives out of range.
+        GenomeError: a seed of the wrong length, out of bounds, or between on and off.
+    """
+    pairs = expand_bounds(bounds, genes)
+    if population is None:
+        population = 4 + math.floor(3 * math.log(genes))  # Hansen 2016, eq. 48
+    if population < 4:
+        raise ConfigError(f"search population must be at least 4, got {population}; raise it or leave it unset")
+    if not 0 < sigma <= 1:
+        raise ConfigError(f"search sigma is a fraction of the gene range in (0, 1], got {sigma}")
+    if update not in UPDATES:
+        raise ConfigError(f"search update must be one of {', '.join(UPDATES)}, got `{update}`")
+    if objectives < 0:
+        raise ConfigError(f"search objectives are counted from 0, got {objectives}")
+    switches = _binary(binary, pairs)
+    checked = tuple((name, _seed(name, genome, pairs, switches)) for name, genome in seeds)
+    return Arguments(
+        genes=genes,
+        bounds=pairs,
+        seeds=checked,
+        seed=seed,
+        population=population,
+        sigma=float(sigma),
+        binary=switches,
+        restarts=restarts,
+        separable=separable,
+        update=update,
+        objectives=objectives,
+    )
+
+
+def _binary(binary: Sequence[int], pairs: Sequence[tuple[float, float]]) -> tuple[int, ...]:
+    switches = tuple(sorted(set(binary)))
+    if switches and not 0 <= switches[0] <= switches[-1] < len(pairs):
+        raise ConfigError(f"binary genes must be indices below {len(pairs)}, got {list(binary)}")
+    for gene in switches:
+        if pairs[gene] != (0.0, 1.0):
+            raise ConfigError(f"gene {gene} is on or off: its bounds must be (0, 1), got {pairs[gene]}")
+    return switches
+
+
+def _seed(name: str, genome: Sequence[float], pairs: Sequence[tuple[float, float]], switches: Sequence[int]) -> Genome:
+    if len(genome) != len(pairs):
+        raise GenomeError(f"seed genome `{name}` has {len(genome)} genes; this search needs {len(pairs)}")
+    if not all(low <= gene <= high for gene, (low, high) in zip(genome, pairs, strict=True)):
+        raise GenomeError(f"seed genome `{name}` = {list(genome)} leaves the bounds; widen them or drop it")
+    for gene in switches:
+        if genome[gene] not in (0.0, 1.0):
+            raise GenomeError(f"seed genome `{name}` has {genome[gene]} at gene {gene}, which is on (1) or off (0)")
+    return round_genome(genome, pairs)

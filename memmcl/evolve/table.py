@@ -1,0 +1,94 @@
+"""The table of strategies, and how one is built, or restored from its state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from memmcl.errors import ConfigError, SearchError
+from memmcl.evolve.arguments import Arguments, check_arguments
+from memmcl.evolve.cmaes import CmaEs
+from memmcl.evolve.genetic import Genetic
+from memmcl.evolve.nsga2 import nsga2
+from memmcl.evolve.strategy import Bounds, Strategy
+from memmcl.evolve.uniform import RandomSearch
+
+STRATEGIES: dict[str, Callable[[Arguments], Strategy]] = {
+    "cmaes": CmaEs,
+    "genetic": Genetic,
+    "nsga2": nsga2,
+    "random": RandomSearch,
+}
+
+
+def build_strategy(
+    name: str,
+    *,
+    genes: int,
+    bounds: Bounds,
+    seeds: Sequence[tuple[str, Sequence[float]]],
+    seed: int,
+    population: int | None = None,
+    sigma: float = 0.3,
+    binary: Sequence[int] = (),
+    restarts: bool = False,
+    separable: bool | None = None,
+    update: str = "generational",
+    objectives: int = 0,
+) -> Strategy:
+    """Return the strategy `name` of `STRATEGIES`.
+
+    genes: length of a genome; bounds: one (low, high) for all genes or one per gene; seeds: (name, genome)
+    proposed first, in order; population: None means 4 + floor(3 ln genes); sigma: the first step as a fraction of
+    the gene ranges (of CMA-ES, and of the seeds that "genetic" and "nsga2" perturb); binary: genes that are
+    exactly 0.0 or 1.0, their bounds (0, 1); restarts, separable: of CMA-ES, see `CmaEs`; update: "generational" or
+    "steady-state", see `Genetic`; objectives: how many a tell brings, for "nsga2"; the others learn from the
+    fitness alone.
+
+    Raises:
+        ConfigError: an unknown name; bounds, population, sigma, binary, update or objectives out of range;
+            restarts or separable for another strategy than CMA-ES.
+        GenomeError: a seed of the wrong length, out of bounds, or between on and off.
+    """
+    if name not in STRATEGIES:
+        raise ConfigError(f"unknown search strategy `{name}`; choose one of {', '.join(sorted(STRATEGIES))}")
+    if name != "cmaes" and (restarts or separable is not None):
+        raise ConfigError(f"search restarts and separable are of cmaes, not of {name}; leave them unset")
+    return STRATEGIES[name](
+        check_arguments(
+            genes=genes,
+            bounds=bounds,
+            seeds=seeds,
+            seed=seed,
+            population=population,
+            sigma=sigma,
+            binary=binary,
+            restarts=restarts,
+            separable=separable,
+            update=update,
+            objectives=objectives,
+        )
+    )
+
+
+def restore(state: Mapping[str, Any]) -> Strategy:
+    """Return the strategy whose `state()` this is, by replaying its asks and tells.
+
+    Raises:
+        SearchError: the replay proposes another genome than the history holds (other code or library
+            version).
+    """
+    arguments = dict(state["arguments"])
+    arguments["seeds"] = [(name, tuple(genome)) for name, genome in arguments["seeds"]]
+    strategy = build_strategy(state["strategy"], **arguments)
+    for event in state["history"]:
+        if event[0] == "tell":
+            strategy.tell(*event[1:])  # index, fitness, objectives; earlier versions wrote no objectives
+            continue
+        proposal = strategy.ask()
+        if list(proposal.genome) != list(event[1]):
+            raise SearchError(
+                f"replayed proposal {proposal.index} is {list(proposal.genome)}, the saved search had "
+                f"{event[1]}; was it written by another version? start the search anew"
+            )
+    return strategy
