@@ -13,11 +13,13 @@ MUTATION_ETA = 20.0
 
 
 def sbx(first: Point, second: Point, rng: np.random.Generator, eta: float = CROSSOVER_ETA) -> tuple[Point, Point]:
-    """Return two children, (genes,) each, by simulated binary crossover; each gene is crossed with probability 1/2.
+    """Return two children, (genes,) each, by simulated binary crossover.
 
-    They may leave the bounds: clip them. Before that, their sum is the sum of the parents.
+    Each gene is crossed with probability 1/2, and then which child has which of the two values is a coin's throw.
+    Children may leave the bounds: clip them. Before that, their sum is the sum of the parents.
 
-    Reference: Deb and Agrawal, Simulated binary crossover for continuous search space, Complex Systems 9, 1995.
+    Reference: Deb and Agrawal, Simulated binary crossover for continuous search space, Complex Systems 9, 1995; the
+    coins as in the NSGA-II program of Deb et al.
     """
     u = rng.random(len(first))
     beta = np.where(
@@ -25,7 +27,8 @@ def sbx(first: Point, second: Point, rng: np.random.Generator, eta: float = CROS
         (2.0 * u) ** (1.0 / (eta + 1.0)),  # Deb and Agrawal 1995: contracting, P(beta) = (eta + 1) beta^eta / 2
         (0.5 / (1.0 - u)) ** (1.0 / (eta + 1.0)),  # and expanding, P(beta) = (eta + 1) / (2 beta^(eta + 2))
     )
-    beta = np.where(rng.random(len(first)) < 0.5, beta, 1.0)
+    crossed, swapped = rng.random((2, len(first))) < 0.5
+    beta = np.where(crossed, np.where(swapped, -beta, beta), 1.0)
     middle, half = (first + second) / 2.0, beta * (first - second) / 2.0
     return middle + half, middle - half  # 0.5 [(1 +- beta) first + (1 -+ beta) second]
 
