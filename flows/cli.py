@@ -7,7 +7,7 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from flows.cli_champion import champion_app
 from flows.cli_common import (
+    INTERRUPTED,
     ConfigFile,
     Overrides,
     StoreUrl,
@@ -23,6 +24,7 @@ from flows.cli_common import (
     find_run,
     open_store_of,
     quiet_environment,
+    raise_unless_done,
     settings_of,
     show_run,
 )
@@ -30,16 +32,12 @@ from flows.cli_data import data_app
 from flows.cli_experts import experts_app
 from flows.cli_fetch import fetch
 from flows.cli_merge import merge_app
+from flows.cli_run import go
+from flows.cli_search import search_app
 from flows.cli_store import store_app
 from memmcl import __version__
 from memmcl.config import load_config
 from memmcl.errors import MemmclError, UsageError
-
-if TYPE_CHECKING:
-    from prefect.states import State
-
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     help="One sentiment model out of many LoRA experts: train, merge by evolution, evaluate, report.\n\n"
@@ -53,6 +51,7 @@ data_app.command("fetch")(fetch)
 app.add_typer(data_app, name="data")
 app.add_typer(experts_app, name="experts")
 app.add_typer(merge_app, name="merge")
+app.add_typer(search_app, name="search")
 app.add_typer(store_app, name="store")
 app.add_typer(champion_app, name="champion")
 
@@ -95,34 +94,7 @@ def run(
     $ memmcl run my.yaml --set experts.steps=80 --set "data.subtasks=\\[sent2, irony]"
     $ memmcl run my.yaml --set store.url=s3://bucket/folder
     """
-    settings = load_config(config, set_ or [])
-    quiet_environment()
-    from tasks.inputs import find_inputs
-
-    with console.status("reading data and base model"):
-        inputs = find_inputs(settings)
-        from tasks.session import finished, open_run, refuse_second
-
-        opened = open_run(settings, inputs)
-        done = finished(opened)
-    if done is None:
-        from flows.server import check_port, prefect_server
-
-        refuse_second(opened)
-        if port is not None:
-            check_port(port)
-        console.print(f"run {opened.id[:8]}, store {opened.store['url']}", soft_wrap=True)
-        with prefect_server(port) as api:
-            console.print(f"Prefect UI while it runs: {api.removesuffix('/api')}")
-            from flows.pipeline import pipeline
-
-            state = pipeline(settings, return_state=True)
-        _raise_unless_done(state)
-        done = finished(opened)
-        assert done is not None, "the pipeline publishes the run's last artifact before it returns"
-    else:
-        console.print(f"run {opened.id[:8]} is finished; from the store:")
-    show_run(open_store_of(settings), done, out)
+    go(load_config(config, set_ or []), out=out, port=port)
 
 
 @app.command()
@@ -155,7 +127,7 @@ def retrain(
         from flows.retrain import retrain as flow
 
         state = flow(settings, return_state=True)
-    _raise_unless_done(state)
+    raise_unless_done(state)
     console.print(f"{state.name}: {state.message}", soft_wrap=True)
 
 
@@ -288,13 +260,6 @@ def _kept(error: BaseException) -> str:
     except OSError:
         return f"(its traceback could not be written to {tempfile.gettempdir()})"
     return f"with its traceback in {file.name}"
-
-
-def _raise_unless_done(state: State[Any]) -> None:
-    if state.is_cancelled():
-        console.print("the run was cancelled")
-        raise typer.Exit(INTERRUPTED)
-    state.result()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,8 +16,12 @@ from memmcl.config import RunConfig, load_config
 from memmcl.errors import MemmclError, UsageError
 
 if TYPE_CHECKING:
+    from prefect.states import State
+
     from memmcl.store import ArtifactRef, Champions, Manifest, Reign, Store
 
+INTERRUPTED = 130
+"""The exit status of a command that was ended from outside."""
 CHAMPION = "champion"
 """What `--run` takes in place of an id."""
 
@@ -106,6 +110,14 @@ def our_options(names: Mapping[str, str]) -> Iterator[None]:
         for setting, option in names.items():
             message = message.replace(setting, option)
         raise type(error)(message) from error
+
+
+def raise_unless_done(state: State[Any]) -> None:
+    """Raise what a flow failed with; one that was cancelled ends the command."""
+    if state.is_cancelled():
+        console.print("the run was cancelled")
+        raise typer.Exit(INTERRUPTED)
+    state.result()
 
 
 def quiet_environment() -> None:

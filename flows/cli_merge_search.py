@@ -40,9 +40,11 @@ if TYPE_CHECKING:
 
     from memmcl.backbone.load import BaseRef
     from memmcl.backbone.shapes import Shapes
+    from memmcl.evolve import Proposal
     from memmcl.experts.brought import Brought
     from tasks.own_search import OwnSearch
     from tasks.search import Told
+    from tasks.spec import SearchSpec
 
 _SETTINGS = OPTIONS | {
     "data.max_prompt_tokens": "--set data.max_prompt_tokens",
@@ -121,8 +123,9 @@ def search(
         check_form(settings.search.method, rank, full, dtype)
         _check_out(out)
         asked, shapes, experts, warnings, weights = _plan(settings, base, named, weak, evaluations)
-        _check_out(out, asked.spec.key)
-        from tasks.own_search import candidates_table, run_search
+        _check_out(out, asked.plan.key)
+        from tasks.candidates import candidates_table
+        from tasks.own_search import run_search
 
         with _bar(asked) as (told, say):
             document = run_search(asked, told, say)
@@ -196,7 +199,7 @@ def _plan(
         planned = plan_search(settings, store, weights, shapes, experts, rows, count, command)
     told = ", ".join(f"{len(found.rows)} of {found.name}" for found in rows)
     console.print(f"weak rows      {told}", soft_wrap=True)
-    console.print(f"search         {planned.spec.key[:8]}, store {store.url}", soft_wrap=True)
+    console.print(f"search         {planned.plan.key[:8]}, store {store.url}", soft_wrap=True)
     return planned, shapes, experts, warnings, weights
 
 
@@ -213,9 +216,12 @@ def _bar(asked: OwnSearch) -> Iterator[tuple[Told, Callable[[str], None]]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=total, best="")
 
-        def told(_: int, record: Mapping[str, Any], done: int) -> None:
-            nonlocal best
-            best = max(best, record["fitness"] if record["fitness"] is not None else best)
+        done = 0
+
+        def told(_: SearchSpec, __: Proposal, record: Mapping[str, Any]) -> None:
+            nonlocal best, done
+            done += 1
+            best = max(best, record["fitness"] if record["fitness"] is not None and not record["stopped"] else best)
             bar.update(task, completed=done, best=f"best {best:.4f}")
             if not console.is_terminal and (done * 10 // total > (done - 1) * 10 // total):
                 console.print(f"searching      {done} of {total}, best {best:.4f}")
@@ -246,7 +252,7 @@ def _facts(asked: OwnSearch, document: Mapping[str, Any]) -> dict[str, Any]:
     winner = next(one for one in document["candidates"] if one["index"] == document["winner"])
     cfg = asked.run.config.search
     return {
-        "key": asked.spec.key, "store": asked.store.url, "strategy": cfg.strategy, "fitness": cfg.fitness,
+        "key": asked.plan.key, "store": asked.store.url, "strategy": cfg.strategy, "fitness": cfg.fitness,
         "evaluations": len(document["candidates"]), "seed": asked.run.config.seed, "blocks": cfg.blocks,
         "rows": asked.rows, "held_to": {name: found["held_to"] for name, found in asked.measured().items()},
         "winner": winner["index"], "origin": winner["origin"], "best": winner["fitness"],

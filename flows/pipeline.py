@@ -19,9 +19,10 @@ from tasks.cluster import check_nodes
 from tasks.contexts import gate_contexts
 from tasks.data import SplitRefs, longest_first, publish_splits
 from tasks.evaluate import evaluate_subtask
-from tasks.experts import measure_reference, train_expert, train_joint, train_warm, train_weak
+from tasks.experts import train_expert, train_joint, train_warm, train_weak
 from tasks.made import Made, Trained, contestants, measure_difficulty
-from tasks.merge import ARITHMETIC, STAGE_2, build_unified, search_groups, search_unified
+from tasks.merge import STAGE_2, build_unified, search_groups, search_unified
+from tasks.references import measure_reference
 from tasks.report import export_full, publish_report
 from tasks.runtime import Run, log
 from tasks.session import PeakMemory, check_place, finished, held, open_run, ray_session
@@ -91,24 +92,34 @@ def train_experts(run: Run, splits: SplitRefs, anchors: ArtifactRef | None) -> T
         rival = train_weak.submit(run, weak) if cfg.evaluation.weak_lora and not pseudo else None
         order = longest_first(run, train)
         trained = {name: train_expert.submit(run, name, train[name], anchors, warm) for name in order}
-        labelled = {name: label_weak.submit(run, name, trained[name], weak[name]) for name in order} if pseudo else weak
+        selection = part(splits, "selection") if cfg.data.selection_rows else {}
+        labelled, chosen = weak, selection
+        if pseudo:
+            labelled, chosen = (
+                {
+                    name: label_weak.submit(run, name, trained[name], texts[name], keep)
+                    for name in order
+                    if name in texts
+                }
+                for texts, keep in ((weak, cfg.data.weak_rows), (selection, cfg.data.selection_rows))
+            )
         measured = {
-            name: measure_reference.submit(run, name, trained[name], labelled[name], train[name]) for name in order
+            name: measure_reference.submit(run, name, trained[name], labelled[name], train[name], chosen.get(name))
+            for name in order
         }
         rival = train_weak.submit(run, labelled) if cfg.evaluation.weak_lora and pseudo else rival
         return Trained(
             warm=result(warm), joint=result(joint), weak_lora=result(rival), experts=collect(trained),
-            weak=collect(labelled) if pseudo else weak, references=collect(measured),
+            weak=collect(labelled) if pseudo else weak, selection=collect(chosen) if pseudo else selection,
+            references=collect(measured),
         )  # fmt: skip
 
 
 @flow(name="merge", flow_run_name="merge")
 def merge_experts(run: Run, trained: Trained) -> tuple[Refs, ArtifactRef]:
     """Search the group models, then the unified model, and write it as an adapter."""
-    made = trained.experts, trained.weak, trained.references
-    stage1 = search_groups(run, *made, return_state=True).result()
-    groups = {name: ref for name, ref in stage1.items() if name != ARITHMETIC}
-    stage2 = search_unified(run, groups, *made, return_state=True).result()
+    stage1 = search_groups(run, trained.grounds, return_state=True).result()
+    stage2 = search_unified(run, stage1, trained.grounds, return_state=True).result()
     return stage1 | stage2, build_unified(run, stage2[STAGE_2], trained.experts, return_state=True).result()
 
 

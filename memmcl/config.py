@@ -144,6 +144,10 @@ class DataConfig(_Section):
     )
     train_rows: int = Field(400, ge=1, description="Training rows a subtask, at most")
     weak_rows: int = Field(48, ge=1, description="Weak rows a subtask, for the search and the context gate, at most")
+    selection_rows: int = Field(
+        0, ge=0,
+        description="Further weak rows that no search sees: they decide between its finalists; 0: the weak rows do",
+    )  # fmt: skip
     weak_source: Literal["labelled", "pseudo"] = Field(
         "labelled",
         description="Labels of weak rows: those of the data, or pseudo: each expert labels plain text of its subtask",
@@ -284,7 +288,18 @@ class ExpertsConfig(_Section):
 class SearchConfig(_Section):
     """The two-stage evolutionary merge search."""
 
-    strategy: Literal["cmaes", "random"] = Field("cmaes", description="What proposes genomes")
+    strategy: Literal["cmaes", "genetic", "nsga2", "random"] = Field(
+        "cmaes", description="What proposes genomes; docs/search.md tells of each"
+    )
+    update: Literal["generational", "steady-state"] = Field(
+        "generational", description="Genetic and nsga2: a population is replaced as a whole, or child by child"
+    )
+    restarts: bool = Field(
+        False, description="CMA-ES that has converged starts anew, with twice the population, until the budget is spent"
+    )
+    objectives: Literal["groups", "subtasks"] = Field(
+        "groups", description="What nsga2 trades off: the mean retention of each group, or that of each subtask"
+    )
     method: Literal["linear", "ties", "dare_linear", "dare_ties", "della", "breadcrumbs", "slerp", "tsv", "iso_cts"] = (
         Field("linear", description="How task vectors are merged; docs/merge.md tells of each")
     )
@@ -294,17 +309,32 @@ class SearchConfig(_Section):
     genes: dict[str, tuple[float, float]] = Field(
         {}, description="Parameters of the method that the search varies, each with its lowest and highest value"
     )
+    mask: bool = Field(False, description="Also search, for every coefficient, whether it counts at all")
+    rivals: tuple[Literal["ties", "tsv"], ...] = Field(
+        (), description="Other methods whose scale is tuned beside the search; the best of each is among the finalists"
+    )
     adapter_rank: int = Field(
         64,
         ge=1,
         description="Rank of the unified adapter where the method's merges have no exact one (ties and the like)",
     )
     stage1_evaluations: int = Field(
-        40, ge=1, title="Stage 1 evaluations", description="Candidates per group in stage 1, seeds included"
+        40, ge=1, title="Stage 1 evaluations", description="Candidates per group in stage 1, seeds included, at most"
     )
     stage2_evaluations: int = Field(
-        40, ge=1, title="Stage 2 evaluations", description="Candidates in stage 2, seeds included"
+        40, ge=1, title="Stage 2 evaluations", description="Candidates in stage 2, seeds included, at most"
     )
+    joint_evaluations: int = Field(
+        0, ge=0, title="Joint evaluations",
+        description="Candidates of a third search, over all coefficients at once, from where stage 2 ended; 0: none",
+    )  # fmt: skip
+    stagnation: int | None = Field(
+        None, ge=1, description="A search ends after so many candidates that brought nothing better; empty: its budget"
+    )
+    minutes: float | None = Field(
+        None, gt=0,
+        description="A stage asks for no more after so many minutes; what it finds then depends on the machine",
+    )  # fmt: skip
     blocks: int = Field(1, ge=1, description="Layer blocks with a coefficient of their own")
     bounds: tuple[float, float] = Field((0.0, 1.5), description="Lowest and highest coefficient")
     lambdas: tuple[float, ...] = Field(
@@ -312,10 +342,33 @@ class SearchConfig(_Section):
     )
     population: int = Field(6, ge=4, description="Candidates a generation")
     sigma: float = Field(0.15, gt=0, le=1, description="First step size, as a share of the bounds' width")
-    fitness: Literal["loglik", "metric"] = Field(
-        "loglik", description="Retention measured by gold log-likelihood (smooth) or by each subtask's metric"
+    fitness: Literal["loglik", "metric", "agree"] = Field(
+        "loglik",
+        description="What is kept of each expert: its likelihood of the gold answers (smooth), its metric, or what it "
+        "expects at its own answers (agree; needs no labels)",
     )
+    blend: dict[Literal["loglik", "metric", "agree"], float] = Field(
+        {}, description="Weights of several kinds of fitness; empty: `fitness` alone"
+    )
+    shrink: float = Field(
+        0.0,
+        ge=0,
+        description="Taken from a fitness per unit of the mean squared coefficient: against over-fitting",
+    )
+    rungs: tuple[float, ...] = Field(
+        (),
+        description="Shares of the weak rows after which candidates that are clearly worse are stopped; none: no race",
+    )
+    keep: float = Field(0.5, gt=0, le=1, description="Share of candidates that go on at a rung")
+    finalists: int = Field(4, ge=1, description="Best candidates of a search that selection rows decide between")
     lookahead: int = Field(4, ge=1, description="Candidates asked ahead of the last one told; at least the workers")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each kind of fitness; they add up to 1."""
+        kinds = self.blend or {self.fitness: 1.0}
+        total = sum(kinds.values())
+        return {kind: weight / total for kind, weight in sorted(kinds.items())}
 
     @model_validator(mode="after")
     def _check(self) -> SearchConfig:
@@ -327,6 +380,14 @@ class SearchConfig(_Section):
         outside = [value for value in self.lambdas if not low <= value <= high]
         if outside:
             raise ValueError(f"lambdas must lie within bounds [{low}, {high}]; got {outside[0]}")
+        if any(weight <= 0 for weight in self.blend.values()):
+            raise ValueError("the weights of a blend must be above 0; leave a kind out instead")
+        if list(self.rungs) != sorted(set(self.rungs)) or not all(0 < rung < 1 for rung in self.rungs):
+            raise ValueError(f"rungs must be rising shares between 0 and 1; got {list(self.rungs)}")
+        if self.update == "steady-state" and self.strategy not in ("genetic", "nsga2"):
+            raise ValueError(f"update: steady-state is for genetic and nsga2; {self.strategy} has nothing to replace")
+        if self.restarts and self.strategy != "cmaes":
+            raise ValueError(f"restarts is for cmaes; {self.strategy} does not converge to a point")
         return self
 
 

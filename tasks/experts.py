@@ -1,8 +1,7 @@
-"""Experts, what they stand on, the rivals of merging, and what each expert reaches on its own weak rows."""
+"""Experts, what they stand on, and the rivals of merging."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -12,19 +11,17 @@ from prefect.states import Completed, State
 
 from memmcl.experts.train import STAGE_VERSION
 from memmcl.store import ArtifactRef, cache_key
-from memmcl.suite import metrics
 from memmcl.suite.prompts import Prompter
 from memmcl.suite.splits import Splits
 from tasks.anchors import read_anchors
 from tasks.data import split_ref
 from tasks.inputs import lenders
-from tasks.models import WARM, adapted_model, make_probe, weak_values
-from tasks.runtime import Run, load_adapter, read_rows, resident, reuse_or_make, worth_retrying
+from tasks.models import WARM
+from tasks.runtime import Run, load_adapter, read_rows, worth_retrying
 from tasks.training import Material, Plan, Rows, describe, split_rows, token_rows, train_or_reuse
 
 JOINT = "joint"
 WEAK = "weak"
-REFERENCE_VERSION = 4
 Refs = Mapping[str, ArtifactRef]
 """By subtask."""
 
@@ -112,40 +109,6 @@ def train_weak(run: Run, weak: Refs) -> State[ArtifactRef]:
     return train_or_reuse(
         run, plan, inputs=[weak[name] for name in sorted(weak)], config=describe(run, plan),
         gather=gather,
-    )  # fmt: skip
-
-
-@task(
-    name="reference",
-    task_run_name="reference {subtask}",
-    cache_policy=NO_CACHE,
-    retries=1,
-    retry_condition_fn=worth_retrying,
-)
-def measure_reference(
-    run: Run, subtask: str, expert: ArtifactRef, weak: ArtifactRef, train: ArtifactRef
-) -> State[ArtifactRef]:
-    """Measure the expert, the base and the best constant answer on the subtask's weak rows.
-
-    The expert is the unit of every retention; an answer that is always the same tells what its score is worth.
-    """
-
-    def make() -> tuple[dict[str, bytes], dict[str, Any]]:
-        backbone, prompter = resident(run)
-        asked, rows = run.subtask(subtask), read_rows(run, weak)
-        probe = make_probe(run, backbone, prompter, asked, rows)
-        constant, score = metrics.best_constant(asked, read_rows(run, train), rows)
-        measured: dict[str, Any] = {"base": weak_values(run, probe, asked, rows)}
-        with adapted_model(run, expert):
-            measured["expert"] = weak_values(run, probe, asked, rows)
-        measured["constant"] = {"answer": constant, "score": score}
-        return {"reference.json": json.dumps(measured).encode()}, measured
-
-    evaluation = run.config.evaluation.model_dump(mode="json", include={"batch_size", "max_new_tokens", "calibration"})
-    return reuse_or_make(
-        run, "reference", name=f"reference {subtask}", inputs=[expert, weak, train],
-        config={"evaluation": evaluation, "fitness": run.config.search.fitness, "model": run.model_key()},
-        stage_version=REFERENCE_VERSION, make=make,
     )  # fmt: skip
 
 

@@ -47,13 +47,13 @@ def read_splits(config: RunConfig) -> Splits:
         MemmclError: an unknown subtask, or rows that are missing or cannot be used.
     """
     data = config.data
-    pseudo = data.weak_source == "pseudo"
+    pool = data.pseudo_pool if data.weak_source == "pseudo" else 1.0
     return load_splits(
         list(catalogue(config).values()),
         **read_arguments(config),
         train_rows=data.train_rows,
-        weak_rows=math.ceil(data.weak_rows * data.pseudo_pool) if pseudo else data.weak_rows,
-        selection_rows=0,
+        weak_rows=math.ceil(data.weak_rows * pool),
+        selection_rows=math.ceil(data.selection_rows * pool),
         test_rows=data.test_rows,
         on_overlap=data.on_overlap,
         on_error=data.on_error,

@@ -12,7 +12,7 @@ from memmcl.store import ArtifactRef
 from tasks.data import SplitRefs
 from tasks.evaluate import Contestants
 from tasks.experts import JOINT, WEAK
-from tasks.merge import ARITHMETIC, STAGE_2, coefficients_of, recipe_of
+from tasks.merge import ARITHMETIC, STAGE_2, Grounds, coefficients_of, recipe_of
 from tasks.models import WARM, with_start
 from tasks.runtime import Run, read_rows
 
@@ -29,7 +29,16 @@ class Trained(BaseModel):
     weak_lora: ArtifactRef | None
     weak: dict[str, ArtifactRef]
     """The rows that searches and gates saw: the weak splits, or those that the experts labelled."""
+    selection: dict[str, ArtifactRef]
+    """The rows that decide between finalists; empty without such."""
     references: dict[str, ArtifactRef]
+
+    @property
+    def grounds(self) -> Grounds:
+        """What searches stand on."""
+        return Grounds(
+            experts=self.experts, weak=self.weak, references=self.references, selection=self.selection
+        )  # fmt: skip
 
     def special(self) -> dict[str, ArtifactRef]:
         """Return the trainings that are no expert, by the name that coefficients and results have for them."""
@@ -66,7 +75,11 @@ class Made(BaseModel):
         return [*rows, self.data, *found, self.unified, *(ref for ref in others if ref is not None)]
 
     def _labelled(self) -> dict[str, ArtifactRef]:
-        return {name: ref for name, ref in self.trained.weak.items() if ref != self.splits[name]["weak"]}
+        parts = {"weak": self.trained.weak, "selection": self.trained.selection}
+        return {
+            f"{name} {part}": ref
+            for part, refs in parts.items() for name, ref in refs.items() if ref != self.splits[name][part]
+        }  # fmt: skip
 
 
 def contestants(run: Run, trained: Trained, searches: Mapping[str, ArtifactRef], subtask: str) -> Contestants:
@@ -74,12 +87,17 @@ def contestants(run: Run, trained: Trained, searches: Mapping[str, ArtifactRef],
     blocks = run.config.search.blocks
     ones, names = (1.0,) * blocks, sorted(trained.experts)
     start = {WARM: trained.warm} if trained.warm else {}
-    recipe = recipe_of(run, searches[STAGE_2])
+    cfg = run.config.search
+    recipes = {
+        "unified": recipe_of(run, searches[STAGE_2]),
+        **{name: recipe_of(run, searches[name]) for name in cfg.rivals},
+    }
     merges = {
         "experts": {subtask: ones},
         "uniform": {name: (1.0 / len(names),) * blocks for name in names},
         "sum": dict.fromkeys(names, ones),
         "arithmetic": coefficients_of(run, searches[ARITHMETIC]),
+        **{name: coefficients_of(run, searches[name]) for name in cfg.rivals},
         "unified": coefficients_of(run, searches[STAGE_2]),
     }
     rivals = {name: {name: ones} for name in trained.special() if name != WARM}
@@ -89,7 +107,7 @@ def contestants(run: Run, trained: Trained, searches: Mapping[str, ArtifactRef],
         },
         alone={"base": {}, **{name: with_start({name: ones}, start, blocks) for name in names}},
         adapters=trained.experts | trained.special(),
-        recipes={"unified": recipe} if recipe.method != "linear" else {},
+        recipes={name: recipe for name, recipe in recipes.items() if recipe.method != "linear"},
         pinned=tuple(start),
     )  # fmt: skip
 

@@ -5,73 +5,120 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
+from pydantic import BaseModel, ConfigDict
 
-from memmcl.errors import SearchError
-from memmcl.evolve import LookAhead, seed_genomes
+from memmcl.evolve import Proposal, seed_genomes
 from memmcl.merge import METHODS
 from memmcl.merge.export import adapter_files, merged_adapter
 from memmcl.merge.genome import Recipe
-from memmcl.store import ArtifactRef, Manifest, cache_key
+from memmcl.store import ArtifactRef
 from memmcl.suite.subtasks import GROUPS
+from tasks.journal import note_search
 from tasks.models import WARM, start_of, with_start
+from tasks.plans import Finalist, Plan, make_spec
 from tasks.progress import shown
 from tasks.runtime import Run, load_adapter, open_store, reuse_or_make
-from tasks.search import STAGE_VERSION, Inner, SearchSpec, run_searches
+from tasks.search import run_courses
+from tasks.spec import Inner, SearchSpec
 
 UNIFIED_VERSION = 3
 ARITHMETIC = "task arithmetic"
 STAGE_2 = "unified"
+SCALES = (0.5, 1.0, 1.5, 2.5, 4.0)
+"""Scales of a rival that averages; of others, the grid of task arithmetic is used."""
 Refs = Mapping[str, ArtifactRef]
 
 
-@task(name="stage 1", task_run_name="stage 1: group models", cache_policy=NO_CACHE)
-def search_groups(run: Run, experts: Refs, weak: Refs, references: Refs) -> State[dict[str, ArtifactRef]]:
-    """Search a group model in every group, and beside them tune the baseline: one coefficient for all experts.
+class Grounds(BaseModel):
+    """What searches stand on, by subtask. selection: empty where weak rows decide between finalists."""
 
-    All of them share the workers of one Tuner. Returns the searches by group, and the baseline's as ARITHMETIC.
+    model_config = ConfigDict(frozen=True)
+
+    experts: dict[str, ArtifactRef]
+    weak: dict[str, ArtifactRef]
+    references: dict[str, ArtifactRef]
+    selection: dict[str, ArtifactRef]
+
+    def of(self, names: Sequence[str]) -> list[ArtifactRef]:
+        """Return what a search over these subtasks is made from."""
+        parts = (self.experts, self.weak, self.references, self.selection)
+        return [refs[name] for refs in parts for name in names if name in refs]
+
+    def bench(self) -> dict[str, dict[str, ArtifactRef]]:
+        """Return the arguments of a bench."""
+        return {
+            "experts": self.experts, "weak": self.weak, "references": self.references, "selection": self.selection
+        }  # fmt: skip
+
+
+@task(name="stage 1", task_run_name="stage 1: group models", cache_policy=NO_CACHE)
+def search_groups(run: Run, grounds: Grounds) -> State[dict[str, ArtifactRef]]:
+    """Search a group model in every group, and beside them tune the baselines: one coefficient for all experts.
+
+    All of them share the workers of one Tuner. Returns the searches by group, and the baselines' by name.
     """
-    cfg = run.config.search
-    groups = groups_of(run, experts)
-    blocks = cfg.blocks
-    itself: Inner = {name: {name: (1.0,) * blocks} for name in experts}
-    plans: list[tuple[SearchSpec, list[ArtifactRef]]] = []
-    for group, members in groups.items():
-        seeds = seed_genomes(members, blocks, cfg.bounds, cfg.lambdas)
-        plans.append(
-            make_plan(run, group, {m: itself[m] for m in members}, members, seeds, cfg.stage1_evaluations,
-                  [*_inputs(members, experts, weak, references)])
-        )  # fmt: skip
-    names = sorted(experts)
+    cfg, names = run.config.search, sorted(grounds.experts)
+    itself: Inner = {name: {name: (1.0,) * cfg.blocks} for name in names}
+    plans = []
+    for group, members in groups_of(run, grounds.experts).items():
+        seeds = seed_genomes(members, cfg.blocks, cfg.bounds, cfg.lambdas)
+        inputs = grounds.of(members)
+        spec = make_spec(run, group, {m: itself[m] for m in members}, members, seeds, cfg.stage1_evaluations, inputs)
+        plans.append(Plan(run, spec, inputs, selection=bool(grounds.selection)))
+    inputs = grounds.of(names)
     fixed = [
         seed
-        for seed in seed_genomes(names, blocks, cfg.bounds, cfg.lambdas)
+        for seed in seed_genomes(names, cfg.blocks, cfg.bounds, cfg.lambdas)
         if not seed[0].startswith(("base", "expert"))
     ]
-    plans.append(
-        make_plan(run, ARITHMETIC, {m: itself[m] for m in names}, names, fixed, len(fixed),
-              [*_inputs(names, experts, weak, references)], linear=True)
-    )  # fmt: skip
-    return _run_stage(run, plans, experts, weak, references)
+    spec = make_spec(run, ARITHMETIC, itself, names, fixed, len(fixed), inputs, method="linear", fixed=True)
+    plans.append(Plan(run, spec, inputs))
+    plans += [Plan(run, _rival(run, rival, itself, names, inputs), inputs) for rival in cfg.rivals]
+    return _run_stage(run, plans, grounds)
+
+
+def _rival(run: Run, method: str, parts: Inner, names: Sequence[str], inputs: Sequence[ArtifactRef]) -> SearchSpec:
+    """Return the grid of one other method: its scale, or one coefficient for all experts."""
+    cfg, count = run.config.search, len(names) * run.config.search.blocks
+    if METHODS[method].normalises:
+        seeds = [(f"scale:{scale:g}", (*(1.0,) * count, scale)) for scale in SCALES]
+        varied: tuple[tuple[str, float, float], ...] = (("scale", min(SCALES), max(SCALES)),)
+    else:
+        seeds = [(f"{method}:{value:g}", (value,) * count) for value in cfg.lambdas]
+        varied = ()
+    return make_spec(run, method, parts, names, seeds, len(seeds), inputs, method=method, varied=varied, fixed=True)
 
 
 @task(name="stage 2", task_run_name="stage 2: unified model", cache_policy=NO_CACHE)
-def search_unified(
-    run: Run, groups: Refs, experts: Refs, weak: Refs, references: Refs
-) -> State[dict[str, ArtifactRef]]:
-    """Search the unified model: one coefficient per group model and block, scored on all subtasks."""
-    cfg = run.config.search
-    models: Inner = {group: coefficients_of(run, ref) for group, ref in sorted(groups.items())}
+def search_unified(run: Run, stage1: Refs, grounds: Grounds) -> State[dict[str, ArtifactRef]]:
+    """Search the unified model: one coefficient per group model and block, scored on all subtasks.
+
+    A joint search of all coefficients may follow. The baselines of stage 1 are among those that may win.
+    """
+    cfg, names = run.config.search, sorted(grounds.experts)
+    groups = {name: stage1[name] for name in sorted(stage1) if name in GROUPS}
+    models: Inner = {group: coefficients_of(run, ref) for group, ref in groups.items()}
     seeds = seed_genomes(sorted(models), cfg.blocks, cfg.bounds, cfg.lambdas)
-    names = sorted(experts)
-    inputs = [*(groups[group] for group in sorted(groups)), *_inputs(names, experts, weak, references)]
-    plan = make_plan(run, STAGE_2, models, names, seeds, cfg.stage2_evaluations, inputs)
-    return _run_stage(run, [plan], experts, weak, references)
+    inputs = [*groups.values(), *grounds.of(names)]
+    spec = make_spec(run, STAGE_2, models, names, seeds, cfg.stage2_evaluations, inputs)
+    others = [_found(run, name, ref) for name, ref in sorted(stage1.items()) if name not in GROUPS]
+    plan = Plan(run, spec, inputs, joint=cfg.joint_evaluations, others=others, selection=bool(grounds.selection))
+    return _run_stage(run, [plan], grounds)
+
+
+def _found(run: Run, name: str, ref: ArtifactRef) -> Finalist:
+    """Return the winner of a search that is done, as one that may win another."""
+    found = read_search(run, ref)
+    won = next(one for one in found["finalists"] if one["wins"])
+    return Finalist(
+        name, won["origin"], won["index"], coefficients_of(run, ref), recipe_of(run, ref), found["fitness"]
+    )  # fmt: skip
 
 
 @task(name="unified model", task_run_name="unified model", cache_policy=NO_CACHE)
@@ -82,7 +129,7 @@ def build_unified(run: Run, search: ArtifactRef, experts: Refs) -> State[Artifac
     """
     start = start_of(run, experts)
     adapters = {name: experts[name] for name in sorted(experts)} | start
-    rank = None if METHODS[run.config.search.method].exact else run.config.search.adapter_rank
+    rank = None if METHODS[recipe_of(run, search).method].exact else run.config.search.adapter_rank
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
         coefficients, recipe = coefficients_of(run, search), recipe_of(run, search)
@@ -126,90 +173,45 @@ def recipe_of(run: Run, ref: ArtifactRef) -> Recipe:
     return Recipe(found["method"], found["parameters"], found["seed"])
 
 
-def make_plan(
-    run: Run, name: str, parts: Inner, subtasks: Sequence[str], seeds: Sequence[tuple[str, Sequence[float]]],
-    evaluations: int, inputs: list[ArtifactRef], *, linear: bool = False,
-) -> tuple[SearchSpec, list[ArtifactRef]]:  # fmt: skip
-    """Return a search's spec. linear: coefficients alone are searched, whatever the method of the run."""
-    cfg = run.config.search
-    method = "linear" if linear else cfg.method
-    varied = () if linear else tuple((gene, low, high) for gene, (low, high) in sorted(cfg.genes.items()))
-    first = tuple(min(max(METHODS[method].genes[gene].default, low), high) for gene, low, high in varied)
-    config = {
-        "name": name,
-        "search": cfg.model_dump(mode="json", exclude={"stage1_evaluations", "stage2_evaluations"}),
-        "evaluations": evaluations,
-        "evaluation": run.config.evaluation.model_dump(
-            mode="json", include={"batch_size", "max_new_tokens", "calibration"}
-        ),
-        "model": run.model_key(),
-    }
-    key = cache_key("search", inputs=inputs, config=config, stage_version=STAGE_VERSION, seed=run.config.seed)
-    spec = SearchSpec(
-        name=name, key=key, strategy=cfg.strategy, parts=parts, subtasks=tuple(subtasks),
-        seeds=tuple((origin, (*genome, *first)) for origin, genome in seeds), evaluations=evaluations,
-        method=method, parameters={} if linear else cfg.parameters, varied=varied,
-    )  # fmt: skip
-    return spec, inputs
-
-
-def _run_stage(
-    run: Run, plans: Sequence[tuple[SearchSpec, list[ArtifactRef]]], experts: Refs, weak: Refs, references: Refs
-) -> State[dict[str, ArtifactRef]]:
+def _run_stage(run: Run, plans: Sequence[Plan], grounds: Grounds) -> State[dict[str, ArtifactRef]]:
     store = open_store(run)
-    found = {spec.name: store.find("search", spec.key) for spec, _ in plans}
+    found = {plan.name: store.find("search", plan.key) for plan in plans}
     done = {name: manifest.ref for name, manifest in found.items() if manifest is not None}
-    missing = [plan for plan in plans if plan[0].name not in done]
+    missing = [plan for plan in plans if plan.name not in done]
     if not missing:
         return Completed(name="Reused", message="all searches were in the store", data=done)
     started = time.perf_counter()
-    best = {spec.name: float("-inf") for spec, _ in missing}
-    total = sum(spec.evaluations for spec, _ in missing)
-    with shown("search " + ", ".join(best), total, lines=20) as move:
+    board = Board({plan.name: plan.first.evaluations + plan.joint for plan in missing})
+    with shown("search " + ", ".join(board.best), board.total, lines=20) as move:
 
-        def told(number: int, record: Mapping[str, Any], done: int) -> None:
-            name = missing[number][0].name
-            best[name] = max(best[name], record["fitness"] if record["fitness"] is not None else float("-inf"))
-            move(done, total, ", ".join(f"{name} {value:.3f}" for name, value in best.items()))
+        def told(spec: SearchSpec, proposal: Proposal, record: Mapping[str, Any]) -> None:
+            board.take(spec, proposal, record)
+            move(board.done, board.total, str(board))
 
-        cores = run_searches(run, [spec for spec, _ in missing], experts, weak, references, told)
+        courses = [plan.course(partial(note_search, run)) for plan in missing]
+        run_courses(run, courses, grounds.bench(), told)
     seconds = time.perf_counter() - started
-    for (spec, inputs), core in zip(missing, cores, strict=True):
-        done[spec.name] = publish_search(run, spec, inputs, core, seconds).ref
+    for plan, course in zip(missing, courses, strict=True):
+        done[plan.name] = plan.publish(course.phases, seconds).ref
     return Completed(message=f"{len(missing)} searches in {seconds:.0f} s", data=done)
 
 
-def publish_search(run: Run, spec: SearchSpec, inputs: list[ArtifactRef], core: LookAhead, seconds: float) -> Manifest:
-    """Publish a finished search: its candidates, its winner, what that means."""
-    try:
-        winner, record = core.best()
-    except SearchError as error:
-        raise SearchError(f"search {spec.name}: {error}") from error
-    records = core.records
-    candidates = [
-        {"index": p.index, "origin": p.origin, "generation": p.generation, **_plain(records[p.index])}
-        for p in core.proposals
-    ]
-    document = {
-        "spec": spec.model_dump(mode="json"),
-        "genes": list(spec.space(run).genes),
-        "candidates": candidates,
-        "winner": winner.index,
-        "coefficients": spec.coefficients(run, winner.genome),
-        "recipe": asdict(spec.recipe(run, winner.genome)),
-    }
-    return open_store(run).publish(
-        "search", spec.key, name=f"search {spec.name}", files={"search.json": json.dumps(document, indent=1).encode()},
-        inputs=inputs, config=run.config.search.model_dump(mode="json"), seed=run.config.seed,
-        stage_version=STAGE_VERSION, seconds=seconds,
-        metrics={"fitness": record["fitness"], "origin": winner.origin, "evaluations": len(candidates)},
-    )  # fmt: skip
+class Board:
+    """How far searches are, and the best of each."""
 
+    def __init__(self, evaluations: Mapping[str, int]) -> None:
+        self.best = dict.fromkeys(evaluations, float("-inf"))
+        self.total = sum(evaluations.values())
+        self.done = 0
 
-def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
-    fitness = record["fitness"]
-    return {**record, "fitness": None if fitness == float("-inf") else fitness}
+    def take(self, spec: SearchSpec, proposal: Proposal, record: Mapping[str, Any]) -> None:
+        """Note a result."""
+        self.done += 1
+        self.total = max(self.total, self.done)
+        fitness = record["fitness"]
+        if spec.rows == "weak" and fitness is not None and not record["stopped"]:
+            name = next(name for name in self.best if spec.name.startswith(name))
+            self.best[name] = max(self.best[name], fitness)
 
-
-def _inputs(names: Sequence[str], experts: Refs, weak: Refs, references: Refs) -> list[ArtifactRef]:
-    return [refs[name] for refs in (experts, weak, references) for name in names]
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value:.3f}" for name, value in self.best.items())

@@ -14,7 +14,6 @@ from memmcl.evaluate.scoring import Probe
 from memmcl.merge.build import Merger
 from memmcl.merge.genome import Coefficients
 from memmcl.store import ArtifactRef
-from memmcl.suite import metrics
 from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Demonstration, Prompter
 from memmcl.suite.subtasks import Subtask
@@ -81,15 +80,15 @@ def make_probe(
     )  # fmt: skip
 
 
-def weak_values(run: Run, probe: Probe, subtask: Subtask, rows: Sequence[Example]) -> dict[str, float | None]:
-    """Return what the weights of now reach on weak rows.
+def weak_answers(run: Run, probe: Probe, scores: np.ndarray | None = None) -> list[str]:
+    """Return the answers of the weights of now to weak rows; label scores are calibrated on these rows themselves.
 
-    loglik: mean gold log-probability per answer token; score: the metric, left out (None) for generated answers
-    unless the fitness needs it, because decoding is what costs.
+    scores: those of the labels, where they are at hand.
     """
-    wanted = not subtask.is_tuple or run.config.search.fitness == "metric"
-    score = metrics.score_subtask(subtask, rows, probe.answers(offsets_of(run, probe))) if wanted else None
-    return {"loglik": probe.gold_logprob(), "score": score}
+    if probe.subtask.is_tuple:
+        return probe.answers()
+    scores = probe.label_scores() if scores is None else scores
+    return probe.best_labels(scores, calibration.fit(scores, "median") if run.config.evaluation.calibration else None)
 
 
 def offsets_of(run: Run, weak: Probe) -> np.ndarray | None:

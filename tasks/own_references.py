@@ -12,10 +12,11 @@ from memmcl.errors import MemmclError, ModelError, SearchError
 from memmcl.merge.build import Merger
 from memmcl.store import ArtifactRef, cache_key
 from memmcl.suite.subtasks import Subtask
-from tasks.models import make_probe, weak_values
+from tasks.models import make_probe
+from tasks.references import DOCUMENT, brief_of, reference_config, values_of
 from tasks.runtime import Run, load_adapter, open_store, read_rows, resident
 
-REFERENCE_VERSION = 1
+REFERENCE_VERSION = 2
 BASE = "base"
 """The plain base among the models that rows may be held to."""
 Refs = Mapping[str, ArtifactRef]
@@ -42,11 +43,7 @@ def reference_ref(run: OwnRun, name: str, models: Sequence[str], experts: Refs, 
 
 
 def _config(run: OwnRun, models: Sequence[str]) -> dict[str, Any]:
-    evaluation = run.config.evaluation.model_dump(mode="json", include={"batch_size", "max_new_tokens", "calibration"})
-    return {
-        "brought": list(models), "evaluation": evaluation, "fitness": run.config.search.fitness,
-        "model": run.model_key(),
-    }  # fmt: skip
+    return {"brought": list(models), **reference_config(run)}
 
 
 def measure_references(run: OwnRun, held_to: HeldTo, references: Refs, experts: Refs, weak: Refs) -> None:
@@ -65,9 +62,9 @@ def measure_references(run: OwnRun, held_to: HeldTo, references: Refs, experts: 
     for name, values in found.items():
         ref = references[name]
         store.publish(
-            ref.kind, ref.key, name=ref.name, files={"reference.json": json.dumps(values).encode()},
+            ref.kind, ref.key, name=ref.name, files={DOCUMENT: json.dumps(values).encode()},
             inputs=_inputs(held_to[name], experts, weak[name]), config=_config(run, held_to[name]),
-            stage_version=REFERENCE_VERSION, metrics=values,
+            stage_version=REFERENCE_VERSION, metrics={"held_to": values["held_to"], "measured": values["measured"]},
         )  # fmt: skip
 
 
@@ -107,17 +104,20 @@ def _measure(run: OwnRun, held_to: HeldTo, experts: Refs, weak: Refs) -> Measure
         rows = {name: read_rows(run, weak[name]) for name in held_to}
         probes = {name: make_probe(run, backbone, prompter, run.subtask(name), rows[name]) for name in held_to}
         values: dict[str, dict[str, Any]] = {name: {} for name in held_to}
-        for model in sorted({model for models in held_to.values() for model in models}):
+        for model in sorted({BASE, *(model for models in held_to.values() for model in models)}):
             merger.apply({} if model == BASE else {model: (1.0,)})
             for name, models in held_to.items():
-                if model in models:
-                    values[name][model] = weak_values(run, probes[name], run.subtask(name), rows[name])
+                if model in (BASE, *models):
+                    values[name][model] = values_of(run, probes[name], rows[name])
         merger.reset()
     except MemmclError as error:
         return str(error)
     unit = "score" if run.config.search.fitness == "metric" else "loglik"
     found = {}
     for name, measured in values.items():
-        best = max(measured, key=lambda model: (measured[model][unit], model))
-        found[name] = {"expert": measured[best], "held_to": best, "measured": measured}
+        best = max(held_to[name], key=lambda model: (measured[model][unit], model))
+        found[name] = {
+            "base": measured[BASE], "expert": measured[best], "held_to": best,
+            "measured": {model: brief_of(measured[model]) for model in held_to[name]},
+        }  # fmt: skip
     return found

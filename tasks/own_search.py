@@ -6,7 +6,6 @@ the same records serve both. A search that was killed goes on when it is asked f
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,15 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from prefect.logging import disable_run_logger
 
 from memmcl.backbone.load import BaseRef, resolve_device, resolve_dtype
 from memmcl.backbone.shapes import Shapes
 from memmcl.config import RunConfig
 from memmcl.errors import ConfigError
-from memmcl.evolve import seed_genomes
+from memmcl.evolve import Proposal, seed_genomes
 from memmcl.experts.brought import Brought
 from memmcl.merge.build import lowest_layer
 from memmcl.merge.table import check_search
@@ -32,11 +29,12 @@ from memmcl.suite.splits import digest_of
 from memmcl.suite.subtasks import Pairs
 from memmcl.suite.weak import WeakRows
 from tasks.cluster import check_nodes
-from tasks.merge import make_plan, publish_search
 from tasks.own_references import BASE, OwnRun, measure_references, reference_ref
+from tasks.plans import Plan, make_spec
 from tasks.runtime import Base, open_store, resident_prompter
-from tasks.search import Inner, SearchSpec, Told, run_searches
+from tasks.search import Told, run_courses
 from tasks.session import ray_session
+from tasks.spec import Inner, SearchSpec
 
 STAGE_VERSION = 1
 NAME = "own"
@@ -53,13 +51,17 @@ class OwnSearch:
     """
 
     run: OwnRun
-    spec: SearchSpec
+    plan: Plan
     experts: Refs
     weak: Refs
     references: Refs
     held_to: dict[str, tuple[str, ...]]
-    inputs: list[ArtifactRef]
     rows: int
+
+    @property
+    def spec(self) -> SearchSpec:
+        """What is searched."""
+        return self.plan.first
 
     @property
     def store(self) -> Store:
@@ -70,11 +72,12 @@ class OwnSearch:
     def best(self) -> float:
         """The best fitness that was told so far, in whatever process; -inf where there is none."""
         records = self.store.records(f"searches/{self.spec.key}").values()
-        return max((one["fitness"] for one in records if one["fitness"] is not None), default=float("-inf"))
+        whole = (one["fitness"] for one in records if one["fitness"] is not None and not one["stopped"])
+        return max(whole, default=float("-inf"))
 
     def document(self) -> dict[str, Any] | None:
         """Return what the search found, None where it is not done."""
-        found = self.store.find("search", self.spec.key)
+        found = self.store.find("search", self.plan.key)
         return None if found is None else dict(json.loads(self.store.read(found, "search.json")))
 
     def measured(self) -> dict[str, dict[str, Any]]:
@@ -88,9 +91,9 @@ class _Here:
     def __init__(self, told: Told) -> None:
         self._told: Told | None = told
 
-    def __call__(self, number: int, record: Mapping[str, Any], done: int) -> None:
+    def __call__(self, spec: SearchSpec, proposal: Proposal, record: Mapping[str, Any]) -> None:
         if self._told is not None:
-            self._told(number, record, done)
+            self._told(spec, proposal, record)
 
     def __getstate__(self) -> dict[str, None]:
         return {"_told": None}
@@ -112,7 +115,9 @@ def plan_search(
     if any(expert.name == BASE for expert in experts):
         raise ConfigError(f"{BASE} is what the base itself is called; give the expert another name")
     asked = {rows.name: rows.subtask for rows in weak}
-    if cfg.fitness == "metric" and any(isinstance(subtask, Pairs) for subtask in asked.values()):
+    if "agree" in cfg.weights:
+        raise ConfigError("search.fitness: agree is for runs, whose experts are known by subtask; use loglik or metric")
+    if "metric" in cfg.weights and any(isinstance(subtask, Pairs) for subtask in asked.values()):
         raise ConfigError("search.fitness: pairs of prompt and answer have no metric; use loglik, or rows of subtasks")
     run = OwnRun(
         id=NAME,
@@ -131,8 +136,9 @@ def plan_search(
     inputs = [refs[name] for refs in (brought, rows, references) for name in sorted(refs)]
     parts: Inner = {name: {name: (1.0,) * cfg.blocks} for name in names}
     seeds = seed_genomes(names, cfg.blocks, cfg.bounds, cfg.lambdas)
-    spec, _ = make_plan(run, NAME, parts, sorted(asked), seeds, evaluations, inputs)
-    return OwnSearch(run, spec, brought, rows, references, held_to, inputs, sum(len(found.rows) for found in weak))
+    spec = make_spec(run, NAME, parts, sorted(asked), seeds, evaluations, inputs)
+    count = sum(len(found.rows) for found in weak)
+    return OwnSearch(run, Plan(run, spec, inputs), brought, rows, references, held_to, count)
 
 
 def run_search(search: OwnSearch, told: Told, say: Say) -> dict[str, Any]:
@@ -152,42 +158,13 @@ def run_search(search: OwnSearch, told: Told, say: Say) -> dict[str, Any]:
         say("measuring what rows are held to")
         measure_references(run, search.held_to, search.references, search.experts, search.weak)
         say("searching")
-        (core,) = run_searches(run, [search.spec], search.experts, search.weak, search.references, _Here(told))
-        publish_search(run, search.spec, search.inputs, core, time.perf_counter() - started)
+        course = search.plan.course()
+        bench = {"experts": search.experts, "weak": search.weak, "references": search.references, "selection": {}}
+        run_courses(run, [course], bench, _Here(told))
+        search.plan.publish(course.phases, time.perf_counter() - started)
     found = search.document()
     assert found is not None, "it was just published"
     return found
-
-
-def candidates_table(document: Mapping[str, Any]) -> bytes:
-    """Return all candidates as Parquet: genome by gene, fitness (null: failed), retention by name of the rows.
-
-    The same document gives the same bytes.
-    """
-    real, genes = pa.float64(), document["genes"]
-    schema = {
-        "index": pa.int64(), "origin": pa.string(), "generation": pa.int64(), "genome": pa.map_(pa.string(), real),
-        "fitness": real, "values": pa.map_(pa.string(), real), "seconds_merge": real, "seconds_evaluate": real,
-        "reused": pa.bool_(), "winner": pa.bool_(),
-    }  # fmt: skip
-    rows = [
-        {
-            "index": candidate["index"],
-            "origin": candidate["origin"],
-            "generation": candidate["generation"],
-            "genome": list(zip(genes, candidate["genome"], strict=True)),
-            "fitness": candidate["fitness"],
-            "values": list(candidate["values"].items()),
-            "seconds_merge": candidate["seconds"]["merge"],
-            "seconds_evaluate": candidate["seconds"]["evaluate"],
-            "reused": "reused_from" in candidate,
-            "winner": candidate["index"] == document["winner"],
-        }
-        for candidate in document["candidates"]
-    ]
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(list(schema.items()))), sink)
-    return sink.getvalue()
 
 
 def _base(config: RunConfig, base: BaseRef, shapes: Shapes, experts: Sequence[Brought]) -> Base:

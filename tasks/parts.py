@@ -81,24 +81,30 @@ def score_part(
     }
 
 
-def search_part(run: Run, name: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return one search with all its candidates."""
+def search_parts(run: Run, name: str, found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield one search with all its candidates, and the joint search that followed it, if one did."""
+    stage = "stage2" if name == STAGE_2 else "stage1"
+    yield _search(run, stage, None if name == STAGE_2 else name, found) | {
+        "finalists": [
+            {key: one[key] for key in ("title", "fitness", "selection", "wins")} for one in found["finalists"]
+        ]
+        if len(found["finalists"]) > 1 else []
+    }  # fmt: skip
+    if found["joint"] is not None:
+        yield _search(run, "joint", None, found["joint"])
+
+
+def _search(run: Run, stage: str, group: str | None, found: Mapping[str, Any]) -> dict[str, Any]:
     candidates = [
-        {
-            "index": entry["index"],
-            "origin": entry["origin"],
-            "genome": entry["genome"],
-            "fitness": entry["fitness"],
-            "values": entry["values"],
-            "seconds": entry["seconds"],
-            "reused": "reused_from" in entry,
-        }
+        {key: entry[key] for key in (
+            "index", "origin", "parents", "genome", "fitness", "values", "rows", "stopped", "seconds"
+        )} | {"reused": "reused_from" in entry}
         for entry in found["candidates"]
-    ]
+    ]  # fmt: skip
     return {
-        "stage": "stage2" if name == STAGE_2 else "stage1",
-        "group": None if name == STAGE_2 else name,
-        "strategy": "grid" if name == ARITHMETIC else run.config.search.strategy,
+        "stage": stage,
+        "group": group,
+        "strategy": "grid" if found["spec"]["fixed"] else run.config.search.strategy,
         "genes": found["genes"],
         "candidates": candidates,
         "winner": found["winner"],

@@ -24,7 +24,7 @@ from tasks.parts import (
     merge_part,
     run_part,
     score_part,
-    search_part,
+    search_parts,
     subtask_part,
     task_vectors_part,
     timings_part,
@@ -38,6 +38,8 @@ MODELS = {
     "uniform": ("Uniform average", "merge", "All experts with the coefficient 1 / n."),
     "sum": ("Plain sum", "merge", "All experts with the coefficient 1: nothing is searched or tuned."),
     "arithmetic": ("Task arithmetic", "merge", "All experts with one coefficient, tuned on the weak rows."),
+    "ties": ("TIES", "merge", "All experts merged by TIES, its scale tuned on the weak rows."),
+    "tsv": ("TSV", "merge", "All experts merged by task singular vectors, one coefficient tuned on the weak rows."),
     "unified": ("Unified model", "unified", "The two-stage evolutionary merge, zero-shot."),
     "unified+context": (
         "Unified model, gated context", "unified", "The same model, each subtask in the context that its gate chose.",
@@ -50,7 +52,7 @@ ANSWERS = {"unified+context": "gated"}
 RETAINING = ("sum", "unified")
 """Merges of which is told how much of each expert they keep."""
 COMPARED = (
-    *(("unified", other) for other in ("base", "uniform", "sum", "arithmetic", WEAK, JOINT)),
+    *(("unified", other) for other in ("base", "uniform", "sum", "arithmetic", "ties", "tsv", WEAK, JOINT)),
     ("unified+context", "unified"),
 )  # fmt: skip
 
@@ -81,7 +83,9 @@ def gather(run: Run, made: Made, started: float, peak_memory_gb: float) -> Resul
         "retention": [_retention(model, name, scores[name]) for model in RETAINING for name in order],
         "interference": interference_parts(order, scores),
         "task_vectors": task_vectors_part(run, made),
-        "searches": [search_part(run, name, read_search(run, ref)) for name, ref in made.searches.items()],
+        "searches": [
+            part for name, ref in made.searches.items() for part in search_parts(run, name, read_search(run, ref))
+        ],
         "merge": merge_part(run, made),
         "experts": list(expert_parts(run, made)),
         "curriculum": {

@@ -1,6 +1,7 @@
 """Merge searches on Ray Tune: several at once over shared workers, each with one resident model.
 
-`Multiplexer` is the Tune searcher: it hands out what the look-ahead cores of all searches have queued, in turn, and
+`Course` is one search with what follows it (a joint search, the decision between finalists), phase by phase.
+`Multiplexer` is the Tune searcher: it hands out what the look-ahead cores of all courses have queued, in turn, and
 gives results back to them. Every result is in the store before a strategy hears of it, so a killed search loses only
 what was in flight. `Evaluator` is the Tune trainable: one actor keeps base and experts, and takes one candidate
 after another.
@@ -10,129 +11,88 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import signal
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
 from ray import tune
 from ray.tune.search import Searcher
 
 from memmcl.errors import MemmclError, SearchError
-from memmcl.evaluate.scoring import Probe
 from memmcl.evolve import LookAhead, Proposal, build_strategy
-from memmcl.evolve.fitness import fitness, loglik_retention, retention
-from memmcl.merge.build import Merger
-from memmcl.merge.genome import GenomeSpace, Recipe, compose
-from memmcl.store import ArtifactRef, Store
-from tasks.models import make_probe, start_of, weak_values, with_start
-from tasks.runtime import Run, load_adapter, open_store, read_rows, resident
+from memmcl.evolve.racing import Hurdle, Race
+from memmcl.store import Store
+from tasks.bench import Bench
+from tasks.runtime import Run, open_store
+from tasks.spec import SearchSpec
 
-STAGE_VERSION = 2
 RETRIES = 3
-Inner = dict[str, dict[str, tuple[float, ...]]]
-"""By part of the genome, its coefficients over experts."""
-
-Told = Callable[[int, Mapping[str, Any], int], None]
-"""Called after each result with (number of the search, record, results in all searches)."""
+WINDOWS = 2
+"""Populations that a race's hurdles are taken from."""
 
 
-class SearchSpec(BaseModel):
-    """One search, as small JSON: what its genes stand for, what it is scored on, what is tried first."""
+@dataclass(frozen=True)
+class Phase:
+    """One search of a course, and its core."""
 
-    model_config = ConfigDict(frozen=True)
+    spec: SearchSpec
+    core: LookAhead
+
+
+Next = Callable[[Sequence[Phase]], SearchSpec | None]
+"""Returns the search that follows the phases that have ended, None at the end of the course."""
+
+Told = Callable[[SearchSpec, Proposal, Mapping[str, Any]], None]
+"""Called after each result."""
+
+
+@dataclass
+class Course:
+    """A search and what follows it, over one set of rows and experts."""
 
     name: str
-    key: str
-    strategy: str
-    parts: Inner
-    subtasks: tuple[str, ...]
-    seeds: tuple[tuple[str, tuple[float, ...]], ...]
-    evaluations: int
-    method: str = "linear"
-    parameters: dict[str, float | str] = {}
-    varied: tuple[tuple[str, float, float], ...] = ()
-    """(name, low, high) of the method's parameters that are genes."""
+    follow: Next
+    begun: Callable[[SearchSpec], None] = lambda spec: None
+    """Called as a phase begins."""
+    phases: list[Phase] = field(default_factory=list)
+    """Those that have ended, and the one at work."""
 
-    def space(self, run: Run) -> GenomeSpace:
-        """Return the genome's layout."""
-        low, high = run.config.search.bounds
-        return GenomeSpace(tuple(self.parts), run.config.search.blocks, low, high, self.varied)
+    @property
+    def core(self) -> LookAhead:
+        """The core at work."""
+        return self.phases[-1].core
 
-    def recipe(self, run: Run, genome: Sequence[float]) -> Recipe:
-        """Return how a genome merges: its method, with the parameters that are fixed and those that are genes."""
-        found = {**self.parameters, **self.space(run).decode_parameters(genome)}
-        return Recipe(self.method, found, run.seed("masks"))
-
-    def coefficients(self, run: Run, genome: Sequence[float]) -> dict[str, tuple[float, ...]]:
-        """Return the coefficients over experts that a genome stands for."""
-        return compose(self.space(run).decode(genome), self.parts)
-
-
-class Bench:
-    """What evaluates candidates: the resident model, all experts' factors, the weak rows of every subtask.
-
-    What the experts stand on is part of every candidate, at the coefficient 1.
-    """
-
-    def __init__(self, run: Run, experts: Mapping[str, ArtifactRef], weak: Mapping[str, ArtifactRef],
-                 references: Mapping[str, ArtifactRef]) -> None:  # fmt: skip
-        self._run = run
-        self._backbone, self._prompter = resident(run)
-        self._start = start_of(run, experts)
-        loaded = {name: load_adapter(run, ref) for name, ref in {**experts, **self._start}.items()}
-        self._merger = Merger(self._backbone, loaded, run.config.search.blocks, pinned=list(self._start))
-        self._weak = {name: read_rows(run, ref) for name, ref in weak.items()}
-        store = open_store(run)
-        self._reference = {
-            name: json.loads(store.read(ref, "reference.json"))["expert"] for name, ref in references.items()
-        }
-        self._probes: dict[str, Probe] = {}
-
-    def evaluate(self, spec: SearchSpec, genome: Sequence[float]) -> dict[str, Any]:
-        """Return the record of one candidate: fitness, retention per subtask, seconds to merge and to evaluate."""
-        started = time.perf_counter()
-        coefficients = spec.coefficients(self._run, genome)
-        whole = with_start(coefficients, self._start, self._run.config.search.blocks)
-        self._merger.apply(whole, spec.recipe(self._run, genome))
-        merged = time.perf_counter()
-        try:
-            values = {name: self._value(name) for name in spec.subtasks}
-        finally:
-            self._merger.reset()
-        seconds = {"merge": merged - started, "evaluate": time.perf_counter() - merged}
-        return {"genome": list(genome), "fitness": _json(fitness(values)), "values": values, "seconds": seconds}
-
-    def _value(self, name: str) -> float:
-        subtask, rows = self._run.subtask(name), self._weak[name]
-        if name not in self._probes:
-            self._probes[name] = make_probe(self._run, self._backbone, self._prompter, subtask, rows)
-        probe, reference = self._probes[name], self._reference[name]
-        if self._run.config.search.fitness == "loglik":
-            return loglik_retention(probe.gold_logprob(), reference["loglik"])
-        return retention(weak_values(self._run, probe, subtask, rows)["score"] or 0.0, reference["score"])
+    def advance(self, run: Run, store: Store) -> bool:
+        """Start the next phases for as long as those at hand have ended; return whether one is at work."""
+        while not self.phases or self.core.finished:
+            spec = self.follow(self.phases)
+            if spec is None:
+                return False
+            self.begun(spec)
+            self.phases.append(Phase(spec, core_of(run, spec, store)))
+        return True
 
 
 class Evaluator(tune.Trainable):
     """The Tune trainable: a worker that keeps its model from one candidate to the next."""
 
     def setup(self, config: dict[str, Any], bench: dict[str, Any] | None = None) -> None:
-        """Load the model and the experts; `bench` holds the arguments of `Bench` and the search specs."""
+        """Load the model and the experts; `bench` holds the arguments of `Bench`."""
         assert bench is not None
         logging.getLogger("memmcl").setLevel(logging.WARNING)
         if threading.current_thread() is threading.main_thread():
             # Tune ends its workers by SIGTERM; Ray's handler prints a traceback where it strikes in a finaliser.
             signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         self._config = config
-        self._specs: list[SearchSpec] = bench["specs"]
+        self._specs: dict[str, SearchSpec] = {}
         self._error: str | None = None
         try:
-            self._bench = Bench(bench["run"], bench["experts"], bench["weak"], bench["references"])
+            self._bench = Bench(**bench)
         except MemmclError as error:
             self._error = str(error)
 
@@ -146,13 +106,22 @@ class Evaluator(tune.Trainable):
         if self._error is None:
             started = time.time()
             try:
-                record = self._bench.evaluate(self._specs[self._config["search"]], self._config["genome"])
+                record = self._bench.evaluate(self._spec(), self._config["genome"], self._hurdles())
             except MemmclError as error:
                 self._error = str(error)
             else:
                 record["seconds"]["wait"] = max(0.0, started - self._config["asked"])
                 return {"record": json.dumps(record), "done": True}  # Tune would flatten a dict
         return {"error": self._error, "done": True}
+
+    def _spec(self) -> SearchSpec:
+        told: str = self._config["spec"]
+        if told not in self._specs:
+            self._specs[told] = SearchSpec.model_validate_json(told)
+        return self._specs[told]
+
+    def _hurdles(self) -> list[Hurdle | None]:
+        return [None if hurdle is None else Hurdle(*hurdle) for hurdle in json.loads(self._config["hurdles"])]
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing to save: the store has every result."""
@@ -162,62 +131,85 @@ class Evaluator(tune.Trainable):
 
 
 class Multiplexer(Searcher):
-    """Hands candidates of several searches to Tune, and results back to them."""
+    """Hands candidates of several courses to Tune, and results back to them."""
 
-    def __init__(self, cores: Sequence[LookAhead], specs: Sequence[SearchSpec], store: Store,
-                 told: Told) -> None:  # fmt: skip
+    def __init__(self, run: Run, courses: Sequence[Course], told: Told) -> None:
         super().__init__()
-        self._cores = list(cores)
-        self._specs = list(specs)
-        self._store = store
+        self._run = run
+        self._store = open_store(run)
+        self._courses = list(courses)
         self._told = told
         self._turn = 0
-        self._open: dict[str, tuple[int, Proposal]] = {}
-        self._losses: dict[tuple[int, int], int] = {}
+        self._open: dict[str, tuple[Phase, Proposal]] = {}
+        self._losses: dict[tuple[str, int], int] = {}
+        minutes = run.config.search.minutes
+        self._deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
         self.error: MemmclError | None = None
+        self.active = [course for course in self._courses if course.advance(run, self._store)]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next candidate, None to wait for results, or FINISHED."""
-        if self.error is not None or all(core.finished for core in self._cores):
-            return Searcher.FINISHED
-        for _ in self._cores:
-            number = self._turn % len(self._cores)
+        try:
+            return self._next(trial_id)
+        except MemmclError as problem:
+            self.error = problem
+            return str(Searcher.FINISHED)
+
+    def _next(self, trial_id: str) -> dict[str, Any] | str | None:
+        if time.monotonic() > self._deadline:
+            self._out_of_time()
+        self.active = [course for course in self.active if course.advance(self._run, self._store)]
+        if self.error is not None or not self.active:
+            return str(Searcher.FINISHED)
+        for _ in self.active:
+            phase = self.active[self._turn % len(self.active)].phases[-1]
             self._turn += 1
-            proposal = self._cores[number].next()
+            proposal = phase.core.next()
             if proposal is not None:
-                self._open[trial_id] = (number, proposal)
-                return {"search": number, "genome": list(proposal.genome), "asked": time.time()}
+                self._open[trial_id] = (phase, proposal)
+                hurdles = [
+                    None if one is None else [one.least, one.offset] for one in phase.core.hurdles(proposal.index)
+                ]
+                return {
+                    "spec": phase.spec.model_dump_json(), "genome": list(proposal.genome),
+                    "hurdles": json.dumps(hurdles), "asked": time.time(),
+                }  # fmt: skip
         return None
+
+    def _out_of_time(self) -> None:
+        """End what asks on and on; what is a list of candidates is looked at to its end."""
+        for course in self.active:
+            if not course.phases[-1].spec.fixed and not course.core.stopped_early:
+                course.core.stop()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Store the result, then tell it; a candidate whose worker died goes out again."""
-        number, proposal = self._open.pop(trial_id)
+        phase, proposal = self._open.pop(trial_id)
         record = (result or {}).get("record")
         try:
             if record is not None:
-                self._keep(number, proposal, json.loads(record))
+                self._keep(phase, proposal, json.loads(record))
             elif result is not None and result.get("error"):
-                self.error = SearchError(f"{self._specs[number].name}: {result['error']}")
+                self.error = SearchError(f"{phase.spec.name}: {result['error']}")
             else:
-                self._lost(number, proposal)
+                self._lost(phase, proposal)
         except MemmclError as problem:  # an exception in here would stop Tune from reusing its workers
             self.error = problem
 
-    def _keep(self, number: int, proposal: Proposal, record: Mapping[str, Any]) -> None:
-        spec, core = self._specs[number], self._cores[number]
-        stored = self._store.append(f"searches/{spec.key}", proposal.index, record)
-        core.done(proposal.index, stored)
-        self._told(number, stored, sum(len(core.records) for core in self._cores))
+    def _keep(self, phase: Phase, proposal: Proposal, record: Mapping[str, Any]) -> None:
+        stored = self._store.append(f"searches/{phase.spec.key}", proposal.index, record)
+        phase.core.done(proposal.index, stored)
+        self._told(phase.spec, proposal, stored)
 
-    def _lost(self, number: int, proposal: Proposal) -> None:
-        losses = self._losses.get((number, proposal.index), 0) + 1
-        self._losses[number, proposal.index] = losses
+    def _lost(self, phase: Phase, proposal: Proposal) -> None:
+        losses = self._losses.get((phase.spec.key, proposal.index), 0) + 1
+        self._losses[phase.spec.key, proposal.index] = losses
         if losses > RETRIES:
             raise SearchError(
-                f"{self._specs[number].name}: candidate {proposal.index} lost its worker {losses} times; "
+                f"{phase.spec.name}: candidate {proposal.index} lost its worker {losses} times; "
                 "look for memory limits in the Ray log, then run the same command again: nothing told is lost"
             )
-        self._cores[number].retry(proposal.index)
+        phase.core.retry(proposal.index)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: a candidate has one result, and it completes the trial."""
@@ -229,33 +221,17 @@ class Multiplexer(Searcher):
         """Nothing to restore: a search resumes from its records."""
 
 
-def run_searches(
-    run: Run,
-    specs: Sequence[SearchSpec],
-    experts: Mapping[str, ArtifactRef],
-    weak: Mapping[str, ArtifactRef],
-    references: Mapping[str, ArtifactRef],
-    told: Told,
-) -> list[LookAhead]:
-    """Run all searches to their end in one Tuner and return their cores, finished.
+def run_courses(run: Run, courses: Sequence[Course], bench: Mapping[str, Any], told: Told) -> None:
+    """Run all courses to their end in one Tuner; bench: the arguments of `Bench` but for the run.
 
     Raises:
         SearchError: a candidate cannot be evaluated, or keeps losing its worker; what was told is kept.
     """
-    store = open_store(run)
-    cores = [_core(run, spec, store) for spec in specs]
-    if all(core.finished for core in cores):
-        return cores
+    searcher = Multiplexer(run, courses, told)
+    if not searcher.active:
+        return
     cfg = run.config.ray
-    searcher = Multiplexer(cores, specs, store, told)
-    bench = {
-        "run": run,
-        "specs": list(specs),
-        "experts": dict(experts),
-        "weak": dict(weak),
-        "references": dict(references),
-    }
-    trainable = tune.with_parameters(Evaluator, bench=bench)
+    trainable = tune.with_parameters(Evaluator, bench={"run": run, **bench})
     resources = {"cpu": cfg.cpus_per_worker, "gpu": cfg.gpus_per_worker}
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the run, not only the search
@@ -277,20 +253,20 @@ def run_searches(
         tuner.fit()
     if searcher.error is not None:
         raise searcher.error
-    if not all(core.finished for core in cores):
+    if any(course.advance(run, open_store(run)) for course in courses):
         raise SearchError("Ray Tune ended before the search did; run the same command again: nothing told is lost")
-    return cores
 
 
-def _core(run: Run, spec: SearchSpec, store: Store) -> LookAhead:
+def core_of(run: Run, spec: SearchSpec, store: Store) -> LookAhead:
+    """Return a search's core, with all that an earlier process found."""
     cfg, space = run.config.search, spec.space(run)
+    options = {} if spec.fixed else {"update": cfg.update, "restarts": cfg.restarts, "objectives": len(spec.objectives)}
     strategy = build_strategy(
-        spec.strategy, genes=space.size, bounds=space.bounds, seeds=spec.seeds,
-        seed=run.seed("search", spec.name), population=cfg.population, sigma=cfg.sigma,
+        "random" if spec.fixed else spec.strategy, genes=space.size, bounds=space.bounds, seeds=spec.seeds,
+        seed=run.seed("search", spec.name), population=cfg.population, sigma=cfg.sigma, binary=space.binary, **options,
     )  # fmt: skip
-    records = store.records(f"searches/{spec.key}")
-    return LookAhead(strategy, budget=spec.evaluations, lookahead=cfg.lookahead, records=records)
-
-
-def _json(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    race = Race(cfg.rungs, cfg.keep, max(WINDOWS * cfg.population, 4)) if cfg.rungs and not spec.fixed else None
+    return LookAhead(
+        strategy, budget=spec.evaluations, lookahead=cfg.lookahead, records=store.records(f"searches/{spec.key}"),
+        stagnation=None if spec.fixed else cfg.stagnation, race=race,
+    )  # fmt: skip

@@ -22,11 +22,12 @@ from memmcl.errors import ConfigError, ServiceError
 from memmcl.experts import train
 from memmcl.merge.table import check_search
 from memmcl.store import Lease, Manifest
-from tasks import anchors, contexts, data, evaluate, experts, history, merge, report, search, weak
+from tasks import anchors, contexts, data, evaluate, history, merge, plans, references, report, weak
 from tasks.anchors import anchors_key, lend_anchors
 from tasks.data import data_digests, rows_digest
 from tasks.experts import warm_key
 from tasks.inputs import Inputs, find_inputs
+from tasks.journal import note_run
 from tasks.progress import choose_display
 from tasks.runtime import Base, Pinned, Run, open_store, resident_prompter
 
@@ -34,8 +35,8 @@ STAGE_VERSIONS = {
     "split": data.STAGE_VERSION,
     "anchors": anchors.STAGE_VERSION,
     "expert": train.STAGE_VERSION,
-    "reference": experts.REFERENCE_VERSION,
-    "search": search.STAGE_VERSION,
+    "reference": references.REFERENCE_VERSION,
+    "search": plans.STAGE_VERSION,
     "unified": merge.UNIFIED_VERSION,
     "gate": contexts.GATE_VERSION,
     "weak": weak.STAGE_VERSION,
@@ -128,6 +129,7 @@ def held(run: Run) -> Iterator[Lease]:
     """
     with Lease(open_store(run), run.id, {"flow_run_id": history.root_flow_run_id()}) as lease:
         history.close_abandoned(lease)
+        note_run(run)
         try:
             yield lease
         except Exception:

@@ -20,13 +20,13 @@ STAGE_VERSION = 1
 
 @task(
     name="pseudo labels",
-    task_run_name="pseudo labels {subtask}",
+    task_run_name="pseudo labels {subtask}, {keep} rows",
     cache_policy=NO_CACHE,
     retries=1,
     retry_condition_fn=worth_retrying,
 )
-def label_weak(run: Run, subtask: str, expert: ArtifactRef, texts: ArtifactRef) -> State[ArtifactRef]:
-    """Label texts of one subtask by its expert, and keep as many of the most confident as the run wants weak rows."""
+def label_weak(run: Run, subtask: str, expert: ArtifactRef, texts: ArtifactRef, keep: int) -> State[ArtifactRef]:
+    """Label texts of one subtask by its expert, and keep so many of the most confident."""
     cfg = run.config
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -34,7 +34,7 @@ def label_weak(run: Run, subtask: str, expert: ArtifactRef, texts: ArtifactRef) 
         with adapted_model(run, expert) as (backbone, prompter):
             probe = make_probe(run, backbone, prompter, asked, rows)
             labelled = label_rows(probe, offsets_of(run, probe))
-        kept = keep_confident(rows, labelled, keep=cfg.data.weak_rows, is_tuple=asked.is_tuple)
+        kept = keep_confident(rows, labelled, keep=keep, is_tuple=asked.is_tuple)
         if not kept:
             raise DataError(
                 f"the expert of {subtask} gave no readable answer to {len(rows)} texts, so there are no weak rows; "
@@ -46,6 +46,6 @@ def label_weak(run: Run, subtask: str, expert: ArtifactRef, texts: ArtifactRef) 
     evaluation = cfg.evaluation.model_dump(mode="json", include={"batch_size", "max_new_tokens", "calibration"})
     return reuse_or_make(
         run, "weak", name=f"weak {subtask}", inputs=[expert, texts],
-        config={"weak_rows": cfg.data.weak_rows, "evaluation": evaluation, "model": run.model_key()},
+        config={"weak_rows": keep, "evaluation": evaluation, "model": run.model_key()},
         stage_version=STAGE_VERSION, make=make,
     )  # fmt: skip

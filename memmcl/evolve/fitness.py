@@ -1,13 +1,13 @@
 """Fitness of a candidate from its scores per subtask (METHOD.md 'Fitness'; all of it our decision, [ours]).
 
 Fitness is maximised: the mean over subtasks of retention, the share of its own expert's score that a
-candidate keeps.
+candidate keeps. The third kind, agreement with the expert, is measured where rows are run: `memmcl.evaluate.given`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from memmcl.errors import SearchError
 
@@ -44,6 +44,26 @@ def fitness(values: Mapping[str, float]) -> float:
     if not values:
         raise SearchError("a fitness needs at least one subtask, got none; is the weak set empty?")
     return math.fsum(values.values()) / len(values)  # [ours] fsum is exact: the order of subtasks cannot matter
+
+
+def blended(kinds: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """Return the mean of one subtask's kinds of fitness by weight; kinds without a weight count if none has one.
+
+    A kind that is not measured yet, as the metric of a candidate in a race, is left out of the mean.
+
+    Raises:
+        SearchError: no kinds.
+    """
+    if not kinds:
+        raise SearchError("a blend of fitness needs at least one kind, got none")
+    used = {kind: weights[kind] for kind in kinds if kind in weights} or dict.fromkeys(kinds, 1.0)
+    return math.fsum(kinds[kind] * weight for kind, weight in used.items()) / math.fsum(used.values())
+
+
+def shrunk(value: float, coefficients: Iterable[Sequence[float]], shrink: float) -> float:
+    """Return a fitness less `shrink` times the mean squared coefficient: against over-fitting to a small weak set."""
+    squares = [coefficient**2 for row in coefficients for coefficient in row]
+    return value - shrink * math.fsum(squares) / max(len(squares), 1)  # [ours] ridge on the coefficients
 
 
 def nai(merged: float, base: float, expert: float) -> float | None:

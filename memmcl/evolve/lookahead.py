@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from memmcl.errors import ConfigError, SearchError
+from memmcl.evolve.racing import Hurdle, Race
 from memmcl.evolve.strategy import Genome, Proposal, Strategy, maximised
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,10 @@ class LookAhead:
     A proposal whose genome was proposed before is never handed out: it completes with the earlier one's
     record (plus "reused_from": index). It counts against the budget, so a search that has converged ends.
 
+    stagnation: no more is asked once so many told results in a row, seeds not counted, brought nothing better; None:
+    the budget alone ends the search. race: proposals get hurdles; a record then holds "rungs" and "stopped" too, and
+    the fitness of a stopped candidate is an estimate: it is told to the strategy, and never the best.
+
     Raises:
         ConfigError: budget < 1 or lookahead < 0.
         SearchError: the strategy was asked before.
@@ -49,12 +54,20 @@ class LookAhead:
         budget: int,
         lookahead: int,
         records: Mapping[int, Mapping[str, Any]] | None = None,
+        stagnation: int | None = None,
+        race: Race | None = None,
     ) -> None:
         if budget < 1 or lookahead < 0:
             raise ConfigError(f"search needs budget >= 1 and lookahead >= 0, got {budget} and {lookahead}")
         self._strategy = strategy
         self._budget = budget
         self._lookahead = lookahead
+        self._stagnation = stagnation
+        self._race = race
+        self._hurdles: list[tuple[Hurdle | None, ...]] = []
+        self._since_best = 0
+        self._best = -math.inf
+        self._closed = False
         self._earlier = dict(records or {})
         self._proposals: list[Proposal] = []
         self._records: dict[int, Record] = {}
@@ -71,8 +84,17 @@ class LookAhead:
 
     @property
     def finished(self) -> bool:
-        """Whether every proposal of the budget has a record and was told."""
-        return self._told == self._budget
+        """Whether no more is asked for, and every proposal has a record and was told."""
+        return self._asked_all and self._told == len(self._proposals)
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the search ended, or is ending, before its budget."""
+        return self._closed
+
+    @property
+    def _asked_all(self) -> bool:
+        return self._closed or len(self._proposals) == self._budget
 
     @property
     def proposals(self) -> tuple[Proposal, ...]:
@@ -91,6 +113,15 @@ class LookAhead:
             if index not in self._records:
                 return self._proposals[index]
         return None
+
+    def hurdles(self, index: int) -> tuple[Hurdle | None, ...]:
+        """Return what proposal `index` must reach at each rung; empty without a race."""
+        return self._hurdles[index]
+
+    def stop(self) -> None:
+        """Ask for no more: the time is over. What is handed out or queued is still waited for."""
+        self._closed = True
+        self._advance()
 
     def done(self, index: int, record: Mapping[str, Any]) -> tuple[int, ...]:
         """Take the result of proposal `index`; return the indices it completed (twins of its genome too).
@@ -130,24 +161,44 @@ class LookAhead:
         Raises:
             SearchError: nothing has a finite fitness.
         """
-        ranked = [(-record["fitness"], index) for index, record in self._records.items()]
-        if not ranked or math.isinf(min(ranked)[0]):
-            raise SearchError(f"none of {len(ranked)} candidates has a finite fitness; see the log for their genomes")
-        index = min(ranked)[1]
-        return self._proposals[index], dict(self._records[index])
+        ranked = self.ranked()
+        if not ranked:
+            count = len(self._records)
+            raise SearchError(f"none of {count} candidates has a finite fitness; see the log for their genomes")
+        return ranked[0], dict(self._records[ranked[0].index])
+
+    def ranked(self) -> list[Proposal]:
+        """Return the proposals that were put to all rows, each genome once, the best first (ties: the earlier)."""
+        whole = {
+            index: record["fitness"]
+            for index, record in self._records.items()
+            if "reused_from" not in record and not record.get("stopped") and math.isfinite(record["fitness"])
+        }
+        return [self._proposals[index] for index in sorted(whole, key=lambda index: (-whole[index], index))]
 
     def _advance(self) -> None:
         """Tell and ask as far as the rule allows."""
         while True:
             index = len(self._proposals)
-            tells = self._budget if index == self._budget else max(0, index - self._lookahead)
+            tells = index if self._asked_all else max(0, index - self._lookahead)
             while self._told < tells and self._told in self._records:
-                record = self._records[self._told]
-                self._strategy.tell(self._told, record["fitness"], record.get("objectives"))
-                self._told += 1
-            if index == self._budget or self._told < tells:
+                self._tell(self._told)
+            if self._asked_all or self._told < tells:
                 return
-            self._admit(self._strategy.ask())
+            if self._stagnation is not None and self._since_best >= self._stagnation:
+                self._closed = True
+            else:
+                self._admit(self._strategy.ask())
+
+    def _tell(self, index: int) -> None:
+        """Tell one result; seeds, which come first, do not count as steps without improvement."""
+        record = self._records[index]
+        self._strategy.tell(index, record["fitness"], record.get("objectives"))
+        self._told += 1
+        better = record["fitness"] > self._best and not record.get("stopped")
+        self._best = record["fitness"] if better else self._best
+        seed = self._proposals[index].generation == 0
+        self._since_best = 0 if better or seed else self._since_best + 1
 
     def _admit(self, proposal: Proposal) -> None:
         """Complete `proposal` from what is known, or queue it for evaluation."""
@@ -155,6 +206,9 @@ class LookAhead:
         if index != len(self._proposals):
             raise SearchError(f"expected a fresh strategy's proposal {len(self._proposals)}, got {index}")
         self._proposals.append(proposal)
+        # told by now: all that the rule wants told before this ask, and nothing else
+        told = [self._records[i] for i in range(self._told)] if self._race is not None else []
+        self._hurdles.append(self._race.hurdles(told) if self._race is not None else ())
         first = self._first.setdefault(proposal.genome, index)
         earlier = self._earlier.get(index)
         if first in self._records:

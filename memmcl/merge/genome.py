@@ -1,4 +1,4 @@
-"""The genome of a merge: one coefficient per (part, layer block), and the parameters of its method that are searched.
+"""The genome of a merge: one coefficient per (part, layer block), on/off genes, and parameters of its method.
 
 A part is what a stage merges: an expert in stage 1, a group model in stage 2. A group model is itself a table of
 coefficients over experts, so that stage 2 composes into one table over all experts: for linear merges exactly. Other
@@ -32,7 +32,9 @@ LINEAR = Recipe()
 class GenomeSpace:
     """What the genes of a genome stand for: parts in order, `blocks` genes each, then parameters of the method.
 
-    low, high: bounds of coefficients; parameters: (name, low, high) of each that is searched.
+    low, high: bounds of coefficients; parameters: (name, low, high) of each that is searched. mask: behind the
+    coefficients stands a gene for each of them that is 1 or 0; at 0 the coefficient does not count (a part is pruned
+    in a block).
     """
 
     parts: tuple[str, ...]
@@ -40,33 +42,48 @@ class GenomeSpace:
     low: float
     high: float
     parameters: tuple[tuple[str, float, float], ...] = ()
+    mask: bool = False
+
+    @property
+    def coefficients(self) -> int:
+        """How many genes are coefficients."""
+        return len(self.parts) * self.blocks
 
     @property
     def size(self) -> int:
         """How many genes a genome has."""
-        return len(self.parts) * self.blocks + len(self.parameters)
+        return self.coefficients * (2 if self.mask else 1) + len(self.parameters)
+
+    @property
+    def binary(self) -> tuple[int, ...]:
+        """The places of the genes that are 0 or 1."""
+        return tuple(range(self.coefficients, 2 * self.coefficients)) if self.mask else ()
 
     @property
     def genes(self) -> tuple[str, ...]:
-        """The name of each gene, `part/block` or that of a parameter."""
-        coefficients = (f"{part}/{block}" for part in self.parts for block in range(self.blocks))
-        return (*coefficients, *(name for name, _, _ in self.parameters))
+        """The name of each gene: `part/block`, with ` on` behind it for on/off, or that of a parameter."""
+        coefficients = [f"{part}/{block}" for part in self.parts for block in range(self.blocks)]
+        mask = (f"{name} on" for name in coefficients) if self.mask else ()
+        return (*coefficients, *mask, *(name for name, _, _ in self.parameters))
 
     @property
     def bounds(self) -> tuple[tuple[float, float], ...]:
         """The lowest and highest value of each gene."""
-        coefficients = ((self.low, self.high),) * (len(self.parts) * self.blocks)
-        return (*coefficients, *((low, high) for _, low, high in self.parameters))
+        coefficients = ((self.low, self.high),) * self.coefficients
+        mask = ((0.0, 1.0),) * len(self.binary)
+        return (*coefficients, *mask, *((low, high) for _, low, high in self.parameters))
 
     def decode(self, genome: Sequence[float]) -> dict[str, tuple[float, ...]]:
-        """Return the coefficients of each part.
+        """Return the coefficients of each part; those that are off are 0.
 
         Raises:
-            GenomeError: too many or too few genes, or one out of bounds.
+            GenomeError: too many or too few genes, one out of bounds, or one in between that is on or off.
         """
         self._check(genome)
-        blocks = self.blocks
-        return {part: tuple(genome[i * blocks : (i + 1) * blocks]) for i, part in enumerate(self.parts)}
+        blocks, values = self.blocks, list(genome[: self.coefficients])
+        for place, gene in enumerate(self.binary):
+            values[place] *= genome[gene]
+        return {part: tuple(values[i * blocks : (i + 1) * blocks]) for i, part in enumerate(self.parts)}
 
     def decode_parameters(self, genome: Sequence[float]) -> dict[str, float]:
         """Return the parameters of the method that are searched.
@@ -75,12 +92,13 @@ class GenomeSpace:
             GenomeError: too many or too few genes, or one out of bounds.
         """
         self._check(genome)
-        values = genome[len(self.parts) * self.blocks :]
+        values = genome[len(genome) - len(self.parameters) :]
         return {name: value for (name, _, _), value in zip(self.parameters, values, strict=True)}
 
     def _check(self, genome: Sequence[float]) -> None:
         if len(genome) != self.size:
-            more = f" + {len(self.parameters)} parameters" if self.parameters else ""
+            more = ", as many on/off genes" if self.mask else ""
+            more += f" + {len(self.parameters)} parameters" if self.parameters else ""
             raise GenomeError(
                 f"genome has {len(genome)} genes; {len(self.parts)} parts x {self.blocks} blocks{more} needs "
                 f"{self.size}; was it made with other experts or another `blocks`?"
@@ -88,9 +106,12 @@ class GenomeSpace:
         for name, gene, (low, high) in zip(self.genes, genome, self.bounds, strict=True):
             if not low <= gene <= high:
                 raise GenomeError(f"genes must lie in [{low}, {high}]; got {gene} for {name}")
+        halves = [self.genes[gene] for gene in self.binary if genome[gene] not in (0.0, 1.0)]
+        if halves:
+            raise GenomeError(f"a gene that is on or off must be 1 or 0; {halves[0]} is not")
 
     def encode(self, coefficients: Coefficients, parameters: Mapping[str, float] | None = None) -> tuple[float, ...]:
-        """Return the genome of `coefficients` and `parameters`, the inverse of decoding.
+        """Return the genome of `coefficients` and `parameters`, the inverse of decoding; all that may be off is on.
 
         Raises:
             GenomeError: other parts or parameters, another number of blocks, or a gene out of bounds.
@@ -106,7 +127,7 @@ class GenomeSpace:
             got = len(coefficients[wrong[0]])
             raise GenomeError(f"expected {self.blocks} blocks for each part; {wrong[0]} has {got}")
         values = (value for part in self.parts for value in coefficients[part])
-        genome = (*values, *(parameters[name] for name in searched))
+        genome = (*values, *[1.0] * len(self.binary), *(parameters[name] for name in searched))
         self._check(genome)
         return genome
 

@@ -97,6 +97,7 @@ def render_html(document: Document) -> str:
         answered=sum(score.n for score in results.scores),
         groups=list(dict.fromkeys(subtask.group for subtask in results.subtasks)),
         search_rows=[_search_row(search) for search in results.searches],
+        finalists=[search for search in results.searches if search.finalists],
         trainings=[_training(expert) for expert in results.experts],
         shown={
             "validation": any(e.validation or e.best_step is not None for e in results.experts),
@@ -213,13 +214,15 @@ def _below_constant(results: Results) -> list[str]:
 
 def _search_row(search: Search) -> dict[str, Any]:
     winner = next((c for c in search.candidates if c.index == search.winner), None)
-    seeds = [c.fitness for c in search.candidates if c.is_seed and c.fitness is not None]
+    seeds = [c.fitness for c in search.candidates if c.is_seed and c.fitness is not None and not c.stopped]
     return {
         "search": search,
         "winner": winner,
         "best_seed": max(seeds, default=None),
         "seeds": sum(c.is_seed for c in search.candidates),
         "failed": sum(c.fitness is None for c in search.candidates),
+        "stopped": sum(c.stopped for c in search.candidates),
+        "all_failed": all(c.fitness is None for c in search.candidates),
         "reused": sum(c.reused for c in search.candidates),
         "genome": [] if winner is None else list(zip(search.genes, winner.genome, strict=False)),
     }

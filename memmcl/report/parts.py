@@ -202,13 +202,19 @@ class Candidate(Part):
     index: NonNegativeInt
     """position in ask order"""
     origin: str
-    """where the genome came from: "seed:<name>" (evaluated first), or the strategy ("cmaes:g3")"""
+    """where the genome came from: "seed:<name>" (evaluated first), or operator and generation ("cmaes:g3")"""
+    parents: tuple[NonNegativeInt, ...] = ()
+    """candidates that it descends from"""
     genome: tuple[FiniteFloat, ...]
     fitness: Measured = None
     """None: the candidate failed"""
     values: dict[str, Measured] = {}
     """retention by subtask"""
     seconds: CandidateSeconds = CandidateSeconds()
+    rows: NonNegativeInt | None = None
+    """weak rows that it was put to"""
+    stopped: bool = False
+    """lost its race: put to the first rows only, its fitness is an estimate"""
     reused: bool = False
     """taken from the fitness cache"""
 
@@ -217,21 +223,34 @@ class Candidate(Part):
         return self.origin.startswith("seed:")
 
 
+class Finalist(Part):
+    """A merge that might have been the winner."""
+
+    title: str
+    fitness: Measured = None
+    """on the weak rows"""
+    selection: Measured = None
+    """on the selection rows, which decide; None where there are none and the weak rows do"""
+    wins: bool = False
+
+
 class Search(Part):
-    stage: Literal["stage1", "stage2"]
+    stage: Literal["stage1", "stage2", "joint"]
     group: str | None = None
     strategy: str
     genes: tuple[str, ...]
     candidates: tuple[Candidate, ...]
     winner: NonNegativeInt | None = None
-    """index of the winning candidate; None when all failed"""
+    """index of the winning candidate; None when another search's won"""
+    finalists: tuple[Finalist, ...] = ()
     seconds: NonNegativeFloat
     lookahead: NonNegativeInt
     workers: NonNegativeInt
 
     @property
     def title(self) -> str:
-        return f"Stage 1, {self.group or 'all'}" if self.stage == "stage1" else "Stage 2, unified"
+        titles = {"stage1": f"Stage 1, {self.group or 'all'}", "stage2": "Stage 2, unified", "joint": "Joint search"}
+        return titles[self.stage]
 
 
 class Merge(Part):

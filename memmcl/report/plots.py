@@ -60,10 +60,13 @@ def fitness_plots(results: Results) -> tuple[Plot, ...]:
     """Return one panel a search: fitness in ask order, best so far, seeds, failures, the winner."""
     panels = []
     for number, search in enumerate(results.searches):
-        scored = [c.fitness for c in search.candidates if c.fitness is not None]
-        best = max(scored, default=None)
-        failed = len(search.candidates) - len(scored)
-        alt = f"{search.title}: {len(search.candidates)} evaluations, {failed} failed, best fitness {plus_minus(best)}"
+        best = max((c.fitness for c in search.candidates if c.fitness is not None and not c.stopped), default=None)
+        failed = sum(c.fitness is None for c in search.candidates)
+        stopped = sum(c.stopped for c in search.candidates)
+        alt = (
+            f"{search.title}: {len(search.candidates)} evaluations, {stopped} stopped early, {failed} failed, best "
+            f"fitness {plus_minus(best)}"
+        )
 
         def paint(figure: Figure, search: Search = search) -> None:
             _paint_fitness(figure.add_subplot(), search)
@@ -258,7 +261,10 @@ def _dot_plot(
 
 def _paint_fitness(axes: Axes, search: Search) -> None:
     frame(axes, "both")
-    scored = sorted((c.index, c.fitness, c.is_seed) for c in search.candidates if c.fitness is not None)
+    known = sorted((c.index, c.fitness, c.is_seed, c.stopped) for c in search.candidates if c.fitness is not None)
+    stopped = [(index, fitness) for index, fitness, _, lost in known if lost]
+    scored = [(index, fitness, seed) for index, fitness, seed, lost in known if not lost]
+    axes.plot([i for i, _ in stopped], [f for _, f in stopped], ".", color=COLOURS["ink"], markersize=3.5, alpha=0.35)
     for seed, marker, colour in ((False, "o", COLOURS["merge"]), (True, "D", COLOURS["rival"])):
         x, y = (
             [i for i, _, is_seed in scored if is_seed == seed],

@@ -37,8 +37,9 @@ def write_tables(document: Document) -> dict[str, bytes]:
     }  # fmt: skip
     interference = {"expert": text, "subtask": text, "score": real, "se": real, "n": whole}
     candidates = {
-        "stage": text, "group": text, "index": whole, "origin": text, "genome": pa.list_(real),
-        "fitness": real, "values": pa.map_(text, real), "seconds_merge": real,
+        "stage": text, "group": text, "index": whole, "origin": text, "parents": pa.list_(whole),
+        "genome": pa.list_(real), "fitness": real, "stopped": truth, "rows": whole, "values": pa.map_(text, real),
+        "seconds_merge": real,
         "seconds_evaluate": real, "seconds_wait": real, "reused": truth, "winner": truth,
     }  # fmt: skip
     contexts = {
@@ -70,7 +71,10 @@ def _candidate_rows(results: Results) -> list[dict[str, Any]]:
             "index": candidate.index,
             "origin": candidate.origin,
             "genome": candidate.genome,
+            "parents": candidate.parents,
             "fitness": candidate.fitness,
+            "stopped": candidate.stopped,
+            "rows": candidate.rows,
             "values": list(candidate.values.items()),
             "seconds_merge": candidate.seconds.merge,
             "seconds_evaluate": candidate.seconds.evaluate,

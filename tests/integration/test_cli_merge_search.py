@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ from safetensors.torch import load_file, save_file
 from tiny import corpus, naive_logprob, plain_model, probe_logits, random_factors, tokenizer_of
 
 from flows import cli
-from memmcl.evolve import LookAhead
 from memmcl.experts.adapter import WEIGHTS_FILE, to_files
 from memmcl.store import Store
 from tasks import own_references, own_search, search
+from tasks.bench import Bench
 from tasks.own_references import OwnRun
 from tasks.runtime import open_store
-from tasks.search import SearchSpec
+from tasks.search import Course, Told
 
 pytestmark = pytest.mark.timeout(900)
 Call = Callable[..., tuple[int, str, str]]
@@ -110,16 +110,17 @@ def given(tiny_base: Path, brought: dict[str, Path], weak: Path) -> list[object]
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this process do what workers of Ray do: how it is spread over them is not what is tested."""
 
-    def run_here(run: OwnRun, specs: Sequence[SearchSpec], *artifacts: Any) -> list[LookAhead]:
-        *made, told = artifacts
-        bench, core = search.Bench(run, *made), search._core(run, specs[0], open_store(run))
-        while (proposal := core.next()) is not None:
-            core.done(proposal.index, bench.evaluate(specs[0], proposal.genome))
-            told(0, core.records[proposal.index], len(core.records))
-        return [core]
+    def run_here(run: OwnRun, courses: Sequence[Course], made: Mapping[str, Any], told: Told) -> None:
+        bench, (course,) = Bench(run, **made), courses
+        while course.advance(run, open_store(run)):
+            spec, core = course.phases[-1].spec, course.core
+            proposal = core.next()
+            assert proposal is not None
+            core.done(proposal.index, bench.evaluate(spec, proposal.genome, core.hurdles(proposal.index)))
+            told(spec, proposal, core.records[proposal.index])
 
     monkeypatch.setattr(own_references, "_measured_elsewhere", own_references._measure)
-    monkeypatch.setattr(own_search, "run_searches", run_here)
+    monkeypatch.setattr(own_search, "run_courses", run_here)
     monkeypatch.setattr(own_search, "ray_session", nullcontext)
 
 
@@ -191,10 +192,10 @@ def as_if_killed(whole: Path, left: Path, key: str) -> None:
     """Make a store like the one that a kill after a few candidates leaves."""
     shutil.copytree(whole, left)
     (left / "manifests" / "search" / f"{key}.json").unlink()
-    records = sorted((left / "logs" / "searches" / key).iterdir())
-    for path in records[KEPT:]:
+    (searched,) = (left / "logs" / "searches").iterdir()
+    for path in sorted(searched.iterdir())[KEPT:]:
         path.unlink()
-    assert len(Store.open(str(left)).records(f"searches/{key}")) == KEPT
+    assert len(Store.open(str(left)).records(f"searches/{searched.name}")) == KEPT
 
 
 def summed(base: Path, brought: dict[str, Path], coefficients: dict[str, float]) -> torch.nn.Module:

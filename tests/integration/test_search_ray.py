@@ -21,15 +21,16 @@ from tiny import corpus, random_factors
 
 from memmcl.config import parse_config
 from memmcl.errors import SearchError
-from memmcl.evolve import LookAhead, seed_genomes
+from memmcl.evolve import LookAhead, Proposal, seed_genomes
 from memmcl.experts import adapter
 from memmcl.store import ArtifactRef
 from memmcl.store.manifest import blob_path
 from memmcl.suite.examples import to_table
 from tasks import search
 from tasks.runtime import Run, open_store
-from tasks.search import SearchSpec, run_searches
+from tasks.search import Course, run_courses
 from tasks.session import open_run
+from tasks.spec import SearchSpec
 
 pytestmark = pytest.mark.timeout(900)
 MEMBERS = ("sent2", "irony", "emotion")
@@ -49,7 +50,7 @@ class Case:
     experts: Refs
     weak: Refs
     references: Refs
-    told: list[tuple[int, int]] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
 
     @property
     def root(self) -> Path:
@@ -59,12 +60,16 @@ class Case:
     def search(self, after: Callable[[int], None] = lambda told: None) -> list[LookAhead]:
         """Run the searches; `after` is called after each result with their number so far."""
 
-        def told(number: int, record: Mapping[str, Any], done: int) -> None:
-            assert set(record["values"]) == set(self.specs[number].subtasks)
-            self.told.append((number, done))
+        def told(spec: SearchSpec, proposal: Proposal, record: Mapping[str, Any]) -> None:
+            assert set(record["values"]) == set(spec.subtasks)
+            assert record["genome"] == list(proposal.genome)
+            self.told.append(spec.name)
             after(len(self.told))
 
-        return run_searches(self.run, self.specs, self.experts, self.weak, self.references, told)
+        bench = {"experts": self.experts, "weak": self.weak, "references": self.references, "selection": {}}
+        courses = [Course(spec.name, lambda phases, spec=spec: None if phases else spec) for spec in self.specs]
+        run_courses(self.run, courses, bench, told)
+        return [course.core for course in courses]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +105,11 @@ def make_case(cluster: None, tmp_path_factory: pytest.TempPathFactory, tiny_base
             experts[subtask] = store.publish("expert", key, name=f"expert {subtask}", files=files).ref
             rows = {"rows.parquet": to_table(corpus(subtask, 6))}
             weak[subtask] = store.publish("split", key, name=f"{subtask} weak", files=rows).ref
-            measured = {"reference.json": json.dumps({"expert": {"loglik": -1.0, "score": 0.5}}).encode()}
+            measured = {
+                "reference.json": json.dumps(
+                    {"expert": {"loglik": -1.0, "score": 0.5, "logprobs": [-2.0] * 6}}
+                ).encode()
+            }
             references[subtask] = store.publish("reference", key, name=subtask, files=measured).ref
         cfg = run.config.search
         specs = []
@@ -122,15 +131,15 @@ def make_case(cluster: None, tmp_path_factory: pytest.TempPathFactory, tiny_base
 
 
 @pytest.fixture
-def handed_out(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, tuple[float, ...]]]:
-    """Every candidate that Tune was given, in order: (number of the search, genome)."""
-    seen: list[tuple[int, tuple[float, ...]]] = []
+def handed_out(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[float, ...]]]:
+    """Every candidate that Tune was given, in order: (name of the search, genome)."""
+    seen: list[tuple[str, tuple[float, ...]]] = []
     suggest = search.Multiplexer.suggest
 
     def watched(self: search.Multiplexer, trial_id: str) -> dict[str, Any] | str | None:
         answer = suggest(self, trial_id)
         if isinstance(answer, dict):
-            seen.append((answer["search"], tuple(answer["genome"])))
+            seen.append((json.loads(answer["spec"])["name"], tuple(answer["genome"])))
         return answer
 
     monkeypatch.setattr(search.Multiplexer, "suggest", watched)

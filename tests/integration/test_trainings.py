@@ -25,12 +25,13 @@ from memmcl.experts.train import STAGE_VERSION
 from memmcl.report.parts import Expert
 from memmcl.store import ArtifactRef, Manifest, Store, cache_key
 from memmcl.suite.splits import Splits
-from tasks import data, experts, made, parts, runtime, training
+from tasks import data, experts, made, parts, references, runtime, training
+from tasks.bench import Bench
 from tasks.inputs import find_inputs
-from tasks.models import adapted_model, folded, standing_on, start_of
+from tasks.models import adapted_model, folded, make_probe, standing_on, start_of
 from tasks.runtime import Run, open_store, resident
-from tasks.search import Bench, SearchSpec
 from tasks.session import open_run
+from tasks.spec import SearchSpec
 from tasks.training import Plan
 
 MEMBERS = ("sent2", "irony", "emotion")
@@ -61,7 +62,7 @@ class Place:
         return ref_of(experts.train_joint.fn(self.run, self.train))
 
     def reference(self, name: str, expert: ArtifactRef) -> dict[str, Any]:
-        state = experts.measure_reference.fn(self.run, name, expert, self.weak[name], self.train[name])
+        state = references.measure_reference.fn(self.run, name, expert, self.weak[name], self.train[name], None)
         return dict(json.loads(self.store.read(ref_of(state), "reference.json")))
 
     def manifest(self, ref: ArtifactRef) -> Manifest:
@@ -254,27 +255,27 @@ def test_candidates_of_a_search_hold_the_warm_start_whatever_their_genes(make: M
     place = make({"evaluation": {"calibration": False}})
     warm = place.warm()
     trained = {name: place.expert(name, warm) for name in MEMBERS[:2]}
-    references = {name: place.reference(name, ref) for name, ref in trained.items()}
+    measured = {name: place.reference(name, ref) for name, ref in trained.items()}
     refs = {
         name: ref_of(
-            experts.measure_reference.fn(place.run, name, ref, place.weak[name], place.train[name])
+            references.measure_reference.fn(place.run, name, ref, place.weak[name], place.train[name], None)
         )
         for name, ref in trained.items()
     }  # fmt: skip
-    bench = Bench(place.run, trained, {name: place.weak[name] for name in trained}, refs)
+    bench = Bench(place.run, trained, {name: place.weak[name] for name in trained}, refs, {})
     spec = SearchSpec(
         name="pair", key="0" * 64, strategy="random", parts={name: {name: (1.0,)} for name in trained},
         subtasks=("irony",), seeds=(), evaluations=1,
     )  # fmt: skip
-    own = bench.evaluate(spec, (0.0, 1.0))
+    own = bench.evaluate(spec, (0.0, 1.0), ())
     assert own["values"]["irony"] == pytest.approx(1.0, abs=1e-4)
-    assert set(references["irony"]) == {"base", "expert", "constant"}
-    assert references["irony"]["constant"]["answer"] in place.run.subtask("irony").labels
-    nothing = bench.evaluate(spec, (0.0, 0.0))["values"]["irony"]
+    assert set(measured["irony"]) == {"base", "expert", "constant"}
+    assert measured["irony"]["constant"]["answer"] in place.run.subtask("irony").labels
+    nothing = bench.evaluate(spec, (0.0, 0.0), ())["values"]["irony"]
     with folded(place.run, [warm]) as (backbone, prompter):
         rows = runtime.read_rows(place.run, place.weak["irony"])
-        probe = experts.make_probe(place.run, backbone, prompter, place.run.subtask("irony"), rows)
-        alone = probe.gold_logprob() - references["irony"]["expert"]["loglik"]
+        probe = make_probe(place.run, backbone, prompter, place.run.subtask("irony"), rows)
+        alone = probe.gold_logprob() - measured["irony"]["expert"]["loglik"]
     assert nothing == pytest.approx(float(torch.tensor(alone).exp()), rel=1e-4)
 
 
@@ -298,7 +299,9 @@ def test_an_expert_is_anchored_after_the_fact_from_its_plain_self(make: Make) ->
 def test_results_tell_of_it_from_its_first_plain_step_on(make: Make) -> None:
     place = make(warm_start=0, anchor_after=0.5, anchor_weight=1.0, validation_rows=2, validate_every=2)
     expert = place.expert("sent2")
-    trained = made.Trained(experts={"sent2": expert}, warm=None, joint=None, weak_lora=None, weak={}, references={})
+    trained = made.Trained(
+        experts={"sent2": expert}, warm=None, joint=None, weak_lora=None, weak={}, selection={}, references={}
+    )
     (part,) = parts.expert_parts(place.run, SimpleNamespace(trained=trained))  # type: ignore[arg-type]
     told = Expert.model_validate(part)
     (plain,) = [place.manifest(ref) for ref in place.manifest(expert).inputs if ref.kind == "expert"]

@@ -16,8 +16,9 @@ from memmcl.evolve.strategy import Genome
 class Scripted:
     """A strategy that proposes given genomes and writes down every ask and tell."""
 
-    def __init__(self, genomes: list[Genome]) -> None:
+    def __init__(self, genomes: list[Genome], generation: int = 0) -> None:
         self.genomes = genomes
+        self.generation = generation
         self.log: list[tuple[str, int]] = []
         self.told: dict[int, float | None] = {}
         self.objectives: dict[int, Any] = {}
@@ -25,7 +26,7 @@ class Scripted:
     def ask(self) -> Proposal:
         index = sum(1 for what, _ in self.log if what == "ask")
         self.log.append(("ask", index))
-        return Proposal(index, self.genomes[index], "scripted", 0)
+        return Proposal(index, self.genomes[index], "scripted", self.generation)
 
     def tell(self, index: int, fitness: float | None, objectives: Any = None) -> None:
         self.log.append(("tell", index))

@@ -237,7 +237,7 @@ def test_every_drawing_has_a_text_alternative(page: Page) -> None:
     assert len(drawings) == 6 + 4 + 4 + 9 + 8  # subtasks, fitness, seconds, losses, single ones
     assert all(a["role"] == "img" and len(str(a["aria-label"])) > 20 for a in drawings)
     fitness = next(str(a["aria-label"]) for a in drawings if "Stage 1, ABSA: " in str(a["aria-label"]))
-    assert "20 evaluations, 1 failed" in fitness
+    assert "20 evaluations, 0 stopped early, 1 failed" in fitness
 
 
 def test_the_same_document_gives_the_same_page(html: str) -> None:

@@ -1,0 +1,183 @@
+"""What evaluates candidates: the resident model, all experts' factors, and the rows of every subtask."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from memmcl.errors import SearchError
+from memmcl.evaluate.given import PartValues
+from memmcl.evaluate.scoring import Probe
+from memmcl.evolve.fitness import blended, fitness, loglik_retention, retention, shrunk
+from memmcl.evolve.racing import Hurdle, Race, informative_first
+from memmcl.merge.build import Merger
+from memmcl.store import ArtifactRef
+from memmcl.suite import metrics
+from tasks.models import make_probe, start_of, weak_answers, with_start
+from tasks.references import given_answers, read_reference
+from tasks.runtime import Run, load_adapter, open_store, read_rows, resident
+from tasks.spec import SearchSpec
+
+Refs = Mapping[str, ArtifactRef]
+Kinds = dict[str, float]
+"""By kind of fitness, the value of one subtask."""
+
+
+class Bench:
+    """Puts merges into the resident model, and the model to rows.
+
+    What the experts stand on is part of every candidate, at the coefficient 1.
+    """
+
+    def __init__(self, run: Run, experts: Refs, weak: Refs, references: Refs, selection: Refs) -> None:
+        self._run = run
+        self._backbone, self._prompter = resident(run)
+        self._start = start_of(run, experts)
+        loaded = {name: load_adapter(run, ref) for name, ref in {**experts, **self._start}.items()}
+        self._merger = Merger(self._backbone, loaded, run.config.search.blocks, pinned=list(self._start))
+        self._refs = {"weak": weak, "selection": selection}
+        self._references = references
+        self._subtasks: dict[tuple[str, str], _Subtask] = {}
+
+    def evaluate(self, spec: SearchSpec, genome: Sequence[float], hurdles: Sequence[Hurdle | None]) -> dict[str, Any]:
+        """Return the record of one candidate.
+
+        fitness: of all rows; of a candidate that missed a hurdle, an estimate. rungs: its score at each rung that it
+        came to; stopped: whether it missed one; values: by subtask, what was measured last; rows: how many it was put
+        to; seconds to merge and to evaluate.
+        """
+        started = time.perf_counter()
+        coefficients = spec.coefficients(self._run, genome)
+        whole = with_start(coefficients, self._start, self._run.config.search.blocks)
+        self._merger.apply(whole, spec.recipe(self._run, genome))
+        merged = time.perf_counter()
+        try:
+            measured = self._race(spec, hurdles)
+        finally:
+            self._merger.reset()
+        shrink = self._run.config.search.shrink
+        measured["fitness"] = shrunk(measured["fitness"], coefficients.values(), shrink)
+        if "objectives" in measured:
+            measured["objectives"] = [shrunk(one, coefficients.values(), shrink) for one in measured["objectives"]]
+        seconds = {"merge": merged - started, "evaluate": time.perf_counter() - merged}
+        return {"genome": list(genome), **_plain(measured), "seconds": seconds}
+
+    def _race(self, spec: SearchSpec, hurdles: Sequence[Hurdle | None]) -> dict[str, Any]:
+        subtasks = {name: self._subtask(spec.rows, name) for name in spec.subtasks}
+        streams = {name: subtask.smooth(bool(hurdles)) for name, subtask in subtasks.items()}
+        rungs: list[float] = []
+        for hurdle in hurdles:
+            values = {name: self._blend(next(stream)) for name, stream in streams.items()}
+            rungs.append(fitness(values))
+            if hurdle is not None and not rungs[-1] >= hurdle.least:
+                return self._record(spec, subtasks, values, rungs, hurdle.offset)
+        kinds = {name: next(stream) for name, stream in streams.items()}
+        if "metric" in self._run.config.search.weights:
+            kinds = {name: {**kinds[name], "metric": subtask.metric()} for name, subtask in subtasks.items()}
+        return self._record(spec, subtasks, {name: self._blend(found) for name, found in kinds.items()}, rungs, None)
+
+    def _blend(self, kinds: Kinds) -> float:
+        return blended(kinds, self._run.config.search.weights)
+
+    def _record(
+        self, spec: SearchSpec, subtasks: Mapping[str, _Subtask], values: Mapping[str, float],
+        rungs: Sequence[float], offset: float | None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Return what is known of a candidate; offset: what is added to the values of one that was stopped."""
+        more = 0.0 if offset is None else offset
+        race = self._run.config.search.rungs if rungs else ()
+        rows = sum(
+            one.rows if offset is None else Race(race).ends(one.rows)[len(rungs) - 1] for one in subtasks.values()
+        )
+        found: dict[str, Any] = {
+            "fitness": fitness(values) + more, "values": dict(values), "rungs": list(rungs),
+            "stopped": offset is not None, "rows": rows,
+        }  # fmt: skip
+        if spec.objectives:
+            found["objectives"] = [
+                fitness({one: values[one] for one in members}) + more for members in spec.objectives.values()
+            ]
+        return found
+
+    def _subtask(self, rows: str, name: str) -> _Subtask:
+        if (rows, name) not in self._subtasks:
+            ref = self._refs[rows].get(name)
+            if ref is None:
+                raise SearchError(f"there are no {rows} rows of {name}")
+            self._subtasks[rows, name] = _Subtask(self._run, name, rows, ref, self._references[name])
+        return self._subtasks[rows, name]
+
+
+class _Subtask:
+    """Rows of one subtask, what they are held to, and how they are put to the weights of now."""
+
+    def __init__(self, run: Run, name: str, rows: str, ref: ArtifactRef, reference: ArtifactRef) -> None:
+        self._run, self._asked = run, run.subtask(name)
+        self._examples = read_rows(run, ref)
+        self._measured, expected = read_reference(open_store(run), reference, rows)
+        self._expert = self._measured["expert"]
+        self._probe: Probe | None = None
+        backbone, prompter = self._model = resident(run)
+        self.rows = len(self._examples)
+        self._order = self._raced()
+        answers = {"loglik": [row.answer for row in self._examples], "agree": self._expert.get("answers")}
+        self._kinds = [kind for kind in run.config.search.weights if kind in answers] or (
+            ["loglik"] if run.config.search.rungs else []
+        )
+        ends = Race(run.config.search.rungs).ends(self.rows)
+        self._parted = len(ends)
+        self._given = {
+            kind: given_answers(
+                run, backbone, prompter, self._asked, self._examples, answers[kind], order=self._order, ends=ends,
+                expert=expected if kind == "agree" else None,
+            )
+            for kind in self._kinds
+        }  # fmt: skip
+        logprobs = np.array(self._expert["logprobs"])[self._order]
+        self._sums = np.cumsum(logprobs)
+
+    def _raced(self) -> list[int]:
+        """Return the rows in the order of the race: those first that tell models apart."""
+        base = self._measured.get("base")
+        if base is None or not self._run.config.search.rungs:
+            return list(range(self.rows))
+        if "agreement" in base and "loglik" not in self._run.config.search.weights:
+            return informative_first(1.0 - np.array(base["agreement"]))
+        tokens = np.array([len(self._model[1].answer(row.answer, self._asked)) for row in self._examples])
+        return informative_first((np.array(self._expert["logprobs"]) - np.array(base["logprobs"])) / tokens)
+
+    def smooth(self, raced: bool) -> Iterator[Kinds]:
+        """Yield, after each part of the rows (raced) or all of them, the smooth kinds of fitness of the rows so far."""
+        streams = {kind: given.parts() for kind, given in self._given.items()}
+        seen: dict[str, list[PartValues]] = {kind: [] for kind in streams}
+        for number in range(self._parted):
+            for kind, stream in streams.items():
+                seen[kind].append(next(stream))
+            if raced or number == self._parted - 1:
+                yield {kind: self._value(kind, parts) for kind, parts in seen.items()}
+
+    def _value(self, kind: str, parts: Sequence[PartValues]) -> float:
+        if kind == "agree":
+            agreement = [part.agreement for part in parts if part.agreement is not None]
+            return float(np.concatenate(agreement).mean())
+        tokens = int(sum(part.tokens.sum() for part in parts))
+        rows = sum(len(part.logprobs) for part in parts)
+        logprob = float(sum(part.logprobs.sum() for part in parts))
+        return loglik_retention(logprob / tokens, float(self._sums[rows - 1]) / tokens)
+
+    def metric(self) -> float:
+        """Return the retention of the metric."""
+        if self._probe is None:
+            self._probe = make_probe(self._run, *self._model, self._asked, self._examples)
+        answers = weak_answers(self._run, self._probe)
+        return retention(metrics.score_subtask(self._asked, self._examples, answers), self._expert["score"])
+
+
+def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record as JSON has it: a fitness that is not finite is None, and so are its objectives."""
+    failed = () if math.isfinite(record["fitness"]) else ("fitness", "objectives")
+    return {name: None if name in failed else value for name, value in record.items()}

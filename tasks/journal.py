@@ -1,0 +1,101 @@
+"""What a run writes down as it goes, so that it can be looked at before it is finished, and resumed by its id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from memmcl.errors import DataError
+from memmcl.store import Store
+from tasks.runtime import Run, open_store
+from tasks.spec import SearchSpec
+
+
+class Entry(BaseModel):
+    """One search of a run: what it is called, under which key its records lie, how many there may be."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    key: str
+    evaluations: int
+    rows: str
+    subtasks: tuple[str, ...]
+
+
+class Journal(BaseModel):
+    """A run that was started, finished or not, and the searches that it has begun."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    started: str
+    config: dict[str, Any]
+    searches: tuple[Entry, ...]
+
+
+def note_run(run: Run) -> None:
+    """Write down that a run was started, and its settings; the first time stands."""
+    said = {"config": run.config.model_dump(mode="json"), "started": datetime.now(UTC).isoformat(timespec="seconds")}
+    open_store(run).append(_log(run.id), 0, said)
+
+
+def note_search(run: Run, spec: SearchSpec) -> None:
+    """Write down that a search of a run has begun."""
+    entry = Entry(
+        name=spec.name, key=spec.key, evaluations=spec.evaluations, rows=spec.rows, subtasks=spec.subtasks
+    )  # fmt: skip
+    open_store(run).append(_log(run.id), 1 + int(spec.key[:6], 16), entry.model_dump(mode="json"))
+
+
+def read_journal(store: Store, run_id: str) -> Journal:
+    """Return the journal of the run whose id starts so.
+
+    Raises:
+        DataError: no such run, or more than one.
+    """
+    found = sorted({path.split("/")[2] for path in store.objects.sizes("logs/runs/")})
+    fitting = [name for name in found if name.startswith(run_id)]
+    if len(fitting) != 1:
+        known = ", ".join(name[:8] for name in fitting or found) or "none"
+        what = f"more than one run starts with {run_id!r}" if fitting else f"no run {run_id!r} was started"
+        raise DataError(f"{what} in {store.url}; there are {known}")
+    records = store.records(_log(fitting[0]))
+    if 0 not in records:
+        raise DataError(f"the settings of run {fitting[0][:8]} cannot be read in {store.url}; start it by its file")
+    entries = [Entry.model_validate(record) for index, record in records.items() if index]
+    return Journal(run_id=fitting[0], searches=tuple(sorted(entries, key=lambda one: one.name)), **records[0])
+
+
+def standing(store: Store, entry: Entry) -> dict[str, Any]:
+    """Return how far a search is: records told, best, and what was spent; ready to be shown."""
+    records = store.records(f"searches/{entry.key}")
+    whole = {
+        index: record for index, record in records.items()
+        if record["fitness"] is not None and not record.get("stopped")
+    }  # fmt: skip
+    best = min(whole, key=lambda index: (-whole[index]["fitness"], index), default=None)
+    return {
+        "search": entry.name,
+        "candidates": len(records),
+        "of": entry.evaluations,
+        "stopped": sum(bool(record.get("stopped")) for record in records.values()),
+        "failed": sum(record["fitness"] is None for record in records.values()),
+        "rows": sum(record.get("rows", 0) for record in records.values()),
+        "best": best,
+        "fitness": whole[best]["fitness"] if best is not None else None,
+        "values": whole[best]["values"] if best is not None else {},
+        "seconds": _seconds(records),
+    }
+
+
+def _seconds(records: Mapping[int, Mapping[str, Any]]) -> dict[str, float]:
+    parts = ("merge", "evaluate", "wait")
+    return {part: sum(record["seconds"].get(part, 0.0) for record in records.values()) for part in parts}
+
+
+def _log(run_id: str) -> str:
+    return f"runs/{run_id}"

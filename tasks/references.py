@@ -1,0 +1,145 @@
+"""What rows are held to: how an expert, and the base, fare on a subtask's weak and selection rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import State
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from memmcl.backbone.forward import Backbone
+from memmcl.evaluate.given import Distributions, GivenAnswers
+from memmcl.evaluate.scoring import Probe
+from memmcl.store import ArtifactRef, Store
+from memmcl.suite import metrics
+from memmcl.suite.examples import Example
+from memmcl.suite.prompts import Prompter
+from memmcl.suite.subtasks import Subtask
+from tasks.models import adapted_model, make_probe, weak_answers
+from tasks.runtime import Run, read_rows, resident, reuse_or_make, worth_retrying
+
+REFERENCE_VERSION = 5
+DOCUMENT, DISTRIBUTIONS = "reference.json", "expert.safetensors"
+WEAK, SELECTION = "weak", "selection"
+Values = dict[str, Any]
+"""loglik: mean gold log-probability per answer token; score: the metric, None where it was not asked for; logprobs:
+by row, the summed log-probability of the gold answer; answers: where the fitness is agreement; agreement: by row, with
+the expert."""
+
+
+@task(
+    name="reference",
+    task_run_name="reference {subtask}",
+    cache_policy=NO_CACHE,
+    retries=1,
+    retry_condition_fn=worth_retrying,
+)
+def measure_reference(
+    run: Run, subtask: str, expert: ArtifactRef, weak: ArtifactRef, train: ArtifactRef, selection: ArtifactRef | None
+) -> State[ArtifactRef]:
+    """Measure the expert, the base and the best constant answer on the subtask's weak rows, and on its selection rows.
+
+    The expert is the unit of every retention; an answer that is always the same tells what its score is worth.
+    """
+
+    def make() -> tuple[dict[str, bytes], dict[str, Any]]:
+        asked, rows = run.subtask(subtask), read_rows(run, weak)
+        bench = {WEAK: rows} | ({SELECTION: read_rows(run, selection)} if selection else {})
+        measured, files = measure_rows(run, asked, bench, expert)
+        constant, score = metrics.best_constant(asked, read_rows(run, train), rows)
+        document = {**measured, "constant": {"answer": constant, "score": score}}
+        brief = {name: brief_of(document[name]) for name in ("base", "expert")}
+        return {DOCUMENT: json.dumps(document).encode(), **files}, {**brief, "constant": document["constant"]}
+
+    return reuse_or_make(
+        run, "reference", name=f"reference {subtask}",
+        inputs=[expert, weak, train, *([selection] if selection else [])], config=reference_config(run),
+        stage_version=REFERENCE_VERSION, make=make,
+    )  # fmt: skip
+
+
+def reference_config(run: Run) -> dict[str, Any]:
+    """Return what of the configuration decides a reference."""
+    evaluation = run.config.evaluation.model_dump(mode="json", include={"batch_size", "max_new_tokens", "calibration"})
+    return {"evaluation": evaluation, "fitness": sorted(run.config.search.weights), "model": run.model_key()}
+
+
+def measure_rows(
+    run: Run, subtask: Subtask, parts: Mapping[str, Sequence[Example]], expert: ArtifactRef
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Return base and expert on weak rows, and on selection rows where there are any; with files, if any.
+
+    The document has "base" and "expert" for weak rows, and the same under "selection".
+    """
+    backbone, prompter = resident(run)
+    probes = {part: make_probe(run, backbone, prompter, subtask, rows) for part, rows in parts.items()}
+    with adapted_model(run, expert):
+        experts = {part: values_of(run, probe, parts[part]) for part, probe in probes.items()}
+        expected, tensors = {}, {}
+        if "agree" in run.config.search.weights:
+            for part in probes:
+                answers = experts[part]["answers"]
+                given = given_answers(run, backbone, prompter, subtask, parts[part], answers)
+                expected[part] = given.distributions()
+                tensors |= _tensors(part, expected[part])
+    document: dict[str, Any] = {}
+    for part, probe in probes.items():
+        base = values_of(run, probe, parts[part])
+        if part in expected:
+            rows = given_answers(run, backbone, prompter, subtask, parts[part], experts[part]["answers"],
+                                 expert=expected[part])  # fmt: skip
+            base["agreement"] = [float(value) for found in rows.parts() for value in found.agreement]  # type: ignore[union-attr]
+        found = {"base": base, "expert": experts[part]}
+        document |= found if part == WEAK else {part: found}
+    return document, {DISTRIBUTIONS: save_tensors(tensors)} if tensors else {}
+
+
+def values_of(run: Run, probe: Probe, rows: Sequence[Example]) -> Values:
+    """Return what the weights of now reach on rows; label scores are run once for all of it.
+
+    Of generated answers the metric is left out unless the fitness needs it, because decoding is what costs.
+    """
+    subtask, kinds = probe.subtask, run.config.search.weights
+    scores = None if subtask.is_tuple else probe.label_scores()
+    logprobs = probe.gold_logprobs(scores)
+    wanted = scores is not None or "metric" in kinds or "agree" in kinds
+    answers = weak_answers(run, probe, scores) if wanted else []
+    return {
+        "loglik": float(logprobs.sum() / probe.gold_tokens.sum()),
+        "score": metrics.score_subtask(subtask, rows, answers) if wanted else None,
+        "logprobs": logprobs.tolist(),
+        **({"answers": answers} if "agree" in kinds else {}),
+    }
+
+
+def given_answers(
+    run: Run, backbone: Backbone, prompter: Prompter, subtask: Subtask, rows: Sequence[Example],
+    answers: Sequence[str], **more: Any,
+) -> GivenAnswers:  # fmt: skip
+    """Return rows with given answers, with the run's batch size."""
+    batch = run.config.evaluation.batch_size
+    return GivenAnswers(backbone, prompter, subtask, rows, answers, batch_size=batch, **more)
+
+
+def read_reference(store: Store, ref: ArtifactRef, rows: str) -> tuple[dict[str, Any], Distributions | None]:
+    """Return what "base" and "expert" reach on weak or selection rows, and what the expert expects, if that is kept."""
+    document = json.loads(store.read(ref, DOCUMENT))
+    found = document if rows == WEAK else document[rows]
+    if DISTRIBUTIONS not in store.load(ref).blobs:
+        return found, None
+    tensors = load_tensors(store.read(ref, DISTRIBUTIONS))
+    return found, Distributions(tensors[f"{rows}.ids"].long(), tensors[f"{rows}.logprobs"].float())
+
+
+def brief_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values without those of single rows."""
+    return {name: values[name] for name in ("loglik", "score")}
+
+
+def _tensors(part: str, expected: Distributions) -> dict[str, Any]:
+    return {f"{part}.ids": expected.ids.int().contiguous(), f"{part}.logprobs": expected.logprobs.contiguous()}

@@ -1,0 +1,154 @@
+"""Given answers in parts: sums against one plain pass a row, agreement against whole distributions in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import jensenshannon
+from tiny import backbone_of, corpus, naive_logprob, plain_model, prompter_of, random_factors
+from torch import nn
+
+from memmcl.backbone.forward import Backbone
+from memmcl.errors import SearchError
+from memmcl.evaluate.given import Distributions, GivenAnswers, PartValues, js_divergence
+from memmcl.merge.build import Merger
+from memmcl.suite.examples import Example
+from memmcl.suite.prompts import Prompter
+from memmcl.suite.subtasks import SUBTASKS
+
+WHOLE = 600
+"""More tokens than the tiny vocabulary has."""
+
+
+@pytest.fixture(scope="module", params=[0, 2])
+def backbone(request: pytest.FixtureRequest, tiny_base: Path) -> Backbone:
+    return backbone_of(tiny_base, request.param)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_base: Path) -> nn.Module:
+    return plain_model(tiny_base)
+
+
+@pytest.fixture(scope="module")
+def prompter(tiny_base: Path) -> Prompter:
+    return prompter_of(tiny_base)
+
+
+def rows_of(name: str, count: int) -> list[Example]:
+    return corpus(name, count)
+
+
+def by_row(parts: Sequence[PartValues], order: Sequence[int]) -> np.ndarray:
+    """The sums in the rows' own order."""
+    found = np.concatenate([part.logprobs for part in parts])
+    return found[np.argsort(order)]
+
+
+@pytest.mark.parametrize("name", ["emotion", "uabsa"])
+@pytest.mark.parametrize(
+    ("order", "ends"),
+    [([0, 1, 2, 3, 4, 5], [6]), ([5, 3, 1, 0, 2, 4], [1, 4, 6]), ([2, 0, 1, 5, 4, 3], [1, 2, 3, 4, 5, 6])],
+)
+def test_sums_in_parts_equal_one_plain_pass_a_row(
+    backbone: Backbone, model: nn.Module, prompter: Prompter, name: str, order: list[int], ends: list[int]
+) -> None:
+    rows, subtask = rows_of(name, 6), SUBTASKS[name]
+    answers = [row.answer for row in rows]
+    given = GivenAnswers(backbone, prompter, subtask, rows, answers, order=order, ends=ends, batch_size=2)
+    parts = list(given.parts())
+    assert [len(part.logprobs) for part in parts] == np.diff([0, *ends]).tolist()
+    ids = [prompter.answer(answer, subtask) for answer in answers]
+    expected = [naive_logprob(model, prompter.prompt(subtask, row), one) for row, one in zip(rows, ids, strict=True)]
+    np.testing.assert_allclose(by_row(parts, order), expected, rtol=0, atol=1e-4)
+    assert np.concatenate([part.tokens for part in parts]).tolist() == [len(ids[row]) for row in order]
+    assert all(part.agreement is None for part in parts)
+
+
+def test_parts_stop_where_nobody_asks_for_more(
+    backbone: Backbone, prompter: Prompter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of("emotion", 6)
+    given = GivenAnswers(
+        backbone, prompter, SUBTASKS["emotion"], rows, [row.answer for row in rows], ends=[2, 6], batch_size=2
+    )
+    run: list[int] = []
+    outputs = Backbone.outputs
+
+    def counted(self: Backbone, prepared: object, index: int, prefix: object) -> torch.Tensor:
+        run.append(index)
+        return outputs(self, prepared, index, prefix)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Backbone, "outputs", counted)
+    next(given.parts())
+    assert len(run) == 1, "one batch of two rows"
+
+
+@pytest.mark.parametrize("top", [3, WHOLE])
+@pytest.mark.parametrize("name", ["emotion", "uabsa"])
+def test_agreement_is_that_of_whole_distributions_or_above(
+    tiny_base: Path, model: nn.Module, prompter: Prompter, name: str, top: int
+) -> None:
+    backbone = backbone_of(tiny_base, 2)
+    rows, subtask = rows_of(name, 5), SUBTASKS[name]
+    answers = [row.answer for row in rows]
+    merger = Merger(backbone, {"one": random_factors(tiny_base, layers=(2, 3), seed=3)}, blocks=1)
+    merger.apply({"one": (1.0,)})
+    expert = GivenAnswers(backbone, prompter, subtask, rows, answers, batch_size=2).distributions(top)
+    whole = GivenAnswers(backbone, prompter, subtask, rows, answers, batch_size=1).distributions(WHOLE)
+    order = [4, 1, 0, 3, 2]
+    given = GivenAnswers(
+        backbone, prompter, subtask, rows, answers, order=order, ends=[2, 5], batch_size=2, expert=expert
+    )
+    same = np.concatenate([part.agreement for part in given.parts()])  # type: ignore[misc]
+    np.testing.assert_allclose(same, 1.0, atol=1e-5)
+    merger.reset()
+    found = np.concatenate([part.agreement for part in given.parts()])[np.argsort(order)]  # type: ignore[misc]
+
+    expected, at = [], 0
+    for row, answer in zip(rows, answers, strict=True):
+        ids = prompter.answer(answer, subtask)
+        prompt = prompter.prompt(subtask, row)
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *ids[:-1]]])).logits[0, len(prompt) - 1 :].double()
+        q = logits.softmax(-1).numpy()
+        p = np.zeros_like(q)
+        np.put_along_axis(p, whole.ids[at : at + len(ids)].numpy(), whole.logprobs[at : at + len(ids)].exp().numpy(), 1)
+        expected.append(1.0 - np.mean(jensenshannon(p, q, base=2, axis=1) ** 2))
+        at += len(ids)
+    if top == WHOLE:
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    else:
+        assert (found >= np.array(expected) - 1e-6).all()
+        assert found.max() < 0.999
+        assert not np.allclose(found, expected, atol=1e-3), "three tokens do not tell all"
+
+
+def test_divergence_of_known_and_of_merged_outcomes() -> None:
+    p = torch.tensor([[0.5, 0.25], [1.0, 0.0], [0.3, 0.3]], dtype=torch.float64)
+    q = torch.tensor([[0.5, 0.25], [0.0, 1.0], [0.1, 0.2]], dtype=torch.float64)
+    expected = [0.0, 1.0, jensenshannon([0.3, 0.3, 0.4], [0.1, 0.2, 0.7], base=2) ** 2]
+    np.testing.assert_allclose(js_divergence(p.log(), q.log()).numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"order": [0, 1, 1]}, "a place for each of 3 rows"),
+        ({"ends": [1, 2]}, "the last at all"),
+        ({"ends": [2, 1, 3]}, "rising"),
+        ({"answers": ["joy"]}, "an answer and a place"),
+        ({"expert": Distributions(torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2))}, "other rows or answers"),
+    ],
+)
+def test_what_does_not_fit_the_rows_is_refused(
+    backbone: Backbone, prompter: Prompter, change: dict[str, object], message: str
+) -> None:
+    rows = rows_of("emotion", 3)
+    arguments = {"answers": [row.answer for row in rows], **change}
+    with pytest.raises(SearchError, match=message):
+        GivenAnswers(backbone, prompter, SUBTASKS["emotion"], rows, **arguments)  # type: ignore[arg-type]
