@@ -97,11 +97,11 @@ def train_experts(run: Run, splits: SplitRefs, anchors: ArtifactRef | None) -> T
         if pseudo:
             labelled, chosen = (
                 {
-                    name: label_weak.submit(run, name, trained[name], texts[name], keep)
+                    name: label_weak.submit(run, name, kind, trained[name], texts[name])
                     for name in order
                     if name in texts
                 }
-                for texts, keep in ((weak, cfg.data.weak_rows), (selection, cfg.data.selection_rows))
+                for kind, texts in (("weak", weak), ("selection", selection))
             )
         measured = {
             name: measure_reference.submit(run, name, trained[name], labelled[name], train[name], chosen.get(name))

@@ -20,14 +20,15 @@ STAGE_VERSION = 1
 
 @task(
     name="pseudo labels",
-    task_run_name="pseudo labels {subtask}, {keep} rows",
+    task_run_name="pseudo labels {subtask} {part}",
     cache_policy=NO_CACHE,
     retries=1,
     retry_condition_fn=worth_retrying,
 )
-def label_weak(run: Run, subtask: str, expert: ArtifactRef, texts: ArtifactRef, keep: int) -> State[ArtifactRef]:
-    """Label texts of one subtask by its expert, and keep so many of the most confident."""
+def label_weak(run: Run, subtask: str, part: str, expert: ArtifactRef, texts: ArtifactRef) -> State[ArtifactRef]:
+    """Label weak or selection texts of a subtask by its expert; keep as many of the most confident as are wanted."""
     cfg = run.config
+    keep = {"weak": cfg.data.weak_rows, "selection": cfg.data.selection_rows}[part]
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
         asked, rows = run.subtask(subtask), read_rows(run, texts)
@@ -45,7 +46,7 @@ def label_weak(run: Run, subtask: str, expert: ArtifactRef, texts: ArtifactRef, 
 
     evaluation = cfg.evaluation.model_dump(mode="json", include={"batch_size", "max_new_tokens", "calibration"})
     return reuse_or_make(
-        run, "weak", name=f"weak {subtask}", inputs=[expert, texts],
+        run, "weak", name=f"{part} {subtask}", inputs=[expert, texts],
         config={"weak_rows": keep, "evaluation": evaluation, "model": run.model_key()},
         stage_version=STAGE_VERSION, make=make,
     )  # fmt: skip

@@ -23,6 +23,7 @@ LABELS = {"1": "urgent", "2": "can wait", "3": "spam"}
 SAID = {"1": "is on fire", "2": "could be cleaner some day", "3": "wins you a free cruise"}
 THINGS = ("printer", "lift", "kettle", "router", "door", "lamp", "heater", "till", "scanner", "fridge", "fan", "desk")
 ROWS = 90
+JOINT = 14
 
 
 def write_tickets(path: Path) -> None:
@@ -53,9 +54,13 @@ def own_config(base: Path, folder: Path) -> dict[str, Any]:
     config["ray"] = {"workers": 1}  # two would import everything twice, which is what takes the time
     config["search"] |= {
         "method": "ties", "parameters": {"scale": 1.2}, "genes": {"density": [0.1, 0.9]}, "adapter_rank": 4,
-        "stage1_evaluations": 8,
+        "stage1_evaluations": 8, "joint_evaluations": JOINT, "strategy": "genetic", "update": "steady-state",
+        "mask": True, "keep": 0.4,
+        "blocks": 2, "rivals": ["tsv"], "blend": {"loglik": 1, "agree": 3}, "rungs": [0.3, 0.6], "finalists": 2,
+        "shrink": 0.01,
     }  # fmt: skip
     config["data"] |= {
+        "selection_rows": 3,
         "subtasks": ["sent2", "tickets", "parts"],
         "custom": [
             {
@@ -115,22 +120,73 @@ def test_another_merge_method_goes_through_all_stages(place: Desk) -> None:
     store = place.store
     searches = {one.name: read_json(store, one, "search.json") for one in store.list("search")}
     assert searches.pop("search task arithmetic")["recipe"]["method"] == "linear"
+    assert searches.pop("search tsv")["recipe"]["method"] == "tsv"
     for name, found in searches.items():
-        recipe, winner = found["recipe"], found["candidates"][found["winner"]]["genome"]
         assert found["genes"][-1] == "density", name
-        assert recipe["parameters"] == {"scale": 1.2, "density": winner[-1]}
+        if found["winner"] is not None:
+            winner = found["candidates"][found["winner"]]["genome"]
+            assert found["recipe"]["parameters"] == {"scale": 1.2, "density": winner[-1]}
         seen = {entry["genome"][-1] for entry in found["candidates"]}
         assert 0.5 in seen, "seeds start at the method's default"
         assert all(0.1 <= density <= 0.9 for density in seen)
-        varied = name == "search unified" or len(seen) > 2
-        assert varied, f"{name} did not search the density"
+    joint = {entry["genome"][-1] for entry in searches["search unified"]["joint"]["candidates"]}
+    assert len(joint) > 1, "the density was searched"
     (unified,) = store.list("unified")
-    assert unified.metrics["method"] == "ties"
-    errors = unified.metrics["relative_errors"]
-    assert errors, "a compressed adapter tells how near it is"
-    assert all(0 <= error < 1 for error in errors.values())
+    assert unified.metrics["method"] == searches["search unified"]["recipe"]["method"]
+    if unified.metrics["method"] == "ties":
+        errors = unified.metrics["relative_errors"]
+        assert errors, "a compressed adapter tells how near it is"
+        assert all(0 <= error < 1 for error in errors.values())
     results = read_json(store, finished(place), "results.json")
-    assert results["merge"]["method"].startswith("ties (scale 1.2, density 0.")
+    assert results["merge"]["method"].startswith(unified.metrics["method"])
+
+
+def test_searches_race_prune_and_decide_on_rows_that_they_never_saw(place: Desk) -> None:
+    store = place.store
+    searches = {one.name.removeprefix("search "): read_json(store, one, "search.json") for one in store.list("search")}
+    assert set(searches) == {"SC", "ABSA", "MAST", "unified", "task arithmetic", "tsv"}
+    unified = searches["unified"]
+    for name, found in searches.items():
+        fixed = found["spec"]["fixed"]
+        assert fixed == (name in ("task arithmetic", "tsv"))
+        assert all(one["stopped"] is False for one in found["candidates"] if fixed)
+        assert (found["joint"] is not None) == (name == "unified")
+        assert all((one["selection"] is None) == fixed for one in found["finalists"])
+        assert sum(one["wins"] for one in found["finalists"]) == 1
+    joint = unified["joint"]
+    assert len(joint["candidates"]) <= JOINT
+    assert joint["genes"][:2] == ["parts/0", "parts/1"], "coefficients of experts, not of groups"
+    assert all(gene in (0.0, 1.0) for one in joint["candidates"] for gene in one["genome"][6:12])
+    scores = [one["selection"] for one in unified["finalists"]]
+    assert next(one["selection"] for one in unified["finalists"] if one["wins"]) == max(scores)
+    assert {"task arithmetic", "tsv"} <= {one["search"] for one in unified["finalists"]}
+    entries = [one for found in (unified, joint) for one in found["candidates"]]
+    assert all(one["rows"] == 24 for one in entries if not one["stopped"]), "eight rows of three subtasks"
+    assert all(one["rows"] in (9, 15) for one in entries if one["stopped"])
+    assert any(one["stopped"] for one in entries)
+    assert any(one["parents"] for one in entries)
+    weak, kept = (
+        from_table(store.read(manifest(store, "split", f"tickets {part}"), "rows.parquet"))
+        for part in ("weak", "selection")
+    )
+    assert len(kept) == 3
+    assert not {row.text for row in weak} & {row.text for row in kept}
+
+
+def test_a_run_can_be_looked_at_and_gone_on_with_by_its_id(place: Desk) -> None:
+    run_id = finished(place).key[:8]
+    ended = place.run("search", "show", run_id, "--top", "2")
+    assert ended.code == 0, ended
+    assert "unified joint" in ended.out
+    assert "unified final" in ended.out
+    told = json.loads(place.run("search", "show", run_id, "--json").out)
+    assert {one["search"]: one["of"] for one in told}["unified joint"] == JOINT
+    again = place.run("search", "resume", run_id)
+    assert again.code == 0, again
+    assert f"run {run_id} is finished" in again.out
+    wrong = place.run("search", "show", "ffff")
+    assert wrong.code != 0
+    assert "no run 'ffff' was started" in wrong.err
 
 
 def test_own_subtasks_stand_in_table_report_and_answers(place: Desk) -> None:

@@ -48,7 +48,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_the_commands() -> None:
     assert {" ".join(path) for path in COMMANDS} == {
         "", "run", "retrain", "report", "ui", "predict", "deploy", "version", "data", "data list", "data check",
-        "data stats", "data fetch", "experts", "experts anchor", "merge", "merge search", "search", "search show", "search resume", "champion", "champion show",
+        "data stats", "data fetch", "experts", "experts anchor", "merge", "merge search", "search", "search show",
+        "search resume", "champion", "champion show",
         "champion history", "champion rollback", "store", "store ls", "store show", "store fetch",
         "store verify",
     }  # fmt: skip
