@@ -55,16 +55,17 @@ class Bench:
         whole = with_start(coefficients, self._start, self._run.config.search.blocks)
         self._merger.apply(whole, spec.recipe(self._run, genome))
         merged = time.perf_counter()
-        try:
-            measured = self._race(spec, hurdles)
-        finally:
-            self._merger.reset()
+        measured = self._race(spec, hurdles)
         shrink = self._run.config.search.shrink
         measured["fitness"] = shrunk(measured["fitness"], coefficients.values(), shrink)
         if "objectives" in measured:
             measured["objectives"] = [shrunk(one, coefficients.values(), shrink) for one in measured["objectives"]]
         seconds = {"merge": merged - started, "evaluate": time.perf_counter() - merged}
         return {"genome": list(genome), **_plain(measured), "seconds": seconds}
+
+    def close(self) -> None:
+        """Put the base back into the resident model: candidates follow one another without."""
+        self._merger.reset()
 
     def _race(self, spec: SearchSpec, hurdles: Sequence[Hurdle | None]) -> dict[str, Any]:
         subtasks = {name: self._subtask(spec.rows, name) for name in spec.subtasks}

@@ -79,11 +79,11 @@ def search_groups(run: Run, grounds: Grounds) -> State[dict[str, ArtifactRef]]:
     ]
     spec = make_spec(run, ARITHMETIC, itself, names, fixed, len(fixed), inputs, method="linear", fixed=True)
     plans.append(Plan(run, spec, inputs))
-    plans += [Plan(run, _rival(run, rival, itself, names, inputs), inputs) for rival in cfg.rivals]
+    plans += [Plan(run, rival_spec(run, rival, itself, names, inputs), inputs) for rival in cfg.rivals]
     return _run_stage(run, plans, grounds)
 
 
-def _rival(run: Run, method: str, parts: Inner, names: Sequence[str], inputs: Sequence[ArtifactRef]) -> SearchSpec:
+def rival_spec(run: Run, method: str, parts: Inner, names: Sequence[str], inputs: Sequence[ArtifactRef]) -> SearchSpec:
     """Return the grid of one other method: its scale, or one coefficient for all experts."""
     cfg, count = run.config.search, len(names) * run.config.search.blocks
     if METHODS[method].normalises:

@@ -118,6 +118,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
             assert proposal is not None
             core.done(proposal.index, bench.evaluate(spec, proposal.genome, core.hurdles(proposal.index)))
             told(spec, proposal, core.records[proposal.index])
+        bench.close()
 
     monkeypatch.setattr(own_references, "_measured_elsewhere", own_references._measure)
     monkeypatch.setattr(own_search, "run_courses", run_here)

@@ -272,6 +272,7 @@ def test_candidates_of_a_search_hold_the_warm_start_whatever_their_genes(make: M
     assert set(measured["irony"]) == {"base", "expert", "constant"}
     assert measured["irony"]["constant"]["answer"] in place.run.subtask("irony").labels
     nothing = bench.evaluate(spec, (0.0, 0.0), ())["values"]["irony"]
+    bench.close()
     with folded(place.run, [warm]) as (backbone, prompter):
         rows = runtime.read_rows(place.run, place.weak["irony"])
         probe = make_probe(place.run, backbone, prompter, place.run.subtask("irony"), rows)
