@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from memmcl.errors import SearchError
-from memmcl.evaluate.given import PartValues
+from memmcl.evaluate.given import GivenAnswers, PartValues
 from memmcl.evaluate.scoring import Probe
 from memmcl.evolve.fitness import blended, fitness, loglik_retention, retention, shrunk
 from memmcl.evolve.racing import Hurdle, Race, informative_first
@@ -18,7 +18,7 @@ from memmcl.merge.build import Merger
 from memmcl.store import ArtifactRef
 from memmcl.suite import metrics
 from tasks.models import make_probe, start_of, weak_answers, with_start
-from tasks.references import given_answers, read_reference
+from tasks.references import read_reference
 from tasks.runtime import Run, load_adapter, open_store, read_rows, resident
 from tasks.spec import SearchSpec
 
@@ -132,8 +132,8 @@ class _Subtask:
         ends = Race(run.config.search.rungs).ends(self.rows)
         self._parted = len(ends)
         self._given = {
-            kind: given_answers(
-                run, backbone, prompter, self._asked, self._examples, answers[kind], order=self._order, ends=ends,
+            kind: GivenAnswers(
+                backbone, prompter, self._asked, self._examples, answers[kind], order=self._order, ends=ends,
                 expert=expected if kind == "agree" else None,
             )
             for kind in self._kinds

@@ -80,14 +80,11 @@ def make_probe(
     )  # fmt: skip
 
 
-def weak_answers(run: Run, probe: Probe, scores: np.ndarray | None = None) -> list[str]:
-    """Return the answers of the weights of now to weak rows; label scores are calibrated on these rows themselves.
-
-    scores: those of the labels, where they are at hand.
-    """
+def weak_answers(run: Run, probe: Probe) -> list[str]:
+    """Return the answers of the weights of now to weak rows; label scores, run once, are calibrated on these rows."""
     if probe.subtask.is_tuple:
         return probe.answers()
-    scores = probe.label_scores() if scores is None else scores
+    scores = probe.label_scores()
     return probe.best_labels(scores, calibration.fit(scores, "median") if run.config.evaluation.calibration else None)
 
 

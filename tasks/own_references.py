@@ -13,7 +13,7 @@ from memmcl.merge.build import Merger
 from memmcl.store import ArtifactRef, cache_key
 from memmcl.suite.subtasks import Subtask
 from tasks.models import make_probe
-from tasks.references import DOCUMENT, brief_of, reference_config, values_of
+from tasks.references import DOCUMENT, brief_of, gold_answers, reference_config, values_of
 from tasks.runtime import Run, load_adapter, open_store, read_rows, resident
 
 REFERENCE_VERSION = 2
@@ -103,12 +103,13 @@ def _measure(run: OwnRun, held_to: HeldTo, experts: Refs, weak: Refs) -> Measure
         merger = Merger(backbone, {name: load_adapter(run, ref) for name, ref in experts.items()}, 1)
         rows = {name: read_rows(run, weak[name]) for name in held_to}
         probes = {name: make_probe(run, backbone, prompter, run.subtask(name), rows[name]) for name in held_to}
+        golds = {name: gold_answers(backbone, prompter, run.subtask(name), rows[name]) for name in held_to}
         values: dict[str, dict[str, Any]] = {name: {} for name in held_to}
         for model in sorted({BASE, *(model for models in held_to.values() for model in models)}):
             merger.apply({} if model == BASE else {model: (1.0,)})
             for name, models in held_to.items():
                 if model in (BASE, *models):
-                    values[name][model] = values_of(run, probes[name], rows[name])
+                    values[name][model] = values_of(run, probes[name], golds[name], rows[name])
         merger.reset()
     except MemmclError as error:
         return str(error)

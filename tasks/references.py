@@ -78,52 +78,49 @@ def measure_rows(
     """
     backbone, prompter = resident(run)
     probes = {part: make_probe(run, backbone, prompter, subtask, rows) for part, rows in parts.items()}
+    golds = {part: gold_answers(backbone, prompter, subtask, rows) for part, rows in parts.items()}
     with adapted_model(run, expert):
-        experts = {part: values_of(run, probe, parts[part]) for part, probe in probes.items()}
+        experts = {part: values_of(run, probes[part], golds[part], rows) for part, rows in parts.items()}
         expected, tensors = {}, {}
         if "agree" in run.config.search.weights:
             for part in probes:
                 answers = experts[part]["answers"]
-                given = given_answers(run, backbone, prompter, subtask, parts[part], answers)
+                given = GivenAnswers(backbone, prompter, subtask, parts[part], answers)
                 expected[part] = given.distributions()
                 tensors |= _tensors(part, expected[part])
     document: dict[str, Any] = {}
-    for part, probe in probes.items():
-        base = values_of(run, probe, parts[part])
+    for part, rows in parts.items():
+        base = values_of(run, probes[part], golds[part], rows)
         if part in expected:
-            rows = given_answers(run, backbone, prompter, subtask, parts[part], experts[part]["answers"],
-                                 expert=expected[part])  # fmt: skip
-            base["agreement"] = [float(value) for found in rows.parts() for value in found.agreement]  # type: ignore[union-attr]
-        found = {"base": base, "expert": experts[part]}
-        document |= found if part == WEAK else {part: found}
+            answers = experts[part]["answers"]
+            (found,) = GivenAnswers(backbone, prompter, subtask, rows, answers, expert=expected[part]).parts()
+            assert found.agreement is not None, "there are distributions to agree with"
+            base["agreement"] = found.agreement.tolist()
+        both = {"base": base, "expert": experts[part]}
+        document |= both if part == WEAK else {part: both}
     return document, {DISTRIBUTIONS: save_tensors(tensors)} if tensors else {}
 
 
-def values_of(run: Run, probe: Probe, rows: Sequence[Example]) -> Values:
+def gold_answers(backbone: Backbone, prompter: Prompter, subtask: Subtask, rows: Sequence[Example]) -> GivenAnswers:
+    """Return rows with their gold answers, run as those of candidates are: bfloat16 rounds otherwise in other batches."""
+    return GivenAnswers(backbone, prompter, subtask, rows, [row.answer for row in rows])
+
+
+def values_of(run: Run, probe: Probe, golds: GivenAnswers, rows: Sequence[Example]) -> Values:
     """Return what the weights of now reach on rows; label scores are run once for all of it.
 
     Of generated answers the metric is left out unless the fitness needs it, because decoding is what costs.
     """
-    subtask, kinds = probe.subtask, run.config.search.weights
-    scores = None if subtask.is_tuple else probe.label_scores()
-    logprobs = probe.gold_logprobs(scores)
-    wanted = scores is not None or "metric" in kinds or "agree" in kinds
-    answers = weak_answers(run, probe, scores) if wanted else []
+    kinds = run.config.search.weights
+    (found,) = golds.parts()
+    wanted = not probe.subtask.is_tuple or "metric" in kinds or "agree" in kinds
+    answers = weak_answers(run, probe) if wanted else []
     return {
-        "loglik": float(logprobs.sum() / probe.gold_tokens.sum()),
-        "score": metrics.score_subtask(subtask, rows, answers) if wanted else None,
-        "logprobs": logprobs.tolist(),
+        "loglik": float(found.logprobs.sum() / found.tokens.sum()),
+        "score": metrics.score_subtask(probe.subtask, rows, answers) if wanted else None,
+        "logprobs": found.logprobs.tolist(),
         **({"answers": answers} if "agree" in kinds else {}),
     }
-
-
-def given_answers(
-    run: Run, backbone: Backbone, prompter: Prompter, subtask: Subtask, rows: Sequence[Example],
-    answers: Sequence[str], **more: Any,
-) -> GivenAnswers:  # fmt: skip
-    """Return rows with given answers, with the run's batch size."""
-    batch = run.config.evaluation.batch_size
-    return GivenAnswers(backbone, prompter, subtask, rows, answers, batch_size=batch, **more)
 
 
 def read_reference(store: Store, ref: ArtifactRef, rows: str) -> tuple[dict[str, Any], Distributions | None]:

@@ -261,6 +261,11 @@ class Backbone:
                 prepared.caches.append(cache)
 
     @torch.no_grad()
+    def trunk_of(self, batch: Batch) -> Tensor:
+        """Return the trunk's activations of one batch that has no prefix before it, (rows, length, d)."""
+        return self._run_trunk(batch.tokens, batch.positions, batch.mask, None)
+
+    @torch.no_grad()
     def prefix_cache(self, prepared: Prepared) -> DynamicCache | None:
         """Return keys and values of the shared prefix, trunk and top; the top part belongs to today's weights."""
         if not prepared.prefix:

@@ -1,7 +1,7 @@
 """Rows with one given answer each, put to any weights in parts: what the fitness of a candidate is measured on.
 
 A race looks at some rows of every subtask, stops a candidate that is clearly worse there, and goes on otherwise. So the
-rows lie in parts; those of a part are one batch or more, and the prompt's shared prefix is run once for all parts.
+rows lie in parts. Those of a part are packed into one sequence, or a few: no token of them is padding.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from memmcl.backbone.forward import Backbone, Prepared, Row
+from memmcl.backbone.forward import Backbone, Batch, Row, pack
 from memmcl.errors import SearchError
 from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Prompter, shared_prefix
 from memmcl.suite.subtasks import Subtask
 
 Reals = npt.NDArray[np.float64]
+PACK = 2048
+"""Tokens that are run at once, unless one row has more."""
 TOP = 128
 """Tokens whose probabilities are kept of a distribution; the rest counts as one more outcome."""
 
@@ -52,8 +54,17 @@ class PartValues:
     agreement: Reals | None = None
 
 
+@dataclass(frozen=True)
+class _Pack:
+    """Rows in one sequence, and the trunk's activations of it."""
+
+    rows: list[int]
+    batch: Batch
+    hidden: Tensor
+
+
 class GivenAnswers:
-    """Rows of one subtask, each with one answer.
+    """Rows of one subtask, each with one answer, laid one behind the other without padding, their shared prefix once.
 
     answers: one a row; order: indices of the rows as they are looked at; ends: after how many of them each part ends,
     rising, the last is all rows. expert: distributions at the answers' tokens, in the rows' own order.
@@ -65,7 +76,7 @@ class GivenAnswers:
     def __init__(
         self, backbone: Backbone, prompter: Prompter, subtask: Subtask, examples: Sequence[Example],
         answers: Sequence[str], *, order: Sequence[int] | None = None, ends: Sequence[int] | None = None,
-        batch_size: int = 16, expert: Distributions | None = None,
+        expert: Distributions | None = None,
     ) -> None:  # fmt: skip
         count = len(examples)
         order = range(count) if order is None else order
@@ -78,12 +89,10 @@ class GivenAnswers:
         prompts = [prompter.prompt(subtask, example) for example in examples]
         ids = [prompter.answer(answer, subtask) for answer in answers]
         self.tokens = np.array([len(one) for one in ids])
-        prefix = shared_prefix(prompts)
-        self._parts: list[tuple[list[int], Prepared]] = []
-        for first, end in pairwise([0, *ends]):
-            rows = [order[place] for place in range(first, end)]
-            given = [Row(prompts[row], (ids[row],)) for row in rows]
-            self._parts.append((rows, backbone.prepare(given, batch_size=batch_size, prefix=prefix)))
+        self._rows = [Row(prompt, (answer,)) for prompt, answer in zip(prompts, ids, strict=True)]
+        self._prefix = shared_prefix(prompts)
+        self._parts = [[order[place] for place in range(first, end)] for first, end in pairwise([0, *ends])]
+        self._packs: dict[int, list[_Pack]] = {}
         self._starts = np.concatenate([[0], np.cumsum(self.tokens)])
         if expert is not None and len(expert.ids) != self._starts[-1]:
             raise SearchError(
@@ -95,19 +104,16 @@ class GivenAnswers:
     @torch.no_grad()
     def parts(self) -> Iterator[PartValues]:
         """Yield the values of each part under the weights of now, which must not change until the last is taken."""
-        prefix = None
-        for number, (rows, prepared) in enumerate(self._parts):
-            self._backbone.trunk(prepared)
-            prefix = self._backbone.prefix_cache(prepared) if not number else prefix
-            sums = np.zeros(len(rows))
-            agreed = np.zeros(len(rows))
-            for index, order in enumerate(prepared.order):
-                logprobs, owners, targets = self._logprobs(prepared, index, prefix)
-                found = logprobs.gather(1, targets[:, None])[:, 0].double().cpu().numpy()
-                places = np.array(order)[owners]
+        for number, rows in enumerate(self._parts):
+            sums, agreed = np.zeros(len(rows)), np.zeros(len(rows))
+            at = {row: place for place, row in enumerate(rows)}
+            for one in self._packed(number):
+                logprobs = self._logprobs(one)
+                found = logprobs.gather(1, one.batch.targets[:, None])[:, 0].double().cpu().numpy()
+                places = np.array([at[row] for row in one.rows])[one.batch.owners[:, 0].numpy()]
                 np.add.at(sums, places, found)
                 if self._expert is not None:
-                    np.add.at(agreed, places, self._agreement(self._expert, logprobs, [rows[at] for at in order]))
+                    np.add.at(agreed, places, self._agreement(self._expert, logprobs, one.rows))
             tokens = self.tokens[rows]
             yield PartValues(sums, tokens, agreed / tokens if self._expert is not None else None)
 
@@ -117,23 +123,39 @@ class GivenAnswers:
         width = min(top, self._backbone.output_weight.shape[0])
         ids = torch.zeros(int(self._starts[-1]), width, dtype=torch.long)
         kept = torch.zeros(int(self._starts[-1]), width)
-        prefix = None
-        for number, (rows, prepared) in enumerate(self._parts):
-            self._backbone.trunk(prepared)
-            prefix = self._backbone.prefix_cache(prepared) if not number else prefix
-            for index, order in enumerate(prepared.order):
-                logprobs, _, _ = self._logprobs(prepared, index, prefix)
-                best = logprobs.topk(width, dim=1)
-                at = self._tokens_of([rows[place] for place in order])
+        for number in range(len(self._parts)):
+            for one in self._packed(number):
+                best = self._logprobs(one).topk(width, dim=1)
+                at = self._tokens_of(one.rows)
                 ids[at], kept[at] = best.indices.cpu(), best.values.cpu()
         return Distributions(ids, kept)
 
-    def _logprobs(self, prepared: Prepared, index: int, prefix: object) -> tuple[Tensor, npt.NDArray[np.int64], Tensor]:
-        """Return (tokens, vocabulary) log-probabilities of a batch, the row of each in it, and the tokens (tokens,)."""
-        batch = prepared.batches[index]
-        outputs = self._backbone.outputs(prepared, index, prefix)
-        logprobs = self._backbone.logits(outputs).log_softmax(-1)
-        return logprobs[batch.picks], batch.owners[:, 0].numpy(), batch.targets
+    def _packed(self, number: int) -> list[_Pack]:
+        """Return a part's rows in packs, with the trunk's activations: computed when the part is first looked at."""
+        if number not in self._packs:
+            self._packs[number] = [self._pack(rows) for rows in self._chunks(self._parts[number])]
+        return self._packs[number]
+
+    def _chunks(self, rows: Sequence[int]) -> Iterator[list[int]]:
+        chunk: list[int] = []
+        used = self._prefix
+        for row in rows:
+            length = len(self._rows[row]) - self._prefix
+            if chunk and used + length > PACK:
+                yield chunk
+                chunk, used = [], self._prefix
+            chunk.append(row)
+            used += length
+        yield chunk
+
+    def _pack(self, rows: list[int]) -> _Pack:
+        backbone = self._backbone
+        batch = pack([self._rows[row] for row in rows], [self._prefix] * len(rows), backbone.pad, backbone.device)
+        return _Pack(rows, batch, backbone.trunk_of(batch))
+
+    def _logprobs(self, one: _Pack) -> Tensor:
+        """Return log-probabilities at every token of a pack's answers, (tokens, vocabulary) float32."""
+        return self._backbone.logits(self._backbone.top(one.hidden, one.batch)).log_softmax(-1)
 
     def _tokens_of(self, rows: Sequence[int]) -> Tensor:
         """Return where the tokens of these rows lie in distributions, row by row."""

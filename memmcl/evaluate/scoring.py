@@ -52,25 +52,14 @@ class Probe:
         sums = self._sums()
         return np.array([[sums[row, label] for label in range(len(self.subtask.labels))] for row in self._rows()])
 
-    def gold_logprobs(self, scores: np.ndarray | None = None) -> np.ndarray:
-        """Return (rows,) float64: the log-probability of each gold answer, summed over its tokens, end token included.
-
-        scores: those of `label_scores`, where they are at hand: then nothing is run.
-        """
-        if self.subtask.is_tuple:
-            sums = self._sums()
-            return np.array([sums[row, 0] for row in self._rows()])
-        found = self.label_scores() if scores is None else scores
-        return found[np.arange(len(found)), [self.subtask.labels.index(str(gold)) for gold in self._gold_labels]]
-
-    @property
-    def gold_tokens(self) -> np.ndarray:
-        """How many tokens each gold answer has, end token included; (rows,) int64."""
-        return np.array([len(ids) for ids in self._golds])
-
     def gold_logprob(self) -> float:
         """Return the mean log-probability per token of the gold answers, end tokens included."""
-        return float(self.gold_logprobs().sum() / self.gold_tokens.sum())
+        sums = self._sums()
+        labels = self.subtask.labels
+        total = sum(
+            sums[row, 0 if self.subtask.is_tuple else labels.index(str(self._gold_labels[row]))] for row in self._rows()
+        )
+        return float(total / sum(len(ids) for ids in self._golds))
 
     def answer_logprobs(self, answers: Sequence[str]) -> np.ndarray:
         """Return (rows,) float64: the mean log-probability per token of one given answer a row, end token included."""

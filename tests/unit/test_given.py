@@ -12,7 +12,7 @@ from scipy.spatial.distance import jensenshannon
 from tiny import backbone_of, corpus, naive_logprob, plain_model, prompter_of, random_factors
 from torch import nn
 
-from memmcl.backbone.forward import Backbone
+from memmcl.backbone.forward import Backbone, Batch
 from memmcl.errors import SearchError
 from memmcl.evaluate.given import Distributions, GivenAnswers, PartValues, js_divergence
 from memmcl.merge.build import Merger
@@ -59,7 +59,7 @@ def test_sums_in_parts_equal_one_plain_pass_a_row(
 ) -> None:
     rows, subtask = rows_of(name, 6), SUBTASKS[name]
     answers = [row.answer for row in rows]
-    given = GivenAnswers(backbone, prompter, subtask, rows, answers, order=order, ends=ends, batch_size=2)
+    given = GivenAnswers(backbone, prompter, subtask, rows, answers, order=order, ends=ends)
     parts = list(given.parts())
     assert [len(part.logprobs) for part in parts] == np.diff([0, *ends]).tolist()
     ids = [prompter.answer(answer, subtask) for answer in answers]
@@ -69,23 +69,43 @@ def test_sums_in_parts_equal_one_plain_pass_a_row(
     assert all(part.agreement is None for part in parts)
 
 
-def test_parts_stop_where_nobody_asks_for_more(
+def test_parts_that_nobody_asks_for_are_not_run(
     backbone: Backbone, prompter: Prompter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = rows_of("emotion", 6)
-    given = GivenAnswers(
-        backbone, prompter, SUBTASKS["emotion"], rows, [row.answer for row in rows], ends=[2, 6], batch_size=2
-    )
+    given = GivenAnswers(backbone, prompter, SUBTASKS["emotion"], rows, [row.answer for row in rows], ends=[2, 6])
     run: list[int] = []
-    outputs = Backbone.outputs
+    top = Backbone.top
 
-    def counted(self: Backbone, prepared: object, index: int, prefix: object) -> torch.Tensor:
-        run.append(index)
-        return outputs(self, prepared, index, prefix)  # type: ignore[arg-type]
+    def counted(self: Backbone, hidden: torch.Tensor, batch: Batch, cache: None = None) -> torch.Tensor:
+        run.append(len(set(batch.owners[:, 0].tolist())))
+        return top(self, hidden, batch, cache)
 
-    monkeypatch.setattr(Backbone, "outputs", counted)
+    monkeypatch.setattr(Backbone, "top", counted)
     next(given.parts())
-    assert len(run) == 1, "one batch of two rows"
+    assert run == [2]
+
+
+@pytest.mark.parametrize("size", [1, 90, 150, 2048])
+def test_rows_that_are_too_many_for_one_pack_are_run_in_several(
+    backbone: Backbone, prompter: Prompter, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, order = rows_of("uabsa", 7), [3, 0, 6, 1, 5, 2, 4]
+    answers = [row.answer for row in rows]
+
+    def measured() -> list[PartValues]:
+        expert = GivenAnswers(backbone, prompter, SUBTASKS["uabsa"], rows, answers).distributions(5)
+        given = GivenAnswers(
+            backbone, prompter, SUBTASKS["uabsa"], rows, answers, order=order, ends=[3, 7], expert=expert
+        )
+        return list(given.parts())
+
+    whole = measured()
+    monkeypatch.setattr("memmcl.evaluate.given.PACK", size)
+    for one, other in zip(measured(), whole, strict=True):
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
+        np.testing.assert_allclose(one.agreement, other.agreement, atol=1e-5)
+        assert (one.tokens == other.tokens).all()
 
 
 @pytest.mark.parametrize("top", [3, WHOLE])
@@ -98,12 +118,10 @@ def test_agreement_is_that_of_whole_distributions_or_above(
     answers = [row.answer for row in rows]
     merger = Merger(backbone, {"one": random_factors(tiny_base, layers=(2, 3), seed=3)}, blocks=1)
     merger.apply({"one": (1.0,)})
-    expert = GivenAnswers(backbone, prompter, subtask, rows, answers, batch_size=2).distributions(top)
-    whole = GivenAnswers(backbone, prompter, subtask, rows, answers, batch_size=1).distributions(WHOLE)
+    expert = GivenAnswers(backbone, prompter, subtask, rows, answers).distributions(top)
+    whole = GivenAnswers(backbone, prompter, subtask, rows, answers).distributions(WHOLE)
     order = [4, 1, 0, 3, 2]
-    given = GivenAnswers(
-        backbone, prompter, subtask, rows, answers, order=order, ends=[2, 5], batch_size=2, expert=expert
-    )
+    given = GivenAnswers(backbone, prompter, subtask, rows, answers, order=order, ends=[2, 5], expert=expert)
     same = np.concatenate([part.agreement for part in given.parts()])  # type: ignore[misc]
     np.testing.assert_allclose(same, 1.0, atol=1e-5)
     merger.reset()

