@@ -102,7 +102,7 @@ def measure_rows(
 
 
 def gold_answers(backbone: Backbone, prompter: Prompter, subtask: Subtask, rows: Sequence[Example]) -> GivenAnswers:
-    """Return rows with their gold answers, run as those of candidates are: bfloat16 rounds otherwise in other batches."""
+    """Return rows with their gold answers, run as those of candidates are: other batches round otherwise."""
     return GivenAnswers(backbone, prompter, subtask, rows, [row.answer for row in rows])
 
 
