@@ -221,7 +221,9 @@ class Multiplexer(Searcher):
         """Nothing to restore: a search resumes from its records."""
 
 
-def run_courses(run: Run, courses: Sequence[Course], bench: Mapping[str, Any], told: Told) -> None:
+def run_courses(
+    run: Run, courses: Sequence[Course], bench: Mapping[str, Any], told: Told, evaluator: type[Evaluator] = Evaluator
+) -> None:
     """Run all courses to their end in one Tuner; bench: the arguments of `Bench` but for the run.
 
     Raises:
@@ -231,7 +233,7 @@ def run_courses(run: Run, courses: Sequence[Course], bench: Mapping[str, Any], t
     if not searcher.active:
         return
     cfg = run.config.ray
-    trainable = tune.with_parameters(Evaluator, bench={"run": run, **bench})
+    trainable = tune.with_parameters(evaluator, bench={"run": run, **bench})
     resources = {"cpu": cfg.cpus_per_worker, "gpu": cfg.gpus_per_worker}
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the run, not only the search

@@ -1,0 +1,151 @@
+"""How well a search keeps its workers busy: real Ray, real Tune, evaluations that sleep.
+
+    python benchmarks/scaling.py [--workers 1 2 16] [--seconds 5] [--per-worker 10] [--out lines.jsonl]
+
+Each evaluation sleeps for `seconds`, half as long to half as long again by its genome, as rows and races make real ones
+differ; the CPUs are logical. Told of each number of workers: efficiency, the share of the workers' time that is
+evaluation from the moment when all of them have begun until the last candidate was handed out; idle, the rest; and the
+same of a search that waits for whole generations of as many candidates as there are workers, on the same evaluations by
+Ray tasks. One run after the other on the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from memmcl.config import parse_config
+from memmcl.evolve import build_strategy
+from memmcl.seeds import digest
+from memmcl.store import Store
+from tasks.runtime import Base, Run
+from tasks.search import Course, Evaluator, run_courses
+from tasks.spec import SearchSpec
+
+GENES = 8
+Spans = list[tuple[int, float, float]]
+"""Of each evaluation: process, begin, end."""
+
+
+def sleep(genome: Sequence[float], seconds: float) -> tuple[int, float, float]:
+    """Stand for an evaluation; returns process, begin, end."""
+    begin = time.time()
+    share = int(digest(list(genome))[:8], 16) / 2**32
+    time.sleep(seconds * (0.5 + share))
+    return os.getpid(), begin, time.time()
+
+
+def fitness(genome: Sequence[float]) -> float:
+    """Return something to be searched for."""
+    return -math.fsum((gene - 0.5) ** 2 for gene in genome)
+
+
+class Sleeper(Evaluator):
+    """A worker without a model."""
+
+    def setup(self, config: dict[str, Any], bench: dict[str, Any] | None = None) -> None:
+        """Keep how long to sleep."""
+        assert bench is not None
+        self._config, self._error, self._specs = config, None, {}
+        self._bench = _Bench(bench["seconds"])  # type: ignore[assignment]
+
+
+class _Bench:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def evaluate(self, spec: SearchSpec, genome: Sequence[float], hurdles: Sequence[object]) -> dict[str, Any]:
+        pid, begin, end = sleep(genome, self._seconds)
+        return {
+            "genome": list(genome), "fitness": fitness(genome), "values": {}, "rungs": [], "stopped": False, "rows": 0,
+            "span": [pid, begin, end], "seconds": {"merge": 0.0, "evaluate": end - begin},
+        }  # fmt: skip
+
+
+def asynchronous(workers: int, seconds: float, evaluations: int, folder: Path) -> Spans:
+    """Return the spans of a search on Tune."""
+    run = _run(workers, folder)
+    spec = SearchSpec(
+        name="sleep", key="0" * 64, strategy="cmaes", subtasks=(), seeds=(), evaluations=evaluations,
+        parts={f"e{number}": {f"e{number}": (1.0,)} for number in range(GENES)},
+    )  # fmt: skip
+    spans: Spans = []
+
+    def told(_: SearchSpec, __: object, record: Mapping[str, Any]) -> None:
+        pid, begin, end = record["span"]
+        spans.append((pid, begin, end))
+
+    course = Course("sleep", lambda phases: None if phases else spec)
+    run_courses(run, [course], {"seconds": seconds}, told, Sleeper)
+    return spans
+
+
+def synchronous(workers: int, seconds: float, evaluations: int, _: Path) -> Spans:
+    """Return the spans of a search that waits for whole generations."""
+    strategy = build_strategy("cmaes", genes=GENES, bounds=(0.0, 1.5), seeds=[], seed=0, population=max(4, workers))
+    remote = ray.remote(sleep)
+    spans: Spans = []
+    while len(spans) < evaluations:
+        generation = [strategy.ask() for _ in range(max(4, workers))]
+        spans += ray.get([remote.remote(proposal.genome, seconds) for proposal in generation])
+        for proposal in generation:
+            strategy.tell(proposal.index, fitness(proposal.genome))
+    return spans
+
+
+def _run(workers: int, folder: Path) -> Run:
+    tree = {
+        "search": {"lookahead": max(4, 2 * workers), "population": max(4, workers)}, "ray": {"workers": workers}
+    }  # fmt: skip
+    base = Base(name="none", digest="none", licence=None, dtype="float32", device="cpu", layers=1, split=0)
+    store = Store.open(str(folder))
+    return Run(id="scaling", config=parse_config(tree), base=base, store=store.spec, command="benchmarks")
+
+
+def busy(spans: Spans, workers: int) -> float:
+    """Return the share of the workers' time that is evaluation, from when all have begun to the last beginning."""
+    first = {pid: min(begin for other, begin, _ in spans if other == pid) for pid, _, _ in spans}
+    start, stop = max(first.values()), max(begin for _, begin, _ in spans)
+    inside = math.fsum(max(0.0, min(end, stop) - max(begin, start)) for _, begin, end in spans)
+    return inside / (workers * (stop - start))
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 16])
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--per-worker", type=int, default=10, help="evaluations")
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own table of trials
+    print("| workers | search | evaluations | efficiency, % | idle, % |\n|---:|---|---:|---:|---:|")
+    ways: dict[str, Callable[[int, float, int, Path], Spans]] = {
+        "ours, ahead of results": asynchronous, "generation by generation": synchronous
+    }  # fmt: skip
+    for workers in asked.workers:
+        for way, search in ways.items():
+            with tempfile.TemporaryDirectory(prefix="mmw") as folder:
+                ray.init(num_cpus=workers, include_dashboard=False, logging_level="error", log_to_driver=False)
+                try:
+                    spans = search(workers, asked.seconds, workers * asked.per_worker, Path(folder) / "store")
+                finally:
+                    ray.shutdown()
+            share = 100 * busy(spans, workers)
+            print(f"| {workers} | {way} | {len(spans)} | {share:.1f} | {100 - share:.1f} |", flush=True)
+            if asked.out:
+                with asked.out.open("a") as file:
+                    file.write(json.dumps({"workers": workers, "way": way, "spans": spans}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
