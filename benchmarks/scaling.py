@@ -112,7 +112,12 @@ def _run(workers: int, folder: Path) -> Run:
 
 
 def busy(spans: Spans, workers: int) -> float:
-    """Return the share of the workers' time that is evaluation, from when all have begun to the last beginning."""
+    """Return the share of the workers' time that is evaluation, from when all have begun to the last beginning.
+
+    NaN where not all of them ever began: the run was shorter than their start.
+    """
+    if len({pid for pid, _, _ in spans}) < workers:
+        return math.nan
     first = {pid: min(begin for other, begin, _ in spans if other == pid) for pid, _, _ in spans}
     start, stop = max(first.values()), max(begin for _, begin, _ in spans)
     inside = math.fsum(max(0.0, min(end, stop) - max(begin, start)) for _, begin, end in spans)

@@ -54,6 +54,15 @@ def show_results(results: Results) -> None:
     )
 
 
+def show_board(run: Run, stage: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Show the best candidates of the searches of a stage, as they are now."""
+    if rows:
+        create_table_artifact(
+            list(rows), key=f"search-{re.sub('[^a-z0-9]+', '-', stage.lower())}-{run.id[:8]}",
+            description=f"Best candidates of {stage} of {run.config.name} so far, by search",
+        )  # fmt: skip
+
+
 def show_faults(run: Run, faults: Sequence[Fault]) -> None:
     """Show the rows that were left out because they could not be used, where there are any."""
     if faults:

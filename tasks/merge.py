@@ -19,6 +19,7 @@ from memmcl.merge.export import adapter_files, merged_adapter
 from memmcl.merge.genome import Recipe
 from memmcl.store import ArtifactRef
 from memmcl.suite.subtasks import GROUPS
+from tasks.artifacts import show_board
 from tasks.journal import note_search
 from tasks.models import WARM, start_of, with_start
 from tasks.plans import Finalist, Plan, make_spec
@@ -32,6 +33,8 @@ ARITHMETIC = "task arithmetic"
 STAGE_2 = "unified"
 SCALES = (0.5, 1.0, 1.5, 2.5, 4.0)
 """Scales of a rival that averages; of others, the grid of task arithmetic is used."""
+BOARDS, PLACES = 8, 5
+"""How often the leaderboard of a stage is shown, and how many places it has a search."""
 Refs = Mapping[str, ArtifactRef]
 
 
@@ -182,11 +185,14 @@ def _run_stage(run: Run, plans: Sequence[Plan], grounds: Grounds) -> State[dict[
         return Completed(name="Reused", message="all searches were in the store", data=done)
     started = time.perf_counter()
     board = Board({plan.name: plan.first.evaluations + plan.joint for plan in missing})
-    with shown("search " + ", ".join(board.best), board.total, lines=20) as move:
+    title = "search " + ", ".join(board.best)
+    with shown(title, board.total, lines=20) as move:
 
         def told(spec: SearchSpec, proposal: Proposal, record: Mapping[str, Any]) -> None:
             board.take(spec, proposal, record)
             move(board.done, board.total, str(board))
+            if board.done * BOARDS // board.total != (board.done - 1) * BOARDS // board.total:
+                show_board(run, title, board.rows())
 
         courses = [plan.course(partial(note_search, run)) for plan in missing]
         run_courses(run, courses, grounds.bench(), told)
@@ -197,21 +203,40 @@ def _run_stage(run: Run, plans: Sequence[Plan], grounds: Grounds) -> State[dict[
 
 
 class Board:
-    """How far searches are, and the best of each."""
+    """How far searches are, and the best candidates of each."""
 
     def __init__(self, evaluations: Mapping[str, int]) -> None:
         self.best = dict.fromkeys(evaluations, float("-inf"))
         self.total = sum(evaluations.values())
         self.done = 0
+        self._seen: dict[str, list[tuple[float, int, Proposal, Mapping[str, Any]]]] = {}
 
     def take(self, spec: SearchSpec, proposal: Proposal, record: Mapping[str, Any]) -> None:
-        """Note a result."""
+        """Note a result; one that failed or was stopped has no place."""
         self.done += 1
         self.total = max(self.total, self.done)
         fitness = record["fitness"]
-        if spec.rows == "weak" and fitness is not None and not record["stopped"]:
+        if fitness is None or record["stopped"]:
+            return
+        if spec.rows == "weak":
             name = next(name for name in self.best if spec.name.startswith(name))
             self.best[name] = max(self.best[name], fitness)
+        ranked = self._seen.setdefault(spec.name, [])
+        ranked.append((-fitness, proposal.index, proposal, record))
+        ranked.sort(key=lambda one: one[:2])
+        del ranked[PLACES:]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the leaderboard."""
+        return [
+            {
+                "search": name, "place": place, "candidate": proposal.index, "from": proposal.origin,
+                "fitness": round(record["fitness"], 4), "rows": record["rows"],
+                **{subtask: round(value, 3) for subtask, value in record["values"].items() if value is not None},
+            }
+            for name, ranked in self._seen.items()
+            for place, (_, _, proposal, record) in enumerate(ranked, start=1)
+        ]  # fmt: skip
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value:.3f}" for name, value in self.best.items())

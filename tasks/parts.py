@@ -98,7 +98,7 @@ def _search(run: Run, stage: str, group: str | None, found: Mapping[str, Any]) -
     candidates = [
         {key: entry[key] for key in (
             "index", "origin", "parents", "genome", "fitness", "values", "rows", "stopped", "seconds"
-        )} | {"reused": "reused_from" in entry}
+        )} | {"reused": "reused_from" in entry, "objectives": entry.get("objectives") or []}
         for entry in found["candidates"]
     ]  # fmt: skip
     return {
@@ -106,6 +106,7 @@ def _search(run: Run, stage: str, group: str | None, found: Mapping[str, Any]) -
         "group": group,
         "strategy": "grid" if found["spec"]["fixed"] else run.config.search.strategy,
         "genes": found["genes"],
+        "objectives": list(found["spec"]["objectives"]),
         "candidates": candidates,
         "winner": found["winner"],
         "seconds": sum(

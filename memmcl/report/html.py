@@ -9,7 +9,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from memmcl.report import plots, plots_experts, plots_merge
+from memmcl.report import plots, plots_experts, plots_merge, plots_search
 from memmcl.report.figure import COLOURS
 from memmcl.report.parts import Comparison, Expert, Score, Search
 from memmcl.report.results import Document, Results, parse_results
@@ -112,6 +112,7 @@ def render_html(document: Document) -> str:
             "mean": plots.mean_plot(results),
             "subtasks": plots.subtask_plots(results),
             "fitness": plots.fitness_plots(results),
+            "fronts": plots_search.front_plots(results),
             "seconds": plots.seconds_plots(results),
             "weights": plots.weights_plot(results),
             "difficulty": plots.difficulty_plot(results),

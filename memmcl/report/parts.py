@@ -210,6 +210,8 @@ class Candidate(Part):
     """None: the candidate failed"""
     values: dict[str, Measured] = {}
     """retention by subtask"""
+    objectives: tuple[Measured, ...] = ()
+    """in the order of `Search.objectives`; empty for one that failed, or where fitness alone counts"""
     seconds: CandidateSeconds = CandidateSeconds()
     rows: NonNegativeInt | None = None
     """weak rows that it was put to"""
@@ -243,6 +245,8 @@ class Search(Part):
     winner: NonNegativeInt | None = None
     """index of the winning candidate; None when another search's won"""
     finalists: tuple[Finalist, ...] = ()
+    objectives: tuple[str, ...] = ()
+    """what a multi-objective search trades off; the winner is the point of the front with the highest mean"""
     seconds: NonNegativeFloat
     lookahead: NonNegativeInt
     workers: NonNegativeInt
