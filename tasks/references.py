@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import State
@@ -13,6 +14,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from memmcl.backbone.forward import Backbone
+from memmcl.errors import ModelError
 from memmcl.evaluate.given import Distributions, GivenAnswers
 from memmcl.evaluate.scoring import Probe
 from memmcl.store import ArtifactRef, Store
@@ -79,7 +81,7 @@ def measure_rows(
     backbone, prompter = resident(run)
     probes = {part: make_probe(run, backbone, prompter, subtask, rows) for part, rows in parts.items()}
     with adapted_model(run, expert):
-        experts = {part: values_of(run, probe, parts[part]) for part, probe in probes.items()}
+        experts = {part: values_of(run, probe, parts[part], f"expert {subtask.name}") for part, probe in probes.items()}
         expected, tensors = {}, {}
         if "agree" in run.config.search.weights:
             for part in probes:
@@ -89,7 +91,7 @@ def measure_rows(
                 tensors |= _tensors(part, expected[part])
     document: dict[str, Any] = {}
     for part, probe in probes.items():
-        base = values_of(run, probe, parts[part])
+        base = values_of(run, probe, parts[part], "the base")
         if part in expected:
             rows = given_answers(run, backbone, prompter, subtask, parts[part], experts[part]["answers"],
                                  expert=expected[part])  # fmt: skip
@@ -99,14 +101,23 @@ def measure_rows(
     return document, {DISTRIBUTIONS: save_tensors(tensors)} if tensors else {}
 
 
-def values_of(run: Run, probe: Probe, rows: Sequence[Example]) -> Values:
-    """Return what the weights of now reach on rows; label scores are run once for all of it.
+def values_of(run: Run, probe: Probe, rows: Sequence[Example], model: str) -> Values:
+    """Return what the weights of now, those of `model`, reach on rows; label scores are run once for all of it.
 
     Of generated answers the metric is left out unless the fitness needs it, because decoding is what costs.
+
+    Raises:
+        ModelError: a likelihood that is not finite: nothing could be held to it.
     """
     subtask, kinds = probe.subtask, run.config.search.weights
     scores = None if subtask.is_tuple else probe.label_scores()
     logprobs = probe.gold_logprobs(scores)
+    bad = int((~np.isfinite(logprobs)).sum())
+    if bad:
+        raise ModelError(
+            f"{model}: the likelihoods of {bad} of {len(rows)} rows of {subtask.name} are not finite; look whether its "
+            "weights are, or take a model.dtype of a larger range (bfloat16, float32)"
+        )
     wanted = scores is not None or "metric" in kinds or "agree" in kinds
     answers = weak_answers(run, probe, scores) if wanted else []
     return {

@@ -28,6 +28,7 @@ from memmcl.evolve import LookAhead, Proposal, build_strategy
 from memmcl.evolve.racing import Hurdle, Race
 from memmcl.store import Store
 from tasks.bench import Bench
+from tasks.cluster import check_room
 from tasks.runtime import Run, open_store
 from tasks.spec import SearchSpec
 
@@ -226,11 +227,13 @@ def run_courses(run: Run, courses: Sequence[Course], bench: Mapping[str, Any], t
 
     Raises:
         SearchError: a candidate cannot be evaluated, or keeps losing its worker; what was told is kept.
+        ServiceError: no worker has room in the Ray cluster, nor ever will.
     """
     searcher = Multiplexer(run, courses, told)
     if not searcher.active:
         return
     cfg = run.config.ray
+    check_room(cfg)
     trainable = tune.with_parameters(Evaluator, bench={"run": run, **bench})
     resources = {"cpu": cfg.cpus_per_worker, "gpu": cfg.gpus_per_worker}
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
