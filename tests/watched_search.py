@@ -3,7 +3,7 @@
     python tests/watched_search.py CASE NOTES
 
 CASE is what `write_case` wrote. Workers append a line to NOTES as they begin a candidate: the mark of the tree that
-they belong to, their process id, search, genome. What was found is printed: the winners' coefficients.
+they belong to, their process id, the search's key, genome. What was found is printed: the winners' coefficients.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Watched(search.Evaluator):
 
     def step(self) -> dict[str, Any]:
         """Note the candidate, then evaluate it."""
-        name = SearchSpec.model_validate_json(self._config["spec"]).name
-        note = [os.environ.get("MEMMCL_TEST_TREE", ""), os.getpid(), name, self._config["genome"]]
+        key = SearchSpec.model_validate_json(self._config["spec"]).key
+        note = [os.environ.get("MEMMCL_TEST_TREE", ""), os.getpid(), key, self._config["genome"]]
         with Path(self._config["notes"]).open("ab", buffering=0) as notes:
             notes.write(json.dumps(note).encode() + b"\n")  # one write of a file opened to append: whole lines
         time.sleep(SECONDS)

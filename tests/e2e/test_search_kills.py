@@ -25,8 +25,8 @@ pytestmark = [pytest.mark.campaign, pytest.mark.timeout(3500)]
 VICTIMS = ["worker"] * 4 + ["driver"] * 3 + ["tree"] * 3
 START = 8.0
 """Seconds within which a kill may fall that does not wait for an evaluation."""
-Genome = tuple[float, ...]
-Candidate = tuple[str, Genome]
+Candidate = tuple[str, tuple[float, ...]]
+"""The key of its search, and its genome."""
 Records = dict[str, dict[int, dict[str, Any]]]
 
 
@@ -49,7 +49,7 @@ class Place:
     def begun(self) -> list[tuple[str, int, Candidate]]:
         """Return what workers began, in order: mark of the tree, process, candidate."""
         lines = [json.loads(line) for line in self.notes.read_text().splitlines()]
-        return [(mark, pid, (name, tuple(genome))) for mark, pid, name, genome in lines]
+        return [(mark, pid, (key, tuple(genome))) for mark, pid, key, genome in lines]
 
     def begun_by(self) -> dict[Candidate, list[str]]:
         """Return, by candidate, the marks of the trees whose workers began it."""
@@ -63,7 +63,7 @@ class Place:
         return {pid: candidate for mark, pid, candidate in self.begun() if mark == running.mark}
 
     def records(self) -> Records:
-        """Return all records without the seconds they took, by the log's name."""
+        """Return all records without the seconds they took, by the search's key."""
         store = self.desk.store
         logs = {path.split("/")[2] for path in store.objects.sizes("logs/searches/")}
         return {
@@ -71,9 +71,9 @@ class Place:
             for log in logs
         }
 
-    def told(self) -> set[Genome]:
-        """Return the genomes of all records."""
-        return {tuple(record["genome"]) for records in self.records().values() for record in records.values()}
+    def told(self) -> set[Candidate]:
+        """Return what has a record."""
+        return {(key, tuple(one["genome"])) for key, found in self.records().items() for one in found.values()}
 
 
 @pytest.fixture

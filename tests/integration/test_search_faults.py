@@ -176,7 +176,13 @@ def test_a_race_over_one_weak_row(make: Callable[..., Made], settings: dict[str,
             assert record["values"]["sent2"] == pytest.approx(whole["values"]["sent2"], rel=1e-5)
         if not record["stopped"]:
             assert record["fitness"] == pytest.approx(whole["fitness"], rel=1e-5)
-    assert any(record["stopped"] for record in stored(*raced[:2]))
+    bench = Bench(raced[0], **raced[2], selection={})
+    for hurdles in ([Hurdle(9.0, 0.25), None], [None, Hurdle(9.0, 0.25)]):
+        record = bench.evaluate(raced[1].first, [0.5, 0.5], hurdles)
+        assert record["stopped"]
+        assert record["rows"] == 1 + len(record["rungs"]) + 1
+        assert record["fitness"] == pytest.approx(record["rungs"][-1] + 0.25)
+        assert len(record["rungs"]) == 1 + hurdles.index(Hurdle(9.0, 0.25))
     assert raced[1].publish(course.phases, 0.0).metrics["evaluations"] == EVALUATIONS
 
 
