@@ -29,7 +29,7 @@ MEMBERS = ("sent2", "irony", "emotion")
 SEARCHES = {"pair": (MEMBERS[1:], 18, 14), "trio": (MEMBERS, 28, 0)}
 """By name: what is searched over, candidates, candidates of the joint search."""
 ROWS = 8
-SECONDS = 0.15
+SECONDS = 0.6
 """That a candidate takes longer than it would on a tiny base."""
 Refs = dict[str, ArtifactRef]
 

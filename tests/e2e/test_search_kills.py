@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from memmcl.config import parse_config
 from tasks.session import open_run
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(3500)]
-VICTIMS = ["worker"] * 4 + ["driver"] * 3 + ["tree"] * 3
+VICTIMS = ["worker"] * 6 + ["driver"] * 2 + ["tree"] * 2
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 START = 8.0
 """Seconds within which a kill may fall that does not wait for an evaluation."""
 Candidate = tuple[str, tuple[float, ...]]
@@ -131,11 +132,18 @@ def _kill_until_it_ends(place: Place, victims: list[str], choose: random.Random)
     cut: Counter[Candidate] = Counter()
     seconds: list[float] = []
     commands = 0
+    orphans: Running | None = None
     with ExitStack() as stack:
         while True:
             before = place.told()
             running = stack.enter_context(place.desk.started(*place.arguments, program=Path(sys.executable)))
             commands += 1
+            if orphans is not None:  # they go while the next command is on its way
+                since, gone = time.monotonic(), orphans
+                wait_until(lambda gone=gone: not _at_work(gone), "what a dead driver started ends by itself")
+                seconds.append(round(time.monotonic() - since, 1))
+                cut.update(place.workers(orphans).values())
+                orphans = None
             victim = "worker"
             while victims and victim == "worker":
                 victim = victims.pop()
@@ -146,27 +154,33 @@ def _kill_until_it_ends(place: Place, victims: list[str], choose: random.Random)
                     cut[place.workers(running)[pid]] += 1
             if victim == "tree":
                 running.kill()
+                cut.update(place.workers(running).values())
             if victim == "driver":
                 running.process.kill()
-                since = time.monotonic()
-                wait_until(lambda running=running: not running.members(), "what a dead driver started ends by itself")
-                seconds.append(round(time.monotonic() - since, 1))
-            if victim != "worker":
-                cut.update(place.workers(running).values())
+                orphans = running
             ended = running.ended()
-            assert not before & {genome for mark, _, (_, genome) in place.begun() if mark == running.mark}, (
-                "told before"
-            )
+            again = before & {candidate for mark, _, candidate in place.begun() if mark == running.mark}
+            assert not again, "they were told before"
             if victim == "worker":
                 assert ended.code == 0, ended
                 winners = json.loads(ended.out.splitlines()[-1])
                 return {"winners": winners, "cut": cut, "seconds": seconds, "commands": commands}
 
 
+def _at_work(running: Running) -> list[psutil.Process]:
+    """Return the processes of a tree but for two of Ray's node, that do no work and stay for a minute."""
+    found = []
+    for process in running.members():
+        with suppress(psutil.NoSuchProcess):
+            if not " ".join(process.cmdline()).startswith(AGENTS):
+                found.append(process)
+    return found
+
+
 def _await_moment(place: Place, running: Running, choose: random.Random, *, must: bool) -> None:
     """Wait until a few more candidates were begun, and then for a moment that no event announces; or for that alone."""
     if must or choose.random() < 0.75:
-        wanted = len(place.begun()) + choose.randint(1, 4)
+        wanted = len(place.begun()) + choose.randint(1, 3)
         running.wait_until(lambda: len(place.begun()) >= wanted, "candidates are begun")
         time.sleep(choose.uniform(0.0, 0.3))
     else:

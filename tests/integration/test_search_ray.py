@@ -265,6 +265,24 @@ def test_a_disk_that_is_full_when_a_result_comes_is_one_line_and_loses_nothing(
     assert {path: after[path] for path in before} == before
 
 
+def test_a_disk_that_is_full_under_rays_own_files_is_one_line_and_loses_nothing(
+    alone: tuple[Case, Outcome], make_case: Callable[[int], Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: search.Multiplexer, checkpoint_path: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", checkpoint_path)
+
+    case = make_case(1)
+    with monkeypatch.context() as patch:  # Tune has the searcher write beside its own state
+        patch.setattr(search.Multiplexer, "save", full)
+        with pytest.raises(
+            SearchError, match=r"^no space left for Ray's own files .*; free space there, or name other"
+        ) as caught:
+            case.search()
+    assert "\n" not in str(caught.value)
+    assert outcome(case.search()) == alone[1]
+    assert len(case.told) == len(alone[0].told), "none was told twice"
+
+
 @pytest.mark.parametrize(
     ("asked", "named"),
     [({"cpus_per_worker": 3.0}, "3 CPUs and 0 GPUs"), ({"gpus_per_worker": 0.5}, "1 CPUs and 0.5 GPUs")],
