@@ -239,12 +239,16 @@ def _leaderboard(asked: OwnSearch, document: Mapping[str, Any]) -> None:
     for candidate in [*shown, best]:
         origin = candidate["origin"].removeprefix("seed:")
         title = f"winner ({origin})" if candidate["index"] == winner else origin
-        values = [f"{candidate['values'][name]:.4f}" for name in names] if len(names) > 1 else []
-        fitness = "failed" if candidate["fitness"] is None else f"{candidate['fitness']:.4f}"
+        values = [_number(candidate["values"][name]) for name in names] if len(names) > 1 else []
+        fitness = _number(candidate["fitness"])
         table.add_row(title, fitness, *values, style="bold" if candidate["index"] == winner else None)
     console.print(table)
     held = ", ".join(f"{name}: {found['held_to']}" for name, found in asked.measured().items())
     console.print(f"retention      1 is what this model reaches: {held}", soft_wrap=True)
+
+
+def _number(value: float | None) -> str:
+    return "failed" if value is None else f"{value:.4f}"
 
 
 def _facts(asked: OwnSearch, document: Mapping[str, Any]) -> dict[str, Any]:

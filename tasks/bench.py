@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from memmcl.errors import SearchError
+from memmcl.errors import DataError, SearchError
 from memmcl.evaluate.given import GivenAnswers, PartValues
 from memmcl.evaluate.scoring import Probe
 from memmcl.evolve.fitness import blended, fitness, loglik_retention, retention, shrunk
@@ -47,8 +48,8 @@ class Bench:
         """Return the record of one candidate.
 
         fitness: of all rows; of a candidate that missed a hurdle, an estimate. rungs: its score at each rung that it
-        came to; stopped: whether it missed one; values: by subtask, what was measured last; rows: how many it was put
-        to; seconds to merge and to evaluate.
+        came to; stopped: whether it missed one, or failed there; values: by subtask, what was measured last; rows: how
+        many it was put to; seconds to merge and to evaluate. A number that is not finite is None: the candidate failed.
         """
         started = time.perf_counter()
         coefficients = spec.coefficients(self._run, genome)
@@ -74,7 +75,9 @@ class Bench:
         for hurdle in hurdles:
             values = {name: self._blend(next(stream)) for name, stream in streams.items()}
             rungs.append(fitness(values))
-            if hurdle is not None and not rungs[-1] >= hurdle.least:
+            if not math.isfinite(rungs[-1]):  # it has failed, whatever the other rows would say
+                return self._record(spec, subtasks, values, rungs, math.nan)
+            if hurdle is not None and rungs[-1] < hurdle.least:
                 return self._record(spec, subtasks, values, rungs, hurdle.offset)
         kinds = {name: next(stream) for name, stream in streams.items()}
         if "metric" in self._run.config.search.weights:
@@ -129,8 +132,8 @@ class _Subtask:
         self._kinds = [kind for kind in run.config.search.weights if kind in answers] or (
             ["loglik"] if run.config.search.rungs else []
         )
-        ends = Race(run.config.search.rungs).ends(self.rows)
-        self._parted = len(ends)
+        self._ends = Race(run.config.search.rungs).ends(self.rows)
+        ends = sorted(set(self._ends))  # of few rows, several rungs end at the same one
         self._given = {
             kind: GivenAnswers(
                 backbone, prompter, self._asked, self._examples, answers[kind], order=self._order, ends=ends,
@@ -155,10 +158,11 @@ class _Subtask:
         """Yield, after each part of the rows (raced) or all of them, the smooth kinds of fitness of the rows so far."""
         streams = {kind: given.parts() for kind, given in self._given.items()}
         seen: dict[str, list[PartValues]] = {kind: [] for kind in streams}
-        for number in range(self._parted):
-            for kind, stream in streams.items():
-                seen[kind].append(next(stream))
-            if raced or number == self._parted - 1:
+        for number, (before, end) in enumerate(pairwise([0, *self._ends]), start=1):
+            if end > before:
+                for kind, stream in streams.items():
+                    seen[kind].append(next(stream))
+            if raced or number == len(self._ends):
                 yield {kind: self._value(kind, parts) for kind, parts in seen.items()}
 
     def _value(self, kind: str, parts: Sequence[PartValues]) -> float:
@@ -171,14 +175,20 @@ class _Subtask:
         return loglik_retention(logprob / tokens, float(self._sums[rows - 1]) / tokens)
 
     def metric(self) -> float:
-        """Return the retention of the metric."""
+        """Return the retention of the metric; NaN where label scores are not numbers."""
         if self._probe is None:
             self._probe = make_probe(self._run, *self._model, self._asked, self._examples)
-        answers = weak_answers(self._run, self._probe)
+        try:
+            answers = weak_answers(self._run, self._probe)
+        except DataError:  # label scores are no numbers
+            return math.nan
         return retention(metrics.score_subtask(self._asked, self._examples, answers), self._expert["score"])
 
 
-def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record as JSON has it: a fitness that is not finite is None, and so are its objectives."""
-    failed = () if math.isfinite(record["fitness"]) else ("fitness", "objectives")
-    return {name: None if name in failed else value for name, value in record.items()}
+def _plain(value: Any) -> Any:
+    """Return a record, or a part of one, as JSON has it: a number that is not finite is None."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

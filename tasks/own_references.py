@@ -109,7 +109,8 @@ def _measure(run: OwnRun, held_to: HeldTo, experts: Refs, weak: Refs) -> Measure
             merger.apply({} if model == BASE else {model: (1.0,)})
             for name, models in held_to.items():
                 if model in (BASE, *models):
-                    values[name][model] = values_of(run, probes[name], golds[name], rows[name])
+                    who = "the base" if model == BASE else f"expert {model}"
+                    values[name][model] = values_of(run, probes[name], golds[name], rows[name], who)
         merger.reset()
     except MemmclError as error:
         return str(error)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import State
@@ -13,6 +14,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from memmcl.backbone.forward import Backbone
+from memmcl.errors import ModelError
 from memmcl.evaluate.given import Distributions, GivenAnswers
 from memmcl.evaluate.scoring import Probe
 from memmcl.store import ArtifactRef, Store
@@ -80,7 +82,8 @@ def measure_rows(
     probes = {part: make_probe(run, backbone, prompter, subtask, rows) for part, rows in parts.items()}
     golds = {part: gold_answers(backbone, prompter, subtask, rows) for part, rows in parts.items()}
     with adapted_model(run, expert):
-        experts = {part: values_of(run, probes[part], golds[part], rows) for part, rows in parts.items()}
+        who = f"expert {subtask.name}"
+        experts = {part: values_of(run, probes[part], golds[part], rows, who) for part, rows in parts.items()}
         expected, tensors = {}, {}
         if "agree" in run.config.search.weights:
             for part in probes:
@@ -90,7 +93,7 @@ def measure_rows(
                 tensors |= _tensors(part, expected[part])
     document: dict[str, Any] = {}
     for part, rows in parts.items():
-        base = values_of(run, probes[part], golds[part], rows)
+        base = values_of(run, probes[part], golds[part], rows, "the base")
         if part in expected:
             answers = experts[part]["answers"]
             (found,) = GivenAnswers(backbone, prompter, subtask, rows, answers, expert=expected[part]).parts()
@@ -106,13 +109,22 @@ def gold_answers(backbone: Backbone, prompter: Prompter, subtask: Subtask, rows:
     return GivenAnswers(backbone, prompter, subtask, rows, [row.answer for row in rows])
 
 
-def values_of(run: Run, probe: Probe, golds: GivenAnswers, rows: Sequence[Example]) -> Values:
-    """Return what the weights of now reach on rows; label scores are run once for all of it.
+def values_of(run: Run, probe: Probe, golds: GivenAnswers, rows: Sequence[Example], model: str) -> Values:
+    """Return what the weights of now, those of `model`, reach on rows; label scores are run once for all of it.
 
     Of generated answers the metric is left out unless the fitness needs it, because decoding is what costs.
+
+    Raises:
+        ModelError: a likelihood that is not finite: nothing could be held to it.
     """
     kinds = run.config.search.weights
     (found,) = golds.parts()
+    bad = int((~np.isfinite(found.logprobs)).sum())
+    if bad:
+        raise ModelError(
+            f"{model}: the likelihoods of {bad} of {len(rows)} rows of {probe.subtask.name} are not finite; look "
+            "whether its weights are, or take a model.dtype of a larger range (bfloat16, float32)"
+        )
     wanted = not probe.subtask.is_tuple or "metric" in kinds or "agree" in kinds
     answers = weak_answers(run, probe) if wanted else []
     return {

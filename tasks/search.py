@@ -26,8 +26,10 @@ from ray.tune.search import Searcher
 from memmcl.errors import MemmclError, SearchError
 from memmcl.evolve import LookAhead, Proposal, build_strategy
 from memmcl.evolve.racing import Hurdle, Race
+from memmcl.outside import FULL
 from memmcl.store import Store
 from tasks.bench import Bench
+from tasks.cluster import check_room
 from tasks.runtime import Run, open_store
 from tasks.spec import SearchSpec
 
@@ -227,32 +229,43 @@ def run_courses(
     """Run all courses to their end in one Tuner; bench: the arguments of `Bench` but for the run.
 
     Raises:
-        SearchError: a candidate cannot be evaluated, or keeps losing its worker; what was told is kept.
+        SearchError: a candidate cannot be evaluated, or keeps losing its worker, or there is no space left for Ray's
+            own files; what was told is kept.
+        ServiceError: no worker has room in the Ray cluster, nor ever will.
     """
     searcher = Multiplexer(run, courses, told)
     if not searcher.active:
         return
     cfg = run.config.ray
+    check_room(cfg)
     trainable = tune.with_parameters(evaluator, bench={"run": run, **bench})
     resources = {"cpu": cfg.cpus_per_worker, "gpu": cfg.gpus_per_worker}
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the run, not only the search
     logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # it looks for the loggers' files
-    with tempfile.TemporaryDirectory(prefix="memmcl-tune-") as scratch:
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, resources),
-            tune_config=tune.TuneConfig(
-                search_alg=searcher, num_samples=-1, max_concurrent_trials=cfg.workers, reuse_actors=True
-            ),
-            run_config=tune.RunConfig(
-                name="search",
-                storage_path=scratch,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=0),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            ),
-        )
-        tuner.fit()
+    try:
+        with tempfile.TemporaryDirectory(prefix="memmcl-tune-") as scratch:
+            tuner = tune.Tuner(
+                tune.with_resources(trainable, resources),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher, num_samples=-1, max_concurrent_trials=cfg.workers, reuse_actors=True
+                ),
+                run_config=tune.RunConfig(
+                    name="search",
+                    storage_path=scratch,
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=0),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                ),
+            )
+            tuner.fit()
+    except OSError as problem:
+        if problem.errno not in FULL:
+            raise
+        raise SearchError(
+            f"no space left for Ray's own files ({problem}); free space there, or name other places as TMPDIR and "
+            "RAY_TMPDIR, then run the same command again: nothing told is lost"
+        ) from problem
     if searcher.error is not None:
         raise searcher.error
     if any(course.advance(run, open_store(run)) for course in courses):

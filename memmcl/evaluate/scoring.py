@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from memmcl.backbone.forward import Backbone, Prepared, Row
+from memmcl.errors import DataError
 from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Demonstration, Prompter, shared_prefix
 from memmcl.suite.subtasks import Subtask
@@ -76,7 +77,13 @@ class Probe:
         return self.best_labels(self.label_scores(), offsets)
 
     def best_labels(self, scores: np.ndarray, offsets: np.ndarray | None = None) -> list[str]:
-        """Return each row's best label by `scores` (rows, labels), less `offsets` (labels,) if given."""
+        """Return each row's best label by `scores` (rows, labels), less `offsets` (labels,) if given.
+
+        Raises:
+            DataError: scores that are no numbers.
+        """
+        if np.isnan(scores).any():
+            raise DataError(f"label scores of {self.subtask.name} are no numbers; look whether the model's weights are")
         best = (scores if offsets is None else scores - offsets).argmax(axis=1)
         return [self.subtask.labels[index] for index in best]
 

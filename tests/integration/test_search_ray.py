@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -20,12 +21,13 @@ from e2e_driver import frozen, tiny_config
 from tiny import corpus, random_factors
 
 from memmcl.config import parse_config
-from memmcl.errors import SearchError
+from memmcl.errors import SearchError, ServiceError, StoreFull
 from memmcl.evolve import LookAhead, Proposal, seed_genomes
 from memmcl.experts import adapter
 from memmcl.store import ArtifactRef
 from memmcl.store.manifest import blob_path
 from memmcl.suite.examples import to_table
+from tasks import cluster as cluster_checks
 from tasks import search
 from tasks.runtime import Run, open_store
 from tasks.search import Course, run_courses
@@ -191,8 +193,11 @@ def test_a_killed_worker_costs_one_candidate_its_retry(
     assert len(set(handed_out)) == len(case.told) == len(alone[0].told)
 
 
-def test_a_corrupt_expert_is_one_line_and_loses_nothing(
-    alone: tuple[Case, Outcome], make_case: Callable[[int], Case], handed_out: list[Any]
+@pytest.mark.parametrize(
+    ("fault", "said"), [("corrupt", "does not match its digest"), ("missing", "is missing from")], ids=lambda one: one
+)
+def test_a_corrupt_or_missing_expert_is_one_line_and_loses_nothing(
+    alone: tuple[Case, Outcome], make_case: Callable[[int], Case], handed_out: list[Any], fault: str, said: str
 ) -> None:
     case = make_case(1)
     store, whole = open_store(case.run), open_store(alone[0].run)
@@ -202,7 +207,10 @@ def test_a_corrupt_expert_is_one_line_and_loses_nothing(
     info = store.load(case.experts["irony"]).blobs[adapter.WEIGHTS_FILE]
     blob = case.root / blob_path(info.sha256)
     healthy = blob.read_bytes()
-    blob.write_bytes(healthy[:-1] + bytes([healthy[-1] ^ 1]))
+    if fault == "missing":
+        blob.unlink()
+    else:
+        blob.write_bytes(healthy[:-1] + bytes([healthy[-1] ^ 1]))
     before = frozen(case.root)
 
     with pytest.raises(SearchError) as caught:
@@ -210,7 +218,7 @@ def test_a_corrupt_expert_is_one_line_and_loses_nothing(
     message = str(caught.value)
     assert "\n" not in message
     assert "expert irony" in message
-    assert "does not match its digest" in message
+    assert said in message
     assert case.told == []
     assert frozen(case.root) == before
 
@@ -222,6 +230,78 @@ def test_a_corrupt_expert_is_one_line_and_loses_nothing(
     assert {path: after[path] for path in records} == {path: before[path] for path in records}
     assert len(records) == TOLD_BEFORE * len(case.specs)
     assert len(handed_out) == len(case.told) == len(alone[0].told) - len(records), "only what was missing"
+
+
+def test_a_disk_that_is_full_when_a_result_comes_is_one_line_and_loses_nothing(
+    alone: tuple[Case, Outcome],
+    make_case: Callable[[int], Case],
+    handed_out: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = make_case(2)
+    store = open_store(case.run)
+    create = store.objects.backend.create
+
+    def full(path: str, data: bytes) -> str | None:
+        if len(case.told) >= TOLD_BEFORE:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return create(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.objects.backend, "create", full)
+        with pytest.raises(
+            StoreFull, match=r"^no space left in .*; finished work is kept; free space and run"
+        ) as caught:
+            case.search()
+    assert "\n" not in str(caught.value)
+    before = frozen(case.root)
+    assert len([path for path in before if path.startswith("logs/")]) == len(case.told) == TOLD_BEFORE
+    assert list(store.verify().problems) == []
+
+    handed_out.clear()
+    assert outcome(case.search()) == alone[1]
+    assert len(handed_out) == len(alone[0].told) - TOLD_BEFORE, "only what was missing"
+    after = frozen(case.root)
+    assert {path: after[path] for path in before} == before
+
+
+def test_a_disk_that_is_full_under_rays_own_files_is_one_line_and_loses_nothing(
+    alone: tuple[Case, Outcome], make_case: Callable[[int], Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: search.Multiplexer, checkpoint_path: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", checkpoint_path)
+
+    case = make_case(1)
+    with monkeypatch.context() as patch:  # Tune has the searcher write beside its own state
+        patch.setattr(search.Multiplexer, "save", full)
+        with pytest.raises(
+            SearchError, match=r"^no space left for Ray's own files .*; free space there, or name other"
+        ) as caught:
+            case.search()
+    assert "\n" not in str(caught.value)
+    assert outcome(case.search()) == alone[1]
+    assert len(case.told) == len(alone[0].told), "none was told twice"
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [({"cpus_per_worker": 3.0}, "3 CPUs and 0 GPUs"), ({"gpus_per_worker": 0.5}, "1 CPUs and 0.5 GPUs")],
+    ids=lambda one: str(one),
+)
+def test_a_worker_that_no_node_has_room_for_is_said_within_seconds(
+    make_case: Callable[[int], Case], monkeypatch: pytest.MonkeyPatch, asked: dict[str, float], named: str
+) -> None:
+    monkeypatch.setattr(cluster_checks, "ROOM_SECONDS", 1.0)
+    case = make_case(1)
+    ray_settings = case.run.config.ray.model_copy(update=asked)
+    case.run = case.run.model_copy(update={"config": case.run.config.model_copy(update={"ray": ray_settings})})
+    with pytest.raises(ServiceError) as caught:
+        case.search()
+    assert str(caught.value) == (
+        f"no Ray node has {named} for a worker; the nodes there are have 2 CPUs and 0 GPUs; lower ray.cpus_per_worker "
+        "or ray.gpus_per_worker, or start such a node, then run the same command again: nothing told is lost"
+    )
+    assert case.told == []
 
 
 def outcome(cores: list[LookAhead]) -> Outcome:

@@ -1,0 +1,209 @@
+"""Searches over broken experts and over one weak row, without Ray: the searcher gets results as Tune gives them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+from e2e_driver import tiny_config
+from ray.tune.search import Searcher
+from tiny import corpus, random_factors
+
+from memmcl.config import RayConfig, parse_config
+from memmcl.errors import ModelError, SearchError, ServiceError
+from memmcl.evolve import seed_genomes
+from memmcl.evolve.racing import Hurdle
+from memmcl.experts import adapter
+from memmcl.store import ArtifactRef
+from memmcl.suite.examples import to_table
+from tasks import cluster, references
+from tasks.bench import Bench
+from tasks.plans import Plan, make_spec
+from tasks.runtime import Run, open_store
+from tasks.search import Course, Multiplexer
+from tasks.session import open_run
+
+MEMBERS = ("sent2", "irony")
+EVALUATIONS = 12
+Made = tuple[Run, Plan, dict[str, dict[str, ArtifactRef]]]
+
+
+@pytest.fixture
+def make(tmp_path: Path, tiny_base: Path) -> Callable[..., Made]:
+    """Plan a search over random experts, of which those in `broken` hold a value that is no number."""
+
+    def made(broken: Sequence[str] = (), rows: Sequence[int] = (6, 6), store: str = "store", **settings: Any) -> Made:
+        tree = tiny_config(tiny_base)
+        tree["data"]["subtasks"] = list(MEMBERS)
+        tree["search"] = {"population": 4, "lambdas": [0.3, 0.7], **settings}
+        tree["store"] = {"url": str(tmp_path / store)}
+        run = open_run(parse_config(tree))
+        opened = open_store(run)
+        refs: dict[str, dict[str, ArtifactRef]] = {"experts": {}, "weak": {}, "references": {}}
+        for number, (name, count) in enumerate(zip(MEMBERS, rows, strict=True)):
+            factors = random_factors(tiny_base, layers=(2, 3), seed=number)
+            if name in broken:
+                factors[min(factors)].b[0, 0] = math.nan
+            expert = adapter.to_files(factors, base_name=run.base.name, rank=3, alpha=6.0)
+            split = {"rows.parquet": to_table(corpus(name, count))}
+            expected = {"loglik": -1.0, "score": 0.5, "logprobs": [-2.0] * count}
+            measured = {"expert": expected, "base": {"logprobs": [-2.0 - row % 3 for row in range(count)]}}
+            files = {"reference.json": json.dumps(measured).encode()}
+            for kind, part, of in (
+                ("expert", "experts", expert),
+                ("split", "weak", split),
+                ("reference", "references", files),
+            ):
+                refs[part][name] = opened.publish(kind, f"{number:064x}", name=f"{kind} {name}", files=of).ref
+        cfg, inputs = run.config.search, [ref for found in refs.values() for ref in found.values()]
+        seeds = seed_genomes(list(MEMBERS), cfg.blocks, cfg.bounds, cfg.lambdas)
+        each = {name: {name: (1.0,) * cfg.blocks} for name in MEMBERS}
+        spec = make_spec(run, "both", each, MEMBERS, seeds, EVALUATIONS, inputs)
+        return run, Plan(run, spec, inputs), refs
+
+    return made
+
+
+def search(made: Made) -> Course:
+    """Run a planned search to its end."""
+    run, plan, refs = made
+    bench, course = Bench(run, **refs, selection={}), plan.course()
+    searcher = Multiplexer(run, [course], lambda *_: None)
+    try:
+        for trial in map(str, range(2 * EVALUATIONS)):
+            answer = searcher.suggest(trial)
+            if answer == Searcher.FINISHED:
+                break
+            assert isinstance(answer, dict)
+            hurdles = [None if one is None else Hurdle(*one) for one in json.loads(answer["hurdles"])]
+            record = bench.evaluate(plan.first, answer["genome"], hurdles)
+            searcher.on_trial_complete(trial, {"record": json.dumps(record)})
+    finally:
+        bench.close()
+    if searcher.error is not None:
+        raise searcher.error
+    assert course.core.finished
+    return course
+
+
+def stored(run: Run, plan: Plan) -> list[dict[str, Any]]:
+    """Return the records of a search, read as JSON that knows no NaN."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise AssertionError(f"{constant} is not JSON")
+
+    folder = Path(open_store(run).url.removeprefix("file://"), "logs", "searches", plan.first.key)
+    return [json.loads(path.read_text(), parse_constant=refuse) for path in sorted(folder.iterdir())]
+
+
+@pytest.mark.parametrize(
+    ("settings", "rungs", "rows"),
+    [
+        ({}, [], 12),
+        ({"rungs": [0.4, 0.7]}, [None], 6),
+        ({"fitness": "metric"}, [], 12),
+        ({"fitness": "metric", "rungs": [0.4]}, [None], 6),
+        ({"strategy": "nsga2", "objectives": "subtasks"}, [], 12),
+        ({"strategy": "genetic", "rungs": [0.4]}, [None], 6),
+    ],
+    ids=str,
+)
+def test_a_candidate_whose_values_are_no_numbers_fails_and_never_wins(
+    make: Callable[..., Made], settings: dict[str, Any], rungs: list[None], rows: int
+) -> None:
+    run, plan, refs = made = make(broken=["irony"], **settings)
+    course = search(made)
+    records = stored(run, plan)
+    failed = [record for record in records if record["genome"][1] != 0]
+    assert 3 < len(failed) < len(records)
+    for record in failed:
+        assert record["fitness"] is None
+        assert set(record["values"].values()) == {None}
+        assert (record["rungs"], record["stopped"], record["rows"]) == (rungs, bool(rungs), rows)
+        assert record.get("objectives", [None, None]) == [None, None]
+    assert all(math.isfinite(record["fitness"]) for record in records if record not in failed)
+    again = search((run, plan, refs))
+    assert again.core.records == course.core.records, "from the records alone"
+
+    done = plan.publish(course.phases, 0.0)
+    store = open_store(run)
+    document = json.loads(store.read(done, "search.json"))
+    assert document["coefficients"]["irony"] == [0.0]
+    (store_path := Path(store.url.removeprefix("file://"), "candidates.parquet")).write_bytes(
+        store.read(done, "candidates.parquet")
+    )
+    table = pq.read_table(store_path).to_pylist()
+    assert [row["fitness"] is None for row in table] == [one["fitness"] is None for one in document["candidates"]]
+    assert not any(row["winner"] and row["fitness"] is None for row in table)
+
+
+@pytest.mark.parametrize("rungs", [[], [0.4]])
+def test_where_every_candidate_fails_the_search_ends_and_says_so(make: Callable[..., Made], rungs: list[float]) -> None:
+    run, plan, refs = make(broken=MEMBERS, rungs=rungs)
+    plan.first = plan.first.model_copy(update={"seeds": plan.first.seeds[1:]})  # without the base
+    course = search((run, plan, refs))
+    assert {record["fitness"] for record in stored(run, plan)} == {None}
+    with pytest.raises(SearchError, match=r"^search both: no candidate has a finite fitness; see the log for their"):
+        plan.publish(course.phases, 0.0)
+    assert open_store(run).list("search") == []
+
+
+def test_nothing_is_held_to_an_expert_whose_likelihoods_are_no_numbers(make: Callable[..., Made]) -> None:
+    run, _, refs = make(broken=["irony"])
+    rows = {"weak": corpus("irony", 6)}
+    sound, _ = references.measure_rows(run, run.subtask("irony"), rows, refs["experts"]["sent2"])
+    assert np.isfinite(sound["expert"]["logprobs"]).all()
+    expected = r"^expert irony: the likelihoods of 6 of 6 rows of irony are not finite; look whether its weights are"
+    with pytest.raises(ModelError, match=expected):
+        references.measure_rows(run, run.subtask("irony"), rows, refs["experts"]["irony"])
+
+
+@pytest.mark.parametrize("settings", [{}, {"fitness": "metric"}], ids=str)
+def test_a_race_over_one_weak_row(make: Callable[..., Made], settings: dict[str, Any]) -> None:
+    """A weak set of one row is at its end at the first rung, whatever the other has."""
+    raced = make(rows=(1, 6), rungs=[0.3, 0.5], **settings)
+    plain = make(rows=(1, 6), store="plain", **settings)
+    course = search(raced)
+    bench = Bench(plain[0], **plain[2], selection={})
+    for record in stored(*raced[:2]):
+        whole = bench.evaluate(plain[1].first, record["genome"], [])
+        assert record["rows"] in (1 + 2, 1 + 3) if record["stopped"] else record["rows"] == 1 + 6
+        if not settings or not record["stopped"]:
+            assert record["values"]["sent2"] == pytest.approx(whole["values"]["sent2"], rel=1e-5)
+        if not record["stopped"]:
+            assert record["fitness"] == pytest.approx(whole["fitness"], rel=1e-5)
+    bench = Bench(raced[0], **raced[2], selection={})
+    for hurdles in ([Hurdle(9.0, 0.25), None], [None, Hurdle(9.0, 0.25)]):
+        record = bench.evaluate(raced[1].first, [0.5, 0.5], hurdles)
+        assert record["stopped"]
+        assert record["rows"] == 1 + len(record["rungs"]) + 1
+        assert record["fitness"] == pytest.approx(record["rungs"][-1] + 0.25)
+        assert len(record["rungs"]) == 1 + hurdles.index(Hurdle(9.0, 0.25))
+    assert raced[1].publish(course.phases, 0.0).metrics["evaluations"] == EVALUATIONS
+
+
+def test_all_weak_sets_of_one_row(make: Callable[..., Made]) -> None:
+    run, plan, _ = made = make(rows=(1, 1), rungs=[0.4])
+    course = search(made)
+    assert {record["rows"] for record in stored(run, plan)} == {2}
+    for record in stored(run, plan):
+        assert record["rungs"] == [pytest.approx(record["fitness"])]
+    assert course.core.ranked()
+
+
+def test_nodes_of_a_group_may_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An autoscaler starts nodes for what waits, so a cluster that may have one is waited for."""
+    node = {"Alive": True, "Resources": {"CPU": 1.0}, "Labels": {cluster.GROUP: "cpu"}}
+    monkeypatch.setattr(ray, "nodes", lambda: [node])
+    cluster.check_room(RayConfig(cpus_per_worker=4.0))
+    monkeypatch.setattr(cluster, "ROOM_SECONDS", 0.0)
+    monkeypatch.setattr(ray, "nodes", lambda: [{**node, "Labels": {}}, {**node, "Alive": False}])
+    with pytest.raises(ServiceError, match="the nodes there are have 1 CPUs and 0 GPUs;"):
+        cluster.check_room(RayConfig(cpus_per_worker=4.0))

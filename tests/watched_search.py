@@ -1,0 +1,115 @@
+"""A program that runs two searches with races, one of them with a joint search behind it, and notes each evaluation.
+
+    python tests/watched_search.py CASE NOTES
+
+CASE is what `write_case` wrote. Workers append a line to NOTES as they begin a candidate: the mark of the tree that
+they belong to, their process id, the search's key, genome. What was found is printed: the winners' coefficients.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from memmcl.evolve import seed_genomes
+from memmcl.experts import adapter
+from memmcl.store import ArtifactRef
+from memmcl.suite.examples import to_table
+from tasks import search
+from tasks.plans import Plan, make_spec
+from tasks.runtime import Run, open_store
+from tasks.session import ray_session
+from tasks.spec import SearchSpec
+
+MEMBERS = ("sent2", "irony", "emotion")
+SEARCHES = {"pair": (MEMBERS[1:], 18, 14), "trio": (MEMBERS, 28, 0)}
+"""By name: what is searched over, candidates, candidates of the joint search."""
+ROWS = 8
+SECONDS = 0.6
+"""That a candidate takes longer than it would on a tiny base."""
+Refs = dict[str, ArtifactRef]
+
+
+class Watched(search.Evaluator):
+    """A worker that notes what it begins, and takes its time."""
+
+    def step(self) -> dict[str, Any]:
+        """Note the candidate, then evaluate it."""
+        key = SearchSpec.model_validate_json(self._config["spec"]).key
+        note = [os.environ.get("MEMMCL_TEST_TREE", ""), os.getpid(), key, self._config["genome"]]
+        with Path(self._config["notes"]).open("ab", buffering=0) as notes:
+            notes.write(json.dumps(note).encode() + b"\n")  # one write of a file opened to append: whole lines
+        time.sleep(SECONDS)
+        return super().step()
+
+
+class Noting(search.Multiplexer):
+    """Tells workers where the notes are."""
+
+    notes = ""
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return what the searcher does, with the place of the notes."""
+        answer = super().suggest(trial_id)
+        return {**answer, "notes": self.notes} if isinstance(answer, dict) else answer
+
+
+def write_case(run: Run, base: Path, path: Path) -> None:
+    """Publish three random experts, rows and what they are held to; write `path`."""
+    from tiny import corpus, random_factors
+
+    store = open_store(run)
+    found: dict[str, Refs] = {"experts": {}, "weak": {}, "references": {}}
+    for number, name in enumerate(MEMBERS):
+        factors = random_factors(base, layers=(2, 3), seed=number)
+        files = adapter.to_files(factors, base_name=run.base.name, rank=3, alpha=6.0)
+        rows = {"rows.parquet": to_table(corpus(name, ROWS))}
+        logprobs = [-2.0 - row % 3 for row in range(ROWS)]
+        measured = {
+            "expert": {"loglik": -1.0, "score": 0.5, "logprobs": [-2.0] * ROWS}, "base": {"logprobs": logprobs}
+        }  # fmt: skip
+        reference = {"reference.json": json.dumps(measured).encode()}
+        parts = (("expert", "experts", files), ("split", "weak", rows), ("reference", "references", reference))
+        for kind, part, of in parts:
+            found[part][name] = store.publish(kind, f"{number:064x}", name=f"{kind} {name}", files=of).ref
+    refs = {part: {name: ref.model_dump() for name, ref in refs.items()} for part, refs in found.items()}
+    path.write_text(json.dumps({"run": run.model_dump(mode="json"), **refs}))
+
+
+def plans_of(case: dict[str, Any]) -> tuple[Run, dict[str, Refs], list[Plan]]:
+    """Return the run, references to what was published, and the searches."""
+    run = Run.model_validate(case["run"])
+    parts = ("experts", "weak", "references")
+    refs = {part: {name: ArtifactRef(**ref) for name, ref in case[part].items()} for part in parts}
+    cfg, plans = run.config.search, []
+    for title, (members, evaluations, joint) in SEARCHES.items():
+        inputs = [refs[part][name] for part in parts for name in members]
+        seeds = seed_genomes(list(members), cfg.blocks, cfg.bounds, cfg.lambdas)
+        each = {name: {name: (1.0,) * cfg.blocks} for name in members}
+        spec = make_spec(run, title, each, members, seeds, evaluations, inputs)
+        plans.append(Plan(run, spec, inputs, joint=joint))
+    return run, refs, plans
+
+
+def main(case: Path, notes: Path) -> None:
+    """Run the searches to their end and print the winners."""
+    run, refs, plans = plans_of(json.loads(case.read_text()))
+    Noting.notes = str(notes)
+    search.Evaluator, search.Multiplexer = Watched, Noting  # type: ignore[misc]
+    courses = [plan.course() for plan in plans]
+    with ray_session(run.config.ray):
+        search.run_courses(run, courses, {**refs, "selection": {}}, lambda *_: None)
+    winners = {}
+    for plan, course in zip(plans, courses, strict=True):
+        done = plan.publish(course.phases, 0.0)
+        document = json.loads(open_store(run).read(done, "search.json"))
+        winners[plan.name] = [done.metrics["winner"], document["fitness"], document["coefficients"]]
+    print(json.dumps(winners))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
