@@ -356,10 +356,10 @@ class SearchConfig(_Section):
         description="Taken from a fitness per unit of the mean squared coefficient: against over-fitting",
     )
     rungs: tuple[float, ...] = Field(
-        (),
+        (0.15, 0.4),
         description="Shares of the weak rows after which candidates that are clearly worse are stopped; none: no race",
     )
-    keep: float = Field(0.5, gt=0, le=1, description="Share of candidates that go on at a rung")
+    keep: float = Field(0.3, gt=0, le=1, description="Share of candidates that go on at a rung")
     finalists: int = Field(4, ge=1, description="Best candidates of a search that selection rows decide between")
     lookahead: int = Field(4, ge=1, description="Candidates asked ahead of the last one told; at least the workers")
 

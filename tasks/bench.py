@@ -14,7 +14,7 @@ from memmcl.errors import DataError, SearchError
 from memmcl.evaluate.given import GivenAnswers, PartValues
 from memmcl.evaluate.scoring import Probe
 from memmcl.evolve.fitness import blended, fitness, loglik_retention, retention, shrunk
-from memmcl.evolve.racing import Hurdle, Race, informative_first
+from memmcl.evolve.racing import Hurdle, Race
 from memmcl.merge.build import Merger
 from memmcl.store import ArtifactRef
 from memmcl.suite import metrics
@@ -122,12 +122,10 @@ class _Subtask:
     def __init__(self, run: Run, name: str, rows: str, ref: ArtifactRef, reference: ArtifactRef) -> None:
         self._run, self._asked = run, run.subtask(name)
         self._examples = read_rows(run, ref)
-        self._measured, expected = read_reference(open_store(run), reference, rows)
-        self._expert = self._measured["expert"]
+        self._expert, expected = read_reference(open_store(run), reference, rows)
         self._probe: Probe | None = None
         backbone, prompter = self._model = resident(run)
         self.rows = len(self._examples)
-        self._order = self._raced()
         answers = {"loglik": [row.answer for row in self._examples], "agree": self._expert.get("answers")}
         self._kinds = [kind for kind in run.config.search.weights if kind in answers] or (
             ["loglik"] if run.config.search.rungs else []
@@ -136,23 +134,12 @@ class _Subtask:
         ends = sorted(set(self._ends))  # of few rows, several rungs end at the same one
         self._given = {
             kind: GivenAnswers(
-                backbone, prompter, self._asked, self._examples, answers[kind], order=self._order, ends=ends,
+                backbone, prompter, self._asked, self._examples, answers[kind], ends=ends,
                 expert=expected if kind == "agree" else None,
             )
             for kind in self._kinds
         }  # fmt: skip
-        logprobs = np.array(self._expert["logprobs"])[self._order]
-        self._sums = np.cumsum(logprobs)
-
-    def _raced(self) -> list[int]:
-        """Return the rows in the order of the race: those first that tell models apart."""
-        base = self._measured.get("base")
-        if base is None or not self._run.config.search.rungs:
-            return list(range(self.rows))
-        if "agreement" in base and "loglik" not in self._run.config.search.weights:
-            return informative_first(1.0 - np.array(base["agreement"]))
-        tokens = np.array([len(self._model[1].answer(row.answer, self._asked)) for row in self._examples])
-        return informative_first((np.array(self._expert["logprobs"]) - np.array(base["logprobs"])) / tokens)
+        self._sums = np.cumsum(self._expert["logprobs"])
 
     def smooth(self, raced: bool) -> Iterator[Kinds]:
         """Yield, after each part of the rows (raced) or all of them, the smooth kinds of fitness of the rows so far."""

@@ -25,13 +25,12 @@ from memmcl.suite.subtasks import Subtask
 from tasks.models import adapted_model, make_probe, weak_answers
 from tasks.runtime import Run, read_rows, resident, reuse_or_make, worth_retrying
 
-REFERENCE_VERSION = 5
+REFERENCE_VERSION = 6
 DOCUMENT, DISTRIBUTIONS = "reference.json", "expert.safetensors"
 WEAK, SELECTION = "weak", "selection"
 Values = dict[str, Any]
 """loglik: mean gold log-probability per answer token; score: the metric, None where it was not asked for; logprobs:
-by row, the summed log-probability of the gold answer; answers: where the fitness is agreement; agreement: by row, with
-the expert."""
+by row, the summed log-probability of the gold answer; answers: where the fitness is agreement."""
 
 
 @task(
@@ -84,21 +83,15 @@ def measure_rows(
     with adapted_model(run, expert):
         who = f"expert {subtask.name}"
         experts = {part: values_of(run, probes[part], golds[part], rows, who) for part, rows in parts.items()}
-        expected, tensors = {}, {}
+        tensors = {}
         if "agree" in run.config.search.weights:
             for part in probes:
                 answers = experts[part]["answers"]
                 given = GivenAnswers(backbone, prompter, subtask, parts[part], answers)
-                expected[part] = given.distributions()
-                tensors |= _tensors(part, expected[part])
+                tensors |= _tensors(part, given.distributions())
     document: dict[str, Any] = {}
     for part, rows in parts.items():
         base = values_of(run, probes[part], golds[part], rows, "the base")
-        if part in expected:
-            answers = experts[part]["answers"]
-            (found,) = GivenAnswers(backbone, prompter, subtask, rows, answers, expert=expected[part]).parts()
-            assert found.agreement is not None, "there are distributions to agree with"
-            base["agreement"] = found.agreement.tolist()
         both = {"base": base, "expert": experts[part]}
         document |= both if part == WEAK else {part: both}
     return document, {DISTRIBUTIONS: save_tensors(tensors)} if tensors else {}
@@ -136,9 +129,9 @@ def values_of(run: Run, probe: Probe, golds: GivenAnswers, rows: Sequence[Exampl
 
 
 def read_reference(store: Store, ref: ArtifactRef, rows: str) -> tuple[dict[str, Any], Distributions | None]:
-    """Return what "base" and "expert" reach on weak or selection rows, and what the expert expects, if that is kept."""
+    """Return what the expert reaches on weak or selection rows, and what it expects there, if that is kept."""
     document = json.loads(store.read(ref, DOCUMENT))
-    found = document if rows == WEAK else document[rows]
+    found = (document if rows == WEAK else document[rows])["expert"]
     if DISTRIBUTIONS not in store.load(ref).blobs:
         return found, None
     tensors = load_tensors(store.read(ref, DISTRIBUTIONS))

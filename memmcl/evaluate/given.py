@@ -31,7 +31,7 @@ TOP = 128
 
 @dataclass(frozen=True)
 class Distributions:
-    """What a model expects at every token of given answers, row by row in the rows' order.
+    """What a model expects at every token of given answers, row by row.
 
     ids: (tokens, k) int64, the k most probable tokens; logprobs: (tokens, k) float32, their natural logs.
     """
@@ -42,7 +42,7 @@ class Distributions:
 
 @dataclass(frozen=True)
 class PartValues:
-    """Values of the rows of one part, in the order that was asked for.
+    """Values of the rows of one part.
 
     logprobs: (rows,) float64, summed over each answer's tokens, end token included; tokens: (rows,) how many those are;
     agreement: (rows,) float64 in [0, 1], the mean over the tokens of 1 - Jensen-Shannon divergence (base 2) to the
@@ -58,7 +58,7 @@ class PartValues:
 class _Pack:
     """Rows in one sequence, and the trunk's activations of it."""
 
-    rows: list[int]
+    rows: range
     batch: Batch
     hidden: Tensor
 
@@ -66,23 +66,21 @@ class _Pack:
 class GivenAnswers:
     """Rows of one subtask, each with one answer, laid one behind the other without padding, their shared prefix once.
 
-    answers: one a row; order: indices of the rows as they are looked at; ends: after how many of them each part ends,
-    rising, the last is all rows. expert: distributions at the answers' tokens, in the rows' own order.
+    answers: one a row; ends: after how many rows each part ends, rising, the last is all rows. expert: distributions at
+    the answers' tokens.
 
     Raises:
-        SearchError: answers, order, ends or distributions that do not fit the rows.
+        SearchError: answers, ends or distributions that do not fit the rows.
     """
 
     def __init__(
         self, backbone: Backbone, prompter: Prompter, subtask: Subtask, examples: Sequence[Example],
-        answers: Sequence[str], *, order: Sequence[int] | None = None, ends: Sequence[int] | None = None,
-        expert: Distributions | None = None,
+        answers: Sequence[str], *, ends: Sequence[int] | None = None, expert: Distributions | None = None,
     ) -> None:  # fmt: skip
         count = len(examples)
-        order = range(count) if order is None else order
         ends = [count] if ends is None else ends
-        if len(answers) != count or sorted(order) != list(range(count)):
-            raise SearchError(f"expected an answer and a place for each of {count} rows, got {len(answers)}, {order}")
+        if len(answers) != count:
+            raise SearchError(f"expected an answer for each of {count} rows, got {len(answers)}")
         if not count or list(ends) != sorted({*ends}) or ends[0] < 1 or ends[-1] != count:
             raise SearchError(f"parts of {count} rows must end at rising numbers of rows, the last at all; got {ends}")
         self._backbone = backbone
@@ -91,7 +89,7 @@ class GivenAnswers:
         self.tokens = np.array([len(one) for one in ids])
         self._rows = [Row(prompt, (answer,)) for prompt, answer in zip(prompts, ids, strict=True)]
         self._prefix = shared_prefix(prompts)
-        self._parts = [[order[place] for place in range(first, end)] for first, end in pairwise([0, *ends])]
+        self._parts = [range(first, end) for first, end in pairwise([0, *ends])]
         self._packs: dict[int, list[_Pack]] = {}
         self._starts = np.concatenate([[0], np.cumsum(self.tokens)])
         if expert is not None and len(expert.ids) != self._starts[-1]:
@@ -106,20 +104,19 @@ class GivenAnswers:
         """Yield the values of each part under the weights of now, which must not change until the last is taken."""
         for number, rows in enumerate(self._parts):
             sums, agreed = np.zeros(len(rows)), np.zeros(len(rows))
-            at = {row: place for place, row in enumerate(rows)}
             for one in self._packed(number):
                 logprobs = self._logprobs(one)
                 found = logprobs.gather(1, one.batch.targets[:, None])[:, 0].double().cpu().numpy()
-                places = np.array([at[row] for row in one.rows])[one.batch.owners[:, 0].numpy()]
+                places = one.rows.start - rows.start + one.batch.owners[:, 0].numpy()
                 np.add.at(sums, places, found)
                 if self._expert is not None:
                     np.add.at(agreed, places, self._agreement(self._expert, logprobs, one.rows))
-            tokens = self.tokens[rows]
+            tokens = self.tokens[rows.start : rows.stop]
             yield PartValues(sums, tokens, agreed / tokens if self._expert is not None else None)
 
     @torch.no_grad()
     def distributions(self, top: int = TOP) -> Distributions:
-        """Return what the weights of now expect at every token of the answers, in the rows' own order."""
+        """Return what the weights of now expect at every token of the answers."""
         width = min(top, self._backbone.output_weight.shape[0])
         ids = torch.zeros(int(self._starts[-1]), width, dtype=torch.long)
         kept = torch.zeros(int(self._starts[-1]), width)
@@ -136,19 +133,17 @@ class GivenAnswers:
             self._packs[number] = [self._pack(rows) for rows in self._chunks(self._parts[number])]
         return self._packs[number]
 
-    def _chunks(self, rows: Sequence[int]) -> Iterator[list[int]]:
-        chunk: list[int] = []
-        used = self._prefix
+    def _chunks(self, rows: range) -> Iterator[range]:
+        first, used = rows.start, self._prefix
         for row in rows:
             length = len(self._rows[row]) - self._prefix
-            if chunk and used + length > PACK:
-                yield chunk
-                chunk, used = [], self._prefix
-            chunk.append(row)
+            if row > first and used + length > PACK:
+                yield range(first, row)
+                first, used = row, self._prefix
             used += length
-        yield chunk
+        yield range(first, rows.stop)
 
-    def _pack(self, rows: list[int]) -> _Pack:
+    def _pack(self, rows: range) -> _Pack:
         backbone = self._backbone
         batch = pack([self._rows[row] for row in rows], [self._prefix] * len(rows), backbone.pad, backbone.device)
         return _Pack(rows, batch, backbone.trunk_of(batch))
@@ -157,11 +152,11 @@ class GivenAnswers:
         """Return log-probabilities at every token of a pack's answers, (tokens, vocabulary) float32."""
         return self._backbone.logits(self._backbone.top(one.hidden, one.batch)).log_softmax(-1)
 
-    def _tokens_of(self, rows: Sequence[int]) -> Tensor:
-        """Return where the tokens of these rows lie in distributions, row by row."""
-        return torch.cat([torch.arange(int(self._starts[row]), int(self._starts[row + 1])) for row in rows])
+    def _tokens_of(self, rows: range) -> slice:
+        """Return where the tokens of these rows lie in distributions."""
+        return slice(int(self._starts[rows.start]), int(self._starts[rows.stop]))
 
-    def _agreement(self, expert: Distributions, logprobs: Tensor, rows: Sequence[int]) -> Reals:
+    def _agreement(self, expert: Distributions, logprobs: Tensor, rows: range) -> Reals:
         at = self._tokens_of(rows)
         found = logprobs.gather(1, expert.ids[at].to(logprobs.device)).double().cpu()
         return 1.0 - js_divergence(expert.logprobs[at].double(), found).numpy()

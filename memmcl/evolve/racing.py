@@ -3,7 +3,8 @@
 Successive halving without a barrier: what a candidate must reach at each rung is fixed when it is asked for, from the
 records that are told by then. So one worker takes a candidate through all its rungs, nothing waits for a rung to fill,
 and the look-ahead rule makes hurdles, like genomes, a function of the order of asks alone. All candidates see the same
-rows in the same order (common random numbers), so that what a stopped one would have reached is its score at the rung
+rows in the same order (common random numbers; weak rows are drawn in turn from labels and data sets, so that the first
+of them are balanced), so that what a stopped one would have reached is its score at the rung
 plus what whole candidates gained, or lost, from that rung to the end.
 
 Reference: Karnin, Koren, Somekh, Almost Optimal Exploration in Multi-Armed Bandits, ICML 2013 (successive halving);
@@ -16,9 +17,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from memmcl.errors import ConfigError
 
@@ -80,12 +78,3 @@ class Race:
         least = scores[math.floor(len(scores) * (1 - self.keep))]
         gained = [record["fitness"] - record["rungs"][number] for record in whole[-self.window :]]
         return Hurdle(least, math.fsum(gained) / len(gained))
-
-
-def informative_first(gaps: npt.ArrayLike) -> list[int]:
-    """Return the rows in the order of a race: those first on which base and expert differ most, whoever is better.
-
-    gaps: (rows,), the expert's value of each row less the base's. Rows on which every candidate is about equal tell
-    candidates apart last. Ties keep the rows' own order.
-    """
-    return [int(row) for row in np.argsort(-np.abs(np.asarray(gaps, dtype=np.float64)), kind="stable")]

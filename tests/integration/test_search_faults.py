@@ -106,11 +106,11 @@ def stored(run: Run, plan: Plan) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("settings", "rungs", "rows"),
     [
-        ({}, [], 12),
+        ({"rungs": []}, [], 12),
         ({"rungs": [0.4, 0.7]}, [None], 6),
-        ({"fitness": "metric"}, [], 12),
+        ({"fitness": "metric", "rungs": []}, [], 12),
         ({"fitness": "metric", "rungs": [0.4]}, [None], 6),
-        ({"strategy": "nsga2", "objectives": "subtasks"}, [], 12),
+        ({"strategy": "nsga2", "objectives": "subtasks", "rungs": []}, [], 12),
         ({"strategy": "genetic", "rungs": [0.4]}, [None], 6),
     ],
     ids=str,

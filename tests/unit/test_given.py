@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,29 +42,19 @@ def rows_of(name: str, count: int) -> list[Example]:
     return corpus(name, count)
 
 
-def by_row(parts: Sequence[PartValues], order: Sequence[int]) -> np.ndarray:
-    """The sums in the rows' own order."""
-    found = np.concatenate([part.logprobs for part in parts])
-    return found[np.argsort(order)]
-
-
 @pytest.mark.parametrize("name", ["emotion", "uabsa"])
-@pytest.mark.parametrize(
-    ("order", "ends"),
-    [([0, 1, 2, 3, 4, 5], [6]), ([5, 3, 1, 0, 2, 4], [1, 4, 6]), ([2, 0, 1, 5, 4, 3], [1, 2, 3, 4, 5, 6])],
-)
+@pytest.mark.parametrize("ends", [[6], [1, 4, 6], [1, 2, 3, 4, 5, 6]])
 def test_sums_in_parts_equal_one_plain_pass_a_row(
-    backbone: Backbone, model: nn.Module, prompter: Prompter, name: str, order: list[int], ends: list[int]
+    backbone: Backbone, model: nn.Module, prompter: Prompter, name: str, ends: list[int]
 ) -> None:
     rows, subtask = rows_of(name, 6), SUBTASKS[name]
     answers = [row.answer for row in rows]
-    given = GivenAnswers(backbone, prompter, subtask, rows, answers, order=order, ends=ends)
-    parts = list(given.parts())
+    parts = list(GivenAnswers(backbone, prompter, subtask, rows, answers, ends=ends).parts())
     assert [len(part.logprobs) for part in parts] == np.diff([0, *ends]).tolist()
     ids = [prompter.answer(answer, subtask) for answer in answers]
     expected = [naive_logprob(model, prompter.prompt(subtask, row), one) for row, one in zip(rows, ids, strict=True)]
-    np.testing.assert_allclose(by_row(parts, order), expected, rtol=0, atol=1e-4)
-    assert np.concatenate([part.tokens for part in parts]).tolist() == [len(ids[row]) for row in order]
+    np.testing.assert_allclose(np.concatenate([part.logprobs for part in parts]), expected, rtol=0, atol=1e-4)
+    assert np.concatenate([part.tokens for part in parts]).tolist() == list(map(len, ids))
     assert all(part.agreement is None for part in parts)
 
 
@@ -90,14 +79,12 @@ def test_parts_that_nobody_asks_for_are_not_run(
 def test_rows_that_are_too_many_for_one_pack_are_run_in_several(
     backbone: Backbone, prompter: Prompter, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, order = rows_of("uabsa", 7), [3, 0, 6, 1, 5, 2, 4]
+    rows = rows_of("uabsa", 7)
     answers = [row.answer for row in rows]
 
     def measured() -> list[PartValues]:
         expert = GivenAnswers(backbone, prompter, SUBTASKS["uabsa"], rows, answers).distributions(5)
-        given = GivenAnswers(
-            backbone, prompter, SUBTASKS["uabsa"], rows, answers, order=order, ends=[3, 7], expert=expert
-        )
+        given = GivenAnswers(backbone, prompter, SUBTASKS["uabsa"], rows, answers, ends=[3, 7], expert=expert)
         return list(given.parts())
 
     whole = measured()
@@ -120,12 +107,11 @@ def test_agreement_is_that_of_whole_distributions_or_above(
     merger.apply({"one": (1.0,)})
     expert = GivenAnswers(backbone, prompter, subtask, rows, answers).distributions(top)
     whole = GivenAnswers(backbone, prompter, subtask, rows, answers).distributions(WHOLE)
-    order = [4, 1, 0, 3, 2]
-    given = GivenAnswers(backbone, prompter, subtask, rows, answers, order=order, ends=[2, 5], expert=expert)
+    given = GivenAnswers(backbone, prompter, subtask, rows, answers, ends=[2, 5], expert=expert)
     same = np.concatenate([part.agreement for part in given.parts()])  # type: ignore[misc]
     np.testing.assert_allclose(same, 1.0, atol=1e-5)
     merger.reset()
-    found = np.concatenate([part.agreement for part in given.parts()])[np.argsort(order)]  # type: ignore[misc]
+    found = np.concatenate([part.agreement for part in given.parts()])  # type: ignore[misc]
 
     expected, at = [], 0
     for row, answer in zip(rows, answers, strict=True):
@@ -156,10 +142,9 @@ def test_divergence_of_known_and_of_merged_outcomes() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"order": [0, 1, 1]}, "a place for each of 3 rows"),
         ({"ends": [1, 2]}, "the last at all"),
         ({"ends": [2, 1, 3]}, "rising"),
-        ({"answers": ["joy"]}, "an answer and a place"),
+        ({"answers": ["joy"]}, "an answer for each of 3 rows"),
         ({"expert": Distributions(torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2))}, "other rows or answers"),
     ],
 )

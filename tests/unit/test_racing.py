@@ -10,7 +10,7 @@ from test_evolve_lookahead import Scripted, distinct
 
 from memmcl.errors import ConfigError, SearchError
 from memmcl.evolve import LookAhead
-from memmcl.evolve.racing import Hurdle, Race, informative_first
+from memmcl.evolve.racing import Hurdle, Race
 
 
 def told(rungs: list[float], fitness: float, *, stopped: bool = False, **more: Any) -> dict[str, Any]:
@@ -61,10 +61,6 @@ def test_few_candidates_make_no_hurdle() -> None:
 def test_rungs_must_rise_inside_the_rows(rungs: tuple[float, ...]) -> None:
     with pytest.raises(ConfigError, match="rising shares"):
         Race(rungs)
-
-
-def test_rows_that_tell_base_and_expert_apart_come_first() -> None:
-    assert informative_first([0.0, -2.0, 1.0, 2.0, 0.5]) == [1, 3, 2, 4, 0]
 
 
 def test_hurdles_are_those_of_the_results_told_before_the_ask_and_a_stopped_one_never_wins() -> None:
