@@ -216,7 +216,7 @@ def _bar(asked: OwnSearch) -> Iterator[tuple[Told, Callable[[str], None]]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=total, best="")
 
-        done = 0
+        done = asked.completed
 
         def told(_: SearchSpec, __: Proposal, record: Mapping[str, Any]) -> None:
             nonlocal best, done

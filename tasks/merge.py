@@ -189,9 +189,9 @@ def _run_stage(run: Run, plans: Sequence[Plan], grounds: Grounds) -> State[dict[
     with shown(title, board.total, lines=20) as move:
 
         def told(spec: SearchSpec, proposal: Proposal, record: Mapping[str, Any]) -> None:
-            board.take(spec, proposal, record)
+            board.take(spec, proposal, record, sum(phase.core.completed for one in courses for phase in one.phases))
             move(board.done, board.total, str(board))
-            if board.done * BOARDS // board.total != (board.done - 1) * BOARDS // board.total:
+            if board.due:
                 show_board(run, title, board.rows())
 
         courses = [plan.course(partial(note_search, run)) for plan in missing]
@@ -209,12 +209,15 @@ class Board:
         self.best = dict.fromkeys(evaluations, float("-inf"))
         self.total = sum(evaluations.values())
         self.done = 0
+        self.due = False
+        """Whether it is time to show it."""
         self._seen: dict[str, list[tuple[float, int, Proposal, Mapping[str, Any]]]] = {}
 
-    def take(self, spec: SearchSpec, proposal: Proposal, record: Mapping[str, Any]) -> None:
-        """Note a result; one that failed or was stopped has no place."""
-        self.done += 1
-        self.total = max(self.total, self.done)
+    def take(self, spec: SearchSpec, proposal: Proposal, record: Mapping[str, Any], done: int) -> None:
+        """Note a result, the `done`-th of all searches; one that failed or was stopped has no place."""
+        self.total = max(self.total, done)
+        self.due = done * BOARDS // self.total > self.done * BOARDS // self.total
+        self.done = done
         fitness = record["fitness"]
         if fitness is None or record["stopped"]:
             return

@@ -75,6 +75,11 @@ class OwnSearch:
         whole = (one["fitness"] for one in records if one["fitness"] is not None and not one["stopped"])
         return max(whole, default=float("-inf"))
 
+    @property
+    def completed(self) -> int:
+        """How many candidates were told so far, in whatever process."""
+        return len(self.store.records(f"searches/{self.spec.key}"))
+
     def document(self) -> dict[str, Any] | None:
         """Return what the search found, None where it is not done."""
         found = self.store.find("search", self.plan.key)

@@ -47,7 +47,7 @@ class Plan:
     """One search with what follows it. first: where it begins; inputs: what it is made from.
 
     joint: how many candidates a search over all coefficients of the experts gets afterwards. others: merges found
-    elsewhere that may win. selection: reference keys of selection rows; empty: weak rows decide between finalists.
+    elsewhere that may win. selection: whether selection rows decide between finalists; otherwise the weak rows do.
     """
 
     run: Run
@@ -96,15 +96,15 @@ class Plan:
         experts = sorted({name for inner in self.first.parts.values() for name in inner})
         blocks, (low, high) = self.run.config.search.blocks, self.run.config.search.bounds
         alone: Inner = {name: {name: (1.0,) * blocks} for name in experts}
-        found = [*self.finalists(phases), *(one for one in self.others if one.recipe.method == self.first.method)]
+        found = [one for one in self.finalists(phases) if one.recipe.method == self.first.method]
         starts = {
             one.title: tuple(min(max(value, low), high) for name in experts
                              for value in one.coefficients.get(name, (0.0,) * blocks))
-            for one in sorted(found, key=lambda one: -one.fitness)
+            for one in found
         }  # fmt: skip
         return make_spec(
             self.run, self._joint_name, alone, self.first.subtasks, list(starts.items()), self.joint,
-            [*self.inputs, *_keys(self.first)], method=self.first.method,
+            [*self.inputs, self.first.key], method=self.first.method,
         )  # fmt: skip
 
     def _final_spec(self, finalists: Sequence[Finalist]) -> SearchSpec:
@@ -114,7 +114,7 @@ class Plan:
         return make_spec(
             self.run, f"{self.name} {FINAL}",
             {name: one.coefficients for name, one in zip(names, finalists, strict=True)}, self.first.subtasks,
-            list(ones.items()), len(names), [*self.inputs, *_keys(self.first)], fixed=True, rows="selection",
+            list(ones.items()), len(names), [*self.inputs, self.first.key], fixed=True, rows="selection",
             recipes={name: one.recipe for name, one in zip(names, finalists, strict=True)},
         )  # fmt: skip
 
@@ -246,10 +246,6 @@ def _searched(run: Run, phase: Phase) -> dict[str, Any]:
             for one in phase.core.proposals
         ],
     }  # fmt: skip
-
-
-def _keys(*specs: SearchSpec) -> list[str]:
-    return [spec.key for spec in specs]
 
 
 def _json(value: float) -> float | None:

@@ -241,6 +241,7 @@ def run_courses(
     trainable = tune.with_parameters(evaluator, bench={"run": run, **bench})
     resources = {"cpu": cfg.cpus_per_worker, "gpu": cfg.gpus_per_worker}
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a base may be a folder relative to where the run was started
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the run, not only the search
     logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # it looks for the loggers' files
     try:

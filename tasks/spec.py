@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -63,7 +63,3 @@ class SearchSpec(BaseModel):
 
         first = (min(max(METHODS[self.method].genes[gene].default, low), high) for gene, low, high in self.varied)
         return (*coefficients, *(1.0 for _ in self.space(run).binary), *first)
-
-    def told(self) -> dict[str, Any]:
-        """Return what a worker must know of it."""
-        return self.model_dump(mode="json")

@@ -83,6 +83,11 @@ class LookAhead:
         return self._told
 
     @property
+    def completed(self) -> int:
+        """How many proposals have a record, told or not yet."""
+        return len(self._records)
+
+    @property
     def finished(self) -> bool:
         """Whether no more is asked for, and every proposal has a record and was told."""
         return self._asked_all and self._told == len(self._proposals)

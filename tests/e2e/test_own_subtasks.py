@@ -87,7 +87,10 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator
     with desk(tmp_path_factory.mktemp("own"), tiny_base) as found:
         write_tickets(found.root / "tickets.csv")
         write_parts(found.root / "parts.jsonl")
-        found.config.write_text(yaml.safe_dump(own_config(tiny_base, found.root)))
+        config = own_config(tiny_base, found.root)
+        (found.cwd / "base").symlink_to(tiny_base)
+        config["model"]["name_or_path"] = "base"  # where the command is given; workers have other folders
+        found.config.write_text(yaml.safe_dump(config))
         ended = found.run("run", found.config)
         assert ended.code == 0, ended
         (found.root / "out.txt").write_text(ended.out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -74,9 +75,9 @@ def make(tmp_path: Path, tiny_base: Path) -> Callable[..., Made]:
 def search(made: Made) -> Course:
     """Run a planned search to its end."""
     run, plan, refs = made
-    bench, course = Bench(run, **refs, selection={}), plan.course()
+    course = plan.course()
     searcher = Multiplexer(run, [course], lambda *_: None)
-    try:
+    with closing(Bench(run, **refs, selection={})) as bench:
         for trial in map(str, range(2 * EVALUATIONS)):
             answer = searcher.suggest(trial)
             if answer == Searcher.FINISHED:
@@ -85,8 +86,6 @@ def search(made: Made) -> Course:
             hurdles = [None if one is None else Hurdle(*one) for one in json.loads(answer["hurdles"])]
             record = bench.evaluate(plan.first, answer["genome"], hurdles)
             searcher.on_trial_complete(trial, {"record": json.dumps(record)})
-    finally:
-        bench.close()
     if searcher.error is not None:
         raise searcher.error
     assert course.core.finished
@@ -171,21 +170,21 @@ def test_a_race_over_one_weak_row(make: Callable[..., Made], settings: dict[str,
     raced = make(rows=(1, 6), rungs=[0.3, 0.5], **settings)
     plain = make(rows=(1, 6), store="plain", **settings)
     course = search(raced)
-    bench = Bench(plain[0], **plain[2], selection={})
-    for record in stored(*raced[:2]):
-        whole = bench.evaluate(plain[1].first, record["genome"], [])
-        assert record["rows"] in (1 + 2, 1 + 3) if record["stopped"] else record["rows"] == 1 + 6
-        if not settings or not record["stopped"]:
-            assert record["values"]["sent2"] == pytest.approx(whole["values"]["sent2"], rel=1e-5)
-        if not record["stopped"]:
-            assert record["fitness"] == pytest.approx(whole["fitness"], rel=1e-5)
-    bench = Bench(raced[0], **raced[2], selection={})
-    for hurdles in ([Hurdle(9.0, 0.25), None], [None, Hurdle(9.0, 0.25)]):
-        record = bench.evaluate(raced[1].first, [0.5, 0.5], hurdles)
-        assert record["stopped"]
-        assert record["rows"] == 1 + len(record["rungs"]) + 1
-        assert record["fitness"] == pytest.approx(record["rungs"][-1] + 0.25)
-        assert len(record["rungs"]) == 1 + hurdles.index(Hurdle(9.0, 0.25))
+    with closing(Bench(plain[0], **plain[2], selection={})) as bench:
+        for record in stored(*raced[:2]):
+            whole = bench.evaluate(plain[1].first, record["genome"], [])
+            assert record["rows"] in (1 + 2, 1 + 3) if record["stopped"] else record["rows"] == 1 + 6
+            if not settings or not record["stopped"]:
+                assert record["values"]["sent2"] == pytest.approx(whole["values"]["sent2"], rel=1e-5)
+            if not record["stopped"]:
+                assert record["fitness"] == pytest.approx(whole["fitness"], rel=1e-5)
+    with closing(Bench(raced[0], **raced[2], selection={})) as bench:
+        for hurdles in ([Hurdle(9.0, 0.25), None], [None, Hurdle(9.0, 0.25)]):
+            record = bench.evaluate(raced[1].first, [0.5, 0.5], hurdles)
+            assert record["stopped"]
+            assert record["rows"] == 1 + len(record["rungs"]) + 1
+            assert record["fitness"] == pytest.approx(record["rungs"][-1] + 0.25)
+            assert len(record["rungs"]) == 1 + hurdles.index(Hurdle(9.0, 0.25))
     assert raced[1].publish(course.phases, 0.0).metrics["evaluations"] == EVALUATIONS
 
 
