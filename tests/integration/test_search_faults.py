@@ -206,3 +206,12 @@ def test_nodes_of_a_group_may_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [{**node, "Labels": {}}, {**node, "Alive": False}])
     with pytest.raises(ServiceError, match="the nodes there are have 1 CPUs and 0 GPUs;"):
         cluster.check_room(RayConfig(cpus_per_worker=4.0))
+
+
+def test_out_of_minutes_what_was_asked_is_still_looked_at(make: Callable[..., Made]) -> None:
+    run, plan, _ = made = make(minutes=1e-6)
+    course = search(made)
+    assert len(course.core.proposals) == run.config.search.lookahead + 1 < EVALUATIONS
+    document = json.loads(open_store(run).read(plan.publish(course.phases, 0.0), "search.json"))
+    assert document["stopped_early"]
+    assert sum(one["wins"] for one in document["finalists"]) == 1
