@@ -45,10 +45,7 @@ class Setting:
             grams={name: {module: grams[name][pair.a.shape[1]] for module, pair in expert.items()}
                    for name, expert in self.experts.items()},
         )  # fmt: skip
-        for name, factors in self.experts.items():
-            (folder / name).mkdir()
-            for file, data in to_files(factors, base_name=str(self.base.directory), rank=RANK, alpha=ALPHA).items():
-                (folder / name / file).write_bytes(data)
+        write_experts(folder, self.experts, self.base.directory)
         self._peft: Any = None
 
     def weights(self) -> dict[str, float]:
@@ -85,26 +82,8 @@ class Setting:
 
     def mergekit(self, weights: Mapping[str, float], recipe: Recipe) -> Any:
         """Merge to disk and load."""
-        from mergekit.config import MergeConfiguration
-        from mergekit.merge import run_merge
-        from mergekit.options import MergeOptions
-        from transformers import AutoModelForCausalLM
-
-        config = {
-            "merge_method": {"linear": "task_arithmetic"}.get(recipe.method, recipe.method),
-            "base_model": str(self.base.directory), "dtype": self.dtype,
-            "models": [
-                {"model": f"{self.base.directory}+{self.folder / name}",
-                 "parameters": {"weight": value, **recipe.parameters}}
-                for name, value in weights.items()
-            ],
-        }  # fmt: skip
-        options = MergeOptions(
-            lora_merge_cache=str(self.folder / "cache"), lora_merge_dtype=self.dtype, copy_tokenizer=False,
-            write_model_card=False, quiet=True,
-        )  # fmt: skip
-        run_merge(MergeConfiguration.model_validate(config), str(self.folder / "merged"), options)
-        return AutoModelForCausalLM.from_pretrained(self.folder / "merged", dtype=getattr(torch, self.dtype)).eval()
+        method = {"linear": "task_arithmetic"}.get(recipe.method, recipe.method)
+        return by_mergekit(self.base.directory, self.folder, weights, self.dtype, method, recipe.parameters)
 
     @property
     def peft(self) -> Any:
@@ -125,6 +104,39 @@ class Setting:
             self.peft.delete_adapter("merged")
         self.peft.add_weighted_adapter(list(weights), list(weights.values()), "merged", combination_type="cat")
         self.peft.set_adapter("merged")
+
+
+def write_experts(folder: Path, experts: Mapping[str, Mapping[str, Factors]], base: Path) -> None:
+    """Write experts of rank `RANK` as PEFT's folders."""
+    for name, factors in experts.items():
+        (folder / name).mkdir()
+        for file, data in to_files(factors, base_name=str(base), rank=RANK, alpha=ALPHA).items():
+            (folder / name / file).write_bytes(data)
+
+
+def by_mergekit(
+    base: Path, folder: Path, weights: Mapping[str, float], dtype: str, method: str = "task_arithmetic",
+    parameters: Mapping[str, Any] | None = None,
+) -> Any:  # fmt: skip
+    """Have mergekit merge the experts in `folder` to disk, and return what transformers loads of that."""
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+    from transformers import AutoModelForCausalLM
+
+    config = {
+        "merge_method": method, "base_model": str(base), "dtype": dtype,
+        "models": [
+            {"model": f"{base}+{folder / name}", "parameters": {"weight": value, **(parameters or {})}}
+            for name, value in weights.items()
+        ],
+    }  # fmt: skip
+    options = MergeOptions(
+        lora_merge_cache=str(folder / "cache"), lora_merge_dtype=dtype, copy_tokenizer=False, write_model_card=False,
+        quiet=True,
+    )  # fmt: skip
+    run_merge(MergeConfiguration.model_validate(config), str(folder / "merged"), options)
+    return AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=getattr(torch, dtype)).eval()
 
 
 def random_experts(backbone: Backbone) -> dict[str, dict[str, Factors]]:

@@ -84,7 +84,7 @@ def asynchronous(workers: int, seconds: float, evaluations: int, folder: Path) -
         pid, begin, end = record["span"]
         spans.append((pid, begin, end))
 
-    course = Course("sleep", lambda phases: None if phases else spec)
+    course = Course(lambda phases: None if phases else spec)
     run_courses(run, [course], {"seconds": seconds}, told, Sleeper)
     return spans
 

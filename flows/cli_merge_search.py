@@ -212,11 +212,10 @@ def _bar(asked: OwnSearch) -> Iterator[tuple[Told, Callable[[str], None]]]:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[best]}"),
         TimeRemainingColumn(),
     )  # fmt: skip
-    total, best = asked.spec.evaluations, asked.best
+    total, before = asked.spec.evaluations, asked.standing
+    done, best = before["candidates"], float("-inf") if before["fitness"] is None else before["fitness"]
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=total, best="")
-
-        done = asked.completed
 
         def told(_: SearchSpec, __: Proposal, record: Mapping[str, Any]) -> None:
             nonlocal best, done

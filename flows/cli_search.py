@@ -46,7 +46,11 @@ def search_show(
     opened = open_store_of(settings_of(store, config))
     journal = read_journal(opened, run_id)
     if as_json:
-        print(json.dumps([standing(opened, entry) for entry in journal.searches], indent=1))
+        found = [
+            {"search": entry.name, "of": entry.evaluations, **standing(opened.records(f"searches/{entry.key}"))}
+            for entry in journal.searches
+        ]
+        print(json.dumps(found, indent=1))
         return
     if not watch:
         console.print(_view(opened, journal, top))
@@ -90,19 +94,19 @@ def _view(store: Store, journal: Journal, top: int) -> RenderableType:
     )  # fmt: skip
     parts: list[RenderableType] = [table]
     for entry in journal.searches:
-        found = standing(store, entry)
+        records = store.records(f"searches/{entry.key}")
+        found = standing(records)
         table.add_row(
-            found["search"], f"{found['candidates']} of {found['of']}", str(found["stopped"]), str(found["failed"]),
+            entry.name, f"{found['candidates']} of {entry.evaluations}", str(found["stopped"]), str(found["failed"]),
             f"{found['rows']:,}", "-" if found["best"] is None else str(found["best"]), _number(found["fitness"]),
             *(f"{found['seconds'][part]:.1f}" for part in ("merge", "evaluate", "wait")),
         )  # fmt: skip
         if top:
-            parts.append(_best(store, entry, top))
+            parts.append(_best(entry, records, top))
     return Group(*parts)
 
 
-def _best(store: Store, entry: Entry, top: int) -> Table:
-    records = store.records(f"searches/{entry.key}")
+def _best(entry: Entry, records: dict[int, dict[str, Any]], top: int) -> Table:
     table = Table(
         "candidate", "fitness", *entry.subtasks, "genome", box=None, header_style="bold", title=entry.name,
         title_justify="left",

@@ -21,7 +21,7 @@ from tasks.data import SplitRefs, longest_first, publish_splits
 from tasks.evaluate import evaluate_subtask
 from tasks.experts import train_expert, train_joint, train_warm, train_weak
 from tasks.made import Made, Trained, contestants, measure_difficulty
-from tasks.merge import STAGE_2, build_unified, search_groups, search_unified
+from tasks.merge import STAGE_2, build_unified, read_search, search_groups, search_unified, winner_of
 from tasks.references import measure_reference
 from tasks.report import export_full, publish_report
 from tasks.runtime import Run, log
@@ -130,11 +130,12 @@ def evaluate_models(
     """Choose a context per subtask on weak rows, then put every model to the test rows; the longest first."""
     train, test, weak = part(splits, "train"), part(splits, "test"), trained.weak
     hardest_first = list(reversed(order))
+    winners = {name: winner_of(read_search(run, ref)) for name, ref in searches.items()}
     with worker(run):
         gated = {name: gate_contexts.submit(run, name, unified, weak[name], train, order) for name in hardest_first}
         scored = {
             name: evaluate_subtask.submit(
-                run, name, contestants(run, trained, searches, name), unified, gated[name], weak[name], test[name],
+                run, name, contestants(run, trained, winners, name), unified, gated[name], weak[name], test[name],
                 train, order,
             )
             for name in hardest_first

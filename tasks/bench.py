@@ -93,10 +93,8 @@ class Bench:
     ) -> dict[str, Any]:  # fmt: skip
         """Return what is known of a candidate; offset: what is added to the values of one that was stopped."""
         more = 0.0 if offset is None else offset
-        race = self._run.config.search.rungs if rungs else ()
-        rows = sum(
-            one.rows if offset is None else Race(race).ends(one.rows)[len(rungs) - 1] for one in subtasks.values()
-        )
+        parts = len(rungs) if offset is not None else 0  # of one that was not stopped, all
+        rows = sum(one.ends[parts - 1] for one in subtasks.values())
         found: dict[str, Any] = {
             "fitness": fitness(values) + more, "values": dict(values), "rungs": list(rungs),
             "stopped": offset is not None, "rows": rows,
@@ -125,19 +123,18 @@ class _Subtask:
         self._expert, expected = read_reference(open_store(run), reference, rows)
         self._probe: Probe | None = None
         backbone, prompter = self._model = resident(run)
-        self.rows = len(self._examples)
         answers = {"loglik": [row.answer for row in self._examples], "agree": self._expert.get("answers")}
-        self._kinds = [kind for kind in run.config.search.weights if kind in answers] or (
+        kinds = [kind for kind in run.config.search.weights if kind in answers] or (
             ["loglik"] if run.config.search.rungs else []
         )
-        self._ends = Race(run.config.search.rungs).ends(self.rows)
-        ends = sorted(set(self._ends))  # of few rows, several rungs end at the same one
+        self.ends = Race(run.config.search.rungs).ends(len(self._examples))
+        ends = sorted(set(self.ends))  # of few rows, several rungs end at the same one
         self._given = {
             kind: GivenAnswers(
                 backbone, prompter, self._asked, self._examples, answers[kind], ends=ends,
                 expert=expected if kind == "agree" else None,
             )
-            for kind in self._kinds
+            for kind in kinds
         }  # fmt: skip
         self._sums = np.cumsum(self._expert["logprobs"])
 
@@ -145,11 +142,11 @@ class _Subtask:
         """Yield, after each part of the rows (raced) or all of them, the smooth kinds of fitness of the rows so far."""
         streams = {kind: given.parts() for kind, given in self._given.items()}
         seen: dict[str, list[PartValues]] = {kind: [] for kind in streams}
-        for number, (before, end) in enumerate(pairwise([0, *self._ends]), start=1):
+        for number, (before, end) in enumerate(pairwise([0, *self.ends]), start=1):
             if end > before:
                 for kind, stream in streams.items():
                     seen[kind].append(next(stream))
-            if raced or number == len(self._ends):
+            if raced or number == len(self.ends):
                 yield {kind: self._value(kind, parts) for kind, parts in seen.items()}
 
     def _value(self, kind: str, parts: Sequence[PartValues]) -> float:

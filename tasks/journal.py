@@ -70,18 +70,15 @@ def read_journal(store: Store, run_id: str) -> Journal:
     return Journal(run_id=fitting[0], searches=tuple(sorted(entries, key=lambda one: one.name)), **records[0])
 
 
-def standing(store: Store, entry: Entry) -> dict[str, Any]:
-    """Return how far a search is: records told, best, and what was spent; ready to be shown."""
-    records = store.records(f"searches/{entry.key}")
+def standing(records: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return how far a search with these records is: how many, the best, and what was spent; ready to be shown."""
     whole = {
         index: record for index, record in records.items()
         if record["fitness"] is not None and not record.get("stopped")
     }  # fmt: skip
     best = min(whole, key=lambda index: (-whole[index]["fitness"], index), default=None)
     return {
-        "search": entry.name,
         "candidates": len(records),
-        "of": entry.evaluations,
         "stopped": sum(bool(record.get("stopped")) for record in records.values()),
         "failed": sum(record["fitness"] is None for record in records.values()),
         "rows": sum(record.get("rows", 0) for record in records.values()),

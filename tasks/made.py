@@ -12,7 +12,7 @@ from memmcl.store import ArtifactRef
 from tasks.data import SplitRefs
 from tasks.evaluate import Contestants
 from tasks.experts import JOINT, WEAK
-from tasks.merge import ARITHMETIC, STAGE_2, Grounds, coefficients_of, recipe_of
+from tasks.merge import ARITHMETIC, STAGE_2, Grounds, Winner
 from tasks.models import WARM, with_start
 from tasks.runtime import Run, read_rows
 
@@ -82,24 +82,22 @@ class Made(BaseModel):
         }  # fmt: skip
 
 
-def contestants(run: Run, trained: Trained, searches: Mapping[str, ArtifactRef], subtask: str) -> Contestants:
-    """Return who is put to a subtask's test rows: what experts stand on is part of them and of every merge of them."""
+def contestants(run: Run, trained: Trained, winners: Mapping[str, Winner], subtask: str) -> Contestants:
+    """Return who is put to a subtask's test rows: what experts stand on is part of them and of every merge of them.
+
+    winners: of the searches, by their names.
+    """
     blocks = run.config.search.blocks
     ones, names = (1.0,) * blocks, sorted(trained.experts)
     start = {WARM: trained.warm} if trained.warm else {}
-    cfg = run.config.search
-    recipes = {
-        "unified": recipe_of(run, searches[STAGE_2]),
-        **{name: recipe_of(run, searches[name]) for name in cfg.rivals},
-    }
+    tuned = {"arithmetic": ARITHMETIC, **{name: name for name in run.config.search.rivals}, "unified": STAGE_2}
     merges = {
         "experts": {subtask: ones},
         "uniform": {name: (1.0 / len(names),) * blocks for name in names},
         "sum": dict.fromkeys(names, ones),
-        "arithmetic": coefficients_of(run, searches[ARITHMETIC]),
-        **{name: coefficients_of(run, searches[name]) for name in cfg.rivals},
-        "unified": coefficients_of(run, searches[STAGE_2]),
+        **{name: winners[search][0] for name, search in tuned.items()},
     }
+    recipes = {name: winners[search][1] for name, search in tuned.items()}
     rivals = {name: {name: ones} for name in trained.special() if name != WARM}
     return Contestants(
         models={

@@ -22,7 +22,7 @@ from memmcl.suite.subtasks import GROUPS
 from tasks.artifacts import show_board
 from tasks.journal import note_search
 from tasks.models import WARM, start_of, with_start
-from tasks.plans import Finalist, Plan, make_spec
+from tasks.plans import Coefficients, Finalist, Plan, make_spec
 from tasks.progress import shown
 from tasks.runtime import Run, load_adapter, open_store, reuse_or_make
 from tasks.search import run_courses
@@ -36,6 +36,7 @@ SCALES = (0.5, 1.0, 1.5, 2.5, 4.0)
 BOARDS, PLACES = 8, 5
 """How often the leaderboard of a stage is shown, and how many places it has a search."""
 Refs = Mapping[str, ArtifactRef]
+Winner = tuple[Coefficients, Recipe]
 
 
 class Grounds(BaseModel):
@@ -106,7 +107,7 @@ def search_unified(run: Run, stage1: Refs, grounds: Grounds) -> State[dict[str, 
     """
     cfg, names = run.config.search, sorted(grounds.experts)
     groups = {name: stage1[name] for name in sorted(stage1) if name in GROUPS}
-    models: Inner = {group: coefficients_of(run, ref) for group, ref in groups.items()}
+    models: Inner = {group: winner_of(read_search(run, ref))[0] for group, ref in groups.items()}
     seeds = seed_genomes(sorted(models), cfg.blocks, cfg.bounds, cfg.lambdas)
     inputs = [*groups.values(), *grounds.of(names)]
     spec = make_spec(run, STAGE_2, models, names, seeds, cfg.stage2_evaluations, inputs)
@@ -119,9 +120,7 @@ def _found(run: Run, name: str, ref: ArtifactRef) -> Finalist:
     """Return the winner of a search that is done, as one that may win another."""
     found = read_search(run, ref)
     won = next(one for one in found["finalists"] if one["wins"])
-    return Finalist(
-        name, won["origin"], won["index"], coefficients_of(run, ref), recipe_of(run, ref), found["fitness"]
-    )  # fmt: skip
+    return Finalist(name, won["origin"], won["index"], *winner_of(found), found["fitness"])
 
 
 @task(name="unified model", task_run_name="unified model", cache_policy=NO_CACHE)
@@ -132,10 +131,10 @@ def build_unified(run: Run, search: ArtifactRef, experts: Refs) -> State[Artifac
     """
     start = start_of(run, experts)
     adapters = {name: experts[name] for name in sorted(experts)} | start
-    rank = None if METHODS[recipe_of(run, search).method].exact else run.config.search.adapter_rank
+    coefficients, recipe = winner_of(read_search(run, search))
+    rank = None if METHODS[recipe.method].exact else run.config.search.adapter_rank
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
-        coefficients, recipe = coefficients_of(run, search), recipe_of(run, search)
         merged = merged_adapter(
             {name: load_adapter(run, ref) for name, ref in adapters.items()},
             with_start(coefficients, start, run.config.search.blocks),
@@ -165,15 +164,9 @@ def read_search(run: Run, ref: ArtifactRef) -> dict[str, Any]:
     return document
 
 
-def coefficients_of(run: Run, ref: ArtifactRef) -> dict[str, tuple[float, ...]]:
-    """Return the winner's coefficients over experts."""
-    return {name: tuple(row) for name, row in read_search(run, ref)["coefficients"].items()}
-
-
-def recipe_of(run: Run, ref: ArtifactRef) -> Recipe:
-    """Return how the winner merges its experts."""
-    found = read_search(run, ref)["recipe"]
-    return Recipe(found["method"], found["parameters"], found["seed"])
+def winner_of(search: Mapping[str, Any]) -> Winner:
+    """Return the winner of a search's document: coefficients over experts, and how it merges them."""
+    return {name: tuple(row) for name, row in search["coefficients"].items()}, Recipe(**search["recipe"])
 
 
 def _run_stage(run: Run, plans: Sequence[Plan], grounds: Grounds) -> State[dict[str, ArtifactRef]]:

@@ -29,6 +29,7 @@ from memmcl.suite.splits import digest_of
 from memmcl.suite.subtasks import Pairs
 from memmcl.suite.weak import WeakRows
 from tasks.cluster import check_nodes
+from tasks.journal import standing
 from tasks.own_references import BASE, OwnRun, measure_references, reference_ref
 from tasks.plans import Plan, make_spec
 from tasks.runtime import Base, open_store, resident_prompter
@@ -69,16 +70,9 @@ class OwnSearch:
         return open_store(self.run)
 
     @property
-    def best(self) -> float:
-        """The best fitness that was told so far, in whatever process; -inf where there is none."""
-        records = self.store.records(f"searches/{self.spec.key}").values()
-        whole = (one["fitness"] for one in records if one["fitness"] is not None and not one["stopped"])
-        return max(whole, default=float("-inf"))
-
-    @property
-    def completed(self) -> int:
-        """How many candidates were told so far, in whatever process."""
-        return len(self.store.records(f"searches/{self.spec.key}"))
+    def standing(self) -> dict[str, Any]:
+        """How far it is, in whatever process; see `tasks.journal.standing`."""
+        return standing(self.store.records(f"searches/{self.spec.key}"))
 
     def document(self) -> dict[str, Any] | None:
         """Return what the search found, None where it is not done."""

@@ -20,7 +20,7 @@ from memmcl.suite.examples import Example
 from tasks.evaluate import INTERFERENCE
 from tasks.history import root_flow_run_id
 from tasks.made import Made
-from tasks.merge import ARITHMETIC, STAGE_2, coefficients_of, read_search, recipe_of
+from tasks.merge import ARITHMETIC, STAGE_2, read_search, winner_of
 from tasks.models import WARM
 from tasks.runtime import Run, load_adapter, load_manifest, resident_prompter
 
@@ -119,11 +119,12 @@ def _search(run: Run, stage: str, group: str | None, found: Mapping[str, Any]) -
 
 def merge_part(run: Run, made: Made) -> dict[str, Any]:
     """Return the unified model's coefficients over the experts; what they stand on is no gene and not among them."""
+    coefficients, recipe = winner_of(read_search(run, made.searches[STAGE_2]))
     return {
-        "method": _told(recipe_of(run, made.searches[STAGE_2])),
+        "method": _told(recipe),
         "experts": sorted(made.trained.experts),
         "blocks": _blocks(run),
-        "coefficients": [row for _, row in sorted(coefficients_of(run, made.searches[STAGE_2]).items())],
+        "coefficients": [row for _, row in sorted(coefficients.items())],
         "adapted_layers": list(range(run.base.split, run.base.layers)),
         "lambda_task_arithmetic": _arithmetic_lambda(read_search(run, made.searches[ARITHMETIC])),
     }

@@ -74,7 +74,7 @@ class Plan:
 
     def course(self, begun: Callable[[SearchSpec], None] = lambda spec: None) -> Course:
         """Return it, ready to run; `begun` is called as each of its searches begins."""
-        return Course(self.name, self.follow, begun)
+        return Course(self.follow, begun)
 
     def follow(self, phases: Sequence[Phase]) -> SearchSpec | None:
         """Return the next phase: the search itself, the joint one, the decision between finalists."""
@@ -119,15 +119,17 @@ class Plan:
         )  # fmt: skip
 
     def finalists(self, phases: Sequence[Phase]) -> list[Finalist]:
-        """Return who may win: the best of each phase and its best seed, and those found elsewhere; the best first."""
+        """Return who may win after these searches: the best and the best seed of each, and those found elsewhere."""
         found: list[Finalist] = []
         for phase in phases:
-            if phase.spec.rows == "selection":
-                continue
+            records = phase.core.records
             ranked = phase.core.ranked()
             best = ranked[: self.run.config.search.finalists]
             seeds = [proposal for proposal in ranked if proposal.generation == 0][:1]
-            found += [self._finalist(phase, one) for one in [*best, *(one for one in seeds if one not in best)]]
+            found += [
+                self._finalist(phase.spec, one, records[one.index]["fitness"])
+                for one in [*best, *(one for one in seeds if one not in best)]
+            ]
         if not found:
             raise SearchError(f"search {self.name}: no candidate has a finite fitness; see the log for their genomes")
         found += self.others
@@ -136,21 +138,18 @@ class Plan:
             merges.setdefault(json.dumps([one.coefficients, asdict(one.recipe)], sort_keys=True), one)
         return list(merges.values())
 
-    def _finalist(self, phase: Phase, one: Proposal) -> Finalist:
-        spec, run = phase.spec, self.run
-        return Finalist(
-            spec.name, one.origin, one.index, spec.coefficients(run, one.genome), spec.recipe(run, one.genome),
-            phase.core.records[one.index]["fitness"],
-        )  # fmt: skip
+    def _finalist(self, spec: SearchSpec, one: Proposal, fitness: float) -> Finalist:
+        coefficients, recipe = spec.coefficients(self.run, one.genome), spec.recipe(self.run, one.genome)
+        return Finalist(spec.name, one.origin, one.index, coefficients, recipe, fitness)
 
     def publish(self, phases: Sequence[Phase], seconds: float) -> Manifest:
         """Publish what was found: candidates of all phases, finalists, the winner, what that means."""
-        finalists = self.finalists(phases)
+        searched = [phase for phase in phases if phase.spec.rows != "selection"]
+        finalists = self.finalists(searched)
         final = phases[-1].core.records if phases[-1].spec.rows == "selection" else {}
         scores = [final[place]["fitness"] for place in range(len(finalists))] if final else []
         place = max(range(len(scores)), key=lambda one: (scores[one], -one)) if scores else 0
         winner = finalists[place]
-        searched = [phase for phase in phases if phase.spec.rows != "selection"]
         inside = next((number for number, one in enumerate(searched) if one.spec.name == winner.search), None)
         document = {
             **_searched(self.run, searched[0]),

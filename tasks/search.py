@@ -57,7 +57,6 @@ Told = Callable[[SearchSpec, Proposal, Mapping[str, Any]], None]
 class Course:
     """A search and what follows it, over one set of rows and experts."""
 
-    name: str
     follow: Next
     begun: Callable[[SearchSpec], None] = lambda spec: None
     """Called as a phase begins."""
@@ -281,7 +280,7 @@ def core_of(run: Run, spec: SearchSpec, store: Store) -> LookAhead:
         "random" if spec.fixed else spec.strategy, genes=space.size, bounds=space.bounds, seeds=spec.seeds,
         seed=run.seed("search", spec.name), population=cfg.population, sigma=cfg.sigma, binary=space.binary, **options,
     )  # fmt: skip
-    race = Race(cfg.rungs, cfg.keep, max(WINDOWS * cfg.population, 4)) if cfg.rungs and not spec.fixed else None
+    race = Race(cfg.rungs, cfg.keep, WINDOWS * cfg.population) if cfg.rungs and not spec.fixed else None
     return LookAhead(
         strategy, budget=spec.evaluations, lookahead=cfg.lookahead, records=store.records(f"searches/{spec.key}"),
         stagnation=None if spec.fixed else cfg.stagnation, race=race,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -68,19 +69,8 @@ class Arguments:
 
     def to_json(self) -> dict[str, Any]:
         """Return the keyword arguments of `build_strategy` in JSON's types."""
-        return {
-            "genes": self.genes,
-            "bounds": [list(pair) for pair in self.bounds],
-            "seeds": [[name, list(genome)] for name, genome in self.seeds],
-            "seed": self.seed,
-            "population": self.population,
-            "sigma": self.sigma,
-            "binary": list(self.binary),
-            "restarts": self.restarts,
-            "separable": self.separable,
-            "update": self.update,
-            "objectives": self.objectives,
-        }
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return found
 
 
 def check_arguments(
@@ -99,7 +89,12 @@ def check_arguments(
 ) -> Arguments:
     """Return `Arguments`: bounds spread over the genes, seeds rounded, the default population filled in.
 
-    population None means 4 + floor(3 ln genes).
+    genes: length of a genome; bounds: one (low, high) for all genes or one per gene; seeds: (name, genome)
+    proposed first, in order; population: None means 4 + floor(3 ln genes); sigma: the first step as a fraction of
+    the gene ranges (of CMA-ES, and of the seeds that "genetic" and "nsga2" perturb); binary: genes that are
+    exactly 0.0 or 1.0, their bounds (0, 1); restarts, separable: of CMA-ES, see `CmaEs`; update: "generational" or
+    "steady-state", see `Genetic`; objectives: how many a tell brings, for "nsga2"; the others learn from the
+    fitness alone.
 
     Raises:
         ConfigError: bounds, population, sigma, binary, update or objectives out of range.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from memmcl.errors import ConfigError, SearchError
@@ -10,7 +10,7 @@ from memmcl.evolve.arguments import Arguments, check_arguments
 from memmcl.evolve.cmaes import CmaEs
 from memmcl.evolve.genetic import Genetic
 from memmcl.evolve.nsga2 import nsga2
-from memmcl.evolve.strategy import Bounds, Strategy
+from memmcl.evolve.strategy import Strategy
 from memmcl.evolve.uniform import RandomSearch
 
 STRATEGIES: dict[str, Callable[[Arguments], Strategy]] = {
@@ -21,54 +21,19 @@ STRATEGIES: dict[str, Callable[[Arguments], Strategy]] = {
 }
 
 
-def build_strategy(
-    name: str,
-    *,
-    genes: int,
-    bounds: Bounds,
-    seeds: Sequence[tuple[str, Sequence[float]]],
-    seed: int,
-    population: int | None = None,
-    sigma: float = 0.3,
-    binary: Sequence[int] = (),
-    restarts: bool = False,
-    separable: bool | None = None,
-    update: str = "generational",
-    objectives: int = 0,
-) -> Strategy:
-    """Return the strategy `name` of `STRATEGIES`.
-
-    genes: length of a genome; bounds: one (low, high) for all genes or one per gene; seeds: (name, genome)
-    proposed first, in order; population: None means 4 + floor(3 ln genes); sigma: the first step as a fraction of
-    the gene ranges (of CMA-ES, and of the seeds that "genetic" and "nsga2" perturb); binary: genes that are
-    exactly 0.0 or 1.0, their bounds (0, 1); restarts, separable: of CMA-ES, see `CmaEs`; update: "generational" or
-    "steady-state", see `Genetic`; objectives: how many a tell brings, for "nsga2"; the others learn from the
-    fitness alone.
+def build_strategy(name: str, **arguments: Any) -> Strategy:
+    """Return the strategy `name` of `STRATEGIES`; arguments: those of `check_arguments`.
 
     Raises:
-        ConfigError: an unknown name; bounds, population, sigma, binary, update or objectives out of range;
-            restarts or separable for another strategy than CMA-ES.
+        ConfigError: an unknown name; an argument out of range; restarts or separable for another strategy than CMA-ES.
         GenomeError: a seed of the wrong length, out of bounds, or between on and off.
     """
     if name not in STRATEGIES:
         raise ConfigError(f"unknown search strategy `{name}`; choose one of {', '.join(sorted(STRATEGIES))}")
-    if name != "cmaes" and (restarts or separable is not None):
+    checked = check_arguments(**arguments)
+    if name != "cmaes" and (checked.restarts or checked.separable is not None):
         raise ConfigError(f"search restarts and separable are of cmaes, not of {name}; leave them unset")
-    return STRATEGIES[name](
-        check_arguments(
-            genes=genes,
-            bounds=bounds,
-            seeds=seeds,
-            seed=seed,
-            population=population,
-            sigma=sigma,
-            binary=binary,
-            restarts=restarts,
-            separable=separable,
-            update=update,
-            objectives=objectives,
-        )
-    )
+    return STRATEGIES[name](checked)
 
 
 def restore(state: Mapping[str, Any]) -> Strategy:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from memmcl.evolve import pareto
 from memmcl.report.figure import COLOURS, PANEL, Plot, draw, frame
 from memmcl.report.parts import Candidate, Search
 from memmcl.report.results import Results
@@ -62,12 +65,7 @@ def measured(search: Search) -> list[Candidate]:
 
 def front(candidates: list[Candidate]) -> list[Candidate]:
     """Return those that no other beats in one objective without losing in another."""
-
-    def beats(one: Candidate, other: Candidate) -> bool:
-        pairs = list(zip(one.objectives, other.objectives, strict=True))
-        return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)  # type: ignore[operator]
-
-    return [one for one in candidates if not any(beats(other, one) for other in candidates)]
+    return [candidates[place] for place in pareto.front(np.array([one.objectives for one in candidates]))]
 
 
 def _spoken(search: Search, winner: Candidate) -> str:

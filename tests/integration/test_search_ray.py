@@ -69,7 +69,7 @@ class Case:
             after(len(self.told))
 
         bench = {"experts": self.experts, "weak": self.weak, "references": self.references, "selection": {}}
-        courses = [Course(spec.name, lambda phases, spec=spec: None if phases else spec) for spec in self.specs]
+        courses = [Course(lambda phases, spec=spec: None if phases else spec) for spec in self.specs]
         run_courses(self.run, courses, bench, told)
         return [course.core for course in courses]
 

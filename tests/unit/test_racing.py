@@ -82,31 +82,31 @@ def test_hurdles_are_those_of_the_results_told_before_the_ask_and_a_stopped_one_
     )
 
 
-@pytest.mark.parametrize("newest_first", [False, True])
-def test_seeds_are_all_looked_at(newest_first: bool) -> None:
+def ended(search: LookAhead, *, newest_first: bool) -> LookAhead:
+    """Run a search to its end, with results that come in the order of asking, or in the worst one."""
     fitness = [0.1, 0.5, 0.4, 0.3, 0.2, 0.45, 0.6, 0.1, 0.1, 0.1]
-    strategy = Scripted(distinct(10))
-    search = LookAhead(strategy, budget=10, lookahead=2, stagnation=3)
     running: list[int] = []
     while not search.finished:
         while (proposal := search.next()) is not None:
             running.append(proposal.index)
         index = running.pop(-1 if newest_first else 0)
         search.done(index, {"fitness": fitness[index]})
+    return search
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_seeds_are_all_looked_at(newest_first: bool) -> None:
+    search = ended(
+        LookAhead(Scripted(distinct(10)), budget=10, lookahead=2, stagnation=3), newest_first=newest_first
+    )  # fmt: skip
     assert not search.stopped_early, "all of generation 0, as seeds are"
     assert len(search.proposals) == 10
 
 
 @pytest.mark.parametrize("newest_first", [False, True])
 def test_stagnation_counts_what_is_no_seed(newest_first: bool) -> None:
-    fitness = [0.1, 0.5, 0.4, 0.3, 0.2, 0.45, 0.6, 0.1, 0.1, 0.1]
-    search = LookAhead(Scripted(distinct(10), generation=1), budget=10, lookahead=2, stagnation=3)
-    running: list[int] = []
-    while not search.finished:
-        while (proposal := search.next()) is not None:
-            running.append(proposal.index)
-        index = running.pop(-1 if newest_first else 0)
-        search.done(index, {"fitness": fitness[index]})
+    strategy = Scripted(distinct(10), generation=1)
+    search = ended(LookAhead(strategy, budget=10, lookahead=2, stagnation=3), newest_first=newest_first)
     assert search.stopped_early
     assert len(search.proposals) == 7, "five told, three in a row without a better one, two asked ahead"
 
