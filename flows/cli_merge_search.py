@@ -68,8 +68,11 @@ Method = Annotated[str | None, typer.Option(metavar="NAME", help="How task vecto
 Evaluations = Annotated[int | None, typer.Option(min=1, help="Candidates, seeds included; 40 by default")]
 Strategy = Annotated[Literal["cmaes", "random"] | None, typer.Option(help="What proposes candidates; cmaes by default")]
 Fitness = Annotated[
-    Literal["loglik", "metric"] | None,
-    typer.Option(help="What retention is measured by: likelihood of the gold answers, the default, or the metric"),
+    Literal["loglik", "choice", "metric"] | None,
+    typer.Option(
+        help="What retention is measured by: likelihood of the gold answers, the default; the gold label's share among "
+        "the labels; or the metric"
+    ),
 ]
 Blocks = Annotated[int | None, typer.Option(min=1, help="Layer blocks with a coefficient of their own; 1 by default")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Candidates at once, each with a model in memory")]

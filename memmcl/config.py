@@ -342,12 +342,13 @@ class SearchConfig(_Section):
     )
     population: int = Field(6, ge=4, description="Candidates a generation")
     sigma: float = Field(0.15, gt=0, le=1, description="First step size, as a share of the bounds' width")
-    fitness: Literal["loglik", "metric", "agree"] = Field(
+    fitness: Literal["loglik", "choice", "metric", "agree"] = Field(
         "loglik",
-        description="What is kept of each expert: its likelihood of the gold answers (smooth), its metric, or what it "
-        "expects at its own answers (agree; needs no labels)",
+        description="What is kept of each expert: its likelihood of the gold answers, the gold label's share of the "
+        "probability of all labels (choice; of tuples, loglik), its metric, or what it expects at its own answers "
+        "(agree; needs no labels)",
     )
-    blend: dict[Literal["loglik", "metric", "agree"], float] = Field(
+    blend: dict[Literal["loglik", "choice", "metric", "agree"], float] = Field(
         {}, description="Weights of several kinds of fitness; empty: `fitness` alone"
     )
     shrink: float = Field(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from memmcl.errors import DataError, SearchError
+from memmcl.evaluate.choice import Choices
 from memmcl.evaluate.given import GivenAnswers, PartValues
 from memmcl.evaluate.scoring import Probe
 from memmcl.evolve.fitness import blended, fitness, loglik_retention, retention, shrunk
@@ -19,13 +20,16 @@ from memmcl.merge.build import Merger
 from memmcl.store import ArtifactRef
 from memmcl.suite import metrics
 from tasks.models import make_probe, start_of, weak_answers, with_start
-from tasks.references import read_reference
+from tasks.references import choices_of, read_reference
 from tasks.runtime import Run, load_adapter, open_store, read_rows, resident
 from tasks.spec import SearchSpec
 
 Refs = Mapping[str, ArtifactRef]
 Kinds = dict[str, float]
 """By kind of fitness, the value of one subtask."""
+GOLD, OWN = "gold", "own"
+SMOOTH = {"choice": GOLD, "loglik": GOLD, "agree": OWN}
+"""Kinds of fitness that a pass over one answer a row gives, and which answer: the gold one, or the expert's own."""
 
 
 class Bench:
@@ -123,40 +127,48 @@ class _Subtask:
         self._expert, expected = read_reference(open_store(run), reference, rows)
         self._probe: Probe | None = None
         backbone, prompter = self._model = resident(run)
-        answers = {"loglik": [row.answer for row in self._examples], "agree": self._expert.get("answers")}
-        kinds = [kind for kind in run.config.search.weights if kind in answers] or (
+        self._kinds = [kind for kind in run.config.search.weights if kind in SMOOTH] or (
             ["loglik"] if run.config.search.rungs else []
         )
         self.ends = Race(run.config.search.rungs).ends(len(self._examples))
         ends = sorted(set(self.ends))  # of few rows, several rungs end at the same one
+        answers = {GOLD: [row.answer for row in self._examples], OWN: self._expert.get("answers")}
         self._given = {
-            kind: GivenAnswers(
-                backbone, prompter, self._asked, self._examples, answers[kind], ends=ends,
-                expert=expected if kind == "agree" else None,
+            which: GivenAnswers(
+                backbone, prompter, self._asked, self._examples, answers[which], ends=ends,
+                expert=expected if which == OWN else None,
             )
-            for kind in kinds
+            for which in sorted({SMOOTH[kind] for kind in self._kinds})
         }  # fmt: skip
         self._sums = np.cumsum(self._expert["logprobs"])
+        self._choices = choices_of(self._expert)
 
     def smooth(self, raced: bool) -> Iterator[Kinds]:
         """Yield, after each part of the rows (raced) or all of them, the smooth kinds of fitness of the rows so far."""
-        streams = {kind: given.parts() for kind, given in self._given.items()}
-        seen: dict[str, list[PartValues]] = {kind: [] for kind in streams}
+        streams = {which: given.parts() for which, given in self._given.items()}
+        seen: dict[str, list[PartValues]] = {which: [] for which in streams}
         for number, (before, end) in enumerate(pairwise([0, *self.ends]), start=1):
             if end > before:
-                for kind, stream in streams.items():
-                    seen[kind].append(next(stream))
+                for which, stream in streams.items():
+                    seen[which].append(next(stream))
             if raced or number == len(self.ends):
-                yield {kind: self._value(kind, parts) for kind, parts in seen.items()}
+                yield {kind: self._value(kind, seen[SMOOTH[kind]]) for kind in self._kinds}
 
     def _value(self, kind: str, parts: Sequence[PartValues]) -> float:
         if kind == "agree":
             agreement = [part.agreement for part in parts if part.agreement is not None]
             return float(np.concatenate(agreement).mean())
+        if kind == "choice" and self._choices is not None:
+            return self._choice([part.choices for part in parts if part.choices is not None], self._choices)
         tokens = int(sum(part.tokens.sum() for part in parts))
         rows = sum(len(part.logprobs) for part in parts)
         logprob = float(sum(part.logprobs.sum() for part in parts))
         return loglik_retention(logprob / tokens, float(self._sums[rows - 1]) / tokens)
+
+    def _choice(self, parts: Sequence[Choices], expert: Choices) -> float:
+        calibrated = self._run.config.evaluation.calibration
+        found = Choices.joined(parts).logshares(calibrated)
+        return loglik_retention(found.mean(), expert.head(len(found)).logshares(calibrated).mean())
 
     def metric(self) -> float:
         """Return the retention of the metric; NaN where label scores are not numbers."""

@@ -16,7 +16,7 @@ from tasks.models import make_probe
 from tasks.references import DOCUMENT, brief_of, gold_answers, reference_config, values_of
 from tasks.runtime import Run, load_adapter, open_store, read_rows, resident
 
-REFERENCE_VERSION = 2
+REFERENCE_VERSION = 3
 BASE = "base"
 """The plain base among the models that rows may be held to."""
 Refs = Mapping[str, ArtifactRef]
@@ -114,7 +114,7 @@ def _measure(run: OwnRun, held_to: HeldTo, experts: Refs, weak: Refs) -> Measure
         merger.reset()
     except MemmclError as error:
         return str(error)
-    unit = "score" if run.config.search.fitness == "metric" else "loglik"
+    unit = "score" if run.config.search.fitness == "metric" else run.config.search.fitness
     found = {}
     for name, measured in values.items():
         best = max(held_to[name], key=lambda model: (measured[model][unit], model))

@@ -15,6 +15,7 @@ from safetensors.torch import save as save_tensors
 
 from memmcl.backbone.forward import Backbone
 from memmcl.errors import ModelError
+from memmcl.evaluate.choice import Choices
 from memmcl.evaluate.given import Distributions, GivenAnswers
 from memmcl.evaluate.scoring import Probe
 from memmcl.store import ArtifactRef, Store
@@ -25,12 +26,13 @@ from memmcl.suite.subtasks import Subtask
 from tasks.models import adapted_model, make_probe, weak_answers
 from tasks.runtime import Run, read_rows, resident, reuse_or_make, worth_retrying
 
-REFERENCE_VERSION = 6
+REFERENCE_VERSION = 7
 DOCUMENT, DISTRIBUTIONS = "reference.json", "expert.safetensors"
 WEAK, SELECTION = "weak", "selection"
 Values = dict[str, Any]
-"""loglik: mean gold log-probability per answer token; score: the metric, None where it was not asked for; logprobs:
-by row, the summed log-probability of the gold answer; answers: where the fitness is agreement."""
+"""loglik: mean gold log-probability per answer token; choice: mean log of the gold label's share among the labels, of
+tuples loglik; score: the metric, None where it was not asked for; logprobs: by row, the summed log-probability of the
+gold answer; choices: by row, what makes its label's share, None of tuples; answers: where the fitness is agreement."""
 
 
 @task(
@@ -120,10 +122,14 @@ def values_of(run: Run, probe: Probe, golds: GivenAnswers, rows: Sequence[Exampl
         )
     wanted = not probe.subtask.is_tuple or "metric" in kinds or "agree" in kinds
     answers = weak_answers(run, probe) if wanted else []
+    loglik = float(found.logprobs.sum() / found.tokens.sum())
+    shares = found.choices.logshares(run.config.evaluation.calibration) if found.choices else None
     return {
-        "loglik": float(found.logprobs.sum() / found.tokens.sum()),
+        "loglik": loglik,
+        "choice": loglik if shares is None else float(shares.mean()),
         "score": metrics.score_subtask(probe.subtask, rows, answers) if wanted else None,
         "logprobs": found.logprobs.tolist(),
+        "choices": {name: value.tolist() for name, value in vars(found.choices).items()} if found.choices else None,
         **({"answers": answers} if "agree" in kinds else {}),
     }
 
@@ -138,9 +144,15 @@ def read_reference(store: Store, ref: ArtifactRef, rows: str) -> tuple[dict[str,
     return found, Distributions(tensors[f"{rows}.ids"].long(), tensors[f"{rows}.logprobs"].float())
 
 
+def choices_of(values: Mapping[str, Any]) -> Choices | None:
+    """Return the choices of the rows that were measured; None of tuples."""
+    found = values["choices"]
+    return Choices(**{name: np.array(value) for name, value in found.items()}) if found else None
+
+
 def brief_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return values without those of single rows."""
-    return {name: values[name] for name in ("loglik", "score")}
+    return {name: values[name] for name in ("loglik", "choice", "score")}
 
 
 def _tensors(part: str, expected: Distributions) -> dict[str, Any]:

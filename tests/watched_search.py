@@ -70,7 +70,8 @@ def write_case(run: Run, base: Path, path: Path) -> None:
         rows = {"rows.parquet": to_table(corpus(name, ROWS))}
         logprobs = [-2.0 - row % 3 for row in range(ROWS)]
         measured = {
-            "expert": {"loglik": -1.0, "score": 0.5, "logprobs": [-2.0] * ROWS}, "base": {"logprobs": logprobs}
+            "expert": {"loglik": -1.0, "score": 0.5, "logprobs": [-2.0] * ROWS, "choices": None},
+            "base": {"logprobs": logprobs},
         }  # fmt: skip
         reference = {"reference.json": json.dumps(measured).encode()}
         parts = (("expert", "experts", files), ("split", "weak", rows), ("reference", "references", reference))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from memmcl.backbone.forward import Backbone, Batch, Row, pack
 from memmcl.errors import SearchError
+from memmcl.evaluate.choice import Branches, Choices
 from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Prompter, shared_prefix
 from memmcl.suite.subtasks import Subtask
@@ -46,12 +47,14 @@ class PartValues:
 
     logprobs: (rows,) float64, summed over each answer's tokens, end token included; tokens: (rows,) how many those are;
     agreement: (rows,) float64 in [0, 1], the mean over the tokens of 1 - Jensen-Shannon divergence (base 2) to the
-    distributions that were given; None without such.
+    distributions that were given; None without such. choices: what the labels have of each other's probability; None
+    where answers are no labels.
     """
 
     logprobs: Reals
     tokens: npt.NDArray[np.int64]
     agreement: Reals | None = None
+    choices: Choices | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class _Pack:
     rows: range
     batch: Batch
     hidden: Tensor
+    branches: Branches | None
 
 
 class GivenAnswers:
@@ -88,6 +92,7 @@ class GivenAnswers:
         ids = [prompter.answer(answer, subtask) for answer in answers]
         self.tokens = np.array([len(one) for one in ids])
         self._rows = [Row(prompt, (answer,)) for prompt, answer in zip(prompts, ids, strict=True)]
+        self._labels = [prompter.answer(label, subtask) for label in subtask.labels]
         self._prefix = shared_prefix(prompts)
         self._parts = [range(first, end) for first, end in pairwise([0, *ends])]
         self._packs: dict[int, list[_Pack]] = {}
@@ -104,15 +109,20 @@ class GivenAnswers:
         """Yield the values of each part under the weights of now, which must not change until the last is taken."""
         for number, rows in enumerate(self._parts):
             sums, agreed = np.zeros(len(rows)), np.zeros(len(rows))
+            choices = []
             for one in self._packed(number):
                 logprobs = self._logprobs(one)
                 found = logprobs.gather(1, one.batch.targets[:, None])[:, 0].double().cpu().numpy()
                 places = one.rows.start - rows.start + one.batch.owners[:, 0].numpy()
                 np.add.at(sums, places, found)
+                choices += [one.branches.of(logprobs)] if one.branches else []
                 if self._expert is not None:
                     np.add.at(agreed, places, self._agreement(self._expert, logprobs, one.rows))
             tokens = self.tokens[rows.start : rows.stop]
-            yield PartValues(sums, tokens, agreed / tokens if self._expert is not None else None)
+            yield PartValues(
+                sums, tokens, agreed / tokens if self._expert is not None else None,
+                Choices.joined(choices) if choices else None,
+            )  # fmt: skip
 
     @torch.no_grad()
     def distributions(self, top: int = TOP) -> Distributions:
@@ -146,7 +156,9 @@ class GivenAnswers:
     def _pack(self, rows: range) -> _Pack:
         backbone = self._backbone
         batch = pack([self._rows[row] for row in rows], [self._prefix] * len(rows), backbone.pad, backbone.device)
-        return _Pack(rows, batch, backbone.trunk_of(batch))
+        answers = [self._rows[row].continuations[0] for row in rows]
+        branches = Branches(self._labels, answers) if self._labels else None
+        return _Pack(rows, batch, backbone.trunk_of(batch), branches)
 
     def _logprobs(self, one: _Pack) -> Tensor:
         """Return log-probabilities at every token of a pack's answers, (tokens, vocabulary) float32."""

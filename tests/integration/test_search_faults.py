@@ -54,7 +54,7 @@ def make(tmp_path: Path, tiny_base: Path) -> Callable[..., Made]:
                 factors[min(factors)].b[0, 0] = math.nan
             expert = adapter.to_files(factors, base_name=run.base.name, rank=3, alpha=6.0)
             split = {"rows.parquet": to_table(corpus(name, count))}
-            expected = {"loglik": -1.0, "score": 0.5, "logprobs": [-2.0] * count}
+            expected = {"loglik": -1.0, "score": 0.5, "logprobs": [-2.0] * count, "choices": None}
             measured = {"expert": expected, "base": {"logprobs": [-2.0 - row % 3 for row in range(count)]}}
             files = {"reference.json": json.dumps(measured).encode()}
             for kind, part, of in (

@@ -109,7 +109,7 @@ def make_case(cluster: None, tmp_path_factory: pytest.TempPathFactory, tiny_base
             weak[subtask] = store.publish("split", key, name=f"{subtask} weak", files=rows).ref
             measured = {
                 "reference.json": json.dumps(
-                    {"expert": {"loglik": -1.0, "score": 0.5, "logprobs": [-2.0] * 6}}
+                    {"expert": {"loglik": -1.0, "score": 0.5, "logprobs": [-2.0] * 6, "choices": None}}
                 ).encode()
             }
             references[subtask] = store.publish("reference", key, name=subtask, files=measured).ref

@@ -1,0 +1,102 @@
+"""What one label has of the probability of all labels, from a pass over that label alone.
+
+Whoever may answer with labels alone chooses among the tokens that labels begin with, then among those that labels with
+this beginning go on with, and so on. The probabilities of these choices come from the logits at the given answer's own
+tokens: no other label is run. Where all labels begin with tokens of their own there is one choice, the first, and the
+labels' shares are those of their first tokens.
+
+[ours] The shares stand for those of whole labels; what a whole label's further tokens lose to tokens that no label has
+is left out. A first choice is calibrated as label scores are: less the median of each option over rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from memmcl.errors import SearchError
+
+Reals = npt.NDArray[np.float64]
+Label = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The choices of some rows, each of which has a label as its answer.
+
+    first: (rows, options) float64, the log-probability of each token that labels begin with, among all tokens;
+    taken: (rows,) int64, the option that the row's label begins with; rest: (rows,) float64, the summed log-probability
+    of the label's further choices, each among its options.
+    """
+
+    first: Reals
+    taken: npt.NDArray[np.int64]
+    rest: Reals
+
+    def logshares(self, calibrated: bool) -> Reals:
+        """Return (rows,) float64: the natural log of what each row's label has of the probability of all labels."""
+        scores = self.first - np.median(self.first, axis=0) if calibrated else self.first
+        top = scores.max(axis=1)
+        whole = top + np.log(np.exp(scores - top[:, None]).sum(axis=1))
+        shares: Reals = scores[np.arange(len(scores)), self.taken] - whole + self.rest
+        return shares
+
+    def head(self, count: int) -> Choices:
+        """Return the choices of the first rows."""
+        return Choices(self.first[:count], self.taken[:count], self.rest[:count])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Choices]) -> Choices:
+        """Return the choices of several parts' rows, one behind the other."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("first", "taken", "rest")))
+
+
+class Branches:
+    """Where the tokens of given labels are choices, and among which tokens.
+
+    labels: the ids of every label, end token included; answers: one of them a row, whose tokens lie one behind the
+    other.
+
+    Raises:
+        SearchError: an answer that is no label.
+    """
+
+    def __init__(self, labels: Sequence[Label], answers: Sequence[Label]) -> None:
+        unknown = sum(answer not in labels for answer in answers)
+        if unknown:
+            raise SearchError(f"{unknown} of {len(answers)} answers are none of the subtask's {len(labels)} labels")
+        self.options = sorted({label[0] for label in labels})
+        self._taken = np.array([self.options.index(answer[0]) for answer in answers])
+        lengths = np.array([len(answer) for answer in answers])
+        self._firsts = torch.from_numpy(np.cumsum(lengths) - lengths)
+        places: list[int] = []
+        ids: list[int] = []
+        starts: list[int] = []  # of each branch, among ids
+        rows: list[int] = []
+        targets: list[int] = []
+        for row, answer in enumerate(answers):
+            for at in range(1, len(answer)):
+                allowed = sorted({label[at] for label in labels if label[:at] == answer[:at] and len(label) > at})
+                if len(allowed) > 1:
+                    starts.append(len(ids))
+                    rows.append(row)
+                    targets.append(len(ids) + allowed.index(answer[at]))
+                    places += [int(self._firsts[row]) + at] * len(allowed)
+                    ids += allowed
+        self._places, self._ids = torch.tensor(places, dtype=torch.long), torch.tensor(ids, dtype=torch.long)
+        self._starts, self._rows, self._targets = np.array(starts, int), np.array(rows, int), np.array(targets, int)
+
+    def of(self, logprobs: Tensor) -> Choices:
+        """Return the rows' choices. logprobs: (tokens, vocabulary) float32, at every token of the answers."""
+        options = torch.tensor(self.options, device=logprobs.device)
+        first = logprobs[self._firsts.to(logprobs.device)][:, options].double().cpu().numpy()
+        rest = np.zeros(len(first))
+        if len(self._starts):
+            among = logprobs[self._places.to(logprobs.device), self._ids.to(logprobs.device)].double().cpu().numpy()
+            np.add.at(rest, self._rows, among[self._targets] - np.logaddexp.reduceat(among, self._starts))
+        return Choices(first, self._taken, rest)
