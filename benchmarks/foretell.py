@@ -1,7 +1,7 @@
 """Which fitness foretells the metric: label scores of many merges on weak rows and on held-out training rows.
 
     python benchmarks/foretell.py measure --data DIR --rows scores.npz [--variant plain] [--subtasks sent2 asc emotion]
-    python benchmarks/foretell.py tell --rows scores.npz ... [--draws 20] [--weak-rows 24 48 96]
+    python benchmarks/foretell.py tell --rows scores.npz [--draws 20] [--weak-rows 24 48 96]
 
 measure: the log-probability of every label, on every row, under merges of real experts (half an hour on one core for
 three subtasks). No row is a test row: weak and held-out rows are both drawn from the training part, disjoint from
@@ -23,9 +23,11 @@ import numpy.typing as npt
 from racing import cubic, ridge
 
 from memmcl.evolve.fitness import CLIP
+from memmcl.suite.subtasks import SUBTASKS
 
 Reals = npt.NDArray[np.float64]
 BOUNDS = (0.0, 1.5)
+KNOWN = [name for name, subtask in SUBTASKS.items() if subtask.metric in ("accuracy", "macro_f1")]
 
 
 def measure(asked: argparse.Namespace) -> None:
@@ -97,9 +99,9 @@ def logloss(scores: Reals, gold: npt.NDArray[np.int64]) -> Reals:
 
 
 def metric(name: str, scores: Reals, gold: npt.NDArray[np.int64]) -> Reals:
-    """Return accuracy, or of emotion macro-F1, (...,)."""
+    """Return accuracy, or macro-F1 where that is the subtask's metric, (...,)."""
     best = scores.argmax(-1)
-    if name != "emotion":
+    if SUBTASKS[name].metric == "accuracy":
         return (best == gold).mean(-1)
     found = []
     for label in range(scores.shape[-1]):
@@ -143,7 +145,7 @@ def tell(asked: argparse.Namespace) -> None:
         for _ in range(asked.draws):
             order = {name: draw.permutation(len(data.gold[name])) for name in data.names}
             parts = [fitnesses(data, name, order[name][:count]) for name in data.names]
-            kinds = {kind: np.mean([part[kind] for part in parts], axis=0) for part in parts[:1] for kind in part}
+            kinds = {kind: np.mean([part[kind] for part in parts], axis=0) for kind in parts[0]}
             kinds["metric and choice"] = kinds["metric"] + kinds["choice, calibrated"]
             kinds["metric and likelihood"] = kinds["metric"] + kinds["likelihood"]
             for ridge_of in (0.1, 0.3):
@@ -179,7 +181,7 @@ def main() -> None:
     parser.add_argument("--data", help="directory in SentiEval's layout")
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--variant", default="plain", help="kind of experts, as in experts.py")
-    parser.add_argument("--subtasks", nargs="+", default=["sent2", "asc", "emotion"])
+    parser.add_argument("--subtasks", nargs="+", choices=KNOWN, default=["sent2", "asc", "emotion"])
     parser.add_argument("--keep", type=Path, help="folder of trained adapters")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pool", type=int, default=300, help="weak and held-out rows, together")

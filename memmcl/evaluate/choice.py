@@ -6,7 +6,8 @@ tokens: no other label is run. Where all labels begin with tokens of their own t
 labels' shares are those of their first tokens.
 
 [ours] The shares stand for those of whole labels; what a whole label's further tokens lose to tokens that no label has
-is left out. A first choice is calibrated as label scores are: less the median of each option over rows.
+is left out. A first choice is calibrated by the median of each option over rows; unlike `calibration.fit`, not of rows
+that were normalised first.
 """
 
 from __future__ import annotations
@@ -41,8 +42,7 @@ class Choices:
     def logshares(self, calibrated: bool) -> Reals:
         """Return (rows,) float64: the natural log of what each row's label has of the probability of all labels."""
         scores = self.first - np.median(self.first, axis=0) if calibrated else self.first
-        top = scores.max(axis=1)
-        whole = top + np.log(np.exp(scores - top[:, None]).sum(axis=1))
+        whole = np.logaddexp.reduce(scores, axis=1)
         shares: Reals = scores[np.arange(len(scores)), self.taken] - whole + self.rest
         return shares
 
