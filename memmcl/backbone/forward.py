@@ -198,6 +198,25 @@ class _Entry(nn.Module):
         return hidden_states if self.hidden is None else self.hidden
 
 
+class _AtQueries(nn.Module):
+    """Stands where the last layer's MLP was: runs it at the queries alone, and adds nothing elsewhere."""
+
+    queries: Tensor | None = None
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.mlp = mlp
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return (rows, length, d): what the MLP makes of `hidden` at the queries, zeros elsewhere."""
+        assert self.queries is not None
+        at = self.queries.unbind(1)
+        chosen = hidden[at]
+        count = len(chosen)
+        out = self.mlp(nn.functional.pad(chosen, (0, 0, 0, -count % ROUND))[None])[0, :count]
+        return torch.zeros_like(hidden).index_put(at, out)
+
+
 class Backbone:
     """A causal language model split at layer `split`: layers [0, split) are the trunk, the rest is the top.
 
@@ -224,7 +243,15 @@ class Backbone:
         self._entry = _Entry()
         self._recomputing = False
         self._bottom = _with_layers(decoder, list(layers[:split]), nn.Identity())
-        self._above = _with_layers(decoder, [self._entry] * split + list(layers[split:]), decoder.norm)
+        above = [self._entry] * split + list(layers[split:])
+        self._above = _with_layers(decoder, above, decoder.norm)
+        self._last: _AtQueries | None = None
+        mlp = getattr(layers[-1], "mlp", None)
+        if isinstance(mlp, nn.Module) and hasattr(mlp, "down_proj"):
+            # No layer comes after the last: what its MLP makes of other tokens is never read.
+            self._last = _AtQueries(mlp)
+            last = _with_modules(layers[-1], mlp=self._last)
+            self._at_queries = _with_layers(decoder, [*above[:-1], last], decoder.norm)
 
     @property
     def layers(self) -> int:
@@ -275,11 +302,17 @@ class Backbone:
         self._run_top(prepared.prefix_hidden, None, None, cache)
         return cache
 
-    def top(self, hidden: Tensor, batch: Batch, cache: DynamicCache | None = None) -> Tensor:
-        """Run the layers above the trunk. hidden: (rows, length, d); returns (n, d): outputs at `batch.queries`."""
-        # Layers run again in backward, when this call is long over, would not know the segments.
+    def top(
+        self, hidden: Tensor, batch: Batch, cache: DynamicCache | None = None, *, every_token: bool = False
+    ) -> Tensor:
+        """Run the layers above the trunk. hidden: (rows, length, d); returns (n, d): outputs at `batch.queries`.
+
+        The last layer's MLP runs at the queries alone, unless `every_token` says that others look at it too.
+        """
+        # Layers run again in backward, when this call is long over, would know neither segments nor queries.
         segments = None if self._recomputing else batch.segments
-        out = self._run_top(hidden, batch.positions, batch.mask, cache, segments)
+        queries = None if self._recomputing or every_token else batch.queries
+        out = self._run_top(hidden, batch.positions, batch.mask, cache, segments, queries)
         return out[batch.queries[:, 0], batch.queries[:, 1]]
 
     @contextmanager
@@ -384,22 +417,27 @@ class Backbone:
 
     def _run_top(
         self, hidden: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Any,
-        segments: Segments | None = None,
+        segments: Segments | None = None, queries: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         if positions is None:
             positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         if mask is None:
             mask = hidden.new_ones(hidden.shape[1], hidden.shape[1], dtype=torch.bool).tril()[None, None]
         self._entry.hidden = hidden
+        decoder = self._above
+        if self._last is not None and queries is not None:
+            decoder, self._last.queries = self._at_queries, queries
         try:
             with packed_attention(self.model.config, segments):
-                out: Tensor = self._above(
+                out: Tensor = decoder(
                     inputs_embeds=hidden, position_ids=positions, attention_mask=mask, past_key_values=cache,
                     use_cache=cache is not None,
                 ).last_hidden_state  # fmt: skip
             return out
         finally:
             self._entry.hidden = None
+            if self._last is not None:
+                self._last.queries = None
 
 
 def _fewer(live: Tensor) -> Tensor:
@@ -414,10 +452,13 @@ def _fewer(live: Tensor) -> Tensor:
 
 def _with_layers(decoder: nn.Module, layers: list[nn.Module], norm: nn.Module) -> nn.Module:
     """Return a view of `decoder` that shares its modules but has other layers and another final norm."""
-    view = copy.copy(decoder)
-    view._modules = dict(decoder._modules)
-    view._modules["layers"] = nn.ModuleList(layers)
-    view._modules["norm"] = norm
+    return _with_modules(decoder, layers=nn.ModuleList(layers), norm=norm)
+
+
+def _with_modules(module: nn.Module, **others: nn.Module) -> nn.Module:
+    """Return a view of `module` that shares all of it but these modules."""
+    view = copy.copy(module)
+    view._modules = {**module._modules, **others}
     return view
 
 

@@ -139,7 +139,7 @@ def _input_moments(
             for start in range(0, len(rows), PACKED):
                 hidden, batch = trunk.packed(rows[start : start + PACKED])
                 used = int(batch.lengths)
-                backbone.top(hidden, batch)
+                backbone.top(hidden, batch, every_token=True)
     return {name: moment.cpu() for name, moment in moments.items()}
 
 

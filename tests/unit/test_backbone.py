@@ -272,6 +272,28 @@ def test_packed_rows_behave_as_if_each_stood_alone(backbone: Backbone, model: nn
     assert float(loss) == pytest.approx(-total / len(batch.targets), abs=1e-4)
 
 
+def test_the_last_mlp_runs_at_answers_alone_with_the_same_values_and_gradients(backbone: Backbone) -> None:
+    rows, prefixes = packed_rows()
+    batch = pack(rows, prefixes, 0)
+    mlp = backbone.model.model.layers[-1].mlp
+    sizes: list[int] = []
+    found = []
+    for every_token in (False, True):
+        hidden = torch.randn(1, batch.tokens.shape[1], 64, generator=torch.Generator().manual_seed(0))
+        hidden.requires_grad_()
+        weights = [mlp.down_proj.weight, backbone.model.model.layers[-1].self_attn.v_proj.weight]
+        for weight in weights:
+            weight.requires_grad_()
+        with mlp.down_proj.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[-2])):
+            out = backbone.top(hidden, batch, every_token=every_token)
+        found.append((out, *torch.autograd.grad(out.square().sum(), [hidden, *weights])))
+        for weight in weights:
+            weight.requires_grad_(False)
+    assert sizes == [len(batch.queries) + -len(batch.queries) % ROUND, batch.tokens.shape[1]]
+    for ours, whole in zip(*found, strict=True):
+        torch.testing.assert_close(ours, whole, rtol=1e-4, atol=1e-5)
+
+
 def test_a_backbone_leaves_the_model_as_it_was(backbone: Backbone, model: nn.Module) -> None:
     ids = torch.tensor([random_ids(np.random.default_rng(1), 9)])
     with torch.no_grad():
