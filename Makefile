@@ -43,8 +43,8 @@ lint: install ## Style, types and import contracts
 	$(BIN)/mypy memmcl
 	$(BIN)/lint-imports
 
-# Two processes, one thread each: most of a test's time is the start of servers and workers. Files in their order, so that
-# the longest come first.
+# Two processes, one thread each: most of a test's time is the start of servers and workers. By file (tests/conftest.py
+# puts two together), in their order, so that the longest come first.
 test: install lint ## Install, lint, and all tests but the campaigns
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 

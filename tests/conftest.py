@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from servers import S3Server, prefect_api_server, s3_server
+from xdist.scheduler import LoadFileScheduling
 
 if TYPE_CHECKING:
     from e2e_driver import Desk
 
 FOLDERS = ("unit", "property", "golden", "integration", "e2e")
 TESTS = Path(__file__).parent
+READ_REFERENCE = ("tests/e2e/test_kills.py", "tests/e2e/test_pipeline.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,6 +24,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
         if folder in FOLDERS:
             item.add_marker(folder)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """Give the files that read the run of `reference` to one process: it takes minutes, and each makes its own."""
+    return _Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+class _Scheduling(LoadFileScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return READ_REFERENCE[0] if file in READ_REFERENCE else file
 
 
 @pytest.fixture(scope="session")
