@@ -26,13 +26,19 @@ from memmcl.evolve.fitness import fitness, loglik_retention
 from memmcl.evolve.racing import Race
 
 Reals = npt.NDArray[np.float64]
-LAMBDAS = (0.3, 0.5, 0.7, 0.85, 1.0)
+LAMBDAS = (0.3, 0.5, 0.7, 1.0, 1.3)
 BOUNDS = (0.0, 1.5)
 SHARES = (0.8, 0.9, 0.95)
 RACES: dict[str, dict[str, Any]] = {
     "no race": {},
     "random, no race": {"strategy": "random"},
     "genetic, no race": {"strategy": "genetic"},
+    "bayesian, no race": {"strategy": "bayesian"},
+    **{
+        f"bayesian, {rungs}, keep {keep}": {"strategy": "bayesian", "rungs": rungs, "keep": keep}
+        for rungs in ((0.25,), (0.15, 0.4))
+        for keep in (0.5, 0.3)
+    },
     **{
         f"{rungs}, keep {keep}, {order}": {"rungs": rungs, "keep": keep, "order": order}
         for rungs in ((0.25,), (0.15, 0.4), (0.25, 0.5))

@@ -288,8 +288,8 @@ class ExpertsConfig(_Section):
 class SearchConfig(_Section):
     """The two-stage evolutionary merge search."""
 
-    strategy: Literal["cmaes", "genetic", "nsga2", "random"] = Field(
-        "cmaes", description="What proposes genomes; docs/search.md tells of each"
+    strategy: Literal["bayesian", "cmaes", "genetic", "nsga2", "random"] = Field(
+        "cmaes", description="What proposes genomes; docs/method.md tells of each"
     )
     update: Literal["generational", "steady-state"] = Field(
         "generational", description="Genetic and nsga2: a population is replaced as a whole, or child by child"
@@ -338,7 +338,7 @@ class SearchConfig(_Section):
     blocks: int = Field(1, ge=1, description="Layer blocks with a coefficient of their own")
     bounds: tuple[float, float] = Field((0.0, 1.5), description="Lowest and highest coefficient")
     lambdas: tuple[float, ...] = Field(
-        (0.3, 0.5, 0.7, 0.85, 1.0), min_length=1, description="Grid of the task-arithmetic seeds and baseline"
+        (0.3, 0.5, 0.7, 1.0, 1.3), min_length=1, description="Grid of the task-arithmetic seeds and baseline"
     )
     population: int = Field(6, ge=4, description="Candidates a generation")
     sigma: float = Field(0.15, gt=0, le=1, description="First step size, as a share of the bounds' width")
@@ -370,6 +370,11 @@ class SearchConfig(_Section):
         kinds = self.blend or {self.fitness: 1.0}
         total = sum(kinds.values())
         return {kind: weight / total for kind, weight in sorted(kinds.items())}
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the fitness needs labels of the weak rows."""
+        return set(self.weights) != {"agree"}
 
     @model_validator(mode="after")
     def _check(self) -> SearchConfig:

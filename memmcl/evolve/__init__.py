@@ -7,6 +7,7 @@ The functions of `memmcl.evolve.fitness` are imported from there: one of them ha
 
 from memmcl.evolve import pareto
 from memmcl.evolve.arguments import UPDATES
+from memmcl.evolve.bayesian import Bayesian
 from memmcl.evolve.cmaes import CmaEs
 from memmcl.evolve.genetic import Genetic
 from memmcl.evolve.lookahead import LookAhead
@@ -18,6 +19,7 @@ from memmcl.evolve.uniform import RandomSearch
 __all__ = [
     "STRATEGIES",
     "UPDATES",
+    "Bayesian",
     "Bounds",
     "CmaEs",
     "Genetic",

@@ -7,6 +7,7 @@ from typing import Any
 
 from memmcl.errors import ConfigError, SearchError
 from memmcl.evolve.arguments import Arguments, check_arguments
+from memmcl.evolve.bayesian import Bayesian
 from memmcl.evolve.cmaes import CmaEs
 from memmcl.evolve.genetic import Genetic
 from memmcl.evolve.nsga2 import nsga2
@@ -14,6 +15,7 @@ from memmcl.evolve.strategy import Strategy
 from memmcl.evolve.uniform import RandomSearch
 
 STRATEGIES: dict[str, Callable[[Arguments], Strategy]] = {
+    "bayesian": Bayesian,
     "cmaes": CmaEs,
     "genetic": Genetic,
     "nsga2": nsga2,

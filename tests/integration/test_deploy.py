@@ -79,7 +79,7 @@ def test_the_form_has_titles_descriptions_bounds_choices_and_defaults(
         "title": "Steps", "minimum": 1, "type": "integer", "default": 120,
         "description": "Optimiser steps per expert, its share of the warm start included",
     }  # fmt: skip
-    assert fields(client, "SearchConfig")["strategy"]["enum"] == ["cmaes", "genetic", "nsga2", "random"]
+    assert fields(client, "SearchConfig")["strategy"]["enum"] == ["bayesian", "cmaes", "genetic", "nsga2", "random"]
     found = client.read_deployment_by_name("pipeline/pipeline")
     assert found.enforce_parameter_schema
     assert RunConfig.model_validate(found.parameters["config"]) == CONFIG

@@ -53,7 +53,7 @@ VARIANTS = [
     for name in sorted(STRATEGIES)
     for update in UPDATES
     for restarts in (False, True)
-    if (update == "generational" if name == "cmaes" else not restarts)
+    if (update == "generational" if name in ("bayesian", "cmaes") else True) and (name == "cmaes" or not restarts)
 ]
 CASES = st.builds(
     Case,

@@ -81,7 +81,7 @@ def test_seeds_come_first_in_order_then_the_strategys_own(name: str) -> None:
     assert [p.index for p in proposals] == list(range(11))
     assert [(p.origin, p.generation) for p in proposals[:2]] == [("seed:base", 0), ("seed:uniform", 0)]
     assert proposals[1].genome == (0.333333, 0.333333, 0.333333)
-    if name in ("cmaes", "random"):
+    if name in ("bayesian", "cmaes", "random"):
         assert [p.origin for p in proposals[2:]] == [f"{name}:g1"] * 4 + [f"{name}:g2"] * 4 + [f"{name}:g3"]
         assert [p.generation for p in proposals[2:]] == [1] * 4 + [2] * 4 + [3]
     else:  # seeds are members of the first population
@@ -241,11 +241,11 @@ def test_bad_arguments_are_refused(changes: dict[str, object], error: type[Excep
 
 
 def test_an_unknown_strategy_is_refused() -> None:
-    with pytest.raises(ConfigError, match="cmaes, genetic, nsga2, random"):
+    with pytest.raises(ConfigError, match="bayesian, cmaes, genetic, nsga2, random"):
         make("annealing")
 
 
-@pytest.mark.parametrize("name", ["genetic", "nsga2", "random"])
+@pytest.mark.parametrize("name", ["bayesian", "genetic", "nsga2", "random"])
 @pytest.mark.parametrize("changes", [{"restarts": True}, {"separable": True}, {"separable": False}])
 def test_what_is_of_cmaes_alone_is_refused_elsewhere(name: str, changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=f"of cmaes, not of {name}"):
