@@ -2,10 +2,11 @@
 
     python benchmarks/search_cost.py --data DIR [--subtasks sent2 asc emotion] [--repeats 3] [--out lines.jsonl]
 
-One process, one thread, trained experts of the lab (80 steps), 48 weak rows a subtask, by turns on the same weights:
+One process, one thread, trained experts of the lab (80 steps), weak rows of each subtask, by turns on the same weights:
 
 * ours, metric: the merge in the resident model, all labels or generated tuples, every subtask's metric;
 * ours, likelihood: the same merge, the gold answers' likelihood, which is what searches maximise by default;
+* ours, a search's mean: a whole raced search with the defaults, what it prepares included, by candidate;
 * by disk: mergekit merges the experts to disk, transformers loads that and generates answers greedily (batches of 16,
   left-padded, at most 8 new tokens for labels and 64 for tuples), the same metric.
 
@@ -21,7 +22,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,14 @@ from merging_rivals import by_mergekit, write_experts
 
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import resolve_base
+from memmcl.evolve import seed_genomes
 from memmcl.suite import metrics, parsing
 from tasks.bench import Bench
 from tasks.models import weak_answers
-from tasks.plans import make_spec
+from tasks.plans import Plan, make_spec
+from tasks.spec import SearchSpec
 
-OURS, LIKELIHOOD, DISK = "ours, metric", "ours, likelihood", "by disk, generated"
+OURS, LIKELIHOOD, MEAN, DISK = "ours, metric", "ours, likelihood", "ours, a search's mean", "by disk, generated"
 NEW_TOKENS = {False: 8, True: 64}
 """At most, for labels and for tuples."""
 
@@ -118,27 +121,28 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, default=Path("experts-kept"), help="folder of trained adapters")
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--weak-rows", type=int, default=48, help="of each subtask")
+    parser.add_argument("--candidates", type=int, default=40, help="of the search")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    lab = Lab(asked.data, asked.subtasks, asked.keep, train_rows=400, weak_rows=48, test_rows=8)
+    lab = Lab(asked.data, asked.subtasks, asked.keep, train_rows=400, weak_rows=asked.weak_rows, test_rows=8)
     _, experts = Trial(lab, 0, asked.steps, 8).experts(parse("plain"))
     lines, draw = Lines(asked.out), np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="mmc") as folder:
-        place = ground(lab, None, experts, weak_rows=48, folder=Path(folder) / "store")
+        place = ground(lab, None, experts, weak_rows=asked.weak_rows, folder=Path(folder) / "store")
         cost(place, Rivals(lab, experts, Path(folder)), asked, lines, draw)
-        for title, search in {"whole": {}, "raced": {"rungs": [0.15, 0.4]}}.items():
-            breakdown(place, title, search, lines, asked.repeats, draw)
+        breakdown(place, lines, asked.repeats, draw)
 
 
 def cost(place: Ground, rivals: Rivals, asked: argparse.Namespace, lines: Lines, draw: np.random.Generator) -> None:
     """Compare ways to a candidate's scores."""
     run = place.run({})
-    bench, spec = _bench(place, {})
+    spec, search = _spec(place), _raced(place, asked.candidates)
     lab, names = place.lab, sorted(place.grounds.experts)
-    taken: dict[str, list[Seconds]] = {OURS: [], LIKELIHOOD: [], DISK: []}
+    taken: dict[str, list[Seconds]] = {OURS: [], LIKELIHOOD: [], MEAN: [], DISK: []}
     lines.head("candidate", "way", "s", "CPU s", "ratio", "ratio of CPU", "")
 
-    def metric(genome: tuple[float, ...]) -> dict[str, float]:
+    def metric(bench: Bench, genome: tuple[float, ...]) -> dict[str, float]:
         bench._merger.apply(spec.coefficients(run, genome))
         plain = run.model_copy(update={"config": run.config.model_copy(update={
             "evaluation": run.config.evaluation.model_copy(update={"calibration": False})})})  # fmt: skip
@@ -147,21 +151,25 @@ def cost(place: Ground, rivals: Rivals, asked: argparse.Namespace, lines: Lines,
             for name in lab.subtasks
         }
 
-    probes = {name: lab_probe(bench, name, place) for name in lab.subtasks}
+    probes = {name: lab_probe(name, place) for name in lab.subtasks}
     for turn in range(asked.repeats + 1):  # the first fills caches and is not counted
         genome = tuple(float(value) for value in draw.uniform(0.2, 0.8, len(names)))
-        ours, first = timed(metric, genome)
-        _, second = timed(bench.evaluate, spec, genome, ())
-        theirs, third = timed(rivals.scores, dict(zip(names, genome, strict=True)))
-        for way, seconds in ((OURS, first), (LIKELIHOOD, second), (DISK, third)):
-            taken[way] += [seconds] if turn else []
+        times: dict[str, Seconds] = {}
+        with closing(Bench(run, **place.grounds.bench())) as bench:
+            bench.evaluate(spec, (0.0,) * len(names), ())  # what rows need is prepared
+            ours, times[OURS] = timed(metric, bench, genome)
+            _, times[LIKELIHOOD] = timed(bench.evaluate, spec, genome, ())
+        _, (wall, cpu) = timed(place.search, search)
+        times[MEAN] = wall / asked.candidates, cpu / asked.candidates
+        theirs, times[DISK] = timed(rivals.scores, dict(zip(names, genome, strict=True)))
+        for way, seconds in times.items() if turn else ():
+            taken[way].append(seconds)
         told = ", ".join(f"{name} {ours[name]:.3f} / {theirs[name]:.3f}" for name in ours)
         print(f"  scores ours / by disk: {told}", flush=True)
-    lines.compared(f"{len(lab.subtasks)} subtasks x 48 rows", taken, {})
-    bench.close()
+    lines.compared(f"{len(lab.subtasks)} subtasks x {asked.weak_rows} rows", taken, {})
 
 
-def lab_probe(bench: Bench, name: str, place: Ground) -> Any:
+def lab_probe(name: str, place: Ground) -> Any:
     """Return the weak rows of a subtask in the bench's own model."""
     from tasks.models import make_probe
     from tasks.runtime import resident
@@ -170,35 +178,37 @@ def lab_probe(bench: Bench, name: str, place: Ground) -> Any:
     return make_probe(run, *resident(run), run.subtask(name), place.lab.parts[name]["weak"])
 
 
-def breakdown(
-    place: Ground, title: str, search: Mapping[str, Any], lines: Lines, repeats: int, draw: np.random.Generator
-) -> None:
+def breakdown(place: Ground, lines: Lines, repeats: int, draw: np.random.Generator) -> None:
     """Tell which share of a candidate's time the forward passes of its rows are."""
-    bench, spec = _bench(place, search)
-    run = place.run(search)
-    hurdles = [None] * len(run.config.search.rungs)
-    count = len(spec.parts)
+    spec, run = _spec(place), place.run({})
     shares, whole, merged, rest = [], [], [], []
-    for turn in range(repeats * 3 + 1):
-        floor = Floor()
-        genome = tuple(float(value) for value in draw.uniform(0.0, 1.2, count))
-        with floor.watched():
-            record, (seconds, _) = timed(bench.evaluate, spec, genome, hurdles)
-        if turn:
-            whole.append(seconds)
-            merged.append(record["seconds"]["merge"])
-            rest.append(seconds - record["seconds"]["merge"] - floor.seconds)
-            shares.append(100 * floor.seconds / seconds)
+    with closing(Bench(run, **place.grounds.bench())) as bench:
+        for turn in range(repeats * 3 + 1):
+            floor = Floor()
+            genome = tuple(float(value) for value in draw.uniform(0.0, 1.2, len(spec.parts)))
+            with floor.watched():
+                record, (seconds, _) = timed(bench.evaluate, spec, genome, ())
+            if turn:
+                whole.append(seconds)
+                merged.append(record["seconds"]["merge"])
+                rest.append(seconds - record["seconds"]["merge"] - floor.seconds)
+                shares.append(100 * floor.seconds / seconds)
     lines.head("candidate", "breakdown", "s", "merge, s", "rest, s", "share of forward passes, %")
-    lines.add(title, "likelihood", [spread(whole), spread(merged), spread(rest), spread(shares)], shares=shares)
-    bench.close()
+    lines.add("whole", "likelihood", [spread(whole), spread(merged), spread(rest), spread(shares)], shares=shares)
 
 
-def _bench(place: Ground, search: Mapping[str, Any]) -> tuple[Bench, Any]:
-    run, names = place.run(search), sorted(place.grounds.experts)
+def _spec(place: Ground) -> SearchSpec:
+    run, names = place.run({}), sorted(place.grounds.experts)
     alone = {name: {name: (1.0,)} for name in names}
-    spec = make_spec(run, "cost", alone, names, [("base", (0.0,) * len(names))], 1, place.grounds.of(names))
-    return Bench(run, **place.grounds.bench()), spec
+    return make_spec(run, "cost", alone, names, [("base", (0.0,) * len(names))], 1, place.grounds.of(names))
+
+
+def _raced(place: Ground, candidates: int) -> Plan:
+    run, names = place.run({}), sorted(place.grounds.experts)
+    alone = {name: {name: (1.0,)} for name in names}
+    seeds = seed_genomes(names, 1, run.config.search.bounds, run.config.search.lambdas)
+    inputs = place.grounds.of(names)
+    return Plan(run, make_spec(run, "raced", alone, names, seeds, candidates, inputs), inputs)
 
 
 if __name__ == "__main__":

@@ -68,10 +68,10 @@ Method = Annotated[str | None, typer.Option(metavar="NAME", help="How task vecto
 Evaluations = Annotated[int | None, typer.Option(min=1, help="Candidates, seeds included; 40 by default")]
 Strategy = Annotated[Literal["cmaes", "random"] | None, typer.Option(help="What proposes candidates; cmaes by default")]
 Fitness = Annotated[
-    Literal["loglik", "choice", "metric"] | None,
+    Literal["loglik", "choice", "metric", "agree"] | None,
     typer.Option(
         help="What retention is measured by: likelihood of the gold answers, the default; the gold label's share among "
-        "the labels; or the metric"
+        "the labels; the metric; or agreement with what a row's own expert expects, which needs no labels"
     ),
 ]
 Blocks = Annotated[int | None, typer.Option(min=1, help="Layer blocks with a coefficient of their own; 1 by default")]
@@ -102,7 +102,7 @@ def search(
     config: Settings = None,
     set_: Overrides = None,
 ) -> None:
-    """Search the weights of LoRA adapters of your own on a few labelled rows, and write the best merge.
+    """Search the weights of LoRA adapters of your own on a few rows, and write the best merge.
 
     It starts with the base, each expert alone, their average and a grid of equal weights. A row is held to the expert
     that it is for, otherwise to whichever of base and experts does best on such rows. A search that was killed goes on
@@ -189,7 +189,7 @@ def _plan(
     storage = read_arguments(settings)["storage"]
     rows = read_weak_rows(
         weak, catalogue=lenders(settings), experts=list(places), max_characters=settings.data.max_characters,
-        storage=storage,
+        storage=storage, labelled=settings.search.labelled,
     )  # fmt: skip
     shapes, experts, warnings = bring(base, places)
     weights = weights_at(base)

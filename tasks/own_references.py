@@ -12,17 +12,28 @@ from memmcl.errors import MemmclError, ModelError, SearchError
 from memmcl.merge.build import Merger
 from memmcl.store import ArtifactRef, cache_key
 from memmcl.suite.subtasks import Subtask
-from tasks.models import make_probe
-from tasks.references import DOCUMENT, brief_of, gold_answers, reference_config, values_of
+from tasks.models import make_probe, weak_answers
+from tasks.references import (
+    DOCUMENT,
+    WEAK,
+    Values,
+    brief_of,
+    expectations,
+    gold_answers,
+    reference_config,
+    values_of,
+)
 from tasks.runtime import Run, load_adapter, open_store, read_rows, resident
 
 REFERENCE_VERSION = 3
 BASE = "base"
 """The plain base among the models that rows may be held to."""
+NO_LABELS: Values = {"loglik": None, "choice": None, "score": None, "logprobs": [], "choices": None}
 Refs = Mapping[str, ArtifactRef]
 HeldTo = Mapping[str, Sequence[str]]
 """By name of the rows, the models of which the best is the unit of retention."""
-Measured = dict[str, dict[str, Any]]
+Measured = dict[str, tuple[dict[str, Any], dict[str, bytes]]]
+"""By name of the rows, the document and the files beside it."""
 
 
 class OwnRun(Run):
@@ -59,10 +70,10 @@ def measure_references(run: OwnRun, held_to: HeldTo, references: Refs, experts: 
     found = _measured_elsewhere(run, missing, experts, weak)
     if isinstance(found, str):
         raise ModelError(found)
-    for name, values in found.items():
+    for name, (values, files) in found.items():
         ref = references[name]
         store.publish(
-            ref.kind, ref.key, name=ref.name, files={DOCUMENT: json.dumps(values).encode()},
+            ref.kind, ref.key, name=ref.name, files={DOCUMENT: json.dumps(values).encode(), **files},
             inputs=_inputs(held_to[name], experts, weak[name]), config=_config(run, held_to[name]),
             stage_version=REFERENCE_VERSION, metrics={"held_to": values["held_to"], "measured": values["measured"]},
         )  # fmt: skip
@@ -97,29 +108,43 @@ class _Worker:
 
 
 def _measure(run: OwnRun, held_to: HeldTo, experts: Refs, weak: Refs) -> Measured | str:
-    """Return, by name of the rows, the values of the best of the models that they are held to; or what is wrong."""
+    """Return, by name of the rows, the values of the best of the models that they are held to; or what is wrong.
+
+    Rows without labels, held to what their one expert expects, have neither likelihood nor score.
+    """
+    kinds = run.config.search.weights
     try:
         backbone, prompter = resident(run)
         merger = Merger(backbone, {name: load_adapter(run, ref) for name, ref in experts.items()}, 1)
         rows = {name: read_rows(run, weak[name]) for name in held_to}
         probes = {name: make_probe(run, backbone, prompter, run.subtask(name), rows[name]) for name in held_to}
-        golds = {name: gold_answers(backbone, prompter, run.subtask(name), rows[name]) for name in held_to}
+        labelled = held_to if run.config.search.labelled else ()
+        golds = {name: gold_answers(backbone, prompter, run.subtask(name), rows[name]) for name in labelled}
         values: dict[str, dict[str, Any]] = {name: {} for name in held_to}
+        files: dict[str, dict[str, bytes]] = {name: {} for name in held_to}
         for model in sorted({BASE, *(model for models in held_to.values() for model in models)}):
             merger.apply({} if model == BASE else {model: (1.0,)})
             for name, models in held_to.items():
                 if model in (BASE, *models):
                     who = "the base" if model == BASE else f"expert {model}"
-                    values[name][model] = values_of(run, probes[name], golds[name], rows[name], who)
+                    if labelled:
+                        values[name][model] = values_of(run, probes[name], golds[name], rows[name], who)
+                    else:
+                        values[name][model] = {**NO_LABELS, "answers": weak_answers(run, probes[name])}
+                    if "agree" in kinds and model != BASE:
+                        answers = {WEAK: (rows[name], values[name][model]["answers"])}
+                        files[name] = expectations(backbone, prompter, run.subtask(name), answers)
         merger.reset()
     except MemmclError as error:
         return str(error)
     unit = "score" if run.config.search.fitness == "metric" else run.config.search.fitness
-    found = {}
+    found: Measured = {}
     for name, measured in values.items():
-        best = max(held_to[name], key=lambda model: (measured[model][unit], model))
-        found[name] = {
+        models = held_to[name]
+        best = models[0] if len(models) == 1 else max(models, key=lambda model: (measured[model][unit], model))
+        document = {
             "base": measured[BASE], "expert": measured[best], "held_to": best,
-            "measured": {model: brief_of(measured[model]) for model in held_to[name]},
+            "measured": {model: brief_of(measured[model]) for model in models},
         }  # fmt: skip
+        found[name] = document, files[name]
     return found

@@ -114,10 +114,17 @@ def plan_search(
     if any(expert.name == BASE for expert in experts):
         raise ConfigError(f"{BASE} is what the base itself is called; give the expert another name")
     asked = {rows.name: rows.subtask for rows in weak}
-    if "agree" in cfg.weights:
-        raise ConfigError("search.fitness: agree is for runs, whose experts are known by subtask; use loglik or metric")
-    if "metric" in cfg.weights and any(isinstance(subtask, Pairs) for subtask in asked.values()):
-        raise ConfigError("search.fitness: pairs of prompt and answer have no metric; use loglik, or rows of subtasks")
+    if any(isinstance(subtask, Pairs) for subtask in asked.values()) and {"metric", "agree"} & set(cfg.weights):
+        raise ConfigError(
+            "search.fitness: pairs of prompt and answer have no metric, and no labels to agree on; use loglik, or "
+            "rows of subtasks"
+        )
+    nobodys = [found.name for found in weak if found.expert is None]
+    if "agree" in cfg.weights and nobodys:
+        raise ConfigError(
+            f"search.fitness: agree holds rows to what one expert expects, and rows of {', '.join(nobodys)} name none; "
+            'call an expert like the subtask, or give rows an "expert"'
+        )
     run = OwnRun(
         id=NAME,
         config=config,

@@ -85,18 +85,31 @@ def measure_rows(
     with adapted_model(run, expert):
         who = f"expert {subtask.name}"
         experts = {part: values_of(run, probes[part], golds[part], rows, who) for part, rows in parts.items()}
-        tensors = {}
+        files = {}
         if "agree" in run.config.search.weights:
-            for part in probes:
-                answers = experts[part]["answers"]
-                given = GivenAnswers(backbone, prompter, subtask, parts[part], answers)
-                tensors |= _tensors(part, given.distributions())
+            answers = {part: (rows, experts[part]["answers"]) for part, rows in parts.items()}
+            files = expectations(backbone, prompter, subtask, answers)
     document: dict[str, Any] = {}
     for part, rows in parts.items():
         base = values_of(run, probes[part], golds[part], rows, "the base")
         both = {"base": base, "expert": experts[part]}
         document |= both if part == WEAK else {part: both}
-    return document, {DISTRIBUTIONS: save_tensors(tensors)} if tensors else {}
+    return document, files
+
+
+def expectations(
+    backbone: Backbone,
+    prompter: Prompter,
+    subtask: Subtask,
+    parts: Mapping[str, tuple[Sequence[Example], Sequence[str]]],
+) -> dict[str, bytes]:
+    """Return the file of what the weights of now expect at the answers given to the rows of each part."""
+    tensors = {}
+    for part, (rows, answers) in parts.items():
+        expected = GivenAnswers(backbone, prompter, subtask, rows, answers).distributions()
+        tensors[f"{part}.ids"] = expected.ids.int().contiguous()
+        tensors[f"{part}.logprobs"] = expected.logprobs.contiguous()
+    return {DISTRIBUTIONS: save_tensors(tensors)}
 
 
 def gold_answers(backbone: Backbone, prompter: Prompter, subtask: Subtask, rows: Sequence[Example]) -> GivenAnswers:
@@ -153,7 +166,3 @@ def choices_of(values: Mapping[str, Any]) -> Choices | None:
 def brief_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return values without those of single rows."""
     return {name: values[name] for name in ("loglik", "choice", "score")}
-
-
-def _tensors(part: str, expected: Distributions) -> dict[str, Any]:
-    return {f"{part}.ids": expected.ids.int().contiguous(), f"{part}.logprobs": expected.logprobs.contiguous()}

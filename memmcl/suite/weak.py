@@ -4,7 +4,8 @@
     {"prompt": "...", "answer": "..."}                           shown to the model to the last character
     {..., "expert": "mine"}                                      either of them, with the expert it is for
 
-Rows that are for the same expert and ask the same are scored together.
+Rows that are for the same expert and ask the same are scored together. Where labels are not needed, a row of a subtask
+may lack it.
 """
 
 from __future__ import annotations
@@ -48,10 +49,12 @@ def read_weak_rows(
     experts: Collection[str],
     max_characters: int = 20_000,
     storage: Mapping[str, Any] | None = None,
+    labelled: bool = True,
 ) -> list[WeakRows]:
     """Return the rows of the file(s) at `url` (JSONL, CSV or Parquet), by name; each group in drawing order.
 
-    catalogue: the subtasks that rows may name. storage: options of the S3 file system.
+    catalogue: the subtasks that rows may name. storage: options of the S3 file system. labelled: False for rows of
+    subtasks that need no label; their gold is then "" or ().
 
     Raises:
         DataError: no such file, no row in it, or rows that cannot be used; the first of them are named.
@@ -65,7 +68,10 @@ def read_weak_rows(
             continue
         try:
             subtask, named = _subtask(row, catalogue), _expert(row, experts)
-            example = _pair(row, shape) if subtask is PAIRS else example_of(row, subtask, subtask.name, shape)
+            if subtask is PAIRS:
+                example = _pair(row, shape)
+            else:
+                example = example_of(row, subtask, subtask.name, shape, labelled=labelled)
         except RowError as error:
             faults.add(row.fault(error))
             continue

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.timeout(900)
 Call = Callable[..., tuple[int, str, str]]
 EVALUATIONS = 11
 KEPT = 4
-SEEDS = ["base", "expert:sent2", "expert:other", "uniform", *(f"arithmetic:{x:g}" for x in (0.3, 0.7, 0.85, 1))]
+SEEDS = ["base", "expert:sent2", "expert:other", "uniform", *(f"arithmetic:{x:g}" for x in (0.3, 0.7, 1, 1.3))]
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +262,32 @@ def test_another_method_in_blocks_with_a_subtask_of_ones_own(
     assert [name for name, _ in genome] == ["sent2/0", "sent2/1", "other/0", "other/1", "scale"]
 
 
+def test_rows_without_labels_are_held_to_what_their_expert_expects(
+    in_this_process: None, call: Call, given: list[object], weak: Path, tmp_path: Path
+) -> None:
+    lines = [json.loads(line) for line in weak.read_text().splitlines() if "subtask" in line]
+    bare = [{"subtask": row["subtask"], "text": row["text"]} for row in lines]
+    rows = [row | ({"expert": "other"} if row["subtask"] == "irony" else {}) for row in bare]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [*given, "--weak", tmp_path / "rows.jsonl", "--fitness", "agree", "--store", "store", "--out", "merged"]
+    code, _, err = call(*words)
+    assert (code, err) == (0, "")
+    table = pq.read_table("merged/candidates.parquet").to_pylist()
+    values = {row["origin"].removeprefix("seed:"): dict(row["values"]) for row in table}
+    assert values["expert:sent2"]["sent2"] == pytest.approx(1, abs=1e-6)
+    assert values["expert:other"]["irony:other"] == pytest.approx(1, abs=1e-6)
+    assert values["base"]["sent2"] < 0.9999
+    assert all(0 <= value <= 1 for row in table for value in dict(row["values"]).values())
+    store = Store.open("store")
+    for one in store.list("reference"):
+        document = json.loads(store.read(one.ref, "reference.json"))
+        assert [document["expert"][kind] for kind in ("loglik", "choice", "score")] == [None] * 3
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare))
+    words[-1] = "m"
+    refused(call, 2, words, "rows of irony name none; call an expert like the subtask")
+    refused(call, 1, [*words, "--fitness", "loglik"], "no column 'label'")
+
+
 def test_where_no_merge_beats_the_base_none_is_written(
     in_this_process: None, call: Call, given: list[object], brought: dict[str, Path], weak: Path, tmp_path: Path
 ) -> None:
@@ -282,6 +308,7 @@ def test_where_no_merge_beats_the_base_none_is_written(
     ("more", "code", "expected"),
     [
         (["--fitness", "metric"], 2, "--fitness: pairs of prompt and answer have no metric"),
+        (["--fitness", "agree"], 2, "--fitness: pairs of prompt and answer have no metric, and no labels to agree on"),
         (["--store", "memory://x"], 2, "--store: workers are processes of their own and cannot see memory://x"),
         (["--weak", "none.jsonl"], 1, "no data file at none.jsonl"),
         (["--method", "ties"], 2, "give --rank R for the nearest adapter of that rank, or --full"),
