@@ -1,12 +1,12 @@
 """Does the search pay? Searches of real experts' merge on weak rows, against what is tuned by hand, on test rows.
 
     python benchmarks/searching.py --data DIR --out pays.jsonl --seeds 0 plain anchored:every=4 after \\
-        --searches cmaes random cmaes:rungs=[0.15,0.4]
+        --searches bayesian cmaes random bayesian:method=tsv
     python benchmarks/searching.py --out pays.jsonl --table
 
 Variants of experts as in experts.py. A search is a strategy, with settings of the search behind a colon:
-`cmaes:blocks=3,mask=true`. Beside the searches stand the plain sum, the best single lambda, TIES and TSV at the best of
-a grid (all of them tuned on the same weak rows), the joint LoRA, and one LoRA on the pooled weak rows. Told of each:
+`bayesian:blocks=3,mask=true`. Beside the searches stand the plain sum, the best single lambda, TIES and TSV at the best
+of a grid (all of them tuned on the same weak rows), the joint LoRA, and one LoRA on the pooled weak rows. Told of each:
 fitness on the weak rows, weak rows run in all, mean score on the test rows, and the paired difference there to the best
 single lambda. A line of JSON is appended for each seed, variant and contender, with the trace of each search.
 """
@@ -62,7 +62,7 @@ class Arena:
         grid = [one for one in seed_genomes(names, 1, run.config.search.bounds, run.config.search.lambdas)
                 if one[0].startswith(("uniform", "arithmetic"))]  # fmt: skip
         spec = make_spec(run, "lambda", alone, names, grid, len(grid), inputs, method="linear", fixed=True)
-        rivals = {name: Plan(run, rival_spec(run, name, alone, names, inputs), inputs) for name in ("ties", "tsv")}
+        rivals = {name: Plan(run, rival_spec(run, name, alone, names, inputs), inputs) for name in self.asked.tuned}
         return {"lambda": Plan(run, spec, inputs), **rivals}
 
     def search(self, text: str) -> Plan:
@@ -222,7 +222,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, default=Path("experts-kept"), help="folder of trained adapters")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--subtasks", nargs="+", default=list(GROUPS))
-    parser.add_argument("--searches", nargs="*", default=["cmaes", "random"])
+    parser.add_argument("--searches", nargs="*", default=["bayesian", "cmaes", "random"])
+    parser.add_argument("--tuned", nargs="*", default=["ties", "tsv"], help="tuned by a grid, beside the single lambda")
     parser.add_argument("--evaluations", type=int, default=100)
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--batch", type=int, default=8)

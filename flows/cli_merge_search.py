@@ -66,7 +66,10 @@ WeakFile = Annotated[
 ]
 Method = Annotated[str | None, typer.Option(metavar="NAME", help="How task vectors are merged, as in `memmcl merge`")]
 Evaluations = Annotated[int | None, typer.Option(min=1, help="Candidates, seeds included; 40 by default")]
-Strategy = Annotated[Literal["cmaes", "random"] | None, typer.Option(help="What proposes candidates; cmaes by default")]
+Strategy = Annotated[
+    Literal["bayesian", "cmaes", "genetic", "random"] | None,
+    typer.Option(help="What proposes candidates; bayesian by default"),
+]
 Fitness = Annotated[
     Literal["loglik", "choice", "metric", "agree"] | None,
     typer.Option(

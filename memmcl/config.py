@@ -286,10 +286,10 @@ class ExpertsConfig(_Section):
 
 
 class SearchConfig(_Section):
-    """The two-stage evolutionary merge search."""
+    """The two-stage merge search."""
 
     strategy: Literal["bayesian", "cmaes", "genetic", "nsga2", "random"] = Field(
-        "cmaes", description="What proposes genomes; docs/method.md tells of each"
+        "bayesian", description="What proposes genomes; docs/method.md tells of each"
     )
     update: Literal["generational", "steady-state"] = Field(
         "generational", description="Genetic and nsga2: a population is replaced as a whole, or child by child"

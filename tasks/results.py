@@ -40,7 +40,7 @@ MODELS = {
     "arithmetic": ("Task arithmetic", "merge", "All experts with one coefficient, tuned on the weak rows."),
     "ties": ("TIES", "merge", "All experts merged by TIES, its scale tuned on the weak rows."),
     "tsv": ("TSV", "merge", "All experts merged by task singular vectors, one coefficient tuned on the weak rows."),
-    "unified": ("Unified model", "unified", "The two-stage evolutionary merge, zero-shot."),
+    "unified": ("Unified model", "unified", "The two-stage merge search, zero-shot."),
     "unified+context": (
         "Unified model, gated context", "unified", "The same model, each subtask in the context that its gate chose.",
     ),

@@ -100,10 +100,10 @@ def main(case: Path, notes: Path) -> None:
     """Run the searches to their end and print the winners."""
     run, refs, plans = plans_of(json.loads(case.read_text()))
     Noting.notes = str(notes)
-    search.Evaluator, search.Multiplexer = Watched, Noting  # type: ignore[misc]
+    search.Multiplexer = Noting  # type: ignore[misc]
     courses = [plan.course() for plan in plans]
     with ray_session(run.config.ray):
-        search.run_courses(run, courses, {**refs, "selection": {}}, lambda *_: None)
+        search.run_courses(run, courses, {**refs, "selection": {}}, lambda *_: None, evaluator=Watched)
     winners = {}
     for plan, course in zip(plans, courses, strict=True):
         done = plan.publish(course.phases, 0.0)

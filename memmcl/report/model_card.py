@@ -73,7 +73,6 @@ def _front_matter(results: Results, base_model: str, adapter: bool) -> str:
         "tags": [
             "sentiment-analysis",
             "model-merging",
-            "evolutionary-merging",
             *(["lora"] if adapter else []),
             "memmcl",
         ],
@@ -90,7 +89,7 @@ def _introduction(results: Results, base_model: str, adapter: bool) -> str:
     return (
         f"# {plain_text(results.run.name)}: one sentiment model for {len(results.subtasks)} subtasks\n\n"
         f"{form[0].upper()}{form[1:]} on {plain_text(base_model)}: LoRA experts, one per subtask, merged "
-        f"in two stages by evolutionary search (inside each group of subtasks, then across the groups). "
+        f"in two stages by search (inside each group of subtasks, then across the groups). "
         f"It answers:\n\n{subtasks}\n"
     )
 

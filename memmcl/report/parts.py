@@ -202,7 +202,7 @@ class Candidate(Part):
     index: NonNegativeInt
     """position in ask order"""
     origin: str
-    """where the genome came from: "seed:<name>" (evaluated first), or operator and generation ("cmaes:g3")"""
+    """where the genome came from: "seed:<name>" (evaluated first), or operator and generation ("bayesian:g3")"""
     parents: tuple[NonNegativeInt, ...] = ()
     """candidates that it descends from"""
     genome: tuple[FiniteFloat, ...]

@@ -39,7 +39,8 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator
     """Kill the tree in the midst of a training, then while candidates are told, then let the command end."""
     with desk(tmp_path_factory.mktemp("kills"), tiny_base) as place:
         root = place.cwd / "memmcl-store"
-        with place.started("run", place.config) as running:
+        command = ("run", place.config, "--set", "ray.workers=1")  # two would import everything twice
+        with place.started(*command) as running:
             running.wait_until(lambda: any((root / "checkpoints").glob("*.bin")), "a training has a checkpoint")
             assert running.kill() > 4, "the command, the Prefect server, Ray's daemons, its workers"
         trained = frozen(root)
@@ -47,12 +48,12 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator
         under_way = [name for name in names if not any((root / "manifests").glob(f"*/{name}.json"))]
         left = {name: place.store.read_checkpoint(name) for name in under_way}
         steps = {name: checkpoint.decode(data)[0].step for name, data in left.items() if data is not None}
-        with place.started("run", place.config) as running:
+        with place.started(*command) as running:
             running.wait_until(lambda: len(list((root / "logs/searches").glob("*/*.json"))) > 2, "candidates are told")
             running.kill()
             second = (running.output / "err").read_text(errors="replace")
         searched = frozen(root)
-        last = place.run("run", place.config)
+        last = place.run(*command)
         yield Story(place, trained, steps, second, searched, frozen(root), last)
 
 

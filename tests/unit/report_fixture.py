@@ -44,7 +44,7 @@ MODELS: list[tuple[str, str, str, str]] = [
     ("uniform", "Uniform average", "merge", "Every task vector weighted 1/6."),
     ("sum", "Sum of all experts", "merge", "Every task vector weighted 1."),
     ("task-arithmetic", "Task arithmetic", "merge", "One coefficient for all, tuned on the weak rows."),
-    ("unified", "Unified model", "unified", "Two-stage evolutionary merge, zero-shot."),
+    ("unified", "Unified model", "unified", "Two-stage merge search, zero-shot."),
     ("unified+context", "Unified model with contexts", "unified", "With the context that the gate chose."),
     ("weak", "LoRA on the weak rows", "rival", "One LoRA trained on the pooled weak rows."),
     (
