@@ -309,15 +309,18 @@ class Backbone:
 
         The last layer's MLP runs at the queries alone, unless `every_token` says that others look at it too.
         """
-        # Layers run again in backward, when this call is long over, would know neither segments nor queries.
+        # Layers run again in backward, when this call is long over, would not know the segments; the last is not one.
         segments = None if self._recomputing else batch.segments
-        queries = None if self._recomputing or every_token else batch.queries
+        queries = None if every_token else batch.queries
         out = self._run_top(hidden, batch.positions, batch.mask, cache, segments, queries)
         return out[batch.queries[:, 0], batch.queries[:, 1]]
 
     @contextmanager
     def recomputing(self) -> Iterator[None]:
-        """Within the block, layers above the trunk keep no activations for backward, but run again there."""
+        """Within the block, layers above the trunk keep no activations for backward, but run again there.
+
+        The last layer keeps its own: it is a view of its own in `top`, and most of it runs at the queries alone.
+        """
         layers = list(self.decoder.layers)[self.split :]  # type: ignore[arg-type]
         before = [dict(layer.__dict__) for layer in layers]
         for layer in layers:
