@@ -20,13 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from racing import cubic, ridge
+from racing import BOUNDS, cubic, ridge
 
 from memmcl.evolve.fitness import CLIP
 from memmcl.suite.subtasks import SUBTASKS
 
 Reals = npt.NDArray[np.float64]
-BOUNDS = (0.0, 1.5)
 KNOWN = [name for name, subtask in SUBTASKS.items() if subtask.metric in ("accuracy", "macro_f1")]
 
 

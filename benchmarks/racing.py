@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from memmcl.config import SearchConfig
 from memmcl.evolve import LookAhead, build_strategy, seed_genomes
 from memmcl.evolve.fitness import fitness, loglik_retention
 from memmcl.evolve.racing import Race
 
 Reals = npt.NDArray[np.float64]
-LAMBDAS = (0.3, 0.5, 0.7, 1.0, 1.3)
-BOUNDS = (0.0, 1.5)
+LAMBDAS, BOUNDS = SearchConfig().lambdas, SearchConfig().bounds
 SHARES = (0.8, 0.9, 0.95)
 RACES: dict[str, dict[str, Any]] = {
     "no race": {},

@@ -41,7 +41,6 @@ from memmcl.suite import metrics, parsing
 from tasks.bench import Bench
 from tasks.models import weak_answers
 from tasks.plans import Plan, make_spec
-from tasks.spec import SearchSpec
 
 OURS, LIKELIHOOD, MEAN, DISK = "ours, metric", "ours, likelihood", "ours, a search's mean", "by disk, generated"
 NEW_TOKENS = {False: 8, True: 64}
@@ -131,13 +130,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mmc") as folder:
         place = ground(lab, None, experts, weak_rows=asked.weak_rows, folder=Path(folder) / "store")
         cost(place, Rivals(lab, experts, Path(folder)), asked, lines, draw)
-        breakdown(place, lines, asked.repeats, draw)
+        breakdown(place, lines, asked, draw)
 
 
 def cost(place: Ground, rivals: Rivals, asked: argparse.Namespace, lines: Lines, draw: np.random.Generator) -> None:
     """Compare ways to a candidate's scores."""
     run = place.run({})
-    spec, search = _spec(place), _raced(place, asked.candidates)
+    search = _raced(place, asked.candidates)
+    spec = search.first
     lab, names = place.lab, sorted(place.grounds.experts)
     taken: dict[str, list[Seconds]] = {OURS: [], LIKELIHOOD: [], MEAN: [], DISK: []}
     lines.head("candidate", "way", "s", "CPU s", "ratio", "ratio of CPU", "")
@@ -178,12 +178,12 @@ def lab_probe(name: str, place: Ground) -> Any:
     return make_probe(run, *resident(run), run.subtask(name), place.lab.parts[name]["weak"])
 
 
-def breakdown(place: Ground, lines: Lines, repeats: int, draw: np.random.Generator) -> None:
+def breakdown(place: Ground, lines: Lines, asked: argparse.Namespace, draw: np.random.Generator) -> None:
     """Tell which share of a candidate's time the forward passes of its rows are."""
-    spec, run = _spec(place), place.run({})
+    spec, run = _raced(place, asked.candidates).first, place.run({})
     shares, whole, merged, rest = [], [], [], []
     with closing(Bench(run, **place.grounds.bench())) as bench:
-        for turn in range(repeats * 3 + 1):
+        for turn in range(asked.repeats * 3 + 1):
             floor = Floor()
             genome = tuple(float(value) for value in draw.uniform(0.0, 1.2, len(spec.parts)))
             with floor.watched():
@@ -195,12 +195,6 @@ def breakdown(place: Ground, lines: Lines, repeats: int, draw: np.random.Generat
                 shares.append(100 * floor.seconds / seconds)
     lines.head("candidate", "breakdown", "s", "merge, s", "rest, s", "share of forward passes, %")
     lines.add("whole", "likelihood", [spread(whole), spread(merged), spread(rest), spread(shares)], shares=shares)
-
-
-def _spec(place: Ground) -> SearchSpec:
-    run, names = place.run({}), sorted(place.grounds.experts)
-    alone = {name: {name: (1.0,)} for name in names}
-    return make_spec(run, "cost", alone, names, [("base", (0.0,) * len(names))], 1, place.grounds.of(names))
 
 
 def _raced(place: Ground, candidates: int) -> Plan:

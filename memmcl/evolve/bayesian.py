@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from memmcl.errors import ConfigError
 from memmcl.evolve.arguments import Arguments
-from memmcl.evolve.strategy import Genome, History, Objectives, Proposal
-from memmcl.seeds import derive
+from memmcl.evolve.strategy import Genome
+from memmcl.evolve.uniform import RandomSearch
 
 Reals = npt.NDArray[np.float64]
 LENGTHS = np.geomspace(0.1, 2.5, 10)
@@ -28,7 +27,7 @@ DRAWS, LEADERS, NEAR, REFINED = 256, 5, 128, 64
 of these."""
 
 
-class Bayesian:
+class Bayesian(RandomSearch):
     """The seeds, then the genomes of which a Gaussian process expects the most, in bounds scaled to 0 and 1.
 
     The process has a constant mean and a Matérn 5/2 kernel with one length for all genes, which is chosen, with the
@@ -47,59 +46,46 @@ class Bayesian:
     parallelize optimization, 2010.
     """
 
+    name = "bayesian"
+
     def __init__(self, arguments: Arguments) -> None:
         if arguments.update != "generational":
             raise ConfigError(
                 f"search update `{arguments.update}` is not for bayesian, which learns from every result anyway; leave "
                 "it generational"
             )
-        self._arguments = arguments
-        self._history = History()
+        super().__init__(arguments)
 
-    def ask(self) -> Proposal:
-        """Return the next seed, or the genome that the process expects the most of."""
-        seeds = self._arguments.seeds
-        index = len(self._history.proposals)
-        if index < len(seeds):
-            return self._history.ask(seeds[index][1], f"seed:{seeds[index][0]}", 0)
-        rng = np.random.default_rng(derive(self._arguments.seed, "bayesian", index))
+    def _genome(self, rng: np.random.Generator) -> Genome:
         told = {at: value for at, value in self._history.fitness.items() if value > -math.inf}
-        enough = len(told) >= self._arguments.population
-        genome = self._best(rng, told) if enough else self._arguments.uniform(rng)
-        generation = 1 + (index - len(seeds)) // self._arguments.population
-        return self._history.ask(genome, f"bayesian:g{generation}", generation)
-
-    def tell(self, index: int, fitness: float | None, objectives: Objectives | None = None) -> None:
-        """Tell the fitness (maximised) of proposal `index`; see `Strategy`."""
-        self._history.tell(index, fitness, objectives)
-
-    def state(self) -> dict[str, Any]:
-        """Return arguments and history, JSON-ready; see `memmcl.evolve.restore`."""
-        return self._history.state("bayesian", self._arguments.to_json())
+        return self._best(rng, told) if len(told) >= self._arguments.population else super()._genome(rng)
 
     def _best(self, rng: np.random.Generator, told: dict[int, float]) -> Genome:
         arguments, proposals = self._arguments, self._history.proposals
-        chosen = sorted(told, key=lambda at: (-told[at], at))
-        worst = told[chosen[-1]]
+        worst = min(told.values())
         known = {at: told.get(at, worst) for at in self._history.fitness}
-        kept = sorted({*sorted(known, key=lambda at: (-known[at], at))[: POINTS // 2], *list(known)[-POINTS // 2 :]})
+        ranked = sorted(known, key=lambda at: (-known[at], at))
+        kept = sorted({*ranked[: POINTS // 2], *list(known)[-POINTS // 2 :]})
         points = np.stack([arguments.to_unit(proposals[at].genome) for at in kept])
         process = Process.fitted(points, _without_outliers(np.array([known[at] for at in kept])))
         pending = [arguments.to_unit(one.genome) for one in proposals if one.index not in self._history.fitness]
         if pending:
             process = process.believing(np.stack(pending))
 
-        leaders = np.stack([arguments.to_unit(proposals[at].genome) for at in chosen[:LEADERS]])
+        best = [at for at in ranked if at in told][:LEADERS]
+        leaders = np.stack([arguments.to_unit(proposals[at].genome) for at in best])
         steps = np.repeat(arguments.sigma * np.array([1.0, 1 / 3, 1 / 9]), NEAR)
         uniform = np.stack([arguments.to_unit(arguments.uniform(rng)) for _ in range(DRAWS)])
         drawn = np.concatenate([uniform, self._near(rng, leaders[rng.integers(len(leaders), size=len(steps))], steps)])
-        first = drawn[np.argsort(-process.hope(drawn), kind="stable")[:3]]
+        hopes = process.hope(drawn)
+        first = drawn[np.argsort(-hopes, kind="stable")[:3]]
         steps = np.tile(arguments.sigma * np.geomspace(1 / 3, 1 / 50, REFINED), len(first))
-        compared = np.concatenate([drawn, self._near(rng, np.repeat(first, REFINED, axis=0), steps)])
-        order = np.argsort(-process.hope(compared), kind="stable")
+        refined = self._near(rng, np.repeat(first, REFINED, axis=0), steps)
+        compared, hopes = np.concatenate([drawn, refined]), np.concatenate([hopes, process.hope(refined)])
+        order = np.argsort(-hopes, kind="stable")
         proposed = {one.genome for one in proposals}
-        ranked = (arguments.from_unit(compared[at]) for at in order)
-        return next((genome for genome in ranked if genome not in proposed), arguments.from_unit(compared[order[0]]))
+        genomes = (arguments.from_unit(compared[at]) for at in order)
+        return next((genome for genome in genomes if genome not in proposed), arguments.from_unit(compared[order[0]]))
 
     def _near(self, rng: np.random.Generator, centres: Reals, steps: Reals) -> Reals:
         """Return a point near each centre; of genes that are on or off, one on average is switched."""
