@@ -48,6 +48,8 @@ class Variant:
     """of the joint LoRA: its share of all rows"""
     own_steps: int = 0
     """of an expert after the warm start; 0: what is left of its share"""
+    uneven: float = 1.0
+    """an expert's own steps over those of the next weaker one, in the mean the same; the seed draws which is strong"""
 
 
 VARIANTS = {
@@ -97,7 +99,7 @@ class Trial:
         if variant.share:
             warm = self._train(WARM, self.lab.rows, round(variant.share * everything), variant, variant.rate)
         left = variant.own_steps or round((1 - variant.share) * self.steps)
-        before = round((1 - variant.after) * left)
+        strength = self._strengths(variant.uneven)
         found = {}
         for name in only or self.names:
             rows = {name: self.lab.rows[name]}
@@ -106,12 +108,19 @@ class Trial:
             }
             anchoring = Anchoring(variant.mu, self.batch, variant.every, variant.delay) if variant.mu else None
             during = None if variant.after else anchoring
+            own = round(left * strength[name])
+            before = round((1 - variant.after) * own)
             found[name] = self._train(name, rows, before, variant, variant.own_rate, others, during, warm)
             if variant.after:
                 found[name] = self._train(
-                    name, rows, left - before, variant, variant.own_rate, others, anchoring, warm, found[name], "self"
+                    name, rows, own - before, variant, variant.own_rate, others, anchoring, warm, found[name], "self"
                 )
         return warm, found
+
+    def _strengths(self, uneven: float) -> dict[str, float]:
+        """Return, by expert, its share of the steps times the number of experts: all 1 where they are even."""
+        drawn = uneven ** np.random.default_rng(self.seed).permutation(len(self.names)).astype(float)
+        return dict(zip(self.names, drawn / drawn.mean(), strict=True))
 
     def _train(
         self, name: str, rows: Mapping[str, Any], steps: int, variant: Variant, rate: float,

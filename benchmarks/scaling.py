@@ -23,7 +23,7 @@ from typing import Any
 
 import ray
 
-from memmcl.config import parse_config
+from memmcl.config import SearchConfig, parse_config
 from memmcl.evolve import build_strategy
 from memmcl.seeds import digest
 from memmcl.store import Store
@@ -52,10 +52,7 @@ def fitness(genome: Sequence[float]) -> float:
 class Sleeper(Evaluator):
     """A worker without a model."""
 
-    def setup(self, config: dict[str, Any], bench: dict[str, Any] | None = None) -> None:
-        """Keep how long to sleep."""
-        assert bench is not None
-        self._config, self._error, self._specs = config, None, {}
+    def _open(self, bench: dict[str, Any]) -> None:
         self._bench = _Bench(bench["seconds"])  # type: ignore[assignment]
 
 
@@ -75,7 +72,7 @@ def asynchronous(workers: int, seconds: float, evaluations: int, folder: Path) -
     """Return the spans of a search on Tune."""
     run = _run(workers, folder)
     spec = SearchSpec(
-        name="sleep", key="0" * 64, strategy="cmaes", subtasks=(), seeds=(), evaluations=evaluations,
+        name="sleep", key="0" * 64, strategy=run.config.search.strategy, subtasks=(), seeds=(), evaluations=evaluations,
         parts={f"e{number}": {f"e{number}": (1.0,)} for number in range(GENES)},
     )  # fmt: skip
     spans: Spans = []
@@ -91,7 +88,9 @@ def asynchronous(workers: int, seconds: float, evaluations: int, folder: Path) -
 
 def synchronous(workers: int, seconds: float, evaluations: int, _: Path) -> Spans:
     """Return the spans of a search that waits for whole generations."""
-    strategy = build_strategy("cmaes", genes=GENES, bounds=(0.0, 1.5), seeds=[], seed=0, population=max(4, workers))
+    strategy = build_strategy(
+        SearchConfig().strategy, genes=GENES, bounds=(0.0, 1.5), seeds=[], seed=0, population=max(4, workers)
+    )
     remote = ray.remote(sleep)
     spans: Spans = []
     while len(spans) < evaluations:

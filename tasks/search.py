@@ -1,10 +1,10 @@
 """Merge searches on Ray Tune: several at once over shared workers, each with one resident model.
 
 `Course` is one search with what follows it (a joint search, the decision between finalists), phase by phase.
-`Multiplexer` is the Tune searcher: it hands out what the look-ahead cores of all courses have queued, in turn, and
-gives results back to them. Every result is in the store before a strategy hears of it, so a killed search loses only
-what was in flight. `Evaluator` is the Tune trainable: one actor keeps base and experts, and takes one candidate
-after another.
+`Evaluator` is the Tune trainable: a trial of Tune is a worker, which keeps base and experts, and takes one candidate
+after another from the queue. `Multiplexer` is the Tune searcher: it suggests as many workers as there is work for,
+hands out what the look-ahead cores of all courses have, in turn, and gives results back to them. Every result is in
+the store before a strategy hears of it, so a killed search loses only what was in flight.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
+from memmcl.config import RayConfig
 from memmcl.errors import MemmclError, SearchError
 from memmcl.evolve import LookAhead, Proposal, build_strategy
 from memmcl.evolve.racing import Hurdle, Race
@@ -30,6 +31,7 @@ from memmcl.outside import FULL
 from memmcl.store import Store
 from tasks.bench import Bench
 from tasks.cluster import check_room
+from tasks.queue import Candidate, Queue, RayQueue
 from tasks.runtime import Run, open_store
 from tasks.spec import SearchSpec
 
@@ -80,102 +82,139 @@ class Course:
 
 
 class Evaluator(tune.Trainable):
-    """The Tune trainable: a worker that keeps its model from one candidate to the next."""
+    """The Tune trainable: a worker, which keeps its model and takes one candidate after the other from the queue."""
 
-    def setup(self, config: dict[str, Any], bench: dict[str, Any] | None = None) -> None:
+    def setup(self, config: dict[str, Any], bench: dict[str, Any] | None = None, queue: RayQueue | None = None) -> None:
         """Load the model and the experts; `bench` holds the arguments of `Bench`."""
         assert bench is not None
+        assert queue is not None
         logging.getLogger("memmcl").setLevel(logging.WARNING)
         if threading.current_thread() is threading.main_thread():
             # Tune ends its workers by SIGTERM; Ray's handler prints a traceback where it strikes in a finaliser.
             signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-        self._config = config
+        self._queue = queue
         self._specs: dict[str, SearchSpec] = {}
         self._error: str | None = None
         try:
-            self._bench = Bench(**bench)
+            self._open(bench)
         except MemmclError as error:
             self._error = str(error)
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next candidate without starting anew."""
-        self._config = new_config
-        return True
-
     def step(self) -> dict[str, Any]:
-        """Evaluate the candidate of the present configuration."""
-        if self._error is None:
-            started = time.time()
-            try:
-                record = self._bench.evaluate(self._spec(), self._config["genome"], self._hurdles())
-            except MemmclError as error:
-                self._error = str(error)
-            else:
-                record["seconds"]["wait"] = max(0.0, started - self._config["asked"])
-                return {"record": json.dumps(record), "done": True}  # Tune would flatten a dict
-        return {"error": self._error, "done": True}
+        """Evaluate the next candidate; a worker that meets an error of ours says it, and ends."""
+        if self._error is not None:
+            return {"error": self._error, "done": True}
+        free = time.perf_counter()
+        candidate = self._queue.take(self.trial_id)
+        if candidate is None:
+            return {"done": True}
+        waited, spec = time.perf_counter() - free, self._spec(candidate["spec"])
+        try:
+            record = self._evaluate(spec, candidate)
+        except MemmclError as error:
+            return {"error": f"{spec.name}: {error}", "done": True}
+        record["seconds"]["wait"] = waited
+        return {"number": candidate["number"], "record": json.dumps(record)}  # Tune would flatten a dict
 
-    def _spec(self) -> SearchSpec:
-        told: str = self._config["spec"]
+    def _open(self, bench: dict[str, Any]) -> None:
+        self._bench = Bench(**bench)
+
+    def _evaluate(self, spec: SearchSpec, candidate: Candidate) -> dict[str, Any]:
+        hurdles = [None if hurdle is None else Hurdle(*hurdle) for hurdle in candidate["hurdles"]]
+        return self._bench.evaluate(spec, candidate["genome"], hurdles)
+
+    def _spec(self, told: str) -> SearchSpec:
         if told not in self._specs:
             self._specs[told] = SearchSpec.model_validate_json(told)
         return self._specs[told]
-
-    def _hurdles(self) -> list[Hurdle | None]:
-        return [None if hurdle is None else Hurdle(*hurdle) for hurdle in json.loads(self._config["hurdles"])]
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing to save: the store has every result."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing to load: a retried candidate starts over."""
+        """Nothing to load: a worker that was lost is another one."""
 
 
 class Multiplexer(Searcher):
-    """Hands candidates of several courses to Tune, and results back to them."""
+    """Hands candidates of several courses to the queue, and results back to them. To Tune it suggests workers."""
 
-    def __init__(self, run: Run, courses: Sequence[Course], told: Told) -> None:
+    def __init__(self, run: Run, courses: Sequence[Course], told: Told, queue: Queue) -> None:
         super().__init__()
         self._run = run
         self._store = open_store(run)
-        self._courses = list(courses)
         self._told = told
+        self._queue = queue
         self._turn = 0
-        self._open: dict[str, tuple[Phase, Proposal]] = {}
+        self._workers: set[str] = set()
+        self._handed_out = 0
+        self._open: dict[int, tuple[Phase, Proposal]] = {}
         self._losses: dict[tuple[str, int], int] = {}
+        self._idle_losses = 0
         minutes = run.config.search.minutes
         self._deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
         self.error: MemmclError | None = None
-        self.active = [course for course in self._courses if course.advance(run, self._store)]
+        self.active = list(courses)
+        self._hand_out()
+
+    @property
+    def ended(self) -> bool:
+        """Whether no worker is needed any more."""
+        return self.error is not None or not self.active
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the next candidate, None to wait for results, or FINISHED."""
+        """Return a worker, None while there are as many as candidates, or FINISHED."""
+        if self.ended:
+            return str(Searcher.FINISHED)
+        if len(self._workers) >= len(self._open):
+            return None
+        self._workers.add(trial_id)
+        return {}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Store a result, tell it, and hand out what follows."""
+        if "number" in result and not self.ended:
+            self._guarded(lambda: self._keep(result["number"], json.loads(result["record"])))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Hand out again what a worker had that was lost."""
+        self._workers.discard(trial_id)
+        if self.ended:
+            return
+        self._guarded(lambda: self._lost(trial_id, (result or {}).get("error")), first=True)
+
+    def _guarded(self, act: Callable[[], None], first: bool = False) -> None:
+        """Act, then hand out; an exception that left a callback would leave Tune in disorder."""
         try:
-            return self._next(trial_id)
+            if time.monotonic() > self._deadline:
+                self._out_of_time()
+            act()
+            self._hand_out(first)
         except MemmclError as problem:
             self.error = problem
-            return str(Searcher.FINISHED)
+        if self.ended:
+            self._queue.close()
 
-    def _next(self, trial_id: str) -> dict[str, Any] | str | None:
-        if time.monotonic() > self._deadline:
-            self._out_of_time()
+    def _hand_out(self, first: bool = False) -> None:
+        """Hand out all that the courses have, in turn; first: before what was handed out and not taken yet."""
         self.active = [course for course in self.active if course.advance(self._run, self._store)]
-        if self.error is not None or not self.active:
-            return str(Searcher.FINISHED)
-        for _ in self.active:
+        idle = 0
+        while idle < len(self.active):
             phase = self.active[self._turn % len(self.active)].phases[-1]
             self._turn += 1
             proposal = phase.core.next()
-            if proposal is not None:
-                self._open[trial_id] = (phase, proposal)
-                hurdles = [
+            if proposal is None:
+                idle += 1
+                continue
+            idle = 0
+            self._handed_out += 1
+            self._open[self._handed_out] = phase, proposal
+            candidate = {
+                "number": self._handed_out, "spec": phase.spec.model_dump_json(), "genome": list(proposal.genome),
+                "hurdles": [
                     None if one is None else [one.least, one.offset] for one in phase.core.hurdles(proposal.index)
-                ]
-                return {
-                    "spec": phase.spec.model_dump_json(), "genome": list(proposal.genome),
-                    "hurdles": json.dumps(hurdles), "asked": time.time(),
-                }  # fmt: skip
-        return None
+                ],
+            }  # fmt: skip
+            self._queue.put(candidate, first)
 
     def _out_of_time(self) -> None:
         """End what asks on and on; what is a list of candidates is looked at to its end."""
@@ -183,26 +222,26 @@ class Multiplexer(Searcher):
             if not course.phases[-1].spec.fixed and not course.core.stopped_early:
                 course.core.stop()
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Store the result, then tell it; a candidate whose worker died goes out again."""
-        phase, proposal = self._open.pop(trial_id)
-        record = (result or {}).get("record")
-        try:
-            if record is not None:
-                self._keep(phase, proposal, json.loads(record))
-            elif result is not None and result.get("error"):
-                self.error = SearchError(f"{phase.spec.name}: {result['error']}")
-            else:
-                self._lost(phase, proposal)
-        except MemmclError as problem:  # an exception in here would stop Tune from reusing its workers
-            self.error = problem
-
-    def _keep(self, phase: Phase, proposal: Proposal, record: Mapping[str, Any]) -> None:
+    def _keep(self, number: int, record: Mapping[str, Any]) -> None:
+        phase, proposal = self._open.pop(number)
+        self._idle_losses = 0
         stored = self._store.append(f"searches/{phase.spec.key}", proposal.index, record)
         phase.core.done(proposal.index, stored)
         self._told(phase.spec, proposal, stored)
 
-    def _lost(self, phase: Phase, proposal: Proposal) -> None:
+    def _lost(self, worker: str, error: str | None) -> None:
+        if error is not None:
+            raise SearchError(error)
+        number = self._queue.lost(worker)
+        if number not in self._open:
+            self._idle_losses += 1
+            if self._idle_losses > RETRIES:
+                raise SearchError(
+                    f"{self._idle_losses} workers in a row were lost before they took a candidate; look for memory "
+                    "limits in the Ray log, then run the same command again: nothing told is lost"
+                )
+            return
+        phase, proposal = self._open.pop(number)
         losses = self._losses.get((phase.spec.key, proposal.index), 0) + 1
         self._losses[phase.spec.key, proposal.index] = losses
         if losses > RETRIES:
@@ -212,14 +251,26 @@ class Multiplexer(Searcher):
             )
         phase.core.retry(proposal.index)
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: a candidate has one result, and it completes the trial."""
-
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the store has every record."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore: a search resumes from its records."""
+
+
+class _Ended(tune.Stopper):
+    """Ends Tune, and workers that are still on their way, as soon as the searches have ended."""
+
+    def __init__(self, searcher: Multiplexer) -> None:
+        self._searcher = searcher
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No worker ends for its results."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether the searches have ended."""
+        return self._searcher.ended
 
 
 def run_courses(
@@ -232,12 +283,23 @@ def run_courses(
             own files; what was told is kept.
         ServiceError: no worker has room in the Ray cluster, nor ever will.
     """
-    searcher = Multiplexer(run, courses, told)
-    if not searcher.active:
-        return
     cfg = run.config.ray
-    check_room(cfg)
-    trainable = tune.with_parameters(evaluator, bench={"run": run, **bench})
+    queue = RayQueue()
+    try:
+        searcher = Multiplexer(run, courses, told, queue)
+        if searcher.ended:
+            return
+        check_room(cfg)
+        _tune(cfg, searcher, tune.with_parameters(evaluator, bench={"run": run, **bench}, queue=queue))
+    finally:
+        queue.kill()
+    if searcher.error is not None:
+        raise searcher.error
+    if searcher.active:
+        raise SearchError("Ray Tune ended before the search did; run the same command again: nothing told is lost")
+
+
+def _tune(cfg: RayConfig, searcher: Multiplexer, trainable: type[tune.Trainable]) -> None:
     resources = {"cpu": cfg.cpus_per_worker, "gpu": cfg.gpus_per_worker}
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a base may be a folder relative to where the run was started
@@ -247,13 +309,12 @@ def run_courses(
         with tempfile.TemporaryDirectory(prefix="memmcl-tune-") as scratch:
             tuner = tune.Tuner(
                 tune.with_resources(trainable, resources),
-                tune_config=tune.TuneConfig(
-                    search_alg=searcher, num_samples=-1, max_concurrent_trials=cfg.workers, reuse_actors=True
-                ),
+                tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, max_concurrent_trials=cfg.workers),
                 run_config=tune.RunConfig(
                     name="search",
                     storage_path=scratch,
                     verbose=0,
+                    stop=_Ended(searcher),
                     failure_config=tune.FailureConfig(max_failures=0),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),
@@ -266,10 +327,6 @@ def run_courses(
             f"no space left for Ray's own files ({problem}); free space there, or name other places as TMPDIR and "
             "RAY_TMPDIR, then run the same command again: nothing told is lost"
         ) from problem
-    if searcher.error is not None:
-        raise searcher.error
-    if any(course.advance(run, open_store(run)) for course in courses):
-        raise SearchError("Ray Tune ended before the search did; run the same command again: nothing told is lost")
 
 
 def core_of(run: Run, spec: SearchSpec, store: Store) -> LookAhead:

@@ -21,6 +21,7 @@ from memmcl.store import ArtifactRef
 from memmcl.suite.examples import to_table
 from tasks import search
 from tasks.plans import Plan, make_spec
+from tasks.queue import Candidate
 from tasks.runtime import Run, open_store
 from tasks.session import ray_session
 from tasks.spec import SearchSpec
@@ -37,25 +38,16 @@ Refs = dict[str, ArtifactRef]
 class Watched(search.Evaluator):
     """A worker that notes what it begins, and takes its time."""
 
-    def step(self) -> dict[str, Any]:
-        """Note the candidate, then evaluate it."""
-        key = SearchSpec.model_validate_json(self._config["spec"]).key
-        note = [os.environ.get("MEMMCL_TEST_TREE", ""), os.getpid(), key, self._config["genome"]]
-        with Path(self._config["notes"]).open("ab", buffering=0) as notes:
+    def _open(self, bench: dict[str, Any]) -> None:
+        self._notes = Path(bench.pop("notes"))
+        super()._open(bench)
+
+    def _evaluate(self, spec: SearchSpec, candidate: Candidate) -> dict[str, Any]:
+        note = [os.environ.get("MEMMCL_TEST_TREE", ""), os.getpid(), spec.key, candidate["genome"]]
+        with self._notes.open("ab", buffering=0) as notes:
             notes.write(json.dumps(note).encode() + b"\n")  # one write of a file opened to append: whole lines
         time.sleep(SECONDS)
-        return super().step()
-
-
-class Noting(search.Multiplexer):
-    """Tells workers where the notes are."""
-
-    notes = ""
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return what the searcher does, with the place of the notes."""
-        answer = super().suggest(trial_id)
-        return {**answer, "notes": self.notes} if isinstance(answer, dict) else answer
+        return super()._evaluate(spec, candidate)
 
 
 def write_case(run: Run, base: Path, path: Path) -> None:
@@ -99,11 +91,9 @@ def plans_of(case: dict[str, Any]) -> tuple[Run, dict[str, Refs], list[Plan]]:
 def main(case: Path, notes: Path) -> None:
     """Run the searches to their end and print the winners."""
     run, refs, plans = plans_of(json.loads(case.read_text()))
-    Noting.notes = str(notes)
-    search.Multiplexer = Noting  # type: ignore[misc]
     courses = [plan.course() for plan in plans]
     with ray_session(run.config.ray):
-        search.run_courses(run, courses, {**refs, "selection": {}}, lambda *_: None, evaluator=Watched)
+        search.run_courses(run, courses, {**refs, "selection": {}, "notes": str(notes)}, lambda *_: None, Watched)
     winners = {}
     for plan, course in zip(plans, courses, strict=True):
         done = plan.publish(course.phases, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from e2e_driver import tiny_config
-from ray.tune.search import Searcher
 from tiny import corpus, random_factors
 
 from memmcl.config import RayConfig, parse_config
@@ -27,6 +27,7 @@ from memmcl.suite.examples import to_table
 from tasks import cluster, references
 from tasks.bench import Bench
 from tasks.plans import Plan, make_spec
+from tasks.queue import Candidate
 from tasks.runtime import Run, open_store
 from tasks.search import Course, Multiplexer
 from tasks.session import open_run
@@ -72,24 +73,63 @@ def make(tmp_path: Path, tiny_base: Path) -> Callable[..., Made]:
     return made
 
 
+class Waiting:
+    """A queue without Ray."""
+
+    def __init__(self) -> None:
+        self.candidates: deque[Candidate] = deque()
+
+    def put(self, candidate: Candidate, first: bool = False) -> None:
+        """Keep a candidate."""
+        self.candidates.append(candidate)
+
+    def lost(self, worker: str) -> int | None:
+        """Say that the worker never took anything."""
+
+    def close(self) -> None:
+        """Nobody waits here."""
+
+
 def search(made: Made) -> Course:
     """Run a planned search to its end."""
     run, plan, refs = made
     course = plan.course()
-    searcher = Multiplexer(run, [course], lambda *_: None)
+    queue = Waiting()
+    searcher = Multiplexer(run, [course], lambda *_: None, queue)
     with closing(Bench(run, **refs, selection={})) as bench:
-        for trial in map(str, range(2 * EVALUATIONS)):
-            answer = searcher.suggest(trial)
-            if answer == Searcher.FINISHED:
-                break
-            assert isinstance(answer, dict)
-            hurdles = [None if one is None else Hurdle(*one) for one in json.loads(answer["hurdles"])]
-            record = bench.evaluate(plan.first, answer["genome"], hurdles)
-            searcher.on_trial_complete(trial, {"record": json.dumps(record)})
+        while queue.candidates and not searcher.ended:
+            candidate = queue.candidates.popleft()
+            hurdles = [None if one is None else Hurdle(*one) for one in candidate["hurdles"]]
+            record = bench.evaluate(plan.first, candidate["genome"], hurdles)
+            searcher.on_trial_result("worker", {"number": candidate["number"], "record": json.dumps(record)})
     if searcher.error is not None:
         raise searcher.error
     assert course.core.finished
     return course
+
+
+def test_workers_that_are_lost_before_they_take_anything_end_the_search(make: Callable[..., Made]) -> None:
+    run, plan, _ = make()
+    queue = Waiting()
+    searcher = Multiplexer(run, [plan.course()], lambda *_: None, queue)
+    handed_out = len(queue.candidates)
+    for worker in "abc":
+        assert searcher.suggest(worker) == {}
+        searcher.on_trial_complete(worker, None, error=True)
+    assert searcher.error is None
+    assert searcher.suggest("d") == {}
+    searcher.on_trial_complete("d", None, error=True)
+    with pytest.raises(SearchError, match=r"^4 workers in a row were lost before they took a candidate; look for"):
+        raise searcher.error or AssertionError
+    assert searcher.suggest("e") == "FINISHED"
+    assert len(queue.candidates) == handed_out, "no candidate went out again"
+
+
+def test_no_more_workers_are_asked_for_than_there_are_candidates(make: Callable[..., Made]) -> None:
+    run, plan, _ = make()
+    searcher = Multiplexer(run, [plan.course()], lambda *_: None, Waiting())
+    asked = [searcher.suggest(str(worker)) for worker in range(run.config.search.lookahead + 3)]
+    assert asked == [{}] * (run.config.search.lookahead + 1) + [None] * 2
 
 
 def stored(run: Run, plan: Plan) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -29,15 +30,17 @@ from memmcl.store.manifest import blob_path
 from memmcl.suite.examples import to_table
 from tasks import cluster as cluster_checks
 from tasks import search
+from tasks.queue import Candidate, RayQueue
 from tasks.runtime import Run, open_store
 from tasks.search import Course, run_courses
 from tasks.session import open_run
 from tasks.spec import SearchSpec
 
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 pytestmark = pytest.mark.timeout(900)
 MEMBERS = ("sent2", "irony", "emotion")
 EVALUATIONS = {"pair": 12, "trio": 9}
-STOP_AFTER, KILL_AFTER = 4, 7
+KILL_AFTER = 7
 TOLD_BEFORE = 5
 Refs = dict[str, ArtifactRef]
 Outcome = list[tuple[list[tuple[tuple[float, ...], float]], int]]
@@ -59,7 +62,12 @@ class Case:
         """The store's directory."""
         return Path(open_store(self.run).url.removeprefix("file://"))
 
-    def search(self, after: Callable[[int], None] = lambda told: None) -> list[LookAhead]:
+    def search(
+        self,
+        after: Callable[[int], None] = lambda told: None,
+        evaluator: type[search.Evaluator] = search.Evaluator,
+        **more: str,
+    ) -> list[LookAhead]:
         """Run the searches; `after` is called after each result with their number so far."""
 
         def told(spec: SearchSpec, proposal: Proposal, record: Mapping[str, Any]) -> None:
@@ -68,9 +76,9 @@ class Case:
             self.told.append(spec.name)
             after(len(self.told))
 
-        bench = {"experts": self.experts, "weak": self.weak, "references": self.references, "selection": {}}
+        bench = {"experts": self.experts, "weak": self.weak, "references": self.references, "selection": {}, **more}
         courses = [Course(lambda phases, spec=spec: None if phases else spec) for spec in self.specs]
-        run_courses(self.run, courses, bench, told)
+        run_courses(self.run, courses, bench, told, evaluator)
         return [course.core for course in courses]
 
 
@@ -134,17 +142,15 @@ def make_case(cluster: None, tmp_path_factory: pytest.TempPathFactory, tiny_base
 
 @pytest.fixture
 def handed_out(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[float, ...]]]:
-    """Every candidate that Tune was given, in order: (name of the search, genome)."""
+    """Every candidate that was handed out, in order: (name of the search, genome)."""
     seen: list[tuple[str, tuple[float, ...]]] = []
-    suggest = search.Multiplexer.suggest
+    put = RayQueue.put
 
-    def watched(self: search.Multiplexer, trial_id: str) -> dict[str, Any] | str | None:
-        answer = suggest(self, trial_id)
-        if isinstance(answer, dict):
-            seen.append((json.loads(answer["spec"])["name"], tuple(answer["genome"])))
-        return answer
+    def watched(self: RayQueue, candidate: Candidate, first: bool = False) -> None:
+        seen.append((json.loads(candidate["spec"])["name"], tuple(candidate["genome"])))
+        put(self, candidate, first)
 
-    monkeypatch.setattr(search.Multiplexer, "suggest", watched)
+    monkeypatch.setattr(RayQueue, "put", watched)
     return seen
 
 
@@ -169,26 +175,42 @@ def test_one_worker_and_two_find_the_same(
         assert len(set(fitnesses)) > evaluations / 2, "fitness tells candidates apart"
 
 
+class Stopping(search.Evaluator):
+    """A worker; the first of them that has a second candidate in its hands stops there, and says who it is."""
+
+    def _open(self, bench: dict[str, Any]) -> None:
+        self._stopped, self._begun = Path(bench.pop("stopped")), 0
+        super()._open(bench)
+
+    def _evaluate(self, spec: SearchSpec, candidate: Candidate) -> dict[str, Any]:
+        self._begun += 1
+        if self._begun == 2:
+            with suppress(FileExistsError), self._stopped.open("x") as file:
+                print(os.getpid(), file=file, flush=True)
+                os.kill(os.getpid(), signal.SIGSTOP)
+        return super()._evaluate(spec, candidate)
+
+
 def test_a_killed_worker_costs_one_candidate_its_retry(
-    alone: tuple[Case, Outcome], make_case: Callable[[int], Case], handed_out: list[Any]
+    alone: tuple[Case, Outcome], make_case: Callable[[int], Case], handed_out: list[Any], tmp_path: Path
 ) -> None:
-    victims: list[psutil.Process] = []
+    stopped, killed = tmp_path / "stopped", False
 
     def disturb(told: int) -> None:
-        if told == STOP_AFTER:  # it keeps the candidate that it has, or is given next ...
-            victims.append(evaluators()[-1])
-            victims[0].send_signal(signal.SIGSTOP)
-        if told == KILL_AFTER:  # ... and by now it has one: the others came from the other worker
-            victims[0].kill()
+        nonlocal killed
+        if (
+            not killed and told >= KILL_AFTER and stopped.exists() and stopped.read_text()
+        ):  # the others came from the other worker
+            psutil.Process(int(stopped.read_text())).kill()
+            killed = True
 
     case = make_case(2)
     try:
-        assert outcome(case.search(disturb)) == alone[1]
+        assert outcome(case.search(disturb, Stopping, stopped=str(stopped))) == alone[1]
     finally:
-        for victim in victims:
-            with suppress(psutil.NoSuchProcess):
-                victim.kill()
-    assert len(victims) == 1
+        with suppress(FileNotFoundError, psutil.NoSuchProcess):
+            psutil.Process(int(stopped.read_text())).kill()
+    assert killed
     assert len(handed_out) == len(case.told) + 1, "one candidate went out a second time"
     assert len(set(handed_out)) == len(case.told) == len(alone[0].told)
 
@@ -313,17 +335,3 @@ def outcome(cores: list[LookAhead]) -> Outcome:
         )
         for core in cores
     ]
-
-
-def evaluators() -> list[psutil.Process]:
-    """Return the live worker processes of the search, the newest last."""
-    children = psutil.Process(os.getpid()).children(recursive=True)
-    found = [child for child in children if _title(child).startswith("ray::Evaluator")]
-    return sorted(found, key=lambda child: child.create_time())
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
