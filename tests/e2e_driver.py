@@ -35,6 +35,8 @@ SECONDS = 900.0
 MARK = "MEMMCL_TEST_TREE"
 COMMAND = Path(sys.executable).with_name("memmcl")
 SUBTASKS = ("sent2", "asc", "uabsa", "aste", "irony", "emotion")
+ONE_WORKER = ("--set", "ray.workers=1")
+"""Where workers are not what a test is about: two import everything twice, which is most of what a small run takes."""
 STAGE_EVALUATIONS = 8
 LAMBDAS = (0.3, 0.5, 0.7)
 

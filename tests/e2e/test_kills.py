@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from e2e_driver import SUBTASKS, Desk, Ended, desk, frozen, manifest, runs_of, states
+from e2e_driver import ONE_WORKER, SUBTASKS, Desk, Ended, desk, frozen, manifest, runs_of, states
 
 from memmcl.experts import checkpoint
 
@@ -39,7 +39,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator
     """Kill the tree in the midst of a training, then while candidates are told, then let the command end."""
     with desk(tmp_path_factory.mktemp("kills"), tiny_base) as place:
         root = place.cwd / "memmcl-store"
-        command = ("run", place.config, "--set", "ray.workers=1")  # two would import everything twice
+        command = ("run", place.config, *ONE_WORKER)
         with place.started(*command) as running:
             running.wait_until(lambda: any((root / "checkpoints").glob("*.bin")), "a training has a checkpoint")
             assert running.kill() > 4, "the command, the Prefect server, Ray's daemons, its workers"

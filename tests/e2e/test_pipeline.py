@@ -17,6 +17,7 @@ import pytest
 import torch
 from e2e_driver import (
     LAMBDAS,
+    ONE_WORKER,
     STAGE_EVALUATIONS,
     SUBTASKS,
     Desk,
@@ -314,7 +315,7 @@ def remote(
     """A run on the S3 server and on a Prefect server that was there before; one worker instead of two."""
     root = tmp_path_factory.mktemp("remote")
     with desk(root, tiny_base, server=prefect_api, environment=s3.environment) as place:
-        yield place, place.run("run", place.config, "--set", "ray.workers=1", *bucket)
+        yield place, place.run("run", place.config, *ONE_WORKER, *bucket)
 
 
 @pytest.fixture(scope="module")
@@ -405,7 +406,7 @@ def test_no_credential_is_in_anything_the_run_wrote(
 
 
 def test_a_second_live_run_of_the_same_id_is_refused(tmp_path: Path, tiny_base: Path, prefect_api: str) -> None:
-    endless = ["--set", "experts.steps=1000000"]
+    endless = ["--set", "experts.steps=1000000", *ONE_WORKER]
     with desk(tmp_path, tiny_base, server=prefect_api) as place:
         with place.started("run", place.config, *endless) as first:
             store = place.store

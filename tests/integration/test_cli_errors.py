@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 import pytest
 import yaml
-from e2e_driver import COMMAND, Desk, Ended, desk
+from e2e_driver import COMMAND, ONE_WORKER, Desk, Ended, desk
 from servers import free_ports
 
 from flows import cli
@@ -429,7 +429,7 @@ def test_a_disk_that_fills_up_under_a_worker(tmp_path: Path, tiny_base: Path, co
         small_disk(tmp_path / "disk", "64k") as disk,
         desk(tmp_path / "user", tiny_base, server=prefect_api, environment=SURROUNDINGS) as place,
     ):
-        ended = place.run("run", config, "--set", f"store.url={disk}/store")
+        ended = place.run("run", config, "--set", f"store.url={disk}/store", *ONE_WORKER)
         line = error_of(ended, 1)
         assert f"no space left in file://{disk}/store; finished work is kept; free space and run the same" in line
         assert "Task run 'warm start'" in ended.err  # Prefect's log tells where it happened
@@ -446,7 +446,7 @@ def test_a_target_module_that_does_not_exist(tmp_path: Path, tiny_base: Path, co
     """The warm start is the first to fail, and what waits for it fails with it: the message is still its own."""
     settings = ("--set", "experts.target_modules=[q_proj, r_proj]", "--set", "experts.warm_start=0.5")
     with desk(tmp_path / "user", tiny_base, server=prefect_api, environment=SURROUNDINGS) as place:
-        ended = place.run("run", config, *settings)
+        ended = place.run("run", config, *settings, *ONE_WORKER)
         line = error_of(ended, 1)
         assert "experts.target_modules: no linear layer named ['r_proj']; this model has ['down_proj', 'gate" in line
         assert "\x1b[" not in ended.err
