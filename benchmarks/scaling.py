@@ -89,7 +89,7 @@ def asynchronous(workers: int, seconds: float, evaluations: int, folder: Path) -
 def synchronous(workers: int, seconds: float, evaluations: int, _: Path) -> Spans:
     """Return the spans of a search that waits for whole generations."""
     strategy = build_strategy(
-        SearchConfig().strategy, genes=GENES, bounds=(0.0, 1.5), seeds=[], seed=0, population=max(4, workers)
+        SearchConfig().strategy, genes=GENES, bounds=SearchConfig().bounds, seeds=[], seed=0, population=max(4, workers)
     )
     remote = ray.remote(sleep)
     spans: Spans = []

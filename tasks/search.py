@@ -16,6 +16,7 @@ import signal
 import tempfile
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -144,12 +145,10 @@ class Multiplexer(Searcher):
         self._store = open_store(run)
         self._told = told
         self._queue = queue
-        self._turn = 0
         self._workers: set[str] = set()
         self._handed_out = 0
         self._open: dict[int, tuple[Phase, Proposal]] = {}
-        self._losses: dict[tuple[str, int], int] = {}
-        self._idle_losses = 0
+        self._losses: Counter[tuple[str, int] | None] = Counter()
         minutes = run.config.search.minutes
         self._deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
         self.error: MemmclError | None = None
@@ -158,7 +157,7 @@ class Multiplexer(Searcher):
 
     @property
     def ended(self) -> bool:
-        """Whether no worker is needed any more."""
+        """Whether no more is handed out."""
         return self.error is not None or not self.active
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -171,8 +170,8 @@ class Multiplexer(Searcher):
         return {}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Store a result, tell it, and hand out what follows."""
-        if "number" in result and not self.ended:
+        """Store a result, tell it, and hand out what follows; of a search that failed, store and tell it."""
+        if "number" in result:
             self._guarded(lambda: self._keep(result["number"], json.loads(result["record"])))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -188,24 +187,24 @@ class Multiplexer(Searcher):
             if time.monotonic() > self._deadline:
                 self._out_of_time()
             act()
-            self._hand_out(first)
+            if self.error is None:
+                self._hand_out(first)
         except MemmclError as problem:
-            self.error = problem
+            self.error = self.error or problem
         if self.ended:
             self._queue.close()
 
     def _hand_out(self, first: bool = False) -> None:
         """Hand out all that the courses have, in turn; first: before what was handed out and not taken yet."""
         self.active = [course for course in self.active if course.advance(self._run, self._store)]
-        idle = 0
-        while idle < len(self.active):
-            phase = self.active[self._turn % len(self.active)].phases[-1]
-            self._turn += 1
+        turns = deque(self.active)
+        while turns:
+            course = turns.popleft()
+            phase = course.phases[-1]
             proposal = phase.core.next()
             if proposal is None:
-                idle += 1
                 continue
-            idle = 0
+            turns.append(course)
             self._handed_out += 1
             self._open[self._handed_out] = phase, proposal
             candidate = {
@@ -224,7 +223,7 @@ class Multiplexer(Searcher):
 
     def _keep(self, number: int, record: Mapping[str, Any]) -> None:
         phase, proposal = self._open.pop(number)
-        self._idle_losses = 0
+        del self._losses[None]
         stored = self._store.append(f"searches/{phase.spec.key}", proposal.index, record)
         phase.core.done(proposal.index, stored)
         self._told(phase.spec, proposal, stored)
@@ -234,22 +233,21 @@ class Multiplexer(Searcher):
             raise SearchError(error)
         number = self._queue.lost(worker)
         if number not in self._open:
-            self._idle_losses += 1
-            if self._idle_losses > RETRIES:
-                raise SearchError(
-                    f"{self._idle_losses} workers in a row were lost before they took a candidate; look for memory "
-                    "limits in the Ray log, then run the same command again: nothing told is lost"
-                )
+            self._count(None, lambda losses: f"{losses} workers in a row were lost before they took a candidate")
             return
         phase, proposal = self._open.pop(number)
-        losses = self._losses.get((phase.spec.key, proposal.index), 0) + 1
-        self._losses[phase.spec.key, proposal.index] = losses
-        if losses > RETRIES:
-            raise SearchError(
-                f"{phase.spec.name}: candidate {proposal.index} lost its worker {losses} times; "
-                "look for memory limits in the Ray log, then run the same command again: nothing told is lost"
-            )
+        which, name = (phase.spec.key, proposal.index), f"{phase.spec.name}: candidate {proposal.index}"
+        self._count(which, lambda losses: f"{name} lost its worker {losses} times")
         phase.core.retry(proposal.index)
+
+    def _count(self, which: tuple[str, int] | None, said: Callable[[int], str]) -> None:
+        """Count a loss of a candidate, or of a worker that had none (None)."""
+        self._losses[which] += 1
+        if self._losses[which] > RETRIES:
+            raise SearchError(
+                f"{said(self._losses[which])}; look for memory limits in the Ray log, then run the same command again: "
+                "nothing told is lost"
+            )
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the store has every record."""
@@ -259,7 +257,10 @@ class Multiplexer(Searcher):
 
 
 class _Ended(tune.Stopper):
-    """Ends Tune, and workers that are still on their way, as soon as the searches have ended."""
+    """Ends Tune, and workers that are still on their way, as soon as all searches have their results.
+
+    Of a search that failed, workers end what they have in their hands first: it is kept.
+    """
 
     def __init__(self, searcher: Multiplexer) -> None:
         self._searcher = searcher
@@ -269,8 +270,8 @@ class _Ended(tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Whether the searches have ended."""
-        return self._searcher.ended
+        """Whether all searches have their results."""
+        return not self._searcher.active
 
 
 def run_courses(

@@ -125,6 +125,21 @@ def test_workers_that_are_lost_before_they_take_anything_end_the_search(make: Ca
     assert len(queue.candidates) == handed_out, "no candidate went out again"
 
 
+def test_a_result_that_comes_after_a_failure_is_kept_and_nothing_more_handed_out(make: Callable[..., Made]) -> None:
+    run, plan, refs = make()
+    queue = Waiting()
+    searcher = Multiplexer(run, [plan.course()], lambda *_: None, queue)
+    first, second, *_ = queue.candidates
+    handed_out = len(queue.candidates)
+    searcher.on_trial_complete("one", {"error": "it does not work"})
+    with closing(Bench(run, **refs, selection={})) as bench:
+        record = bench.evaluate(plan.first, second["genome"], [])
+    searcher.on_trial_result("two", {"number": second["number"], "record": json.dumps(record)})
+    assert [found["genome"] for found in stored(run, plan)] == [second["genome"]] != [first["genome"]]
+    assert len(queue.candidates) == handed_out
+    assert str(searcher.error) == "it does not work"
+
+
 def test_no_more_workers_are_asked_for_than_there_are_candidates(make: Callable[..., Made]) -> None:
     run, plan, _ = make()
     searcher = Multiplexer(run, [plan.course()], lambda *_: None, Waiting())

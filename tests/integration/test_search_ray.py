@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -213,6 +214,34 @@ def test_a_killed_worker_costs_one_candidate_its_retry(
     assert killed
     assert len(handed_out) == len(case.told) + 1, "one candidate went out a second time"
     assert len(set(handed_out)) == len(case.told) == len(alone[0].told)
+
+
+class Failing(search.Evaluator):
+    """A slow worker that notes what it ends; the first that has a second candidate in its hands fails at once."""
+
+    def _open(self, bench: dict[str, Any]) -> None:
+        self._notes, self._begun = Path(bench.pop("notes")), 0
+        super()._open(bench)
+
+    def _evaluate(self, spec: SearchSpec, candidate: Candidate) -> dict[str, Any]:
+        self._begun += 1
+        if self._begun == 2:
+            with suppress(FileExistsError), (self._notes / "failed").open("x"):
+                raise SearchError("it does not work")
+        time.sleep(0.5)
+        (self._notes / f"{candidate['number']} ended").touch()
+        return super()._evaluate(spec, candidate)
+
+
+def test_what_other_workers_have_in_their_hands_when_one_fails_is_kept(
+    make_case: Callable[[int], Case], tmp_path: Path
+) -> None:
+    case = make_case(2)
+    with pytest.raises(SearchError, match=r"^(pair|trio): it does not work$"):
+        case.search(evaluator=Failing, notes=str(tmp_path))
+    assert len(case.told) == len(list(tmp_path.glob("* ended"))) > 0
+    store = open_store(case.run)
+    assert sum(len(store.records(f"searches/{spec.key}")) for spec in case.specs) == len(case.told)
 
 
 @pytest.mark.parametrize(
