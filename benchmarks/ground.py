@@ -11,7 +11,7 @@ from typing import Any
 from lab import WARM, Lab
 
 from memmcl import seeds
-from memmcl.backbone.load import read_layers, resolve_base, resolve_dtype
+from memmcl.backbone.load import read_layers, resolve_base
 from memmcl.config import RunConfig, parse_config
 from memmcl.evolve import Proposal
 from memmcl.experts.adapter import Adapter, to_files
@@ -64,7 +64,7 @@ def run_of(config: RunConfig, lab: Lab, store: Store) -> Run:
     """Return a run of the lab's base."""
     found = resolve_base(config.model.name_or_path)
     base = Base(
-        name=found.name, digest=found.digest, licence=None, device="cpu", dtype=resolve_dtype(lab.dtype, "cpu"),
+        name=found.name, digest=found.digest, licence=None, device=lab.device, dtype=lab.dtype,
         layers=read_layers(found), split=lab.backbone.split,
     )  # fmt: skip
     return Run(id="benchmark", config=config, base=base, store=store.spec, command="benchmarks")

