@@ -168,7 +168,7 @@ def spectral_turn(method: str, factors: Sequence[Factors], seed: int) -> dict[st
         return merged
 
     def dense() -> Tensor:
-        return merge_of(WrittenOut(factors, torch.device("cpu")), weights)
+        return merge_of(WrittenOut(factors), weights)
 
     (found, first, core_peak), (_, later, _), (wanted, seconds, peak) = map(_watched, (in_core, in_core, dense))
     return {

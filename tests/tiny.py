@@ -174,9 +174,9 @@ def base_ref(directory: Path) -> BaseRef:
     return resolve_base(str(directory))
 
 
-def backbone_of(directory: Path, split: int, dtype: str = "float32") -> Backbone:
+def backbone_of(directory: Path, split: int, dtype: str = "float32", device: str = "cpu") -> Backbone:
     """Load the tiny base as memmcl does."""
-    return Backbone(load_base(base_ref(directory), dtype), pad=0, split=split)
+    return Backbone(load_base(base_ref(directory), dtype, device), pad=0, split=split)
 
 
 def plain_model(directory: Path) -> LlamaForCausalLM:

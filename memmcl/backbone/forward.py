@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from memmcl.backbone.packed import Segments, packed_attention
+from memmcl.backbone.recording import Recordings
 from memmcl.errors import ModelError
 
 if TYPE_CHECKING:
@@ -30,10 +31,6 @@ if TYPE_CHECKING:
 
 ROUND = 32
 """Lengths are padded to multiples of this: each new shape costs a kernel of its own, in time and memory."""
-
-
-ROUND_ROWS = 8
-"""Rows that are decoded at once fall in steps of this."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +70,20 @@ class Batch:
 class Prepared:
     """Rows in fixed batches behind one shared prefix, with the trunk's activations once they were computed.
 
-    `order[i]` lists the indices of the original rows in batch i.
+    `order[i]` lists the indices of the original rows in batch i. recordings: of what is run under one candidate after
+    the other; decodings: the buffers of batches that are decoded in place.
     """
 
     prefix: tuple[int, ...]
     batches: list[Batch]
     order: list[list[int]]
     rows: int
+    recordings: Recordings
     prefix_hidden: Tensor | None = None
     prefix_cache: Any = None
     hidden: list[Tensor] = field(default_factory=list)
     caches: list[Any] = field(default_factory=list)
+    decodings: dict[tuple[int, int], Any] = field(default_factory=dict)
 
 
 def collate(rows: Sequence[Row], pad: int, prefix: int = 0, device: str | torch.device = "cpu") -> Batch:
@@ -242,6 +242,7 @@ class Backbone:
         self.dtype = next(model.parameters()).dtype
         self._entry = _Entry()
         self._recomputing = False
+        self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
         self._bottom = _with_layers(decoder, list(layers[:split]), nn.Identity())
         above = [self._entry] * split + list(layers[split:])
         self._above = _with_layers(decoder, above, decoder.norm)
@@ -267,7 +268,7 @@ class Backbone:
         for indices in order:
             chunk = [Row(rows[i].prompt[prefix:], rows[i].continuations) for i in indices]
             batches.append(collate(chunk, self.pad, prefix, self.device))
-        return Prepared(tuple(shared), batches, order, len(rows))
+        return Prepared(tuple(shared), batches, order, len(rows), Recordings(self))
 
     @torch.no_grad()
     def trunk(self, prepared: Prepared, *, keep_cache: bool = False) -> None:
@@ -275,12 +276,13 @@ class Backbone:
         if len(prepared.hidden) == len(prepared.batches) and (not keep_cache or prepared.caches):
             return
         prepared.hidden, prepared.caches = [], []
+        prepared.recordings.clear()
         if prepared.prefix:
             tokens = torch.tensor([prepared.prefix], device=self.device)
             prepared.prefix_cache = _new_cache()
             prepared.prefix_hidden = self._run_trunk(tokens, None, None, prepared.prefix_cache)
         for batch in prepared.batches:
-            cache = _repeated(prepared.prefix_cache, len(batch.tokens))
+            cache = repeated(prepared.prefix_cache, len(batch.tokens))
             if keep_cache and cache is None:
                 cache = _new_cache()
             prepared.hidden.append(self._run_trunk(batch.tokens, batch.positions, batch.mask, cache))
@@ -297,9 +299,12 @@ class Backbone:
         """Return keys and values of the shared prefix, trunk and top; the top part belongs to today's weights."""
         if not prepared.prefix:
             return None
-        cache = copy.deepcopy(prepared.prefix_cache)
+        return prepared.recordings.run("prefix", partial(self._prefix_cache, prepared), kept=True)
+
+    def _prefix_cache(self, prepared: Prepared) -> DynamicCache:
+        cache: DynamicCache = copy.deepcopy(prepared.prefix_cache)
         assert prepared.prefix_hidden is not None
-        self._run_top(prepared.prefix_hidden, None, None, cache)
+        self.run_top(prepared.prefix_hidden, None, None, cache)
         return cache
 
     def top(
@@ -312,7 +317,7 @@ class Backbone:
         # Layers run again in backward, when this call is long over, would not know the segments; the last is not one.
         segments = None if self._recomputing else batch.segments
         queries = None if every_token else batch.queries
-        out = self._run_top(hidden, batch.positions, batch.mask, cache, segments, queries)
+        out = self.run_top(hidden, batch.positions, batch.mask, cache, segments, queries)
         return out[batch.queries[:, 0], batch.queries[:, 1]]
 
     @contextmanager
@@ -360,52 +365,15 @@ class Backbone:
 
     @torch.no_grad()
     def outputs(self, prepared: Prepared, batch_index: int, prefix: DynamicCache | None) -> Tensor:
-        """Return the top's outputs at the queries of one batch, (n, d), under today's weights."""
-        batch = prepared.batches[batch_index]
-        cache = _repeated(prefix, len(batch.tokens))
-        return self.top(prepared.hidden[batch_index], batch, cache)
+        """Return the top's outputs at the queries of one batch, (n, d), under today's weights.
 
-    @torch.no_grad()
-    def greedy(
-        self, prepared: Prepared, batch_index: int, prefix: DynamicCache | None, *, end: int, max_new_tokens: int
-    ) -> list[list[int]]:
-        """Decode one batch greedily until `end` or `max_new_tokens`; returns ids without the end token.
-
-        `prepared` must have been through `trunk(keep_cache=True)`, its rows without continuations.
+        To be read before the next batch is run: on a GPU that may overwrite them.
         """
+        return prepared.recordings.run(("outputs", batch_index), partial(self._outputs, prepared, batch_index, prefix))
+
+    def _outputs(self, prepared: Prepared, batch_index: int, prefix: DynamicCache | None) -> Tensor:
         batch = prepared.batches[batch_index]
-        rows = len(batch.tokens)
-        cache = _joined(prepared.caches[batch_index], prefix, rows)
-        hidden = self._run_top(prepared.hidden[batch_index], batch.positions, batch.mask, cache)
-        every = torch.arange(rows, device=self.device)
-        token = self.logits(hidden[every, batch.lengths - 1]).argmax(-1)
-        keys = torch.arange(batch.tokens.shape[1], device=self.device)[None] < batch.lengths[:, None]
-        mask = torch.cat([keys.new_ones(rows, batch.prefix), keys], dim=1)
-        positions = batch.prefix + batch.lengths
-        answers: list[list[int]] = [[] for _ in range(rows)]
-        owners = list(range(rows))  # of the rows that are still run
-        live = torch.ones(rows, dtype=torch.bool, device=self.device)
-        for step in range(max_new_tokens):
-            live &= token != end
-            for at in live.nonzero().flatten().tolist():
-                answers[owners[at]].append(int(token[at]))
-            if not live.any() or step == max_new_tokens - 1:
-                break
-            left = _fewer(live)
-            if len(left) < len(live):  # most rows that have ended cost no more steps
-                cache.batch_select_indices(left)
-                owners = [owners[at] for at in left.tolist()]
-                live, token, mask, positions = live[left], token[left], mask[left], positions[left]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            out = self.decoder(
-                input_ids=token[:, None],
-                position_ids=(positions + step)[:, None],
-                attention_mask=mask[:, None, None, :],
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-            token = self.logits(out[:, -1]).argmax(-1)
-        return answers
+        return self.top(prepared.hidden[batch_index], batch, repeated(prefix, len(batch.tokens)))
 
     def _run_trunk(self, tokens: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Any) -> Tensor:
         hidden: Tensor
@@ -418,10 +386,11 @@ class Backbone:
             ).last_hidden_state  # fmt: skip
         return hidden
 
-    def _run_top(
+    def run_top(
         self, hidden: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Any,
         segments: Segments | None = None, queries: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
+        """Run the layers above the trunk, and return all their outputs, (rows, length, d); `cache` is added to."""
         if positions is None:
             positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         if mask is None:
@@ -443,16 +412,6 @@ class Backbone:
                 self._last.queries = None
 
 
-def _fewer(live: Tensor) -> Tensor:
-    """Return the places of the rows to go on with: those alive, and so many others that batches have few sizes.
-
-    live: (rows,) bool; returns int64, ascending. Each new size costs a kernel of its own, as in `ROUND`.
-    """
-    ended = (~live).nonzero().flatten()
-    fill = -int(live.sum()) % ROUND_ROWS
-    return torch.cat([live.nonzero().flatten(), ended[:fill]]).sort().values
-
-
 def _with_layers(decoder: nn.Module, layers: list[nn.Module], norm: nn.Module) -> nn.Module:
     """Return a view of `decoder` that shares its modules but has other layers and another final norm."""
     return _with_modules(decoder, layers=nn.ModuleList(layers), norm=norm)
@@ -471,7 +430,7 @@ def _new_cache() -> DynamicCache:
     return DynamicCache()
 
 
-def _repeated(cache: DynamicCache | None, rows: int) -> DynamicCache | None:
+def repeated(cache: DynamicCache | None, rows: int) -> DynamicCache | None:
     """Copy a one-row cache for a batch; caches are changed by use."""
     if cache is None:
         return None
@@ -480,11 +439,11 @@ def _repeated(cache: DynamicCache | None, rows: int) -> DynamicCache | None:
     return repeated
 
 
-def _joined(trunk: DynamicCache, prefix: DynamicCache | None, rows: int) -> DynamicCache:
+def joined(trunk: DynamicCache, prefix: DynamicCache | None, rows: int) -> DynamicCache:
     """Copy the trunk's cache of a batch and put the prefix's keys and values into the layers above it."""
-    joined = copy.deepcopy(trunk)
+    whole = copy.deepcopy(trunk)
     if prefix is not None:
-        above = _repeated(prefix, rows)
+        above = repeated(prefix, rows)
         assert above is not None
-        joined.layers = [*joined.layers, *above.layers[len(joined.layers) :]]
-    return joined
+        whole.layers = [*whole.layers, *above.layers[len(whole.layers) :]]
+    return whole

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from memmcl.backbone.forward import Backbone, Batch, Row, pack
+from memmcl.backbone.recording import Recordings
 from memmcl.errors import SearchError
 from memmcl.evaluate.choice import Branches, Choices
 from memmcl.suite.examples import Example
@@ -103,6 +105,7 @@ class GivenAnswers:
                 "they were made for other rows or answers"
             )
         self._expert = expert
+        self._recordings = Recordings(backbone)
 
     @torch.no_grad()
     def parts(self) -> Iterator[PartValues]:
@@ -162,7 +165,8 @@ class GivenAnswers:
 
     def _logprobs(self, one: _Pack) -> Tensor:
         """Return log-probabilities at every token of a pack's answers, (tokens, vocabulary) float32."""
-        return self._backbone.logits(self._backbone.top(one.hidden, one.batch)).log_softmax(-1)
+        outputs = self._recordings.run(one.rows, partial(self._backbone.top, one.hidden, one.batch))
+        return self._backbone.logits(outputs).log_softmax(-1)
 
     def _tokens_of(self, rows: range) -> slice:
         """Return where the tokens of these rows lie in distributions."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from memmcl.backbone.decode import greedy
 from memmcl.backbone.forward import Backbone, Prepared, Row
 from memmcl.errors import DataError
 from memmcl.suite.examples import Example
@@ -111,7 +112,7 @@ class Probe:
         (end,) = self._prompter.answer("")[-1:]
         answers = [""] * prepared.rows
         for index, order in enumerate(prepared.order):
-            decoded = self._backbone.greedy(prepared, index, prefix, end=end, max_new_tokens=self._max_new_tokens)
+            decoded = greedy(self._backbone, prepared, index, prefix, end=end, max_new_tokens=self._max_new_tokens)
             for row, ids in zip(order, decoded, strict=True):
                 answers[row] = self._prompter.decode(ids)
         return answers

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from memmcl.errors import ModelError
@@ -25,6 +26,10 @@ class Factors:
     a: Tensor
     b: Tensor
     scale: float
+
+    def to(self, device: str | torch.device) -> Factors:
+        """Return the factors on a device; themselves where they are there."""
+        return Factors(self.a.to(device), self.b.to(device), self.scale)
 
 
 Adapter = Mapping[str, Factors]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from memmcl.backbone.activations import Activations
+from memmcl.backbone.decode import greedy
 from memmcl.backbone.forward import Backbone, Row
 from memmcl.errors import ModelError
 from memmcl.experts import folder as folders
@@ -123,7 +124,7 @@ def own_rows(
         backbone.trunk(prepared, keep_cache=True)
         prefix = backbone.prefix_cache(prepared)
         for index, order in enumerate(prepared.order):
-            decoded = backbone.greedy(prepared, index, prefix, end=end, max_new_tokens=max_new_tokens)
+            decoded = greedy(backbone, prepared, index, prefix, end=end, max_new_tokens=max_new_tokens)
             for row, ids in zip(order, decoded, strict=True):
                 answers[row] = (*ids, end) if len(ids) < max_new_tokens else tuple(ids)
     return tuple(Row(prompt, (answer,)) for prompt, answer in zip(prompts, answers, strict=True))

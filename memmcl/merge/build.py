@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from memmcl.backbone.forward import Backbone
+from memmcl.backbone.recording import Recordings
 from memmcl.errors import GenomeError, ModelError
 from memmcl.experts.adapter import Adapter, Factors
 from memmcl.experts.lora import adapted
@@ -42,7 +44,10 @@ class Merger:
         self.backbone = backbone
         self.blocks = blocks
         self.experts = tuple(adapters)
-        self._deltas = Deltas(adapters, lowest=backbone.split, layers=backbone.layers, pinned=pinned, grams=grams)
+        self._deltas = Deltas(
+            adapters, lowest=backbone.split, layers=backbone.layers, pinned=pinned, grams=grams,
+            device=backbone.device,
+        )  # fmt: skip
         weights: dict[str, Tensor] = {}
         for module, parts in self._deltas.modules.items():
             weight = self._weight(module)
@@ -57,6 +62,11 @@ class Merger:
         self._pristine = Pristine(weights, Path(backbone.model.name_or_path))
         largest = max((weight.numel() for weight in weights.values()), default=0)
         self._total = torch.empty(largest, device=backbone.device)
+        self._recordings = Recordings(backbone)
+        self._values: Tensor | None = None
+        """(experts, blocks) float32: on a GPU the coefficients of a linear merge, where what is recorded reads them"""
+        if backbone.device.type == "cuda" and adapters and self._deltas.finite():  # zero times infinity is no zero
+            self._values = torch.zeros(len(self.experts), blocks, device=backbone.device)
 
     @torch.no_grad()
     def apply(self, coefficients: Coefficients, recipe: Recipe = LINEAR) -> None:
@@ -74,6 +84,15 @@ class Merger:
                 f"this merge holds {list(self.experts)}"
             )
         check_parameters(recipe.method, recipe.parameters)
+        if recipe.method != "linear" or self._values is None:
+            self._write(coefficients, recipe)
+            return
+        absent = (0.0,) * self.blocks
+        self._values.copy_(torch.tensor([coefficients.get(expert, absent) for expert in self.experts]))
+        values = {expert: tuple(row) for expert, row in zip(self.experts, self._values, strict=True)}
+        self._recordings.run("linear", partial(self._write, values, recipe))
+
+    def _write(self, coefficients: Mapping[str, Sequence[float | Tensor]], recipe: Recipe) -> None:
         for module, pristine in self._pristine:
             # one buffer for all: fresh memory for every module would cost as much as the sum itself
             total = self._total[: pristine.numel()].view(pristine.shape).copy_(pristine)
@@ -82,7 +101,8 @@ class Merger:
 
     def reset(self) -> None:
         """Set the backbone's weights back to the base, bit for bit."""
-        self.apply({})
+        with torch.no_grad():
+            self._write({}, LINEAR)
 
     def _weight(self, module: str) -> Tensor:
         if layer_of(module) < self.backbone.split:

@@ -17,12 +17,14 @@ from torch import Tensor
 from memmcl import seeds
 from memmcl.errors import ConfigError, ModelError
 from memmcl.experts.adapter import Adapter, Factors
-from memmcl.merge.genome import Coefficients, Recipe, block_of
+from memmcl.merge.genome import Recipe, block_of
 from memmcl.merge.spectral import Core, core_space
 from memmcl.merge.table import METHODS
 
 Grams = Mapping[str, Mapping[str, Tensor]]
 """By expert and module, the second moment (d_in, d_in) of the module's inputs, float32."""
+Values = Mapping[str, Sequence[float | Tensor]]
+"""Coefficients by expert and block, as numbers, or as tensors without dimensions of a linear merge."""
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 
 
@@ -38,90 +40,96 @@ class Deltas:
     """The factors of all experts by module, and what merges of them add to a weight.
 
     lowest, layers: layers [lowest, layers) are cut into the blocks of the coefficients. pinned: adapters that are added
-    linearly, whatever the method.
+    linearly, whatever the method. device: where the factors are kept, and merged.
     """
 
     def __init__(
         self, adapters: Mapping[str, Adapter], *, lowest: int, layers: int, pinned: Sequence[str] = (),
-        grams: Grams | None = None,
+        grams: Grams | None = None, device: str | torch.device = "cpu",
     ) -> None:  # fmt: skip
         self.modules: dict[str, dict[str, Factors]] = {}
         for expert, adapter in adapters.items():
             for module, factors in adapter.items():
-                self.modules.setdefault(module, {})[expert] = factors
+                self.modules.setdefault(module, {})[expert] = factors.to(device)
+        self._device = device
         self._lowest, self._layers = lowest, layers
         self._pinned = frozenset(pinned)
         self._grams = grams
         self._cores: dict[str, Core] = {}
 
-    def add_to(self, weight: Tensor, module: str, coefficients: Coefficients, recipe: Recipe) -> None:
+    def finite(self) -> bool:
+        """Return whether all factors are numbers."""
+        pairs = [pair for parts in self.modules.values() for pair in parts.values()]
+        return all(bool(torch.isfinite(matrix).all()) for pair in pairs for matrix in (pair.a, pair.b))
+
+    def add_to(self, weight: Tensor, module: str, coefficients: Values, recipe: Recipe) -> None:
         """Add the merge to `weight`, (d_out, d_in) float32, in place."""
-        factors, dense = self.parts(module, coefficients, recipe, weight.device)
+        factors, dense = self.parts(module, coefficients, recipe)
         if dense is not None:
             weight += dense
         if factors is not None:
             weight.addmm_(factors.b, factors.a)
 
-    def parts(
-        self, module: str, coefficients: Coefficients, recipe: Recipe, device: torch.device
-    ) -> tuple[Factors | None, Tensor | None]:
+    def parts(self, module: str, coefficients: Values, recipe: Recipe) -> tuple[Factors | None, Tensor | None]:
         """Return what the merge adds to one module: a part in factors, scale 1, and a dense one, (d_out, d_in).
 
-        Float32 on `device`. Linear merges and those of the small basis are factors, others dense; None: no such part.
+        Float32. Linear merges and those of the small basis are factors, others dense; None: no such part.
         """
         pairs, present = self.modules[module], self._present(module, coefficients)
         linear = [name for name in present if recipe.method == "linear" or name in self._pinned]
         merged = {name: value for name, value in present.items() if name not in linear}
-        a = [pairs[name].a.to(device) for name in linear]
-        b = [present[name] * pairs[name].scale * pairs[name].b.to(device) for name in linear]
+        a = [pairs[name].a for name in linear]
+        b = [present[name] * pairs[name].scale * pairs[name].b for name in linear]
         dense = None
         if merged and METHODS[recipe.method].matrices:
             core = self._core(module)
             weights = torch.tensor([merged.get(name, 0.0) for name in pairs if name not in self._pinned])
-            a.append(core.right.to(device))
-            b.append((core.left @ METHODS[recipe.method].merge(core.matrices, weights, **recipe.parameters)).to(device))
+            a.append(core.right.to(self._device))
+            small = METHODS[recipe.method].merge(core.matrices, weights, **recipe.parameters)
+            b.append((core.left @ small).to(self._device))
         elif merged:
-            dense = self._dense(module, merged, recipe, device)
+            dense = self._dense(module, merged, recipe)
         return Factors(torch.cat(a), torch.cat(b, dim=1), 1.0) if a else None, dense
 
-    def _present(self, module: str, coefficients: Coefficients) -> dict[str, float]:
-        """Return the coefficients in this module's block of the experts that change it, without zeros."""
+    def _present(self, module: str, coefficients: Values) -> dict[str, Any]:
+        """Return the coefficients in this module's block of the experts that change it, without zeros known as such."""
         found = {}
         for expert in self.modules[module]:
             if expert in coefficients:
                 values = coefficients[expert]
                 value = values[block_of(layer_of(module), self._lowest, self._layers, len(values))]
-                if value:
+                if isinstance(value, Tensor) or value:
                     found[expert] = value
         return found
 
-    def _dense(self, module: str, coefficients: Mapping[str, float], recipe: Recipe, device: torch.device) -> Tensor:
+    def _dense(self, module: str, coefficients: Mapping[str, float], recipe: Recipe) -> Tensor:
         method, given = METHODS[recipe.method], dict[str, Any](recipe.parameters)
         if method.seeded:
             given["seeds"] = [seeds.derive(recipe.seed, "mask", module, expert) for expert in coefficients]
         if method.grams:
             given["grams"] = [self._gram(expert, module) for expert in coefficients]
-        vectors = WrittenOut([self.modules[module][expert] for expert in coefficients], device)
+        vectors = WrittenOut([self.modules[module][expert] for expert in coefficients])
         return method.merge(vectors, torch.tensor(list(coefficients.values())), **given)
 
     def _core(self, module: str) -> Core:
         if module not in self._cores:
             parts = self.modules[module]
-            self._cores[module] = core_space([pair for name, pair in parts.items() if name not in self._pinned])
+            # in the experts' small basis a GPU is slower than a CPU
+            merged = [pair.to("cpu") for name, pair in parts.items() if name not in self._pinned]
+            self._cores[module] = core_space(merged)
         return self._cores[module]
 
     def _gram(self, expert: str, module: str) -> Tensor:
         if self._grams is None:
             raise ConfigError("regmean needs the second moments of the experts' inputs: give unlabelled rows of each")
-        return self._grams[expert][module]
+        return self._grams[expert][module].to(self._device)
 
 
 class WrittenOut:
     """Task vectors of one module, (d_out, d_in) float32: each is written out when it is read, and not kept."""
 
-    def __init__(self, factors: Sequence[Factors], device: torch.device) -> None:
+    def __init__(self, factors: Sequence[Factors]) -> None:
         self._factors = factors
-        self._device = device
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -130,4 +138,4 @@ class WrittenOut:
     def __getitem__(self, index: int) -> Tensor:
         """Return one of them."""
         pair = self._factors[index]
-        return torch.mm(pair.b.to(self._device) * pair.scale, pair.a.to(self._device))
+        return torch.mm(pair.b * pair.scale, pair.a)

@@ -49,7 +49,7 @@ def merged_adapter(
     deltas = Deltas(adapters, lowest=lowest, layers=layers, pinned=pinned, grams=grams)
     factors, errors = {}, {}
     for module, pairs in sorted(deltas.modules.items()):
-        exact, dense = deltas.parts(module, coefficients, recipe, torch.device("cpu"))
+        exact, dense = deltas.parts(module, coefficients, recipe)
         if exact is None and dense is None:
             first = next(iter(pairs.values()))
             exact = Factors(torch.zeros_like(first.a[:1]), torch.zeros_like(first.b[:, :1]), 1.0)

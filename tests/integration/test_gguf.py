@@ -12,6 +12,7 @@ import torch
 from tiny import base_ref, make_tiny_gguf, plain_model, probe_logits, prompter_of
 
 from memmcl.backbone import load
+from memmcl.backbone.decode import greedy
 from memmcl.backbone.forward import Backbone, Row
 from memmcl.backbone.load import load_base, load_tokenizer, resolve_base
 from memmcl.suite.prompts import Prompter
@@ -168,5 +169,5 @@ def test_the_packaged_model(cache: Path) -> None:
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     prepared = backbone.prepare([Row(tuple(tokenizer.encode(text, add_special_tokens=False)))], batch_size=1)
     backbone.trunk(prepared, keep_cache=True)
-    (answer,) = backbone.greedy(prepared, 0, None, end=tokenizer.eos_token_id, max_new_tokens=12)
+    (answer,) = greedy(backbone, prepared, 0, None, end=tokenizer.eos_token_id, max_new_tokens=12)
     assert "Paris" in Prompter(tokenizer, 64).decode(answer)

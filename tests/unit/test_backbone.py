@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from tiny import VOCABULARY, answer_logits, backbone_of, naive_logprob, plain_model
 from torch import nn
 
-from memmcl.backbone.forward import ROUND, Backbone, Row, _fewer, collate, pack
+from memmcl.backbone.decode import _fewer, dropping, in_place
+from memmcl.backbone.forward import ROUND, Backbone, Row, collate, pack
 from memmcl.errors import ModelError
 
 SPLITS = (0, 1, 2)
@@ -142,7 +144,7 @@ def test_the_trunks_keys_and_values_can_be_asked_for_later(backbone: Backbone) -
     for prepared in (later, at_once):
         assert len(prepared.caches) == len(prepared.hidden) == len(prepared.batches) == 3
     one, two = (
-        [backbone.greedy(p, i, backbone.prefix_cache(p), end=2, max_new_tokens=4) for i in range(3)]
+        [dropping(backbone, p, i, backbone.prefix_cache(p), end=2, max_new_tokens=4) for i in range(3)]
         for p in (later, at_once)
     )
     assert one == two
@@ -182,9 +184,16 @@ def generated(model: nn.Module, prompt: tuple[int, ...], end: int, count: int) -
     return out[: out.index(end)] if end in out else out
 
 
+Decode = Callable[..., list[list[int]]]
+WAYS = pytest.mark.parametrize("decode", [dropping, in_place])
+
+
+@WAYS
 @pytest.mark.parametrize("prefix", [0, 5])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_greedy_equals_generate(backbone: Backbone, model: nn.Module, batch_size: int, prefix: int) -> None:
+def test_greedy_equals_generate(
+    backbone: Backbone, model: nn.Module, batch_size: int, prefix: int, decode: Decode
+) -> None:
     rows = [Row(row.prompt) for row in random_rows(2, prefix)]
     free = [generated(model, row.prompt, VOCABULARY, 8) for row in rows]
     assert len({token for ids in free for token in ids}) > 10, "the oracle says one token over and over"
@@ -197,28 +206,30 @@ def test_greedy_equals_generate(backbone: Backbone, model: nn.Module, batch_size
     for _ in range(2):  # twice: decoding must not use its caches up
         answers: dict[int, list[int]] = {}
         for index, order in enumerate(prepared.order):
-            decoded = backbone.greedy(prepared, index, cache, end=end, max_new_tokens=8)
+            decoded = decode(backbone, prepared, index, cache, end=end, max_new_tokens=8)
             answers.update(zip(order, decoded, strict=True))
         assert [answers[i] for i in range(len(rows))] == expected
 
 
+@WAYS
 @pytest.mark.parametrize("limit", [1, 2, 5])
-def test_greedy_stops_at_the_limit(backbone: Backbone, model: nn.Module, limit: int) -> None:
+def test_greedy_stops_at_the_limit(backbone: Backbone, model: nn.Module, limit: int, decode: Decode) -> None:
     rows = [Row(row.prompt) for row in random_rows(4, 0)]
     prepared = backbone.prepare(rows, batch_size=8)
     backbone.trunk(prepared, keep_cache=True)
     (order,) = prepared.order
-    answers = backbone.greedy(prepared, 0, None, end=VOCABULARY, max_new_tokens=limit)
+    answers = decode(backbone, prepared, 0, None, end=VOCABULARY, max_new_tokens=limit)
     assert answers == [generated(model, rows[i].prompt, VOCABULARY, limit) for i in order]
     assert {len(ids) for ids in answers} == {limit}
 
 
-def test_an_answer_that_ends_at_once_is_empty(backbone: Backbone, model: nn.Module) -> None:
+@WAYS
+def test_an_answer_that_ends_at_once_is_empty(backbone: Backbone, model: nn.Module, decode: Decode) -> None:
     rows = [Row(row.prompt) for row in random_rows(4, 0)]
     end = generated(model, rows[0].prompt, VOCABULARY, 1)[0]
     prepared = backbone.prepare(rows[:1], batch_size=8)
     backbone.trunk(prepared, keep_cache=True)
-    assert backbone.greedy(prepared, 0, None, end=end, max_new_tokens=6) == [[]]
+    assert decode(backbone, prepared, 0, None, end=end, max_new_tokens=6) == [[]]
 
 
 def packed_rows() -> tuple[list[Row], list[int]]:

@@ -242,7 +242,7 @@ def test_regmean_without_moments_is_refused(tiny_base: Path, adapters: Adapters)
 
 def test_task_vectors_are_written_out_when_they_are_read(adapters: Adapters) -> None:
     pair = adapters["low"]["model.layers.1.mlp.up_proj"]
-    vectors = WrittenOut([pair, pair], torch.device("cpu"))
+    vectors = WrittenOut([pair, pair])
     assert len(vectors) == 2
     torch.testing.assert_close(vectors[1], pair.scale * pair.b @ pair.a)
     first = vectors[0]
@@ -301,7 +301,7 @@ def test_a_compressed_adapter_is_the_nearest_of_its_rank(adapters: Adapters, rec
     deltas = Deltas(adapters, lowest=1, layers=4)
     assert merged.errors.keys() == merged.factors.keys() == adapters["low"].keys()
     for module, pair in merged.factors.items():
-        factors, dense = deltas.parts(module, COEFFICIENTS, recipe, torch.device("cpu"))
+        factors, dense = deltas.parts(module, COEFFICIENTS, recipe)
         whole = torch.zeros(len(pair.b), pair.a.shape[1]).double()
         whole += dense.double() if dense is not None else 0
         whole += factors.b.double() @ factors.a.double() if factors is not None else 0
@@ -342,3 +342,23 @@ def test_any_merge_can_be_written_in_full(tiny_base: Path, tmp_path: Path, adapt
     Merger(backbone, adapters, blocks=2).apply(COEFFICIENTS, recipe)
     written: Mapping[str, Tensor] = plain_model(tmp_path / "full").state_dict()
     assert all(torch.equal(written[name], weight) for name, weight in weights_of(backbone).items())
+
+
+def test_coefficients_as_tensors_are_coefficients(adapters: Adapters) -> None:
+    deltas = Deltas(adapters, lowest=1, layers=4)
+    values = {"low": (0.5, 0.0), "high": (0.25, 1.5)}
+    for module, parts in deltas.modules.items():
+        pair = next(iter(parts.values()))
+        sums = [torch.ones(len(pair.b), pair.a.shape[1]) for _ in range(2)]
+        deltas.add_to(sums[0], module, values, Recipe())
+        deltas.add_to(sums[1], module, {name: tuple(torch.tensor(row)) for name, row in values.items()}, Recipe())
+        torch.testing.assert_close(*sums)
+        assert not bool((sums[0] == 1).all()) or not {"low", "high"} & set(parts)
+
+
+def test_factors_that_are_no_numbers_are_seen(adapters: Adapters) -> None:
+    assert Deltas(adapters, lowest=1, layers=4).finite()
+    broken = {
+        module: Factors(pair.a, torch.full_like(pair.b, torch.inf), 1.0) for module, pair in adapters["low"].items()
+    }
+    assert not Deltas({**adapters, "low": broken}, lowest=1, layers=4).finite()

@@ -1,0 +1,182 @@
+"""Greedy decoding of one batch: on a CPU rows that have ended are dropped, on a GPU steps are recorded and replayed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from memmcl.backbone.forward import Backbone, Prepared, joined
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import DynamicCache
+
+ROUND_ROWS = 8
+"""Rows that are decoded at once fall in steps of this."""
+LOOK = 8
+"""Steps between two looks whether all rows have ended: to look is to wait for the GPU."""
+
+
+def greedy(
+    backbone: Backbone, prepared: Prepared, batch_index: int, prefix: DynamicCache | None, *, end: int,
+    max_new_tokens: int,
+) -> list[list[int]]:  # fmt: skip
+    """Decode one batch greedily until `end` or `max_new_tokens`; returns ids without the end token.
+
+    `prepared` must have been through `trunk(keep_cache=True)`, its rows without continuations.
+    """
+    if backbone.device.type == "cuda":
+        return in_place(backbone, prepared, batch_index, prefix, end=end, max_new_tokens=max_new_tokens)
+    return dropping(backbone, prepared, batch_index, prefix, end=end, max_new_tokens=max_new_tokens)
+
+
+@torch.no_grad()
+def dropping(
+    backbone: Backbone, prepared: Prepared, batch_index: int, prefix: DynamicCache | None, *, end: int,
+    max_new_tokens: int,
+) -> list[list[int]]:  # fmt: skip
+    """Decode as `greedy` does, and run only the rows that have not ended: where a step costs what its rows cost."""
+    batch = prepared.batches[batch_index]
+    rows = len(batch.tokens)
+    cache = joined(prepared.caches[batch_index], prefix, rows)
+    hidden = backbone.run_top(prepared.hidden[batch_index], batch.positions, batch.mask, cache)
+    token = backbone.logits(_last(hidden, batch.lengths)).argmax(-1)
+    mask = _prompt_mask(batch.tokens.shape[1], batch.lengths, batch.prefix)
+    positions = batch.prefix + batch.lengths
+    answers: list[list[int]] = [[] for _ in range(rows)]
+    owners = list(range(rows))  # of the rows that are still run
+    live = torch.ones(rows, dtype=torch.bool, device=backbone.device)
+    for step in range(max_new_tokens):
+        live &= token != end
+        for at in live.nonzero().flatten().tolist():
+            answers[owners[at]].append(int(token[at]))
+        if not live.any() or step == max_new_tokens - 1:
+            break
+        left = _fewer(live)
+        if len(left) < len(live):  # most rows that have ended cost no more steps
+            cache.batch_select_indices(left)
+            owners = [owners[at] for at in left.tolist()]
+            live, token, mask, positions = live[left], token[left], mask[left], positions[left]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        token = _next(backbone, token, positions + step, mask, cache)
+    return answers
+
+
+@torch.no_grad()
+def in_place(
+    backbone: Backbone, prepared: Prepared, batch_index: int, prefix: DynamicCache | None, *, end: int,
+    max_new_tokens: int,
+) -> list[list[int]]:  # fmt: skip
+    """Decode as `greedy` does, all rows to the last step, in buffers that stay where they are: the same kernels for
+    every step and every candidate, whether they are replayed or not.
+    """
+    key = (batch_index, max_new_tokens)
+    if key not in prepared.decodings:
+        prepared.decodings[key] = _InPlace(backbone, prepared, batch_index, max_new_tokens)
+    decoding: _InPlace = prepared.decodings[key]
+    run = prepared.recordings.run
+    run(("prompt", *key), lambda: decoding.prompt(prefix))
+    for step in range(1, max_new_tokens):
+        if step % LOOK == 0 and decoding.all_ended(step, end):
+            break
+        run(("step", *key), decoding.step)
+    answers = decoding.answers.tolist()
+    return [ids[: ids.index(end)] if end in ids else ids for ids in answers]
+
+
+class _InPlace:
+    """The state of one batch that is decoded in place.
+
+    answers: (rows, max_new_tokens) int64; seen: (rows, columns) bool, what may be attended to; cache: keys and values
+    of prefix, prompt and answer, those of the trunk before the answer from the start.
+    """
+
+    def __init__(self, backbone: Backbone, prepared: Prepared, batch_index: int, max_new_tokens: int) -> None:
+        from transformers.cache_utils import Cache, StaticLayer
+
+        self._backbone, self._batch = backbone, prepared.batches[batch_index]
+        self._hidden = prepared.hidden[batch_index]
+        rows, length = self._batch.tokens.shape
+        self._start = self._batch.prefix + length
+        columns = self._start + max_new_tokens
+        self._cache = Cache(layers=[StaticLayer(max_cache_len=columns) for _ in range(backbone.layers)])
+        for layer, trunk in zip(self._cache.layers, prepared.caches[batch_index].layers, strict=False):
+            layer.lazy_initialization(trunk.keys, trunk.values)
+            layer.keys[:, :, : self._start] = trunk.keys
+            layer.values[:, :, : self._start] = trunk.values
+        prompt = _prompt_mask(length, self._batch.lengths, self._batch.prefix)
+        self._prompt_seen = nn.functional.pad(prompt, (0, max_new_tokens))
+        self._mask = nn.functional.pad(self._batch.mask, (0, max_new_tokens))
+        self._seen = self._prompt_seen.clone()
+        self._positions = self._batch.prefix + self._batch.lengths
+        self._done = torch.zeros(1, dtype=torch.long, device=backbone.device)
+        self._token = torch.zeros(rows, dtype=torch.long, device=backbone.device)
+        self.answers = torch.zeros(rows, max_new_tokens, dtype=torch.long, device=backbone.device)
+
+    def prompt(self, prefix: DynamicCache | None) -> None:
+        """Run the prompts under the weights of now, and take the first token."""
+        for number in range(self._backbone.split, self._backbone.layers):
+            layer = self._cache.layers[number]
+            if prefix is not None:
+                given = prefix.layers[number]
+                if not layer.is_initialized:
+                    rows = len(self._token)
+                    layer.lazy_initialization(
+                        given.keys.expand(rows, -1, -1, -1), given.values.expand(rows, -1, -1, -1)
+                    )
+                layer.keys[:, :, : self._batch.prefix] = given.keys
+                layer.values[:, :, : self._batch.prefix] = given.values
+            if layer.is_initialized:
+                layer.cumulative_length.fill_(self._batch.prefix)
+        hidden = self._backbone.run_top(self._hidden, self._batch.positions, self._mask, self._cache)
+        for layer in self._cache.layers:
+            layer.cumulative_length.fill_(self._start)
+        self._seen.copy_(self._prompt_seen)
+        self._done.zero_()
+        self._take(self._backbone.logits(_last(hidden, self._batch.lengths)).argmax(-1))
+
+    def step(self) -> None:
+        """Run the last token, and take the next."""
+        self._seen.index_fill_(1, self._start + self._done - 1, True)
+        positions = self._positions + self._done - 1
+        self._take(_next(self._backbone, self._token, positions, self._seen, self._cache))
+
+    def all_ended(self, steps: int, end: int) -> bool:
+        """Return whether every row has its end token among the first `steps`."""
+        return bool((self.answers[:, :steps] == end).any(1).all())
+
+    def _take(self, token: Tensor) -> None:
+        self._token.copy_(token)
+        self.answers.index_copy_(1, self._done, token[:, None])
+        self._done += 1
+
+
+def _next(backbone: Backbone, token: Tensor, positions: Tensor, mask: Tensor, cache: Any) -> Tensor:
+    """Run one token of each row, (rows,), and return the most probable next ones."""
+    out = backbone.decoder(
+        input_ids=token[:, None], position_ids=positions[:, None], attention_mask=mask[:, None, None, :],
+        past_key_values=cache, use_cache=True,
+    ).last_hidden_state  # fmt: skip
+    return backbone.logits(out[:, -1]).argmax(-1)
+
+
+def _last(hidden: Tensor, lengths: Tensor) -> Tensor:
+    """Return the outputs at the last token of each prompt, (rows, d)."""
+    return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+
+
+def _prompt_mask(length: int, lengths: Tensor, prefix: int) -> Tensor:
+    """Return (rows, prefix + length) bool: where prefix and prompt are, and no padding."""
+    keys = torch.arange(length, device=lengths.device)[None] < lengths[:, None]
+    return nn.functional.pad(keys, (prefix, 0), value=True)
+
+
+def _fewer(live: Tensor) -> Tensor:
+    """Return the places of the rows to go on with: those alive, and so many others that batches have few sizes.
+
+    live: (rows,) bool; returns int64, ascending. Each new size costs a kernel of its own, as in `forward.ROUND`.
+    """
+    ended = (~live).nonzero().flatten()
+    fill = -int(live.sum()) % ROUND_ROWS
+    return torch.cat([live.nonzero().flatten(), ended[:fill]]).sort().values
