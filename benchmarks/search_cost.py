@@ -9,6 +9,7 @@ the product's are), weak rows of each subtask, by turns on the same weights:
 * ours, metric: the merge in the resident model, all labels or generated tuples, every subtask's metric;
 * ours, likelihood: the same merge, the gold answers' likelihood, which is what searches maximise by default;
 * ours, a search's mean: a whole raced search with the defaults, what it prepares included, by candidate;
+* ours, the same by metric: that with `search.fitness: metric`: races by likelihood, generation for who comes through;
 * by disk: mergekit merges the experts to disk, transformers loads that and generates answers greedily (batches as ours,
   left-padded, at most 8 new tokens for labels and 64 for tuples), the same metric.
 
@@ -46,7 +47,9 @@ from tasks.bench import Bench
 from tasks.models import weak_answers, with_start
 from tasks.plans import Plan, make_spec
 
-OURS, LIKELIHOOD, MEAN, DISK = "ours, metric", "ours, likelihood", "ours, a search's mean", "by disk, generated"
+OURS, LIKELIHOOD, DISK = "ours, metric", "ours, likelihood", "by disk, generated"
+MEANS = {"ours, a search's mean": "loglik", "ours, the same by metric": "metric"}
+"""Raced searches, by their fitness."""
 NEW_TOKENS = {False: 8, True: 64}
 """At most, for labels and for tuples."""
 
@@ -161,10 +164,10 @@ def main() -> None:
 def cost(place: Ground, rivals: Rivals, asked: argparse.Namespace, lines: Lines, draw: np.random.Generator) -> None:
     """Compare ways to a candidate's scores."""
     run = place.run({})
-    search = _raced(place, asked.candidates)
-    spec = search.first
+    searches = {way: _raced(place, asked.candidates, fitness) for way, fitness in MEANS.items()}
+    spec = searches["ours, a search's mean"].first
     lab, names = place.lab, sorted(place.grounds.experts)
-    taken: dict[str, list[Seconds]] = {OURS: [], LIKELIHOOD: [], MEAN: [], DISK: []}
+    taken: dict[str, list[Seconds]] = {way: [] for way in (OURS, LIKELIHOOD, *MEANS, DISK)}
     lines.head("candidate", "way", "s", "CPU s", "ratio", "ratio of CPU", "")
 
     def metric(bench: Bench, genome: tuple[float, ...]) -> dict[str, float]:
@@ -177,23 +180,28 @@ def cost(place: Ground, rivals: Rivals, asked: argparse.Namespace, lines: Lines,
         }
 
     probes = {name: lab_probe(name, place) for name in lab.subtasks}
-    for turn in range(asked.repeats + 1):  # the first fills caches and is not counted
+    for turn in range(unmeasured(lab) + asked.repeats):
         genome = tuple(float(value) for value in draw.uniform(0.2, 0.8, len(names)))
         times: dict[str, Seconds] = {}
         with closing(Bench(run, **place.grounds.bench())) as bench:
-            for _ in range(2):  # what rows need is prepared, and on a GPU recorded
+            for _ in range(unmeasured(lab)):
                 bench.evaluate(spec, (0.0,) * len(names), ())
-                metric(bench, (0.0,) * len(names))
             ours, times[OURS] = timed(metric, bench, genome)
             _, times[LIKELIHOOD] = timed(bench.evaluate, spec, genome, ())
-        _, (wall, cpu) = timed(place.search, search)
-        times[MEAN] = wall / asked.candidates, cpu / asked.candidates
+        for way, search in searches.items():
+            _, (wall, cpu) = timed(place.search, search)
+            times[way] = wall / asked.candidates, cpu / asked.candidates
         theirs, times[DISK] = timed(rivals.scores, dict(zip(names, genome, strict=True)))
-        for way, seconds in times.items() if turn else ():
+        for way, seconds in times.items() if turn >= unmeasured(lab) else ():
             taken[way].append(seconds)
         told = ", ".join(f"{name} {ours[name]:.3f} / {theirs[name]:.3f}" for name in ours)
         print(f"  scores ours / by disk: {told}", flush=True)
     lines.compared(f"{len(lab.subtasks)} subtasks x {asked.weak_rows} rows", taken, {})
+
+
+def unmeasured(lab: Lab) -> int:
+    """Return how many turns do not count: one prepares what rows need, on a GPU another records."""
+    return 2 if lab.device == "cuda" else 1
 
 
 def lab_probe(name: str, place: Ground) -> Any:
@@ -207,15 +215,15 @@ def lab_probe(name: str, place: Ground) -> Any:
 
 def breakdown(place: Ground, lines: Lines, asked: argparse.Namespace, draw: np.random.Generator) -> None:
     """Tell which share of a candidate's time the forward passes of its rows are."""
-    spec, run = _raced(place, asked.candidates).first, place.run({})
+    spec, run = _raced(place, asked.candidates, "loglik").first, place.run({})
     shares, whole, merged, rest = [], [], [], []
     with closing(Bench(run, **place.grounds.bench())) as bench:
-        for turn in range(asked.repeats * 3 + 1):
+        for turn in range(unmeasured(place.lab) + asked.repeats * 3):
             floor = Floor()
             genome = tuple(float(value) for value in draw.uniform(0.0, 1.2, len(spec.parts)))
             with floor.watched():
                 record, (seconds, _) = timed(bench.evaluate, spec, genome, ())
-            if turn:
+            if turn >= unmeasured(place.lab):
                 whole.append(seconds)
                 merged.append(record["seconds"]["merge"])
                 rest.append(seconds - record["seconds"]["merge"] - floor.seconds)
@@ -224,8 +232,8 @@ def breakdown(place: Ground, lines: Lines, asked: argparse.Namespace, draw: np.r
     lines.add("whole", "likelihood", [spread(whole), spread(merged), spread(rest), spread(shares)], shares=shares)
 
 
-def _raced(place: Ground, candidates: int) -> Plan:
-    run, names = place.run({}), sorted(place.grounds.experts)
+def _raced(place: Ground, candidates: int, fitness: str) -> Plan:
+    run, names = place.run({"fitness": fitness}), sorted(place.grounds.experts)
     alone = {name: {name: (1.0,)} for name in names}
     seeds = seed_genomes(names, 1, run.config.search.bounds, run.config.search.lambdas)
     inputs = place.grounds.of(names)

@@ -116,8 +116,12 @@ class _InPlace:
 
     def prompt(self, prefix: DynamicCache | None) -> None:
         """Run the prompts under the weights of now, and take the first token."""
-        for number in range(self._backbone.split, self._backbone.layers):
-            layer = self._cache.layers[number]
+        for number, layer in enumerate(self._cache.layers):
+            if layer.is_initialized:  # what nobody attends to must be a number too: a candidate may have left others
+                layer.keys[:, :, self._start :] = 0.0
+                layer.values[:, :, self._start :] = 0.0
+            if number < self._backbone.split:
+                continue
             if prefix is not None:
                 given = prefix.layers[number]
                 if not layer.is_initialized:

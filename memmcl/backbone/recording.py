@@ -36,8 +36,9 @@ class Recordings:
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
-        self._recorded: dict[Hashable, _Recorded | None] = {}
+        self._recorded: dict[Hashable, _Recorded] = {}
         self._made: set[Hashable] = set()
+        self._refused = False
 
     @torch.no_grad()
     def run(self, name: Hashable, call: Callable[[], Returned], *, kept: bool = False) -> Returned:
@@ -46,14 +47,12 @@ class Recordings:
         Of a replay the caller must be done with it before the next replay on this backbone, unless it is `kept`: then
         it is overwritten by the next of this name only.
         """
-        if self._backbone.device.type != "cuda" or hasattr(self._backbone.model, "peft_config"):
+        if self._backbone.device.type != "cuda" or hasattr(self._backbone.model, "peft_config") or self._refused:
             return call()
         if name not in self._made:
             self._made.add(name)
             return call()
-        if name not in self._recorded:
-            self._recorded[name] = self._record(call, kept)
-        recorded = self._recorded[name]
+        recorded = self._recorded.get(name) or self._record(name, call, kept)
         if recorded is None:
             return call()
         recorded.graph.replay()
@@ -65,16 +64,22 @@ class Recordings:
         self._recorded.clear()
         self._made.clear()
 
-    def _record(self, call: Callable[[], Any], kept: bool) -> _Recorded | None:
-        """Return the recorded call; None where it cannot be recorded, as of a model that waits for the GPU."""
+    def _record(self, name: Hashable, call: Callable[[], Any], kept: bool) -> _Recorded | None:
+        """Return the recorded call; None where it cannot be recorded, as of a model that waits for the GPU.
+
+        Then all calls are made from now on: others may have read what this one returns.
+        """
         graph = torch.cuda.CUDAGraph()
         try:
             # A recording that fails leaves its stream behind as the current one.
             with (
                 torch.cuda.stream(torch.cuda.current_stream()),
-                torch.cuda.graph(graph, pool=None if kept else self._backbone.pool),
+                torch.cuda.graph(graph, pool=None if kept else self._backbone.pool, capture_error_mode="thread_local"),
             ):
                 returned = call()
         except RuntimeError:
+            self._refused = True
+            self._recorded.clear()
             return None
-        return _Recorded(graph, returned, call)
+        self._recorded[name] = _Recorded(graph, returned, call)
+        return self._recorded[name]

@@ -232,6 +232,28 @@ def test_an_answer_that_ends_at_once_is_empty(backbone: Backbone, model: nn.Modu
     assert decode(backbone, prepared, 0, None, end=end, max_new_tokens=6) == [[]]
 
 
+@WAYS
+@pytest.mark.parametrize("prefix", [0, 5])
+def test_weights_that_are_no_numbers_leave_nothing_behind(backbone: Backbone, decode: Decode, prefix: int) -> None:
+    rows = [Row(row.prompt) for row in random_rows(4, prefix)]
+    prepared = backbone.prepare(rows, batch_size=8, prefix=prefix)
+    backbone.trunk(prepared, keep_cache=True)
+
+    def decoded() -> list[list[int]]:
+        return decode(backbone, prepared, 0, backbone.prefix_cache(prepared), end=VOCABULARY, max_new_tokens=5)
+
+    before = decoded()
+    weight = backbone.decoder.layers[-2].mlp.down_proj.weight
+    kept = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight.fill_(torch.nan)
+        assert decoded() != before
+    finally:
+        weight.copy_(kept)
+    assert decoded() == before
+
+
 def packed_rows() -> tuple[list[Row], list[int]]:
     """Rows of two prefixes and of none, one of them twice, with answers of one token and more."""
     rng = np.random.default_rng(6)
