@@ -18,17 +18,17 @@ LOOK = 8
 """Steps between two looks whether all rows have ended: to look is to wait for the GPU."""
 
 
-def greedy(
-    backbone: Backbone, prepared: Prepared, batch_index: int, prefix: DynamicCache | None, *, end: int,
-    max_new_tokens: int,
-) -> list[list[int]]:  # fmt: skip
-    """Decode one batch greedily until `end` or `max_new_tokens`; returns ids without the end token.
-
-    `prepared` must have been through `trunk(keep_cache=True)`, its rows without continuations.
-    """
-    if backbone.device.type == "cuda":
-        return in_place(backbone, prepared, batch_index, prefix, end=end, max_new_tokens=max_new_tokens)
-    return dropping(backbone, prepared, batch_index, prefix, end=end, max_new_tokens=max_new_tokens)
+def greedy(backbone: Backbone, prepared: Prepared, *, end: int, max_new_tokens: int) -> list[list[int]]:
+    """Decode rows without continuations until `end` or `max_new_tokens`; returns their ids without the end token."""
+    backbone.trunk(prepared, keep_cache=True)
+    prefix = backbone.prefix_cache(prepared)
+    decode = in_place if backbone.device.type == "cuda" else dropping
+    answers: list[list[int]] = [[]] * prepared.rows
+    for index, order in enumerate(prepared.order):
+        decoded = decode(backbone, prepared, index, prefix, end=end, max_new_tokens=max_new_tokens)
+        for row, ids in zip(order, decoded, strict=True):
+            answers[row] = ids
+    return answers
 
 
 @torch.no_grad()
@@ -36,7 +36,10 @@ def dropping(
     backbone: Backbone, prepared: Prepared, batch_index: int, prefix: DynamicCache | None, *, end: int,
     max_new_tokens: int,
 ) -> list[list[int]]:  # fmt: skip
-    """Decode as `greedy` does, and run only the rows that have not ended: where a step costs what its rows cost."""
+    """Decode one batch, and run only the rows that have not ended: where a step costs what its rows cost.
+
+    `prepared` must have been through `trunk(keep_cache=True)`.
+    """
     batch = prepared.batches[batch_index]
     rows = len(batch.tokens)
     cache = joined(prepared.caches[batch_index], prefix, rows)
@@ -68,8 +71,10 @@ def in_place(
     backbone: Backbone, prepared: Prepared, batch_index: int, prefix: DynamicCache | None, *, end: int,
     max_new_tokens: int,
 ) -> list[list[int]]:  # fmt: skip
-    """Decode as `greedy` does, all rows to the last step, in buffers that stay where they are: the same kernels for
-    every step and every candidate, whether they are replayed or not.
+    """Decode one batch, all rows to the last step, in buffers that stay where they are: the same kernels for every
+    step and every candidate, whether they are replayed or not.
+
+    `prepared` must have been through `trunk(keep_cache=True)`.
     """
     key = (batch_index, max_new_tokens)
     if key not in prepared.decodings:

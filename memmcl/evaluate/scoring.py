@@ -106,16 +106,9 @@ class Probe:
         if self._generated is None:
             rows = [Row(prompt) for prompt in self._prompts]
             self._generated = self._backbone.prepare(rows, batch_size=self._batch_size, prefix=self.prefix_tokens)
-        prepared = self._generated
-        self._backbone.trunk(prepared, keep_cache=True)
-        prefix = self._backbone.prefix_cache(prepared)
         (end,) = self._prompter.answer("")[-1:]
-        answers = [""] * prepared.rows
-        for index, order in enumerate(prepared.order):
-            decoded = greedy(self._backbone, prepared, index, prefix, end=end, max_new_tokens=self._max_new_tokens)
-            for row, ids in zip(order, decoded, strict=True):
-                answers[row] = self._prompter.decode(ids)
-        return answers
+        decoded = greedy(self._backbone, self._generated, end=end, max_new_tokens=self._max_new_tokens)
+        return [self._prompter.decode(ids) for ids in decoded]
 
 
 @torch.no_grad()

@@ -117,16 +117,11 @@ def own_rows(
         TrainingError: an adapter of another base.
     """
     check_shape(adapter, backbone)
-    answers: list[tuple[int, ...]] = [()] * len(prompts)
     with adapted(backbone, _shape(adapter), adapter):
         rows = [Row(prompt) for prompt in prompts]
         prepared = backbone.prepare(rows, batch_size=batch_size, prefix=shared_prefix(prompts))
-        backbone.trunk(prepared, keep_cache=True)
-        prefix = backbone.prefix_cache(prepared)
-        for index, order in enumerate(prepared.order):
-            decoded = greedy(backbone, prepared, index, prefix, end=end, max_new_tokens=max_new_tokens)
-            for row, ids in zip(order, decoded, strict=True):
-                answers[row] = (*ids, end) if len(ids) < max_new_tokens else tuple(ids)
+        decoded = greedy(backbone, prepared, end=end, max_new_tokens=max_new_tokens)
+    answers = ((*ids, end) if len(ids) < max_new_tokens else tuple(ids) for ids in decoded)
     return tuple(Row(prompt, (answer,)) for prompt, answer in zip(prompts, answers, strict=True))
 
 

@@ -68,7 +68,6 @@ class Merger:
         if backbone.device.type == "cuda" and adapters and self._deltas.finite():  # zero times infinity is no zero
             self._values = torch.zeros(len(self.experts), blocks, device=backbone.device)
 
-    @torch.no_grad()
     def apply(self, coefficients: Coefficients, recipe: Recipe = LINEAR) -> None:
         """Set the backbone's weights to the merge. Experts left out of `coefficients`, or at zero, take no part.
 
@@ -89,9 +88,12 @@ class Merger:
             return
         absent = (0.0,) * self.blocks
         self._values.copy_(torch.tensor([coefficients.get(expert, absent) for expert in self.experts]))
-        values = {expert: tuple(row) for expert, row in zip(self.experts, self._values, strict=True)}
-        self._recordings.run("linear", partial(self._write, values, recipe))
+        self._recordings.run("linear", partial(self._write_linear, self._values))
 
+    def _write_linear(self, values: Tensor) -> None:
+        self._write({expert: tuple(row) for expert, row in zip(self.experts, values, strict=True)}, LINEAR)
+
+    @torch.no_grad()
     def _write(self, coefficients: Mapping[str, Sequence[float | Tensor]], recipe: Recipe) -> None:
         for module, pristine in self._pristine:
             # one buffer for all: fresh memory for every module would cost as much as the sum itself
@@ -101,8 +103,7 @@ class Merger:
 
     def reset(self) -> None:
         """Set the backbone's weights back to the base, bit for bit."""
-        with torch.no_grad():
-            self._write({}, LINEAR)
+        self._write({}, LINEAR)
 
     def _weight(self, module: str) -> Tensor:
         if layer_of(module) < self.backbone.split:

@@ -168,6 +168,5 @@ def test_the_packaged_model(cache: Path) -> None:
     turns = [{"role": "user", "content": "What is the capital of France?"}]
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     prepared = backbone.prepare([Row(tuple(tokenizer.encode(text, add_special_tokens=False)))], batch_size=1)
-    backbone.trunk(prepared, keep_cache=True)
-    (answer,) = greedy(backbone, prepared, 0, None, end=tokenizer.eos_token_id, max_new_tokens=12)
+    (answer,) = greedy(backbone, prepared, end=tokenizer.eos_token_id, max_new_tokens=12)
     assert "Paris" in Prompter(tokenizer, 64).decode(answer)

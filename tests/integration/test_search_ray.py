@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
 import pytest
@@ -176,20 +176,30 @@ def test_one_worker_and_two_find_the_same(
         assert len(set(fitnesses)) > evaluations / 2, "fitness tells candidates apart"
 
 
-class Stopping(search.Evaluator):
-    """A worker; the first of them that has a second candidate in its hands stops there, and says who it is."""
+class Meeting(search.Evaluator):
+    """A worker; to the first of them that has a second candidate in its hands something happens, once."""
 
     def _open(self, bench: dict[str, Any]) -> None:
-        self._stopped, self._begun = Path(bench.pop("stopped")), 0
+        self._happened, self._begun = Path(bench.pop("happened")), 0
         super()._open(bench)
 
     def _evaluate(self, spec: SearchSpec, candidate: Candidate) -> dict[str, Any]:
         self._begun += 1
         if self._begun == 2:
-            with suppress(FileExistsError), self._stopped.open("x") as file:
-                print(os.getpid(), file=file, flush=True)
-                os.kill(os.getpid(), signal.SIGSTOP)
+            with suppress(FileExistsError), self._happened.open("x") as file:
+                self._happen(file)
         return super()._evaluate(spec, candidate)
+
+    def _happen(self, file: TextIO) -> None:
+        raise NotImplementedError
+
+
+class Stopping(Meeting):
+    """A worker that stops there, and says who it is."""
+
+    def _happen(self, file: TextIO) -> None:
+        print(os.getpid(), file=file, flush=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def test_a_killed_worker_costs_one_candidate_its_retry(
@@ -207,7 +217,7 @@ def test_a_killed_worker_costs_one_candidate_its_retry(
 
     case = make_case(2)
     try:
-        assert outcome(case.search(disturb, Stopping, stopped=str(stopped))) == alone[1]
+        assert outcome(case.search(disturb, Stopping, happened=str(stopped))) == alone[1]
     finally:
         with suppress(FileNotFoundError, psutil.NoSuchProcess):
             psutil.Process(int(stopped.read_text())).kill()
@@ -216,21 +226,17 @@ def test_a_killed_worker_costs_one_candidate_its_retry(
     assert len(set(handed_out)) == len(case.told) == len(alone[0].told)
 
 
-class Failing(search.Evaluator):
-    """A slow worker that notes what it ends; the first that has a second candidate in its hands fails at once."""
+class Failing(Meeting):
+    """A slow worker that notes what it ends, and fails there at once."""
 
-    def _open(self, bench: dict[str, Any]) -> None:
-        self._notes, self._begun = Path(bench.pop("notes")), 0
-        super()._open(bench)
+    def _happen(self, file: TextIO) -> None:
+        raise SearchError("it does not work")
 
     def _evaluate(self, spec: SearchSpec, candidate: Candidate) -> dict[str, Any]:
-        self._begun += 1
-        if self._begun == 2:
-            with suppress(FileExistsError), (self._notes / "failed").open("x"):
-                raise SearchError("it does not work")
+        record = super()._evaluate(spec, candidate)
         time.sleep(0.5)
-        (self._notes / f"{candidate['number']} ended").touch()
-        return super()._evaluate(spec, candidate)
+        (self._happened.parent / f"{candidate['number']} ended").touch()
+        return record
 
 
 def test_what_other_workers_have_in_their_hands_when_one_fails_is_kept(
@@ -238,7 +244,7 @@ def test_what_other_workers_have_in_their_hands_when_one_fails_is_kept(
 ) -> None:
     case = make_case(2)
     with pytest.raises(SearchError, match=r"^(pair|trio): it does not work$"):
-        case.search(evaluator=Failing, notes=str(tmp_path))
+        case.search(evaluator=Failing, happened=str(tmp_path / "failed"))
     assert len(case.told) == len(list(tmp_path.glob("* ended"))) > 0
     store = open_store(case.run)
     assert sum(len(store.records(f"searches/{spec.key}")) for spec in case.specs) == len(case.told)
