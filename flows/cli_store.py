@@ -88,7 +88,9 @@ def store_verify(store: StoreUrl = None, config: ConfigFile = None) -> None:
     for problem in found.problems:
         console.print(Text.assemble((problem.where, "red"), ": ", problem.what), soft_wrap=True)
     console.print(
-        f"{found.manifests} artifacts, {found.blobs} blobs, {found.bytes:,} bytes, {len(found.problems)} problems"
+        f"{found.manifests} artifacts, {found.blobs} blobs, {found.bytes:,} bytes, {found.records} records, "
+        f"{found.pointers} pointers, {found.checkpoints} checkpoints, {len(found.problems)} problems",
+        soft_wrap=True,
     )
     raise typer.Exit(1 if found.problems else 0)
 

@@ -25,11 +25,16 @@ def read_checkpoint(objects: Objects, name: str) -> bytes | None:
     found = objects.read(_path(name))
     if found is None:
         return None
-    digest, data = found[:_DIGEST], found[_DIGEST:]
-    if hashlib.sha256(data).digest() != digest:
+    data = parse_checkpoint(found)
+    if data is None:
         logger.warning("checkpoint %s in %s is damaged and counts as not written", name, objects.url)
-        return None
     return data
+
+
+def parse_checkpoint(stored: bytes) -> bytes | None:
+    """Return the content of a stored checkpoint; None when it does not match the digest in front of it."""
+    digest, data = stored[:_DIGEST], stored[_DIGEST:]
+    return data if hashlib.sha256(data).digest() == digest else None
 
 
 def drop_checkpoint(objects: Objects, name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from memmcl.seeds import digest
+from memmcl.store.sealed import open_text
 
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -106,30 +106,14 @@ def cache_key(
     return digest(["artifact", kind, parts, dict(config), stage_version, seed])
 
 
-def encode(value: Any) -> bytes:
-    """Return `value` as indented UTF-8 JSON.
-
-    Raises:
-        TypeError: `value` holds something that JSON has no form for.
-        ValueError: `value` holds NaN or an infinity; write None instead.
-    """
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def decode(data: bytes) -> dict[str, Any] | None:
-    """Return the JSON object in `data`, or None when it is torn, or anything but an object."""
-    try:
-        value = json.loads(data)
-    except ValueError:  # also UnicodeDecodeError
-        return None
-    return value if isinstance(value, dict) else None
-
-
 def parse_manifest(data: bytes, path: str) -> Manifest | None:
     """Return the manifest stored at `path`, or None when `data` is torn, invalid, or belongs elsewhere."""
+    text = open_text(path, data)
     try:
-        manifest = Manifest.model_validate_json(data)
+        manifest = None if text is None else Manifest.model_validate_json(text)
     except ValidationError:
+        return None
+    if manifest is None:
         return None
     return manifest if manifest_path(manifest.kind, manifest.key) == path else None
 

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from memmcl.errors import Conflict, CorruptArtifact
-from memmcl.store.manifest import check_name, decode, encode
+from memmcl.store.manifest import check_name
 from memmcl.store.objects import Objects
+from memmcl.store.sealed import seal, unseal
 
 
 def read_pointer(objects: Objects, name: str) -> tuple[dict[str, Any] | None, str | None]:
@@ -26,10 +27,16 @@ def read_pointer(objects: Objects, name: str) -> tuple[dict[str, Any] | None, st
     if found is None:
         return None, None
     data, token = found
-    pointer = decode(data)
-    if pointer is None or not isinstance(pointer.get("value"), dict):
-        raise CorruptArtifact(f"pointer {name!r} holds no JSON value; remove {objects.url}/{path} and set it again")
-    return pointer["value"], token
+    value = parse_pointer(path, data)
+    if value is None:
+        raise CorruptArtifact(f"pointer {name!r} is damaged; remove {objects.url}/{path} and set it again")
+    return value, token
+
+
+def parse_pointer(path: str, data: bytes) -> dict[str, Any] | None:
+    """Return the value of the pointer stored at `path`; None when `data` is damaged."""
+    value = (unseal(path, data) or {}).get("value")
+    return value if isinstance(value, dict) else None
 
 
 def swap_pointer(objects: Objects, name: str, value: Mapping[str, Any], token: str | None) -> str:
@@ -43,12 +50,12 @@ def swap_pointer(objects: Objects, name: str, value: Mapping[str, Any], token: s
     """
     path = _path(name)
     mark = uuid.uuid4().hex
-    data = encode({"value": dict(value), "mark": mark})
+    data = seal(path, {"value": dict(value), "mark": mark})
     new = objects.create(path, data) if token is None else objects.replace(path, data, token)
     if new is not None:
         return new
     found = objects.versioned(path)
-    if found is not None and (decode(found[0]) or {}).get("mark") == mark:
+    if found is not None and (unseal(path, found[0]) or {}).get("mark") == mark:
         return found[1]  # ours: the first answer got lost, and what failed was the second attempt
     raise Conflict(f"pointer {name!r} changed since it was read; read it again and decide anew")
 

@@ -8,7 +8,8 @@
     tmp/                               local disks only: files being written
 
 Nothing is published until its manifest is; the loser of a race reads the winner; whatever is read is checked
-against its digest; a torn or corrupt object counts as absent and is replaced by the next publication.
+against its digest, which a blob has for a name and every other object inside (`sealed.py`, `checkpoints.py`); a torn
+or corrupt object counts as absent and is replaced by the next publication.
 """
 
 from __future__ import annotations
@@ -31,12 +32,11 @@ from memmcl.store.manifest import (
     blob_path,
     check_file,
     check_name,
-    decode,
-    encode,
     manifest_path,
     parse_manifest,
 )
 from memmcl.store.objects import Objects, normalise, open_objects, write_file
+from memmcl.store.sealed import seal, unseal
 from memmcl.store.verify import Verification, verify
 
 logger = logging.getLogger(__name__)
@@ -121,16 +121,18 @@ class Store:
             seconds=seconds,
             metrics=dict(metrics or {}),
         )
-        data = encode(manifest.model_dump())
+        path = manifest_path(kind, key)
+        data = seal(path, manifest.model_dump())
         for file, content in files.items():
             self._put(content, manifest.blobs[file])
-        path = manifest_path(kind, key)
 
         def healthy(found: bytes) -> bool:
             other = parse_manifest(found, path)
             return other is not None and self._damage(other) is None
 
-        return Manifest.model_validate_json(self.objects.write_once(path, data, healthy))
+        stored = parse_manifest(self.objects.write_once(path, data, healthy), path)
+        assert stored is not None, "written by this method, or accepted by `healthy`"
+        return stored
 
     def find(self, kind: str, key: str) -> Manifest | None:
         """Return the artifact's manifest when the artifact is whole, else None: the caller makes it (again).
@@ -197,13 +199,13 @@ class Store:
         return sorted(manifests, key=lambda manifest: (manifest.created, manifest.kind, manifest.key), reverse=True)
 
     def verify(self) -> Verification:
-        """Read every manifest and every blob once and report what is missing, invalid or corrupt."""
+        """Read every object once and report what is missing, invalid or corrupt."""
         return verify(self.objects)
 
     def append(self, log: str, index: int, record: Mapping[str, Any]) -> dict[str, Any]:
         """Store record `index` (>= 0) of `log` once; return the record that is stored, own or earlier.
 
-        A record that a crash left torn is replaced.
+        A record that is damaged is replaced.
 
         Raises:
             TypeError, ValueError: a bad log name or index, or a record that is not JSON.
@@ -211,19 +213,19 @@ class Store:
         if index < 0:
             raise ValueError(f"a record's index is 0 or more, not {index}")
         path = f"logs/{check_name(log)}/{index:06d}.json"
-        stored = self.objects.write_once(path, encode(dict(record)), lambda data: decode(data) is not None)
-        return decode(stored) or {}
+        stored = self.objects.write_once(path, seal(path, dict(record)), lambda data: unseal(path, data) is not None)
+        return unseal(path, stored) or {}
 
     def records(self, log: str) -> dict[int, dict[str, Any]]:
-        """Return the readable records of `log` by index, ascending; torn ones are skipped with a warning."""
+        """Return the readable records of `log` by index, ascending; damaged ones are skipped with a warning."""
         prefix = f"logs/{check_name(log)}/"
         names = {path: path.removeprefix(prefix).removesuffix(".json") for path in self.objects.sizes(prefix)}
         paths = [path for path, name in names.items() if name.isdecimal()]
         records: dict[int, dict[str, Any]] = {}
         for path, data in zip(paths, self.objects.map(self.objects.read, paths), strict=True):
-            record = None if data is None else decode(data)
+            record = None if data is None else unseal(path, data)
             if record is None:
-                logger.warning("%s/%s is torn and counts as not written", self.url, path)
+                logger.warning("%s/%s is damaged and counts as not written", self.url, path)
             else:
                 records[int(names[path])] = record
         return dict(sorted(records.items()))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 
-from memmcl.store.manifest import blob_path, parse_manifest
+from memmcl.store.checkpoints import parse_checkpoint
+from memmcl.store.manifest import Manifest, blob_path, manifest_path, parse_manifest
 from memmcl.store.objects import Objects
+from memmcl.store.pointers import parse_pointer
+from memmcl.store.sealed import is_sealed, unseal
 
 
 @dataclass(frozen=True)
@@ -18,42 +23,114 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `Store.verify` read: counts of manifests and blobs, bytes of all blobs, and the problems.
+    """What `Store.verify` read: counts of objects by kind, bytes of all blobs, and the problems.
 
-    `unreferenced` blobs belong to no manifest: left by interrupted or replaced publications, harmless.
+    `unreferenced` blobs belong to no manifest: left by interrupted or replaced publications, harmless. `unsealed`
+    objects were written by earlier versions: healthy as far as one can see, but without a digest inside.
     """
 
     manifests: int
     blobs: int
+    records: int
+    pointers: int
+    checkpoints: int
     unreferenced: int
+    unsealed: int
     bytes: int
     problems: tuple[Problem, ...]
 
 
 def verify(objects: Objects) -> Verification:
-    """Read every manifest and every blob once and report what is missing, invalid or corrupt."""
-    problems: list[Problem] = []
+    """Read every object once and report what is missing, invalid or corrupt."""
+    manifests: dict[str, Manifest] = {}
+
+    def is_manifest(path: str, data: bytes) -> bool:
+        manifest = parse_manifest(data, path)
+        if manifest is not None:
+            manifests[path] = manifest
+        return manifest is not None
+
+    judged = {
+        "manifest": _judge(objects, "manifests", ".json", is_manifest),
+        "record": _judge(objects, "logs", ".json", lambda path, data: unseal(path, data) is not None),
+        "pointer": _judge(objects, "pointers", ".json", lambda path, data: parse_pointer(path, data) is not None),
+        "checkpoint": _judge(objects, "checkpoints", ".bin", lambda _, data: parse_checkpoint(data) is not None),
+    }
+    problems = [
+        Problem(path, f"not a valid {kind}")
+        for kind, states in judged.items() for path, state in states.items() if state is State.DAMAGED
+    ]  # fmt: skip
+    known = {problem.where for problem in problems}
+    problems += [problem for problem in missing_inputs(manifests) if problem.where not in known]
+    blobs, owners = objects.sizes("blobs"), owners_of(manifests.values())
+    problems += damaged_blobs(objects, blobs, owners)
+    return Verification(
+        manifests=len(judged["manifest"]),
+        blobs=len(blobs),
+        records=len(judged["record"]),
+        pointers=len(judged["pointer"]),
+        checkpoints=len(judged["checkpoint"]),
+        unreferenced=len(blobs.keys() - owners.keys()),
+        unsealed=sum(state is State.UNSEALED for states in judged.values() for state in states.values()),
+        bytes=sum(blobs.values()),
+        problems=tuple(problems),
+    )
+
+
+class State(Enum):
+    """What an object that holds its own digest turned out to be."""
+
+    WHOLE = "whole"
+    UNSEALED = "without a digest"
+    DAMAGED = "damaged"
+
+
+def _judge(objects: Objects, folder: str, suffix: str, is_whole: Callable[[str, bytes], bool]) -> dict[str, State]:
+    """Return the state of every object of a folder by path; one that is gone since it was listed is left out."""
+
+    def state(path: str) -> State | None:
+        data = objects.read(path)
+        if data is None:
+            return None
+        if not is_whole(path, data):
+            return State.DAMAGED
+        return State.UNSEALED if suffix == ".json" and not is_sealed(data) else State.WHOLE
+
+    paths = [path for path in objects.sizes(folder) if path.endswith(suffix)]
+    return {path: found for path, found in zip(paths, objects.map(state, paths), strict=True) if found is not None}
+
+
+def missing_inputs(manifests: Mapping[str, Manifest]) -> list[Problem]:
+    """Return the artifacts that runs name, themselves or through what they name, and that are not there."""
+    waiting = [manifest for manifest in manifests.values() if manifest.kind == "run"]
+    seen, problems = set(), []
+    while waiting:
+        manifest = waiting.pop()
+        for ref in manifest.inputs:
+            path = manifest_path(ref.kind, ref.key)
+            if path not in seen and path in manifests:
+                waiting.append(manifests[path])
+            elif path not in seen:
+                problems.append(Problem(path, f"missing; {ref} is an input of {manifest.ref}"))
+            seen.add(path)
+    return problems
+
+
+def owners_of(manifests: Iterable[Manifest]) -> dict[str, str]:
+    """Return path of a blob -> the file of the artifact that it belongs to."""
     owners: dict[str, str] = {}
-    paths = list(objects.sizes("manifests"))
-    for path, data in zip(paths, objects.map(objects.read, paths), strict=True):
-        manifest = None if data is None else parse_manifest(data, path)
-        if manifest is None:
-            problems.append(Problem(path, "not a valid manifest"))
-            continue
+    for manifest in manifests:
         for file, info in manifest.blobs.items():
             owners.setdefault(blob_path(info.sha256), f"{file!r} of {manifest.ref}")
-    blobs = objects.sizes("blobs")
+    return owners
+
+
+def damaged_blobs(objects: Objects, blobs: Mapping[str, int], owners: Mapping[str, str]) -> list[Problem]:
+    """Return the blobs that do not match their digest, and those that an artifact names and that are not there."""
+    problems = []
     for path, found in zip(blobs, objects.map(objects.digest, blobs), strict=True):
         if found is not None and blob_path(found[0]) != path:
             owner = owners.get(path, "no artifact")
             problems.append(Problem(path, f"does not match its digest; belongs to {owner}"))
-    for path, owner in owners.items():
-        if path not in blobs:
-            problems.append(Problem(path, f"missing; belongs to {owner}"))
-    return Verification(
-        manifests=len(paths),
-        blobs=len(blobs),
-        unreferenced=len(blobs.keys() - owners.keys()),
-        bytes=sum(blobs.values()),
-        problems=tuple(problems),
-    )
+    problems += [Problem(path, f"missing; belongs to {owner}") for path, owner in owners.items() if path not in blobs]
+    return problems

@@ -30,6 +30,7 @@ from flows.retrain import decide
 from memmcl.config import PromotionConfig, load_config
 from memmcl.store import ArtifactRef, Manifest, Reign, Store, promote, read_champions
 from memmcl.store.champion import now
+from memmcl.store.sealed import unseal
 from tasks.runtime import reopen
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(1800)]
@@ -514,7 +515,10 @@ def run_of(story: Story, outcome: Outcome) -> Manifest:
 def published(outcome: Outcome, kind: str) -> dict[str, Mapping[str, Any]]:
     """Return the manifests of one kind that a retrain left in the store, by path."""
     folder = f"manifests/{kind}/"
-    return {path: json.loads(content) for path, (_, _, content) in outcome.files.items() if path.startswith(folder)}
+    return {
+        path: unseal(path, content) or {}
+        for path, (_, _, content) in outcome.files.items() if path.startswith(folder)
+    }  # fmt: skip
 
 
 def refs(run: Manifest) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -153,8 +154,13 @@ def stored(run: Run, plan: Plan) -> list[dict[str, Any]]:
     def refuse(constant: str) -> NoReturn:
         raise AssertionError(f"{constant} is not JSON")
 
+    return [json.loads(path.read_text(), parse_constant=refuse)[1] for path in record_files(run, plan)]
+
+
+def record_files(run: Run, plan: Plan) -> list[Path]:
+    """Return the files of a search's records, in the order of asking."""
     folder = Path(open_store(run).url.removeprefix("file://"), "logs", "searches", plan.first.key)
-    return [json.loads(path.read_text(), parse_constant=refuse) for path in sorted(folder.iterdir())]
+    return sorted(folder.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -196,6 +202,38 @@ def test_a_candidate_whose_values_are_no_numbers_fails_and_never_wins(
     table = pq.read_table(store_path).to_pylist()
     assert [row["fitness"] is None for row in table] == [one["fitness"] is None for one in document["candidates"]]
     assert not any(row["winner"] and row["fitness"] is None for row in table)
+
+
+def test_a_told_score_with_a_flipped_bit_is_not_believed(
+    make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loser that would win with another digit is evaluated again, and the winner stays."""
+    run, plan, _ = made = make(rungs=[])
+    whole = search(made)
+    winner, _ = whole.core.best()
+    path = next(file for file in record_files(run, plan) if int(file.stem) not in (0, winner.index))
+    said = json.loads(path.read_text())[1]["fitness"]
+    data = path.read_bytes()
+    number = re.search(rb'"fitness": -?', data)
+    assert number is not None
+    place = number.end()  # its first digit
+    path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    assert json.loads(path.read_text())[1]["fitness"] != said, "still JSON, with another score"
+    evaluated = []
+    evaluate = Bench.evaluate
+
+    def counting(bench: Bench, spec: Any, genome: Any, hurdles: Any) -> Any:
+        evaluated.append(tuple(genome))
+        return evaluate(bench, spec, genome, hurdles)
+
+    monkeypatch.setattr(Bench, "evaluate", counting)
+    again = search(made)
+    assert evaluated == [whole.core.proposals[int(path.stem)].genome]
+    assert again.core.best()[0] == winner
+    assert {index: one["fitness"] for index, one in again.core.records.items()} == {
+        index: one["fitness"] for index, one in whole.core.records.items()
+    }
+    assert open_store(run).verify().problems == ()
 
 
 @pytest.mark.parametrize("rungs", [[], [0.4]])

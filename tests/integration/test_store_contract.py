@@ -343,7 +343,7 @@ def test_a_torn_record_is_skipped_and_replaced(store: Store, caplog: pytest.LogC
     store.objects.write("logs/search/x/000001.json", b'{"score": 0.')
     with caplog.at_level(logging.WARNING):
         assert store.records("search/x") == {0: {"score": 0.1}}
-    assert "000001.json is torn" in caplog.text
+    assert "000001.json is damaged" in caplog.text
     results = together([lambda n=n: store.append("search/x", 1, {"writer": n}) for n in range(8)])
     assert all(result == store.records("search/x")[1] for result in results)
 

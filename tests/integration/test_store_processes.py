@@ -15,7 +15,8 @@ import pytest
 
 from memmcl.errors import LeaseHeld
 from memmcl.store import Lease, Store
-from memmcl.store.manifest import encode, manifest_path
+from memmcl.store.manifest import manifest_path
+from memmcl.store.sealed import seal
 
 ROOT = Path(__file__).parents[2]
 KEY = "0f" * 32
@@ -155,8 +156,8 @@ def test_thousands_of_manifests_are_listed_and_verified_in_seconds(tmp_path: Pat
     first = store.publish("expert", "00", name="e", files={"f": b"shared"})
     for number in range(3000):
         key = f"{number:06x}"
-        path = tmp_path / manifest_path("expert", key)
-        path.write_bytes(encode({**first.model_dump(), "key": key}))
+        path = manifest_path("expert", key)
+        (tmp_path / path).write_bytes(seal(path, {**first.model_dump(), "key": key}))
     begin = time.perf_counter()
     assert len(store.list("expert")) == 3001
     assert store.verify().manifests == 3001

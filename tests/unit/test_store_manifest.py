@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from memmcl.store import ArtifactRef, BlobInfo, Manifest, cache_key
-from memmcl.store.manifest import check_file, check_name, decode, encode, manifest_path, parse_manifest
+from memmcl.store.manifest import check_file, check_name, manifest_path, parse_manifest
+from memmcl.store.sealed import seal, unseal
 
 INPUTS = (
     ArtifactRef(kind="splits", key="ab12", name="irony train"),
@@ -33,6 +34,7 @@ MANIFEST = Manifest(
     seconds=1.5,
     metrics={"loss": 0.25, "Grüße": [1, None]},
 )
+PATH = manifest_path("expert", MANIFEST.key)
 
 
 def test_cache_key_is_the_digest_of_what_the_artifact_depends_on() -> None:
@@ -66,16 +68,17 @@ def test_cache_key_ignores_names_and_the_order_of_settings() -> None:
 
 
 def test_a_manifest_survives_json_and_knows_its_place() -> None:
-    path = manifest_path("expert", MANIFEST.key)
-    assert parse_manifest(encode(MANIFEST.model_dump()), path) == MANIFEST
-    assert parse_manifest(encode(MANIFEST.model_dump()), manifest_path("expert", "0a")) is None
+    data = seal(PATH, MANIFEST.model_dump())
+    assert parse_manifest(data, PATH) == MANIFEST
+    assert parse_manifest(data, manifest_path("expert", "0a")) is None
+    assert parse_manifest(MANIFEST.model_dump_json().encode(), PATH) == MANIFEST, "as earlier versions wrote it"
+    assert parse_manifest(MANIFEST.model_dump_json().encode(), manifest_path("expert", "0a")) is None
     assert MANIFEST.ref == ArtifactRef(kind="expert", key=MANIFEST.key, name="expert irony")
 
 
-@given(st.integers(0, len(encode(MANIFEST.model_dump())) - 3))
+@given(st.integers(0, len(seal(PATH, MANIFEST.model_dump())) - 1))
 def test_a_manifest_cut_anywhere_is_no_manifest(length: int) -> None:
-    data = encode(MANIFEST.model_dump())[:length]
-    assert parse_manifest(data, manifest_path("expert", MANIFEST.key)) is None
+    assert parse_manifest(seal(PATH, MANIFEST.model_dump())[:length], PATH) is None
 
 
 @pytest.mark.parametrize(
@@ -110,14 +113,17 @@ def test_object_names_are_plain(name: str) -> None:
 
 
 def test_json_is_strict() -> None:
-    assert decode(encode({"f1": 0.5, "none": None})) == {"f1": 0.5, "none": None}
+    assert unseal("p", seal("p", {"f1": 0.5, "none": None})) == {"f1": 0.5, "none": None}
     with pytest.raises(ValueError, match="JSON compliant"):
-        encode({"score": float("-inf")})
+        seal("p", {"score": float("-inf")})
     with pytest.raises(TypeError):
-        encode({"score": object()})
-    assert decode(b'{"a": 1') is None
-    assert decode(b"[1]") is None
-    assert decode(b"\xff\xfe") is None
+        seal("p", {"score": object()})
+    assert unseal("p", b'{"a": 1}') == {"a": 1}, "as earlier versions wrote it"
+    assert unseal("p", b'{"a": 1') is None
+    assert unseal("p", b"[1]") is None
+    assert unseal("p", b"") is None
+    assert unseal("p", b"\xff\xfe") is None
+    assert unseal("p", b'{"a": ' * 100_000) is None
 
 
 def test_the_store_imports_neither_torch_nor_an_s3_client() -> None:
