@@ -22,6 +22,7 @@ from flows.cli_common import (
     StoreUrl,
     console,
     find_run,
+    mendable,
     open_store_of,
     quiet_environment,
     raise_unless_done,
@@ -185,7 +186,7 @@ def predict(
     manifest = find_run(opened, run_id, settings.promotion.champion)
     from flows.predict import answer_all
 
-    with console.status("loading the unified model"):
+    with console.status("loading the unified model"), mendable(opened, manifest.key):
         answers = answer_all(opened, manifest, text, aspects=aspect or [], targets=target or [])
     table = Table("subtask", "about", "answer", "confidence", box=None, header_style="bold")
     for answer in answers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 
 from memmcl.config import RunConfig, load_config
-from memmcl.errors import MemmclError, UsageError
+from memmcl.errors import ArtifactNotFound, CorruptArtifact, MemmclError, UsageError
 
 if TYPE_CHECKING:
     from prefect.states import State
@@ -66,6 +67,9 @@ def find_run(store: Store, run_id: str | None, champion: str) -> Manifest:
         run_id = current_reign(store, read_champions(store, champion)).run_id
     runs = [manifest for manifest in store.list("run") if manifest.key.startswith(run_id or "")]
     if not runs:
+        for path in store.objects.sizes("manifests/run"):
+            if Path(path).stem.startswith(run_id or "") and path.endswith(".json"):
+                raise _damaged(store, Path(path).stem, f"its manifest {path} is not valid")
         which = f"whose id starts with {run_id!r} " if run_id else ""
         raise UsageError(
             f"no finished run {which}in {store.url}; start one with `memmcl run CONFIG`, or name another --store"
@@ -73,8 +77,33 @@ def find_run(store: Store, run_id: str | None, champion: str) -> Manifest:
     return runs[0]
 
 
+@contextmanager
+def mendable(store: Store, run_id: str) -> Iterator[None]:
+    """Say of a run that is damaged how it becomes whole again."""
+    try:
+        yield
+    except (ArtifactNotFound, CorruptArtifact) as error:
+        raise _damaged(store, run_id, str(error).partition("; run the pipeline")[0]) from error
+
+
+def _damaged(store: Store, run_id: str, what: str) -> CorruptArtifact:
+    return CorruptArtifact(
+        f"run {run_id[:8]} is damaged: {what}; run its command again, or `memmcl store verify --repair {run_id[:8]} "
+        f"--store {shlex.quote(store.url)}`: what is damaged is made again"
+    )
+
+
 def show_run(store: Store, done: Manifest, out: Path | None) -> None:
-    """Print the results table and where to look further; copy report and model to `out`."""
+    """Print the results table and where to look further; copy report and model to `out`.
+
+    Raises:
+        CorruptArtifact: something of the run is damaged; the message says how it is made again.
+    """
+    with mendable(store, done.key):
+        _show_run(store, done, out)
+
+
+def _show_run(store: Store, done: Manifest, out: Path | None) -> None:
     from memmcl.report import parse_results, results_table
     from memmcl.store.objects import write_file
 

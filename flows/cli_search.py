@@ -74,14 +74,11 @@ def search_resume(run_id: RunId, store: StoreUrl = None, config: ConfigFile = No
 
     $ memmcl search resume 3f9a
     """
-    from flows.cli_run import go
-    from memmcl.config import parse_config
+    from flows.cli_run import go_on
     from tasks.journal import read_journal
 
     asked = settings_of(store, config)
-    journal = read_journal(open_store_of(asked), run_id)
-    settings = parse_config({**journal.config, "store": asked.store.model_dump(mode="json")}, f"run {run_id}")
-    go(settings, expected=journal.run_id)
+    go_on(read_journal(open_store_of(asked), run_id), asked)
 
 
 def _view(store: Store, journal: Journal, top: int) -> RenderableType:

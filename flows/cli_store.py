@@ -13,7 +13,10 @@ from flows.cli_common import ConfigFile, StoreUrl, console, open_store_of, setti
 from memmcl.errors import UsageError
 
 if TYPE_CHECKING:
-    from memmcl.store import Manifest, Store
+    from collections.abc import Sequence
+
+    from memmcl.config import RunConfig
+    from memmcl.store import Manifest, Problem, Store
 
 store_app = typer.Typer(
     help="Look into the artifact store: every expert, search, evaluation and report of every run.", no_args_is_help=True
@@ -79,20 +82,58 @@ def store_fetch(
 
 
 @store_app.command("verify")
-def store_verify(store: StoreUrl = None, config: ConfigFile = None) -> None:
-    """Read every artifact and check every digest; exit code 1 if anything is damaged.
+def store_verify(
+    repair: Annotated[
+        str | None,
+        typer.Option("--repair", metavar="RUN", help="First digits of a run's id: make again what is damaged of it"),
+    ] = None,
+    store: StoreUrl = None,
+    config: ConfigFile = None,
+) -> None:
+    """Read every object and check every digest; exit code 1 if anything is damaged.
 
-    What is damaged counts as absent: the next `memmcl run` of its run makes it again.
+    What is damaged counts as absent: the next `memmcl run` of its run makes it again. So does --repair, which needs
+    the run's rows and base model, but neither its file nor its options.
+
+    For example:
+
+    $ memmcl store verify --store s3://bucket/folder
+    $ memmcl store verify --repair 3f9a
     """
-    found = open_store_of(settings_of(store, config)).verify()
-    for problem in found.problems:
-        console.print(Text.assemble((problem.where, "red"), ": ", problem.what), soft_wrap=True)
+    asked = settings_of(store, config)
+    opened = open_store_of(asked)
+    if repair is not None:
+        _repair(opened, repair, asked)
+        return
+    found = opened.verify()
+    _show(found.problems)
     console.print(
         f"{found.manifests} artifacts, {found.blobs} blobs, {found.bytes:,} bytes, {found.records} records, "
         f"{found.pointers} pointers, {found.checkpoints} checkpoints, {len(found.problems)} problems",
         soft_wrap=True,
     )
+    if found.unsealed:
+        console.print(f"{found.unsealed} objects of earlier versions hold no digest of their own")
     raise typer.Exit(1 if found.problems else 0)
+
+
+def _repair(store: Store, run_id: str, asked: RunConfig) -> None:
+    """Make again what is damaged of a run."""
+    from flows.cli_run import go_on
+    from tasks.journal import read_journal
+    from tasks.repair import clear_damage, damage_of
+
+    journal = read_journal(store, run_id)
+    _show(damage_of(store, journal.run_id))
+    for path in clear_damage(store, journal):
+        console.print(f"{path}: damaged, removed", soft_wrap=True)
+    go_on(journal, asked)
+    console.print(f"run {journal.run_id[:8]} is whole")
+
+
+def _show(problems: Sequence[Problem]) -> None:
+    for problem in problems:
+        console.print(Text.assemble((problem.where, "red"), ": ", problem.what), soft_wrap=True)
 
 
 def _find(store: Store, key: str) -> Manifest:

@@ -24,7 +24,7 @@ from tasks.made import Made, Trained, contestants, measure_difficulty
 from tasks.merge import STAGE_2, build_unified, read_search, search_groups, search_unified, winner_of
 from tasks.references import measure_reference
 from tasks.report import export_full, publish_report
-from tasks.runtime import Run, log
+from tasks.runtime import Pinned, Run, log
 from tasks.session import PeakMemory, check_place, finished, held, open_run, ray_session
 from tasks.weak import label_weak
 
@@ -43,13 +43,29 @@ def pipeline(config: RunConfig = DEFAULTS) -> State[ArtifactRef]:
     """
     started = time.time()
     check_place(config)
-    run = open_run(config)
+    return complete(open_run(config), started)
+
+
+@flow(name="resume", flow_run_name=run_name)
+def resume(config: RunConfig, pinned: Pinned) -> State[ArtifactRef]:
+    """Go on with a run of which the settings were kept, or make again what is damaged of it.
+
+    Args:
+        config: What it was started with.
+        pinned: What it took over from an earlier run.
+    """
+    started = time.time()
+    return complete(open_run(config, pins=lambda _: pinned), started)
+
+
+def complete(run: Run, started: float) -> State[ArtifactRef]:
+    """Run the stages of a run that is not finished and whole."""
     announce(run)
     done = finished(run)
     if done is not None:
         return Completed(name="Reused", message=f"run {run.id[:8]} was finished before", data=done.ref)
     try:
-        with held(run) as lease, ray_session(config.ray), cancellable():
+        with held(run) as lease, ray_session(run.config.ray), cancellable():
             report = make_model(run, lease, started)
     except CancelRequested:
         return cancelled()

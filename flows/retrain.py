@@ -20,6 +20,7 @@ from tasks.pins import pins_of
 from tasks.promotion import (
     Champion,
     changed_rows,
+    check_whole,
     find_champion,
     judge_challenger,
     read_judgement,
@@ -57,6 +58,8 @@ def retrain(config: RunConfig = DEFAULTS) -> State[ArtifactRef]:
     if reason is not None:
         log().info("unchanged: %s", reason)
         return Completed(name="Unchanged", message=reason)
+    if champion and champion.run.id != run.id:
+        check_whole(inputs.store, champion)
     try:
         with held(run) as lease, ray_session(config.ray), cancellable():
             challenger = finished(run) or load_manifest(run, make_model(run, lease, started))
@@ -72,8 +75,8 @@ def decide(run: Run, challenger: Manifest) -> State[ArtifactRef]:
         champion = find_champion(open_store(run), run.config.promotion.champion)
         if champion is None:
             why = "the first of its name"
-        elif champion.run.id == run.id:  # by another process that retrained on the same rows
-            message = f"run {champion.id} became champion meanwhile"
+        elif champion.run.id == run.id:  # by another process meanwhile, or it was damaged and is whole again
+            message = f"run {champion.id} is the champion"
             return Completed(name="Unchanged", message=message, data=challenger.ref)
         else:
             judged = read_judgement(open_store(run), run, champion) or challenge(run, challenger, champion)

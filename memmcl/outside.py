@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # disk, quota, limit on the size of a file
 LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec"}
@@ -49,13 +49,22 @@ def status_of(error: BaseException) -> int | None:
 
 def replace_file(target: Path, data: bytes) -> None:
     """Write a file whole or not at all; its directory is made when it is missing."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    part = _part(target)
     try:
         part.write_bytes(data)
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def open_part(target: Path) -> BinaryIO:
+    """Open a new file beside `target`, to be moved there when it is whole; its directory is made when it is missing."""
+    return _part(target).open("wb")
+
+
+def _part(target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
 
 
 def _response(error: BaseException) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from memmcl.suite.sources import read_sources
 from memmcl.suite.splits import Splits, digest_of
 from memmcl.suite.subtasks import SUBTASKS, Subtask
 from tasks.inputs import lenders, read_arguments
-from tasks.runtime import Run, load_manifest, open_store, resident_prompter
+from tasks.runtime import Run, load_manifest, lost, open_store, resident_prompter
 
 STAGE_VERSION = 2
 Lent = Mapping[str, Sequence[Example]]
@@ -80,10 +80,19 @@ def anchors_key(run: Run, anchors: Anchors | None) -> str | None:
     return anchors.key if anchors is not None else None
 
 
-def publish_anchors(run: Run, anchors: Anchors | None) -> ArtifactRef | None:
-    """Return the anchor rows that the run uses as an artifact, published if they are its own."""
-    if run.pinned.anchors is not None or anchors is None:
-        return run.pinned.anchors
+def publish_anchors(run: Run, splits: Splits, anchors: Anchors | None) -> ArtifactRef | None:
+    """Return the anchor rows that the run uses as an artifact, published if they are its own.
+
+    Raises:
+        CorruptArtifact: those of an earlier run are damaged, and this run's rows would lend others.
+    """
+    pinned = run.pinned.anchors
+    if pinned is not None and open_store(run).find(pinned.kind, pinned.key) is None:
+        anchors = lend_anchors(run, splits)
+        if anchors is None or anchors.key != pinned.key:
+            raise lost(run, pinned)
+    elif pinned is not None or anchors is None:
+        return pinned
     found = open_store(run).find("anchors", anchors.key)
     if found is not None:
         return found.ref

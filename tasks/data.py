@@ -59,7 +59,7 @@ def publish_splits(run: Run) -> tuple[SplitRefs, ArtifactRef | None, ArtifactRef
         log().warning("left out: %s", fault)
     show_faults(run, splits.faults)
     read = _publish_read(run, splits)
-    return refs, publish_anchors(run, anchors), read
+    return refs, publish_anchors(run, splits, anchors), read
 
 
 def check_unchanged(run: Run, splits: Splits, anchors: Anchors | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from prefect import task
@@ -17,7 +17,7 @@ from tasks.anchors import read_anchors
 from tasks.data import split_ref
 from tasks.inputs import lenders
 from tasks.models import WARM
-from tasks.runtime import Run, load_adapter, read_rows, worth_retrying
+from tasks.runtime import Run, load_adapter, lost, open_store, read_rows, worth_retrying
 from tasks.training import Material, Plan, Rows, describe, split_rows, token_rows, train_or_reuse
 
 JOINT = "joint"
@@ -33,11 +33,18 @@ def train_warm(run: Run, train: Refs) -> State[ArtifactRef]:
     """Train what all experts stand on: one adapter on all subtasks' rows, with its share of all their steps.
 
     One that an earlier run pinned is part of the base, like the base's own weights.
+
+    Raises:
+        CorruptArtifact: the pinned one is damaged, and this run's rows would make another.
     """
-    if run.pinned.warm is not None:
-        return Completed(name="Reused", message=f"{run.pinned.warm} is pinned", data=run.pinned.warm)
+    pinned, rows = run.pinned.warm, [train[name] for name in sorted(train)]
+    if pinned is not None:
+        if open_store(run).find(pinned.kind, pinned.key) is not None:
+            return Completed(name="Reused", message=f"{pinned} is pinned", data=pinned)
+        if _warm_key(run, rows) != pinned.key:
+            raise lost(run, pinned)
     return train_or_reuse(
-        run, _warm_plan(run), inputs=[train[name] for name in sorted(train)], config=warm_config(run),
+        run, _warm_plan(run), inputs=rows, config=warm_config(run),
         gather=lambda prompter: _pooled(run, prompter, train),
     )  # fmt: skip
 
@@ -123,7 +130,10 @@ def warm_key(run: Run, splits: Splits) -> str | None:
         return None
     if run.pinned.warm is not None:
         return run.pinned.warm.key
-    rows = [split_ref(splits, name, "train") for name in sorted(splits.parts)]
+    return _warm_key(run, [split_ref(splits, name, "train") for name in sorted(splits.parts)])
+
+
+def _warm_key(run: Run, rows: Sequence[ArtifactRef]) -> str:
     return cache_key(WARM, inputs=rows, config=warm_config(run), stage_version=STAGE_VERSION, seed=run.config.seed)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -36,12 +38,21 @@ def close_abandoned(lease: Lease) -> None:
     """Mark the flow runs of holders that died as Crashed, so that none stays Running in the history."""
     died = Crashed(message="The process died; a later run of the same command took over.")
     for owner in lease.abandoned:
-        if owner.get("flow_run_id") and owner["flow_run_id"] != root_flow_run_id():
+        flow_run_id = _id_in(owner)
+        if flow_run_id is not None and str(flow_run_id) != root_flow_run_id():
             with get_client(sync_client=True) as client:
-                if _close(client, UUID(owner["flow_run_id"]), died):
+                if _close(client, flow_run_id, died):
                     get_run_logger().info("an earlier process of this run died; its flow run is now marked Crashed")
     if lease.abandoned:
         lease.settle()
+
+
+def _id_in(owner: Mapping[str, Any]) -> UUID | None:
+    """Return the flow run that a lease names; None where it names none."""
+    try:
+        return UUID(owner["flow_run_id"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def close_interrupted() -> None:

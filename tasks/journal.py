@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from memmcl.errors import DataError
 from memmcl.store import Store
-from tasks.runtime import Run, open_store
+from tasks.runtime import Pinned, Run, open_store
 from tasks.spec import SearchSpec
 
 
@@ -34,13 +36,14 @@ class Journal(BaseModel):
     run_id: str
     started: str
     config: dict[str, Any]
-    searches: tuple[Entry, ...]
+    pinned: Pinned = Pinned()
+    searches: tuple[Entry, ...] = ()
 
 
 def note_run(run: Run) -> None:
-    """Write down that a run was started, and its settings; the first time stands."""
-    said = {"config": run.config.model_dump(mode="json"), "started": datetime.now(UTC).isoformat(timespec="seconds")}
-    open_store(run).append(_log(run.id), 0, said)
+    """Write down that a run was started, its settings, and what it took over; the first time stands."""
+    config, started = run.config.model_dump(mode="json"), datetime.now(UTC).isoformat(timespec="seconds")
+    restore_journal(open_store(run), Journal(run_id=run.id, started=started, config=config, pinned=run.pinned))
 
 
 def note_search(run: Run, spec: SearchSpec) -> None:
@@ -52,22 +55,49 @@ def note_search(run: Run, spec: SearchSpec) -> None:
 
 
 def read_journal(store: Store, run_id: str) -> Journal:
-    """Return the journal of the run whose id starts so.
+    """Return the journal of the run whose id starts so; what of it is damaged, from the report of a finished run.
 
     Raises:
         DataError: no such run, or more than one.
     """
-    found = sorted({path.split("/")[2] for path in store.objects.sizes("logs/runs/")})
+    found = sorted({path.split("/")[2] for path in store.objects.sizes("logs/runs/")} | _finished(store))
     fitting = [name for name in found if name.startswith(run_id)]
     if len(fitting) != 1:
         known = ", ".join(name[:8] for name in fitting or found) or "none"
         what = f"more than one run starts with {run_id!r}" if fitting else f"no run {run_id!r} was started"
         raise DataError(f"{what} in {store.url}; there are {known}")
     records = store.records(_log(fitting[0]))
-    if 0 not in records:
-        raise DataError(f"the settings of run {fitting[0][:8]} cannot be read in {store.url}; start it by its file")
-    entries = [Entry.model_validate(record) for index, record in records.items() if index]
-    return Journal(run_id=fitting[0], searches=tuple(sorted(entries, key=lambda one: one.name)), **records[0])
+    said = records.get(0, {})
+    if "pinned" not in said:
+        said = {**_said_by_report(store, fitting[0]), **said}
+    try:
+        entries = [Entry.model_validate(record) for index, record in records.items() if index]
+        return Journal(run_id=fitting[0], searches=tuple(sorted(entries, key=lambda one: one.name)), **said)
+    except ValidationError as error:
+        raise DataError(
+            f"the settings of run {fitting[0][:8]} cannot be read in {store.url}; start it by its file"
+        ) from error
+
+
+def restore_journal(store: Store, journal: Journal) -> None:
+    """Write down again what a run was started with, where that was damaged or never written."""
+    said = journal.model_dump(mode="json", include={"config", "pinned", "started"})
+    store.append(_log(journal.run_id), 0, said)
+
+
+def _finished(store: Store) -> set[str]:
+    """Return the ids of all finished runs, whole or not."""
+    return {Path(path).stem for path in store.objects.sizes("manifests/run") if path.endswith(".json")}
+
+
+def _said_by_report(store: Store, run_id: str) -> dict[str, Any]:
+    """Return what the report of a finished run says of how it was started; nothing where that is not whole."""
+    done = store.find("run", run_id)
+    if done is None:
+        return {}
+    kept = {kind: ref for kind in Pinned.model_fields for ref in done.inputs if ref.kind == kind}
+    config = json.loads(store.read(done, "results.json"))["run"]["config"]
+    return {"config": config, "started": done.created, "pinned": kept}
 
 
 def standing(records: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tasks.anchors import describe, read_anchors, reads_anchors, tests_of
 from tasks.experts import warm_config
 from tasks.models import WARM
 from tasks.promotion import Champion
-from tasks.runtime import Pinned, Run, load_manifest, log, read_rows
+from tasks.runtime import Pinned, Run, load_manifest, log, open_store, read_rows
 
 
 def pins_of(run: Run, champion: Champion | None, splits: Splits) -> Pinned:
@@ -28,6 +28,9 @@ def pins_of(run: Run, champion: Champion | None, splits: Splits) -> Pinned:
 def _anchors(run: Run, champion: Champion, splits: Splits) -> ArtifactRef | None:
     pinned = champion.refs.get("anchors:anchor rows")
     if pinned is None or not reads_anchors(run.config.experts):
+        return None
+    if _damaged(run, pinned):
+        log().warning("the champion's anchor rows are damaged: new ones are lent, all experts retrain")
         return None
     rows = read_anchors(run, pinned)
     if describe(run, rows).key != pinned.key:  # other settings, or another question
@@ -45,6 +48,9 @@ def _warm(run: Run, champion: Champion, splits: Splits) -> ArtifactRef | None:
     pinned = champion.refs.get(f"{WARM}:warm start")
     if pinned is None or run.config.experts.warm_start == 0:
         return None
+    if _damaged(run, pinned):
+        log().warning("the champion's warm start is damaged: a new one is made, all experts retrain")
+        return None
     manifest = load_manifest(run, pinned)
     if not _would_be(run, manifest):
         log().warning("the champion's warm start was made by other settings: a new one is made, all experts retrain")
@@ -58,6 +64,11 @@ def _warm(run: Run, champion: Champion, splits: Splits) -> ArtifactRef | None:
         )
         return None
     return pinned
+
+
+def _damaged(run: Run, pinned: ArtifactRef) -> bool:
+    """Return whether the artifact, or any of the rows that it was made from, is damaged."""
+    return bool(open_store(run).closure(pinned.kind, pinned.key).problems)
 
 
 def _would_be(run: Run, manifest: Manifest) -> bool:

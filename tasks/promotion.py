@@ -24,7 +24,7 @@ from tasks.contexts import gated_answers
 from tasks.data import data_digests
 from tasks.evaluate import EVALUATION_VERSION, score_answers
 from tasks.history import root_flow_run_id
-from tasks.runtime import Run, log, open_store, read_rows, reopen, reuse_or_make, worth_retrying
+from tasks.runtime import Run, closure_of, log, open_store, read_rows, reopen, reuse_or_make, worth_retrying
 
 JUDGEMENT_VERSION = 1
 Refs = Mapping[str, ArtifactRef]
@@ -55,19 +55,34 @@ def find_champion(store: Store, name: str) -> Champion | None:
     """Return the champion; None when there never was one.
 
     Raises:
-        ServiceError: its run is damaged or gone: nothing can be compared with it.
+        ServiceError: its report is damaged or gone: nothing can be compared with it.
     """
     champions = read_champions(store, name)
     if champions.current is None:
         return None
     done = store.find("run", champions.current.run_id)
     if done is None:
-        raise ServiceError(
-            f"the champion, run {champions.current.run_id[:8]}, is not whole in {store.url}; "
-            "`memmcl store verify` names what is damaged; `memmcl champion rollback` takes the one before"
-        )
+        raise _not_whole(store, champions.current.run_id, "its report is damaged or gone")
     run, refs, order = reopen(store, done)
     return Champion(champions, done, run, refs, order)
+
+
+def check_whole(store: Store, champion: Champion) -> None:
+    """Make sure that the champion can be put to rows, before a challenger is made.
+
+    Raises:
+        ServiceError: something that it is made of is damaged: nothing can be compared with it.
+    """
+    problems = closure_of(store, champion.run.id).problems
+    if problems:
+        raise _not_whole(store, champion.run.id, f"{problems[0].where}: {problems[0].what}")
+
+
+def _not_whole(store: Store, run_id: str, what: str) -> ServiceError:
+    return ServiceError(
+        f"the champion, run {run_id[:8]}, is not whole in {store.url} ({what}); `memmcl store verify --repair "
+        f"{run_id[:8]}` makes it again; `memmcl champion rollback` takes the one before"
+    )
 
 
 def changed_rows(store: Store, champion: Champion, splits: Splits) -> list[dict[str, Any]]:
@@ -97,7 +112,8 @@ def settled(store: Store, run: Run, champion: Champion | None, splits: Splits) -
     if champion is None:
         return None
     if run.id == champion.run.id:
-        return f"data and settings are those of the champion, run {champion.id}"
+        whole = not closure_of(store, run.id).problems
+        return f"data and settings are those of the champion, run {champion.id}" if whole else None
     for run_id in sorted(champion.champions.rolled_back):
         if run_id == run.id or _made_from(store, run_id) == (data_digests(splits), run.config.what()):
             return f"these data and settings made run {run_id[:8]}, which was champion and was rolled back"

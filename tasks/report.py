@@ -41,7 +41,14 @@ def export_full(run: Run, unified: ArtifactRef) -> State[ArtifactRef]:
 
 @task(name="report", task_run_name="report", cache_policy=NO_CACHE)
 def publish_report(run: Run, made: Made, started: float, peak_memory_gb: float) -> ArtifactRef:
-    """Gather the results, draw the report, and publish both as the run's last artifact: it marks the run finished."""
+    """Gather the results, draw the report, and publish both as the run's last artifact: it marks the run finished.
+
+    Where that is whole, something else of a finished run was damaged and has been made again: the report stays.
+    """
+    found = open_store(run).find("run", run.id)
+    if found is not None:
+        log().info("report: in the store, reused")
+        return found.ref
     results = gather(run, made, started, peak_memory_gb)
     files: dict[str, bytes] = {
         "report.html": render_html(results).encode(),

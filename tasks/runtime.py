@@ -23,9 +23,9 @@ from memmcl.backbone.activations import Activations, activations_directory
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import BaseRef, check_device, load_base, load_tokenizer, resolve_base
 from memmcl.config import RunConfig, parse_config
-from memmcl.errors import MemmclError, ModelError, StoreAccessError
+from memmcl.errors import CorruptArtifact, MemmclError, ModelError, StoreAccessError
 from memmcl.experts import adapter
-from memmcl.store import ArtifactRef, Manifest, Store, cache_key
+from memmcl.store import ArtifactRef, Closure, Manifest, Store, cache_key
 from memmcl.suite.examples import Example, from_table
 from memmcl.suite.prompts import Prompter
 from memmcl.suite.subtasks import Subtask
@@ -246,6 +246,23 @@ def reuse_or_make(
     )  # fmt: skip
     log().info("%s: done in %.0f s", name, manifest.seconds)
     return Completed(message=f"{manifest.ref} made in {seconds:.0f} s", data=manifest.ref)
+
+
+def closure_of(store: Store, run_id: str) -> Closure:
+    """Return all that a finished run is made of, and what of it is damaged.
+
+    Anchor rows and warm start that it took over from an earlier run are among it; the rows that those were made from
+    are the earlier run's own.
+    """
+    return store.closure("run", run_id, leaves=("anchors", "warm"))
+
+
+def lost(run: Run, pinned: ArtifactRef) -> CorruptArtifact:
+    """Return the error to raise where something that an earlier run made is damaged, and this one cannot make it."""
+    return CorruptArtifact(
+        f"{pinned}, which an earlier run made, is damaged in {run.store['url']}, and the rows of now make another one; "
+        "mend that run by `memmcl store verify --repair`, or start anew by `memmcl run`"
+    )
 
 
 def log() -> logging.Logger | logging.LoggerAdapter[Any]:

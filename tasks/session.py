@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -29,8 +30,9 @@ from tasks.experts import warm_key
 from tasks.inputs import Inputs, find_inputs
 from tasks.journal import note_run
 from tasks.progress import choose_display
-from tasks.runtime import Base, Pinned, Run, open_store, resident_prompter
+from tasks.runtime import Base, Pinned, Run, closure_of, open_store, resident_prompter
 
+logger = logging.getLogger(__name__)
 STAGE_VERSIONS = {
     "split": data.STAGE_VERSION,
     "anchors": anchors.STAGE_VERSION,
@@ -111,8 +113,19 @@ def _places_of_rows(config: RunConfig) -> dict[str, str]:
 
 
 def finished(run: Run) -> Manifest | None:
-    """Return the run's last artifact if the run is finished and whole."""
-    return open_store(run).find("run", run.id)
+    """Return the run's last artifact if the run is finished and whole, with all that it was made from.
+
+    Damage is logged as one warning; the stages of the run make again what is damaged.
+    """
+    found = closure_of(open_store(run), run.id)
+    if not found.problems:
+        return found.root
+    first, *others = found.problems
+    more = f", and {len(others)} more" if others else ""
+    logger.warning(
+        "run %s was finished, but is damaged and will be mended: %s: %s%s", run.id[:8], first.where, first.what, more
+    )
+    return None
 
 
 def refuse_second(run: Run) -> None:

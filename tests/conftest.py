@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FOLDERS = ("unit", "property", "golden", "integration", "e2e")
 TESTS = Path(__file__).parent
-READ_REFERENCE = ("tests/e2e/test_kills.py", "tests/e2e/test_pipeline.py")
+READ_REFERENCE = ("tests/e2e/test_kills.py", "tests/e2e/test_damage.py", "tests/e2e/test_pipeline.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

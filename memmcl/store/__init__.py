@@ -1,6 +1,7 @@
 """The artifact store: one API over a directory, an S3 bucket, or memory."""
 
 from memmcl.store.champion import Champions, Reign, promote, read_champions, rollback
+from memmcl.store.closure import Closure
 from memmcl.store.lease import Lease
 from memmcl.store.manifest import ArtifactRef, BlobInfo, Manifest, cache_key
 from memmcl.store.store import Store
@@ -10,6 +11,7 @@ __all__ = [
     "ArtifactRef",
     "BlobInfo",
     "Champions",
+    "Closure",
     "Lease",
     "Manifest",
     "Problem",

@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+
+PIECE = 1 << 20
+"""Bytes that are read at a time where a content is not held in memory."""
 
 
 def sha256(data: bytes) -> str:
@@ -31,10 +35,10 @@ class Backend(Protocol):
         """Make one cheap call that fails when the place cannot be used."""
 
     def read(self, path: str) -> tuple[bytes, str]:
-        """Return the content and its token. Raises FileNotFoundError."""
+        """Return the content and its token, which is empty where the place gives none. Raises FileNotFoundError."""
 
-    def digest(self, path: str) -> tuple[str, int]:
-        """Return the content's sha256 (hex) and size in bytes. Raises FileNotFoundError."""
+    def stream(self, path: str, take: Callable[[bytes], object]) -> None:
+        """Give the content to `take`, piece by piece, without holding it in memory. Raises FileNotFoundError."""
 
     def write(self, path: str, source: bytes | Path) -> None:
         """Store `source` (or the file it names) under `path`, whatever was there."""
@@ -70,10 +74,9 @@ class MemoryBackend:
         data: bytes = self.fs.cat_file(f"{self.root}/{path}")
         return data, sha256(data)
 
-    def digest(self, path: str) -> tuple[str, int]:
-        """Hash the bytes."""
-        data, token = self.read(path)
-        return token, len(data)
+    def stream(self, path: str, take: Callable[[bytes], object]) -> None:
+        """Give the bytes as they are: they are in memory."""
+        take(self.read(path)[0])
 
     def write(self, path: str, source: bytes | Path) -> None:
         """Set the bytes under the lock."""
@@ -142,12 +145,18 @@ class S3Backend:
 
         answer = self.fs.call_s3("get_object", **self._object(path))
         data: bytes = sync(self.fs.loop, answer["Body"].read)
-        return data, answer["ETag"]
+        return data, _token(answer)
 
-    def digest(self, path: str) -> tuple[str, int]:
-        """Download and hash: an ETag says nothing about sha256."""
-        data, _ = self.read(path)
-        return sha256(data), len(data)
+    def stream(self, path: str, take: Callable[[bytes], object]) -> None:
+        """Download piece by piece."""
+        from fsspec.asyn import sync
+
+        body = self.fs.call_s3("get_object", **self._object(path))["Body"]
+        try:
+            while piece := sync(self.fs.loop, _piece, body):
+                take(piece)
+        finally:
+            sync(self.fs.loop, body.aclose)
 
     def write(self, path: str, source: bytes | Path) -> None:
         """Put the object, in parts when it is large."""
@@ -191,7 +200,20 @@ class S3Backend:
             if _condition_failed(error):
                 return None
             raise
-        return str(answer["ETag"])
+        return _token(answer)
+
+
+async def _piece(body: Any) -> bytes:
+    """Read up to PIECE bytes; fewer at the end only."""
+    read = bytearray()
+    while len(read) < PIECE and (more := await body.read(PIECE - len(read))):
+        read += more
+    return bytes(read)
+
+
+def _token(answer: Mapping[str, Any]) -> str:
+    """Return the ETag of an answer as If-Match takes it; empty where a server or a proxy left it out."""
+    return str(answer.get("ETag") or "").removeprefix("W/")  # as weak ones proxies return those they compress
 
 
 def _condition_failed(error: OSError) -> bool:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from memmcl.errors import UsageError
+from memmcl.errors import CorruptArtifact, UsageError
 from memmcl.store.store import Store
 
 
@@ -35,6 +35,12 @@ class Reign(BaseModel):
     flow_run_id: str | None = None
 
 
+class _Kept(BaseModel):
+    """What the pointer holds."""
+
+    history: tuple[Reign, ...]
+
+
 @dataclass(frozen=True)
 class Champions:
     """The history of one champion, oldest entry first, and the token that the next change must show."""
@@ -52,11 +58,16 @@ class Champions:
     def line(self) -> tuple[str, ...]:
         """Run ids of the champion and of those it followed, oldest first; what was rolled back is not among them."""
         line: list[str] = []
+        places: dict[str, int] = {}
         for reign in self.history:
-            if reign.run_id in line:
-                del line[line.index(reign.run_id) + 1 :]
-            else:
+            place = places.get(reign.run_id)
+            if place is None:
+                places[reign.run_id] = len(line)
                 line.append(reign.run_id)
+                continue
+            for later in line[place + 1 :]:
+                del places[later]
+            del line[place + 1 :]
         return tuple(line)
 
     @property
@@ -71,9 +82,17 @@ def read_champions(store: Store, name: str) -> Champions:
     Raises:
         CorruptArtifact: the pointer cannot be read.
     """
-    value, token = store.read_pointer(_pointer(name))
-    history = tuple(Reign.model_validate(entry) for entry in (value or {}).get("history", ()))
-    return Champions(name, history, token)
+    value, token = store.look_at_pointer(_pointer(name))
+    if token is None:
+        return Champions(name, (), None)
+    try:
+        return Champions(name, _Kept.model_validate(value).history, token)
+    except ValidationError as error:
+        path = f"{store.url}/pointers/{_pointer(name)}.json"
+        raise CorruptArtifact(
+            f"the history of champion {name!r} is damaged ({path}); put a backup of that object in its place, or "
+            "remove it to begin anew: the next retrain then makes the first champion"
+        ) from error
 
 
 def promote(store: Store, champions: Champions, reign: Reign) -> Champions:
@@ -99,7 +118,8 @@ def rollback(store: Store, champions: Champions, to: str | None = None) -> Champ
     if store.find("run", target.run_id) is None:
         raise UsageError(
             f"run {target.run_id[:8]} is not whole in {store.url}: it cannot be champion again; "
-            "`memmcl store verify` names what is damaged, `--to` takes another former champion"
+            f"`memmcl store verify --repair {target.run_id[:8]}` makes again what is damaged, `--to` takes another "
+            "former champion"
         )
     current = champions.history[-1]
     reign = target.model_copy(

@@ -1,10 +1,15 @@
 """A lease: at most one live process works on a run.
 
-The lease of a run is the pointer `leases/<run_id>`. Its holder renews it every `beat` seconds by compare-and-
-swap. On the holder's own host a dead holder is recognised at once (its pid is gone, or belongs to a process
-that started at another time); elsewhere, and across container boundaries, when it was not renewed for `ttl`
-seconds, which takes clocks that differ by less than `ttl`. The worst that a wrong takeover can do is double
-work: artifacts are write-once, and the old holder notices with its next beat.
+The lease of a run is the pointer `leases/<run_id>`. Its holder renews it every `beat` seconds by compare-and-swap.
+
+A holder of the same boot of the same machine, in the same pid namespace, is looked up: it is dead when its pid is gone
+or belongs to a process that started at another time. The name of a host says nothing: virtual machines that were made
+from one image share it. About any other holder only its lease can tell. One that was renewed within `ttl` seconds is
+alive. One that was not, by clocks that may differ, is watched by the clock of this process alone: whoever renews it
+meanwhile is alive. The same holds for a lease that is damaged, which its holder writes anew at its next beat.
+
+The worst that a wrong takeover can do is double work: artifacts are write-once, and the old holder notices with its
+next beat.
 """
 
 from __future__ import annotations
@@ -17,12 +22,38 @@ import time
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from memmcl.errors import Conflict, LeaseHeld, StoreError
 from memmcl.store.store import Store
 
 logger = logging.getLogger(__name__)
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+Time = Annotated[float, Field(ge=0, le=1e11)]
+"""Seconds since 1970, by the clock of the holder."""
+
+
+class Held(BaseModel):
+    """What a lease says: which process holds it, since when, when it was renewed, and what a successor must know.
+
+    process_start: as `process_start` tells it. every, ttl: after how many seconds it is renewed, and may be taken over.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    host: str
+    pid_namespace: str
+    pid: int
+    process_start: str | None
+    since: Time
+    beat: Time
+    ttl: Seconds
+    every: Seconds = 10.0
+    owner: dict[str, Any]
+    abandoned: list[dict[str, Any]]
 
 
 class Lease:
@@ -58,14 +89,11 @@ class Lease:
         """Take the lease. Raises LeaseHeld when a live process holds it."""
         self._since = time.time()
         while self._token is None:
-            held, token = self.store.read_pointer(self._name)
-            if held is not None:
-                if not self._is_dead(held):
-                    raise LeaseHeld(self._describe(held))
-                self.previous = dict(held["owner"])
-                self.abandoned = [*held["abandoned"], self.previous]
-            else:
-                self.previous, self.abandoned = None, []
+            held, token = self._look()
+            if token is not None and not self._is_free(held, token):
+                continue
+            self.previous = dict(held.owner) if held is not None else None
+            self.abandoned = [*held.abandoned, dict(held.owner)] if held is not None else []
             try:
                 self._token = self.store.swap_pointer(self._name, self._value(), token)
             except Conflict:  # another process was quicker; look again
@@ -88,14 +116,14 @@ class Lease:
 
     def refuse_if_held(self) -> None:
         """Raise LeaseHeld when a live process holds the lease; takes nothing, and promises nothing for later."""
-        held, _ = self.store.read_pointer(self._name)
-        if held is not None and not self._is_dead(held):
+        held, _ = self._look()
+        if held is not None and is_alive(held):
             raise LeaseHeld(self._describe(held))
 
     def check(self) -> None:
         """Raise LeaseHeld when another process has taken the lease over."""
         if self.lost:
-            held, _ = self.store.read_pointer(self._name)
+            held, _ = self._look()
             if held is not None:
                 raise LeaseHeld(self._describe(held))
             raise LeaseHeld(f"run {self.run_id[:8]} was taken over by a process that has ended; run it again")
@@ -125,9 +153,47 @@ class Lease:
             "since": self._since,
             "beat": time.time(),
             "ttl": self._ttl,
+            "every": self._beat,
             "owner": self._owner,
             "abandoned": self.abandoned,
         }
+
+    def _look(self) -> tuple[Held | None, str | None]:
+        """The lease and its token; the token alone where the lease is damaged, nothing where there is none."""
+        value, token = self.store.look_at_pointer(self._name)
+        return parse_lease(value), token
+
+    def _is_free(self, held: Held | None, token: str) -> bool:
+        """Whether nobody is at work behind the lease; False when that changed while it was watched.
+
+        Raises:
+            LeaseHeld: somebody is.
+        """
+        if held is not None and is_alive(held):
+            raise LeaseHeld(self._describe(held))
+        seconds = self._watch_seconds(held)
+        if not seconds:
+            return True
+        logger.warning(
+            "run %s: looking for %.0f s whether the process that last worked on it still does", self.run_id[:8], seconds
+        )
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(min(1.0, seconds / 10))
+            now, its_token = self._look()
+            if its_token != token:
+                if now is not None:  # renewed, or taken over: by somebody who lives, whatever the clocks say
+                    raise LeaseHeld(self._describe(now))
+                return False
+        return True
+
+    def _watch_seconds(self, held: Held | None) -> float:
+        """For how long nobody may renew a lease before it is taken over; 0 where its process is known to be gone."""
+        if held is None:
+            return 2 * self._beat
+        if is_neighbour(held):
+            return 0.0
+        return held.ttl if held.beat > time.time() else min(held.ttl, 2 * held.every)
 
     def _swap(self) -> None:
         """Renew the lease under `_lock`; a lost race means that it is another's now."""
@@ -135,9 +201,18 @@ class Lease:
             return
         try:
             self._token = self.store.swap_pointer(self._name, self._value(), self._token)
+            return
         except Conflict:
-            self.lost = True
-            logger.warning("the lease of run %s was taken over by another process", self.run_id[:8])
+            held, token = self._look()
+        if held is None and token is not None:
+            logger.warning("the lease of run %s was damaged; writing it anew", self.run_id[:8])
+            try:
+                self._token = self.store.swap_pointer(self._name, self._value(), token)
+                return
+            except Conflict:
+                pass
+        self.lost = True
+        logger.warning("the lease of run %s was taken over by another process", self.run_id[:8])
 
     def _renew(self) -> None:
         while not self.lost and not self._stop.wait(self._beat):
@@ -147,17 +222,32 @@ class Lease:
             except StoreError as problem:  # it may come back; a takeover meanwhile shows as a Conflict
                 logger.warning("the lease of run %s was not renewed: %s", self.run_id[:8], problem)
 
-    def _is_dead(self, held: dict[str, Any]) -> bool:
-        here = identity()
-        if (held["host"], held["pid_namespace"]) == (here["host"], here["pid_namespace"]):
-            return bool(process_start(held["pid"]) != held["process_start"])
-        unrenewed: float = time.time() - held["beat"]
-        return unrenewed > float(held["ttl"])
-
-    def _describe(self, held: dict[str, Any]) -> str:
-        since = datetime.fromtimestamp(held["since"]).strftime("%Y-%m-%d %H:%M")
-        who = f"pid {held['pid']} on host {held['host']}"
+    def _describe(self, held: Held) -> str:
+        since = datetime.fromtimestamp(held.since).strftime("%Y-%m-%d %H:%M")
+        who = f"pid {held.pid} on host {held.host}"
         return f"run {self.run_id[:8]} is being worked on by {who} since {since}; wait for it, or stop it"
+
+
+def parse_lease(value: dict[str, Any] | None) -> Held | None:
+    """Return what the value of a lease's pointer says; None where there is none, or it is damaged."""
+    try:
+        return None if value is None else Held.model_validate(value)
+    except ValidationError:
+        return None
+
+
+def is_alive(held: Held) -> bool:
+    """Return whether the holder is known to be at work: its process runs here, or it renewed the lease lately."""
+    if is_neighbour(held):
+        return process_start(held.pid) == held.process_start
+    return abs(time.time() - held.beat) <= held.ttl
+
+
+def is_neighbour(held: Held) -> bool:
+    """Return whether pids mean the same to the holder and to this process: one boot, one pid namespace."""
+    here = identity()
+    boots = [(start or "").rpartition(":")[0] for start in (held.process_start, here["process_start"])]
+    return bool(boots[0]) and (boots[0], held.pid_namespace) == (boots[1], here["pid_namespace"])
 
 
 def identity() -> dict[str, Any]:
@@ -165,7 +255,7 @@ def identity() -> dict[str, Any]:
     try:
         namespace = str(Path("/proc/self/ns/pid").readlink())
     except OSError:
-        namespace = ""  # no /proc: one namespace per host
+        namespace = ""
     pid = os.getpid()
     return {
         "host": socket.gethostname(),
@@ -176,26 +266,21 @@ def identity() -> dict[str, Any]:
 
 
 def process_start(pid: int) -> str | None:
-    """Return when process `pid` of this host started, as a text that no other holder of the pid shares.
+    """Return `BOOT:TICKS`: in which boot of which machine process `pid` was started, and when in that boot.
 
-    None when there is no such process, or only its unreaped remains. Without /proc the text is "alive".
+    No other holder of the pid shares it. None when there is no such process, or only its unreaped remains. BOOT is
+    empty where the system does not tell it.
     """
-    if not Path("/proc/self/stat").exists():
-        return "alive" if _exists(pid) else None
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # the name may hold blanks
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
         return None
     state, ticks = fields[0], fields[19]  # proc(5): fields 3 (state) and 22 (starttime)
-    return None if state in "ZX" else f"{boot}:{ticks}"
+    return None if state in "ZX" else f"{_boot_id()}:{ticks}"
 
 
-def _exists(pid: int) -> bool:
+def _boot_id() -> str:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it lives, and is another user's
-        return True
-    return True
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from memmcl.store.backends import sha256
+from memmcl.store.backends import PIECE, sha256
 
 TEMPORARY = "tmp"  # half-written files of live and of killed writers; never read
 TEMPORARY_SECONDS = 24 * 3600.0  # a leftover older than this belongs to nobody
@@ -51,10 +50,11 @@ class LocalBackend:
         data = (self.root / path).read_bytes()
         return data, sha256(data)
 
-    def digest(self, path: str) -> tuple[str, int]:
-        """Hash the file in chunks, without holding it in memory."""
+    def stream(self, path: str, take: Callable[[bytes], object]) -> None:
+        """Read the file piece by piece."""
         with (self.root / path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+            while piece := file.read(PIECE):
+                take(piece)
 
     def write(self, path: str, source: bytes | Path) -> None:
         """Move a finished temporary file into place."""
@@ -135,7 +135,7 @@ class LocalBackend:
             with part.open("wb") as output:
                 if isinstance(source, Path):
                     with source.open("rb") as file:
-                        while chunk := file.read(1 << 20):
+                        while chunk := file.read(PIECE):
                             output.write(chunk)
                 else:
                     output.write(source)

@@ -7,16 +7,18 @@ credential: URLs with credentials are refused, and text that comes from a librar
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 from memmcl.errors import ConfigError, StoreAccessError, StoreError, StoreFull
-from memmcl.outside import FULL, NO_CREDENTIALS, code_of, is_foreign, names_of, replace_file, status_of
+from memmcl.outside import FULL, NO_CREDENTIALS, code_of, is_foreign, names_of, open_part, replace_file, status_of
 from memmcl.store.backends import Backend, MemoryBackend, S3Backend
 from memmcl.store.local import LocalBackend
 
@@ -57,7 +59,50 @@ class Objects:
 
     def digest(self, path: str) -> tuple[str, int] | None:
         """Return the content's sha256 and size in bytes, or None when there is no such object."""
-        return self._find(lambda: self.backend.digest(path))
+
+        def attempt() -> tuple[str, int]:
+            digest, size = hashlib.sha256(), 0
+
+            def take(piece: bytes) -> None:
+                nonlocal size
+                digest.update(piece)
+                size += len(piece)
+
+            self.backend.stream(path, take)
+            return digest.hexdigest(), size
+
+        return self._find(attempt)
+
+    def fetch(self, path: str, target: Path, sha256: str) -> str | None:
+        """Write the content to a file if it has this digest; return the digest that it has, None for no such object.
+
+        The file is written whole or not at all, and the content is never in memory as a whole.
+
+        Raises:
+            StoreFull, StoreAccessError, StoreError: the file cannot be written.
+        """
+        here = Objects(LocalBackend(target.parent), str(target.parent))
+
+        def attempt() -> str:
+            digest = hashlib.sha256()
+            part = here._call(lambda: open_part(target))
+            try:
+
+                def take(piece: bytes) -> None:
+                    digest.update(piece)
+                    here._call(lambda: part.write(piece))
+
+                self.backend.stream(path, take)
+                here._call(part.close)
+                if digest.hexdigest() == sha256:
+                    here._call(lambda: Path(part.name).replace(target))
+                return digest.hexdigest()
+            finally:
+                with suppress(OSError):  # a full disk has been said
+                    part.close()
+                Path(part.name).unlink(missing_ok=True)
+
+        return self._find(attempt)
 
     def write(self, path: str, source: bytes | Path) -> None:
         """Store `source` whatever was there; every reader sees the old content or the new, never a part."""
@@ -68,12 +113,27 @@ class Objects:
         return self._call(lambda: self.backend.create(path, data))
 
     def replace(self, path: str, data: bytes, token: str) -> str | None:
-        """Store `data` in place of the content of `token`; return the new token, None when that is gone."""
+        """Store `data` in place of the content of `token`; return the new token, None when that is gone.
+
+        Raises:
+            StoreAccessError: the token is empty: the place tells no content from another.
+        """
+        self.require(token)
         return self._call(lambda: self.backend.replace(path, data, token))
 
     def remove(self, path: str, token: str) -> bool:
-        """Remove the content of `token`; False when it is not there."""
+        """Remove the content of `token`; False when it is not there. Raises StoreAccessError as `replace`."""
+        self.require(token)
         return self._call(lambda: self.backend.remove(path, token))
+
+    def require(self, token: str) -> None:
+        """Raise StoreAccessError for an empty token: the place cannot compare and swap."""
+        if not token:
+            where = self.url if self.endpoint_url is None else f"{self.url} at {self.endpoint_url}"
+            raise StoreAccessError(
+                f"{where} answers without an ETag, which tells whether an object changed since it was read; "
+                "use another server, or have the proxy before it pass the header ETag on"
+            )
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """Return the size in bytes of every object below the folder `prefix`, by path, sorted."""

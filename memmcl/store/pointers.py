@@ -22,15 +22,16 @@ def read_pointer(objects: Objects, name: str) -> tuple[dict[str, Any] | None, st
     Raises:
         CorruptArtifact: the object is not a pointer that this module wrote.
     """
-    path = _path(name)
-    found = objects.versioned(path)
-    if found is None:
-        return None, None
-    data, token = found
-    value = parse_pointer(path, data)
-    if value is None:
-        raise CorruptArtifact(f"pointer {name!r} is damaged; remove {objects.url}/{path} and set it again")
+    value, token = look_at_pointer(objects, name)
+    if value is None and token is not None:
+        raise CorruptArtifact(f"pointer {name!r} is damaged; remove {objects.url}/{_path(name)} and set it again")
     return value, token
+
+
+def look_at_pointer(objects: Objects, name: str) -> tuple[dict[str, Any] | None, str | None]:
+    """Return what `read_pointer` does, but for a damaged pointer no value and its token: it may be replaced."""
+    found = objects.versioned(_path(name))
+    return (None, None) if found is None else (parse_pointer(_path(name), found[0]), found[1])
 
 
 def parse_pointer(path: str, data: bytes) -> dict[str, Any] | None:
@@ -52,11 +53,12 @@ def swap_pointer(objects: Objects, name: str, value: Mapping[str, Any], token: s
     mark = uuid.uuid4().hex
     data = seal(path, {"value": dict(value), "mark": mark})
     new = objects.create(path, data) if token is None else objects.replace(path, data, token)
-    if new is not None:
+    if new:
         return new
     found = objects.versioned(path)
     if found is not None and (unseal(path, found[0]) or {}).get("mark") == mark:
-        return found[1]  # ours: the first answer got lost, and what failed was the second attempt
+        objects.require(found[1])
+        return found[1]  # ours: the first answer got lost, and what failed was the second attempt; or it held no token
     raise Conflict(f"pointer {name!r} changed since it was read; read it again and decide anew")
 
 

@@ -17,14 +17,15 @@ from __future__ import annotations
 import builtins
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from memmcl import __version__, seeds
-from memmcl.errors import ArtifactNotFound, CorruptArtifact
+from memmcl.errors import ArtifactNotFound, CorruptArtifact, StoreError
 from memmcl.store import checkpoints, pointers
+from memmcl.store.closure import Closure, read_closure
 from memmcl.store.manifest import (
     ArtifactRef,
     BlobInfo,
@@ -35,7 +36,7 @@ from memmcl.store.manifest import (
     manifest_path,
     parse_manifest,
 )
-from memmcl.store.objects import Objects, normalise, open_objects, write_file
+from memmcl.store.objects import Objects, normalise, open_objects
 from memmcl.store.sealed import seal, unseal
 from memmcl.store.verify import Verification, verify
 
@@ -171,12 +172,8 @@ class Store:
         if info is None:
             raise ArtifactNotFound(f"{manifest.ref} has no file {file!r}; it has {', '.join(sorted(manifest.blobs))}")
         data = self.objects.read(blob_path(info.sha256))
-        if data is None:
-            raise ArtifactNotFound(f"{file!r} of {manifest.ref} is missing from {self.url}; run the pipeline again")
-        if hashlib.sha256(data).hexdigest() != info.sha256:
-            raise CorruptArtifact(
-                f"{file!r} of {manifest.ref} does not match its digest in {self.url}; run the pipeline again"
-            )
+        if data is None or hashlib.sha256(data).hexdigest() != info.sha256:
+            raise self._unusable(manifest, file, missing=data is None)
         return data
 
     def fetch(self, artifact: ArtifactRef | Manifest, directory: Path) -> Path:
@@ -187,8 +184,10 @@ class Store:
             StoreFull, StoreAccessError: `directory` cannot hold them.
         """
         manifest = self.load(artifact) if isinstance(artifact, ArtifactRef) else artifact
-        for file in manifest.blobs:
-            write_file(directory / file, self.read(manifest, file))
+        for file, info in manifest.blobs.items():
+            found = self.objects.fetch(blob_path(info.sha256), directory / file, info.sha256)
+            if found != info.sha256:
+                raise self._unusable(manifest, file, missing=found is None)
         return directory
 
     def list(self, kind: str | None = None) -> builtins.list[Manifest]:
@@ -197,6 +196,13 @@ class Store:
         found = self.objects.map(self._manifest, paths)
         manifests = [manifest for manifest in found if manifest is not None]
         return sorted(manifests, key=lambda manifest: (manifest.created, manifest.kind, manifest.key), reverse=True)
+
+    def closure(self, kind: str, key: str, leaves: Collection[str] = ()) -> Closure:
+        """Read an artifact and all that it was made from, every digest checked.
+
+        leaves: kinds of artifacts whose own inputs are left out.
+        """
+        return read_closure(self.objects, kind, key, leaves)
 
     def verify(self) -> Verification:
         """Read every object once and report what is missing, invalid or corrupt."""
@@ -234,6 +240,10 @@ class Store:
         """Return a pointer's value and token, or (None, None); see `memmcl.store.pointers`."""
         return pointers.read_pointer(self.objects, name)
 
+    def look_at_pointer(self, name: str) -> tuple[dict[str, Any] | None, str | None]:
+        """Return what `read_pointer` does, but for a damaged pointer no value and its token: it may be replaced."""
+        return pointers.look_at_pointer(self.objects, name)
+
     def swap_pointer(self, name: str, value: Mapping[str, Any], token: str | None) -> str:
         """Set a pointer by compare-and-swap (token None: it must not exist); return its new token.
 
@@ -261,6 +271,12 @@ class Store:
     def drop_checkpoint(self, name: str) -> None:
         """Remove the state of work that is done."""
         checkpoints.drop_checkpoint(self.objects, name)
+
+    def _unusable(self, manifest: Manifest, file: str, *, missing: bool) -> StoreError:
+        what = f"{file!r} of {manifest.ref}"
+        if missing:
+            return ArtifactNotFound(f"{what} is missing from {self.url}; run the pipeline again")
+        return CorruptArtifact(f"{what} does not match its digest in {self.url}; run the pipeline again")
 
     def _put(self, content: bytes | Path, info: BlobInfo) -> BlobInfo:
         path = blob_path(info.sha256)

@@ -63,7 +63,7 @@ def verify(objects: Objects) -> Verification:
     known = {problem.where for problem in problems}
     problems += [problem for problem in missing_inputs(manifests) if problem.where not in known]
     blobs, owners = objects.sizes("blobs"), owners_of(manifests.values())
-    problems += damaged_blobs(objects, blobs, owners)
+    problems += damaged_blobs(objects, dict.fromkeys([*blobs, *owners]), owners)
     return Verification(
         manifests=len(judged["manifest"]),
         blobs=len(blobs),
@@ -100,6 +100,23 @@ def _judge(objects: Objects, folder: str, suffix: str, is_whole: Callable[[str, 
     return {path: found for path, found in zip(paths, objects.map(state, paths), strict=True) if found is not None}
 
 
+def drop_damaged(objects: Objects, folder: str) -> list[str]:
+    """Remove the damaged log records or checkpoints below a folder, and return their paths.
+
+    They count as not written, and nobody may ever write them again. What a writer puts in their place meanwhile stays.
+    """
+    return [path for path in objects.sizes(folder) if _drop_if_damaged(objects, path)]
+
+
+def _drop_if_damaged(objects: Objects, path: str) -> bool:
+    found = objects.versioned(path)
+    if found is None:
+        return False
+    data, token = found
+    whole = parse_checkpoint(data) if path.startswith("checkpoints/") else unseal(path, data)
+    return whole is None and objects.remove(path, token)
+
+
 def missing_inputs(manifests: Mapping[str, Manifest]) -> list[Problem]:
     """Return the artifacts that runs name, themselves or through what they name, and that are not there."""
     waiting = [manifest for manifest in manifests.values() if manifest.kind == "run"]
@@ -125,12 +142,13 @@ def owners_of(manifests: Iterable[Manifest]) -> dict[str, str]:
     return owners
 
 
-def damaged_blobs(objects: Objects, blobs: Mapping[str, int], owners: Mapping[str, str]) -> list[Problem]:
-    """Return the blobs that do not match their digest, and those that an artifact names and that are not there."""
-    problems = []
-    for path, found in zip(blobs, objects.map(objects.digest, blobs), strict=True):
-        if found is not None and blob_path(found[0]) != path:
-            owner = owners.get(path, "no artifact")
+def damaged_blobs(objects: Objects, paths: Iterable[str], owners: Mapping[str, str]) -> list[Problem]:
+    """Return which of the blobs at `paths` are missing or do not match their digest; owners: of `owners_of`."""
+    paths, problems = list(paths), []
+    for path, found in zip(paths, objects.map(objects.digest, paths), strict=True):
+        owner = owners.get(path, "no artifact")
+        if found is None and path in owners:
+            problems.append(Problem(path, f"missing; belongs to {owner}"))
+        elif found is not None and blob_path(found[0]) != path:
             problems.append(Problem(path, f"does not match its digest; belongs to {owner}"))
-    problems += [Problem(path, f"missing; belongs to {owner}") for path, owner in owners.items() if path not in blobs]
     return problems

@@ -365,7 +365,7 @@ def test_who_is_champion_already_is_not_compared_with_itself(
 
     monkeypatch.setattr("flows.retrain.challenge", refuse)
     state = decision(return_state=True)
-    assert (state.name, state.message) == ("Unchanged", f"run {good.key[:8]} became champion meanwhile")
+    assert (state.name, state.message) == ("Unchanged", f"run {good.key[:8]} is the champion")
     assert len(read_champions(store, "already").history) == 1
 
 

@@ -145,13 +145,26 @@ def test_a_full_disk_under_the_fetched_files(store: Store, tmp_path: Path, monke
     manifest = publish(store)
     (tmp_path / "out").mkdir()
 
-    def full(*_: object) -> None:
+    def full(path: Path, *_: object) -> None:
+        assert path.is_relative_to(tmp_path / "out")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(Path, "replace", full)  # what was written last did not fit
         with pytest.raises(StoreFull, match=f"no space left in {tmp_path}/out"):
             store.fetch(manifest, tmp_path / "out")
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("damage", [b"WEIGHTS", b"", None])
+def test_no_damaged_file_is_fetched(store: Store, tmp_path: Path, damage: bytes | None) -> None:
+    manifest = publish(store)
+    if damage is None:
+        remove(store, blob_of(manifest))
+    else:
+        store.objects.write(blob_of(manifest), damage)
+    with pytest.raises(ArtifactNotFound if damage is None else CorruptArtifact, match=r"'adapter/a.bin' of"):
+        store.fetch(manifest, tmp_path / "out")
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 
 
@@ -245,7 +258,7 @@ def test_a_healthy_blob_is_not_written_again(store: Store) -> None:
     info = store.put_blob(b"weights")
     watched = faulty(store, -1, AssertionError())
     assert watched.put_blob(b"weights") == info
-    assert watched.objects.backend.calls == ["digest"]
+    assert watched.objects.backend.calls == ["stream"]
 
 
 def test_of_eight_publishers_one_wins_and_all_return_it(store: Store) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from memmcl.errors import Conflict, UsageError
+from memmcl.errors import Conflict, CorruptArtifact, UsageError
 from memmcl.store import Champions, Reign, Store, promote, read_champions, rollback
 
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
@@ -41,6 +41,42 @@ def test_the_last_promotion_is_champion_and_the_history_is_kept(store: Store) ->
     assert champions.current is not None
     assert champions.current.run_id == B
     assert [entry.run_id for entry in champions.history] == [A, B]
+
+
+DAMAGED = [
+    b"",
+    b"{",
+    b"[]",
+    b'{"value": {}, "mark": "m"}',
+    b'{"value": {"history": 5}, "mark": "m"}',
+    b'{"value": {"history": [{"run_id": "a"}]}, "mark": "m"}',
+    b'{"value": {"histoby": []}, "mark": "m"}',
+]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED, ids=str)
+def test_a_damaged_history_is_one_line_and_is_not_written_over(store: Store, damaged: bytes) -> None:
+    champions = crowned(store, A, B)
+    store.objects.write("pointers/champions/champion.json", damaged)
+    with pytest.raises(CorruptArtifact) as caught:
+        read_champions(store, "champion")
+    assert str(caught.value) == (
+        f"the history of champion 'champion' is damaged ({store.url}/pointers/champions/champion.json); put a backup "
+        "of that object in its place, or remove it to begin anew: the next retrain then makes the first champion"
+    )
+    with pytest.raises(Conflict):
+        promote(store, champions, reign(C))
+    assert store.objects.read("pointers/champions/champion.json") == damaged
+
+
+@pytest.mark.timeout(20)
+def test_a_long_history_is_read_in_seconds(store: Store) -> None:
+    history = tuple(reign(run_id) for run_id in (*(f"{number:064x}" for number in range(10_000)), f"{4_000:064x}", A))
+    promote(store, Champions("long", history, None), reign(B))
+    champions = read_champions(store, "long")
+    assert len(champions.history) == 10_003
+    assert champions.line == (*(f"{number:064x}" for number in range(4_001)), A, B)
+    assert len(champions.rolled_back) == 10_000 - 4_001
 
 
 def test_champions_of_other_names_are_others(store: Store) -> None:

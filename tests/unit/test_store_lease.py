@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -14,6 +16,9 @@ from memmcl.store import Lease, Store
 from memmcl.store.lease import identity, process_start
 
 RUN = "3f2a" * 16
+BOOT = str(process_start(os.getpid())).rpartition(":")[0]
+EARLIER = f"{BOOT}:17"
+"""The start of a process of this boot that is gone, whoever has its pid by now."""
 
 
 @pytest.fixture
@@ -55,7 +60,7 @@ def test_a_look_refuses_a_live_holder_and_takes_nothing(store: Store) -> None:
 
 
 def test_a_look_leaves_a_dead_holder_to_the_one_who_takes_over(store: Store) -> None:
-    hold(store, process_start="another boot:17")
+    hold(store, process_start=EARLIER)
     Lease(store, RUN, {}).refuse_if_held()
     with Lease(store, RUN, {}) as lease:
         assert lease.abandoned == [{"n": 1}]
@@ -68,26 +73,106 @@ def test_it_is_released_when_the_block_fails(store: Store) -> None:
 
 
 def test_a_reused_pid_is_not_the_holder(store: Store) -> None:
-    hold(store, process_start="another boot:17")
+    hold(store, process_start=EARLIER)
     with Lease(store, RUN, {}) as lease:
         assert lease.previous == {"n": 1}
 
 
-def test_a_holder_elsewhere_is_given_its_time(store: Store) -> None:
-    hold(store, host="elsewhere", pid=1, beat=time.time() - 50)
-    with pytest.raises(LeaseHeld, match="pid 1 on host elsewhere"):
-        Lease(store, RUN, {}).__enter__()
+ELSEWHERE = [
+    {"host": "elsewhere", "process_start": "another boot:17"},
+    {"process_start": "another boot:17"},  # a virtual machine made from the same image: the same name
+    {"process_start": None},
+    {"process_start": ":17"},  # where the system does not tell its boot
+    {"pid_namespace": "pid:[1]"},  # a container beside this one
+]
 
 
-@pytest.mark.parametrize("change", [{"host": "elsewhere"}, {"pid_namespace": "pid:[1]"}])
-def test_a_holder_elsewhere_that_stopped_renewing_is_taken_over(store: Store, change: dict[str, str]) -> None:
-    hold(store, beat=time.time() - 61, **change)
+@pytest.mark.parametrize("change", ELSEWHERE, ids=str)
+def test_a_holder_elsewhere_is_given_its_time(store: Store, change: dict[str, Any]) -> None:
+    """Whether a process of the same pid runs here says nothing about it."""
+    hold(store, pid=1, beat=time.time() - 50, **change)
+    for look in (Lease(store, RUN, {}).__enter__, Lease(store, RUN, {}).refuse_if_held):
+        with pytest.raises(LeaseHeld, match=f"pid 1 on host {change.get('host', identity()['host'])}"):
+            look()
+
+
+@pytest.mark.parametrize("change", ELSEWHERE, ids=str)
+def test_a_holder_elsewhere_that_stopped_renewing_is_taken_over(store: Store, change: dict[str, Any]) -> None:
+    hold(store, beat=time.time() - 61, every=0.05, **change)
+    Lease(store, RUN, {}).refuse_if_held()
     with Lease(store, RUN, {}) as lease:
         assert lease.previous == {"n": 1}
+
+
+@pytest.mark.parametrize("skew", [-86400.0, 86400.0])
+def test_a_holder_that_renews_is_alive_whatever_its_clock_says(store: Store, skew: float) -> None:
+    clock = time.time() + skew
+    hold(store, process_start="another boot:17", beat=clock, ttl=30.0, every=30.0)
+    stop = threading.Event()
+
+    def renew() -> None:
+        while not stop.wait(0.05):
+            value, token = store.read_pointer(f"leases/{RUN}")
+            assert value is not None
+            store.swap_pointer(f"leases/{RUN}", {**value, "beat": value["beat"] + 0.05}, token)
+
+    holder = threading.Thread(target=renew)
+    holder.start()
+    try:
+        with pytest.raises(LeaseHeld, match="is being worked on by pid"):
+            Lease(store, RUN, {}).__enter__()
+    finally:
+        stop.set()
+        holder.join()
+
+
+def test_a_dead_holder_whose_clock_was_ahead_is_taken_over(store: Store) -> None:
+    hold(store, process_start="another boot:17", beat=time.time() + 86400.0, ttl=0.2)
+    with Lease(store, RUN, {}) as lease:
+        assert lease.previous == {"n": 1}
+
+
+NO_JSON = [b"", b"{", b"[]", b"\xff", b"null", b'{"value": 1}', b'{"value": {}, "mark": "m"}']
+WRONG_FIELDS: list[dict[str, Any]] = [
+    {"host": None},
+    {"pid": "one"},
+    {"process_start": 5},
+    {"ttl": "long"},
+    {"ttl": 1e300},
+    {"ttl": -1},
+    {"beat": None},
+    {"since": 1e300},
+    {"owner": []},
+    {"abandoned": {"a": 1}},
+    {"abandoned": [1]},
+]
+
+
+@pytest.mark.parametrize("malformed", [*NO_JSON, *WRONG_FIELDS], ids=str)
+def test_a_malformed_lease_holds_nobody_up(store: Store, malformed: Any) -> None:
+    if isinstance(malformed, dict):
+        hold(store, **malformed)
+    else:
+        store.objects.write(f"pointers/leases/{RUN}.json", malformed)
+    Lease(store, RUN, {}).refuse_if_held()
+    with Lease(store, RUN, {}, ttl=1.0, beat=0.05) as lease:
+        assert (lease.previous, lease.abandoned) == (None, [])
+        lease.update(n=2)
+    assert store.read_pointer(f"leases/{RUN}") == (None, None)
+
+
+def test_a_lease_that_is_damaged_while_it_is_held_is_written_anew(store: Store) -> None:
+    with Lease(store, RUN, {"n": 1}, ttl=5.0, beat=0.1) as lease:
+        store.objects.write(f"pointers/leases/{RUN}.json", b"damaged")
+        with pytest.raises(LeaseHeld, match=f"pid {os.getpid()} on host"):
+            Lease(store, RUN, {}, ttl=5.0, beat=1.0).__enter__()
+        lease.check()
+        assert not lease.lost
+    assert store.read_pointer(f"leases/{RUN}") == (None, None)
 
 
 def test_runs_nobody_closed_are_remembered_until_settled(store: Store) -> None:
-    hold(store, process_start="dead", abandoned=[{"n": 0}])
+    hold(store, process_start=EARLIER, abandoned=[{"n": 0}])
     with Lease(store, RUN, {"n": 2}) as lease:
         assert lease.abandoned == [{"n": 0}, {"n": 1}]
         value, _ = store.read_pointer(f"leases/{RUN}")
