@@ -225,6 +225,8 @@ class Multiplexer(Searcher):
         phase, proposal = self._open.pop(number)
         del self._losses[None]
         stored = self._store.append(f"searches/{phase.spec.key}", proposal.index, record)
+        if stored.get("genome") != list(proposal.genome):  # the first record stands, and says nothing of this genome
+            stored = dict(record)
         phase.core.done(proposal.index, stored)
         self._told(phase.spec, proposal, stored)
 

@@ -62,6 +62,12 @@ class Arguments:
         """Map a genome to coordinates (genes,) in which the bounds are 0 and 1."""
         return (np.array(genome) - self.low) / (self.high - self.low)
 
+    def is_genome(self, genome: Genome) -> bool:
+        """Return whether `from_unit` could return `genome`: as many genes, inside the bounds, rounded, on or off."""
+        if len(genome) != self.genes or round_genome(genome, self.bounds) != genome:
+            return False
+        return all(genome[gene] in (0.0, 1.0) for gene in self.binary)
+
     def uniform(self, rng: np.random.Generator) -> Genome:
         """Return a genome drawn uniformly from the bounds; a fair coin per gene that is on or off."""
         unit = rng.random(self.genes)

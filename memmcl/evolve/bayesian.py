@@ -38,6 +38,9 @@ class Bayesian(RandomSearch):
 
     A genome that was proposed before is proposed again only if everything compared was.
 
+    An ask is a function of the results told and of the genomes asked before it, and draws from a generator of its own
+    index. So one whose genome is on record takes it from there, and no process is fitted.
+
     Raises:
         ConfigError: update "steady-state".
 
@@ -56,9 +59,13 @@ class Bayesian(RandomSearch):
             )
         super().__init__(arguments)
 
-    def _genome(self, rng: np.random.Generator) -> Genome:
+    def _genome(self, rng: np.random.Generator, recorded: Genome | None) -> Genome:
         told = {at: value for at, value in self._history.fitness.items() if value > -math.inf}
-        return self._best(rng, told) if len(told) >= self._arguments.population else super()._genome(rng)
+        if len(told) < self._arguments.population:
+            return super()._genome(rng, recorded)
+        if recorded is not None and self._arguments.is_genome(recorded):
+            return recorded
+        return self._best(rng, told)
 
     def _best(self, rng: np.random.Generator, told: dict[int, float]) -> Genome:
         arguments, proposals = self._arguments, self._history.proposals

@@ -70,7 +70,7 @@ class CmaEs:
         self._sampled: dict[int, tuple[int, Point]] = {}  # open proposals: their restart, and what to tell
         self._told: list[tuple[Genome, Point, float]] = []
 
-    def ask(self) -> Proposal:
+    def ask(self, recorded: Genome | None = None) -> Proposal:
         """Return the next seed, or a sample of the current distribution."""
         seeds = self._arguments.seeds
         index = len(self._history.proposals)

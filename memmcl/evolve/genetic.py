@@ -71,7 +71,7 @@ class Genetic:
         self._generation = 0  # updates so far; of the steady state, `population` tells count as one
         self._told: list[Individual] = []  # since the last update
 
-    def ask(self) -> Proposal:
+    def ask(self, recorded: Genome | None = None) -> Proposal:
         """Return the next seed, member of generation 0, or child of the population as it is."""
         seeds = self._arguments.seeds
         index = len(self._history.proposals)

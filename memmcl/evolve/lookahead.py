@@ -18,6 +18,7 @@ from typing import Any
 from memmcl.errors import ConfigError, SearchError
 from memmcl.evolve.racing import Hurdle, Race
 from memmcl.evolve.strategy import Genome, Proposal, Strategy, maximised
+from memmcl.evolve.threads import one_blas_thread
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,8 @@ class LookAhead:
     """Drive a fresh `strategy` for `budget` asks.
 
     records: results of an earlier, killed search, index -> record with "genome" and "fitness"; a record whose
-    genome is the proposal's is used without evaluation, any other is ignored with a warning.
+    genome is the proposal's is used without evaluation, any other is ignored with a warning. The strategy is told what
+    the recorded genome is, so that costly asks are not made again, as long as no record was ignored.
 
         search = LookAhead(strategy, budget=20, lookahead=2)
         while not search.finished:
@@ -69,6 +71,7 @@ class LookAhead:
         self._best = -math.inf
         self._closed = False
         self._earlier = dict(records or {})
+        self._fitting = True  # all records so far
         self._proposals: list[Proposal] = []
         self._records: dict[int, Record] = {}
         self._first: dict[Genome, int] = {}
@@ -136,13 +139,16 @@ class LookAhead:
         stands; a later one (of a worker that was thought lost) changes nothing.
 
         Raises:
-            SearchError: an index that was never handed out, or a record without "fitness".
+            SearchError: an index that was never handed out, or a record without "fitness" or of another genome.
         """
         proposal = self._handed_out(index)
         if index in self._records:
             return ()
         if "fitness" not in record:
             raise SearchError(f"result of proposal {index} has no `fitness`, only {sorted(record)}")
+        if tuple(record.get("genome", proposal.genome)) != proposal.genome:
+            asked = list(proposal.genome)
+            raise SearchError(f"result of proposal {index} is of genome {record['genome']}, expected {asked}")
         self._keep(proposal, record)
         completed = (index, *self._twins.pop(index, []))
         for twin in completed[1:]:
@@ -183,6 +189,10 @@ class LookAhead:
 
     def _advance(self) -> None:
         """Tell and ask as far as the rule allows."""
+        with one_blas_thread():
+            self._tell_and_ask()
+
+    def _tell_and_ask(self) -> None:
         while True:
             index = len(self._proposals)
             tells = index if self._asked_all else max(0, index - self._lookahead)
@@ -193,7 +203,12 @@ class LookAhead:
             if self._stagnation is not None and self._since_best >= self._stagnation:
                 self._closed = True
             else:
-                self._admit(self._strategy.ask())
+                self._admit(self._strategy.ask(self._recorded(index)))
+
+    def _recorded(self, index: int) -> Genome | None:
+        """Return the genome that an earlier process was given at this ask, None where that is not known."""
+        genome = tuple(self._earlier.get(index, {}).get("genome", ()))
+        return genome if genome and self._fitting else None
 
     def _tell(self, index: int) -> None:
         """Tell one result; seeds, which come first, do not count as steps without improvement."""
@@ -216,11 +231,13 @@ class LookAhead:
         self._hurdles.append(self._race.hurdles(told) if self._race is not None else ())
         first = self._first.setdefault(proposal.genome, index)
         earlier = self._earlier.get(index)
+        if earlier is not None and not _fits(earlier, proposal):
+            earlier, self._fitting = None, False
         if first in self._records:
             self._reuse(index, first)
         elif first != index:
             self._twins.setdefault(first, []).append(index)
-        elif earlier is not None and _fits(earlier, proposal):
+        elif earlier is not None:
             self._keep(proposal, earlier)
         else:
             self._queue.append(index)
@@ -241,5 +258,5 @@ class LookAhead:
 def _fits(record: Mapping[str, Any], proposal: Proposal) -> bool:
     if "fitness" in record and tuple(record.get("genome", ())) == proposal.genome:
         return True
-    log.warning("saved record of proposal %d is of another genome; evaluating it again", proposal.index)
+    log.warning("saved record of proposal %d is of another genome; it is ignored", proposal.index)
     return False

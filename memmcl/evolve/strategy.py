@@ -2,7 +2,8 @@
 
 A strategy knows no workers and no time. Fitness is maximised everywhere; only the line that talks to a
 minimiser flips the sign. A strategy is a function of its arguments and of the order of its asks and tells, so
-`state()` holds exactly these and `memmcl.evolve.restore` replays them: no pickle, no generator state.
+`state()` holds exactly these and `memmcl.evolve.restore` goes through them again: no pickle, no generator state. What
+was asked need not be computed again where that is costly: `ask` is told what it was.
 """
 
 from __future__ import annotations
@@ -45,8 +46,12 @@ class Proposal:
 class Strategy(Protocol):
     """A maximiser over genomes. Asks may run ahead of tells; each ask is told once, or never."""
 
-    def ask(self) -> Proposal:
-        """Return the next proposal; its index is the number of asks before it."""
+    def ask(self, recorded: Genome | None = None) -> Proposal:
+        """Return the next proposal; its index is the number of asks before it.
+
+        recorded: what an earlier process was given at this ask, after the same asks and tells. A strategy whose asks
+        are costly takes it, if it can be one of its genomes, instead of computing it again; others may pass over it.
+        """
         ...
 
     def tell(self, index: int, fitness: float | None, objectives: Objectives | None = None) -> None:

@@ -39,11 +39,10 @@ def build_strategy(name: str, **arguments: Any) -> Strategy:
 
 
 def restore(state: Mapping[str, Any]) -> Strategy:
-    """Return the strategy whose `state()` this is, by replaying its asks and tells.
+    """Return the strategy whose `state()` this is, by going through its asks and tells; costly asks are not repeated.
 
     Raises:
-        SearchError: the replay proposes another genome than the history holds (other code or library
-            version).
+        SearchError: an ask proposes another genome than the history holds (other code or library version).
     """
     arguments = dict(state["arguments"])
     arguments["seeds"] = [(name, tuple(genome)) for name, genome in arguments["seeds"]]
@@ -52,7 +51,7 @@ def restore(state: Mapping[str, Any]) -> Strategy:
         if event[0] == "tell":
             strategy.tell(*event[1:])  # index, fitness, objectives; earlier versions wrote no objectives
             continue
-        proposal = strategy.ask()
+        proposal = strategy.ask(tuple(event[1]))
         if list(proposal.genome) != list(event[1]):
             raise SearchError(
                 f"replayed proposal {proposal.index} is {list(proposal.genome)}, the saved search had "

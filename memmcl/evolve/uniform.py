@@ -20,7 +20,7 @@ class RandomSearch:
         self._arguments = arguments
         self._history = History()
 
-    def ask(self) -> Proposal:
+    def ask(self, recorded: Genome | None = None) -> Proposal:
         """Return the next seed, or a genome of the strategy's own; a generation is `population` of these."""
         seeds = self._arguments.seeds
         index = len(self._history.proposals)
@@ -28,7 +28,7 @@ class RandomSearch:
             return self._history.ask(seeds[index][1], f"seed:{seeds[index][0]}", 0)
         rng = np.random.default_rng(derive(self._arguments.seed, self.name, index))
         generation = 1 + (index - len(seeds)) // self._arguments.population
-        return self._history.ask(self._genome(rng), f"{self.name}:g{generation}", generation)
+        return self._history.ask(self._genome(rng, recorded), f"{self.name}:g{generation}", generation)
 
     def tell(self, index: int, fitness: float | None, objectives: Objectives | None = None) -> None:
         """Tell the fitness (maximised) of proposal `index`; see `Strategy`. Random draws learn nothing from it."""
@@ -38,5 +38,5 @@ class RandomSearch:
         """Return arguments and history, JSON-ready; see `memmcl.evolve.restore`."""
         return self._history.state(self.name, self._arguments.to_json())
 
-    def _genome(self, rng: np.random.Generator) -> Genome:
+    def _genome(self, rng: np.random.Generator, recorded: Genome | None) -> Genome:
         return self._arguments.uniform(rng)

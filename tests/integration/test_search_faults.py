@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ from tiny import corpus, random_factors
 from memmcl.config import RayConfig, parse_config
 from memmcl.errors import ModelError, SearchError, ServiceError
 from memmcl.evolve import seed_genomes
+from memmcl.evolve.bayesian import Process
 from memmcl.evolve.racing import Hurdle
 from memmcl.experts import adapter
 from memmcl.store import ArtifactRef
@@ -146,6 +148,42 @@ def test_no_more_workers_are_asked_for_than_there_are_candidates(make: Callable[
     searcher = Multiplexer(run, [plan.course()], lambda *_: None, Waiting())
     asked = [searcher.suggest(str(worker)) for worker in range(run.config.search.lookahead + 3)]
     assert asked == [{}] * (run.config.search.lookahead + 1) + [None] * 2
+
+
+def test_a_killed_search_goes_on_from_its_records_without_a_fit_for_any_of_them(make: Callable[..., Made]) -> None:
+    whole_run, whole_plan, _ = whole = make(store="whole", strategy="bayesian")
+    with patch.object(Process, "fitted", side_effect=Process.fitted) as fits:
+        finished = search(whole)
+        assert fits.call_count > 0
+        fits.reset_mock()
+        assert search(make(store="whole", strategy="bayesian")).core.proposals == finished.core.proposals
+        assert fits.call_count == 0, "of a finished search, everything is on record"
+
+        killed = make(strategy="bayesian")
+        kept = {index: record for index, record in records_of(whole_run, whole_plan).items() if index < EVALUATIONS - 2}
+        for index, record in kept.items():
+            open_store(killed[0]).append(f"searches/{killed[1].first.key}", index, record)
+        resumed = search(killed)
+        assert fits.call_count == 2
+    assert resumed.core.proposals == finished.core.proposals
+    assert resumed.core.best()[0] == finished.core.best()[0]
+
+
+def test_a_record_of_another_genome_lends_its_fitness_to_nothing(make: Callable[..., Made]) -> None:
+    undisturbed = search(make(store="undisturbed")).core
+    run, plan, _ = made = make()
+    foreign = {**undisturbed.records[3], "genome": [0.123456, 0.654321], "fitness": 99.0}
+    open_store(run).append(f"searches/{plan.first.key}", 3, foreign)
+    found = search(made).core
+    assert found.proposals == undisturbed.proposals
+    assert [found.records[index]["fitness"] for index in range(EVALUATIONS)] == [
+        undisturbed.records[index]["fitness"] for index in range(EVALUATIONS)
+    ]
+    assert records_of(run, plan)[3]["fitness"] == 99.0, "the first record stands"
+
+
+def records_of(run: Run, plan: Plan) -> dict[int, dict[str, Any]]:
+    return open_store(run).records(f"searches/{plan.first.key}")
 
 
 def stored(run: Run, plan: Plan) -> list[dict[str, Any]]:

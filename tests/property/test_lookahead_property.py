@@ -7,11 +7,14 @@ import math
 from dataclasses import dataclass
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memmcl.evolve import STRATEGIES, UPDATES, LookAhead, Proposal, build_strategy
+from memmcl.evolve.bayesian import Process
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,20 @@ VARIANTS = [
     for restarts in (False, True)
     if (update == "generational" if name in ("bayesian", "cmaes") else True) and (name == "cmaes" or not restarts)
 ]
-CASES = st.builds(
-    Case,
-    variant=st.sampled_from(VARIANTS),
-    seed=st.integers(0, 1000),
-    budget=st.integers(1, 30),
-    lookahead=st.integers(0, 6),
-    coarse=st.booleans(),
-)
+
+
+def cases(variants: list[tuple[str, str, bool]] = VARIANTS, fewest: int = 1) -> st.SearchStrategy[Case]:
+    return st.builds(
+        Case,
+        variant=st.sampled_from(variants),
+        seed=st.integers(0, 1000),
+        budget=st.integers(fewest, 30),
+        lookahead=st.integers(0, 6),
+        coarse=st.booleans(),
+    )
+
+
+CASES = cases()
 
 
 def outcome(search: LookAhead) -> tuple[Any, ...]:
@@ -121,3 +130,35 @@ def test_kills_and_replay_of_what_was_saved_do_not_matter(case: Case, timing: Ra
         finished = search
     assert finished is not None
     assert outcome(finished) == outcome(serial(case))
+
+
+def as_stored(record: dict[str, Any]) -> dict[str, Any]:
+    finite = record["fitness"] if math.isfinite(record["fitness"]) else None
+    found: dict[str, Any] = json.loads(json.dumps({**record, "fitness": finite}, allow_nan=False))
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_a_resume_fits_no_process_for_what_is_on_record_and_asks_the_same(name: str, data: st.DataObject) -> None:
+    case = data.draw(cases([variant for variant in VARIANTS if variant[0] == name], fewest=12))
+    whole = serial(case)
+    told = range(data.draw(st.integers(0, case.budget), label="killed at"))
+    later = data.draw(st.sets(st.integers(len(told), len(told) + case.lookahead)), label="beyond a gap")
+    saved = {  # as the store has it: what was evaluated, in whatever order it came
+        index: as_stored(record)
+        for index, record in whole.records.items()
+        if (index in told or index in later) and "reused_from" not in record
+    }
+    with patch.object(Process, "fitted", side_effect=Process.fitted) as fits:
+        search = case.search(saved)
+    assert len(search.proposals) >= len(told)
+    assert search.proposals == whole.proposals[: len(search.proposals)]
+    assert fits.call_count <= sum(proposal.index not in saved for proposal in search.proposals)
+    while not search.finished:
+        proposal = search.next()
+        assert proposal is not None
+        assert proposal.index not in saved
+        search.done(proposal.index, case.evaluate(proposal))
+    assert outcome(search) == outcome(whole)

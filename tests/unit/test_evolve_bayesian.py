@@ -61,6 +61,18 @@ def peer(process: Process) -> GaussianProcessRegressor:
     )
 
 
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many results each process is fitted to."""
+    sizes: list[int] = []
+    fitted = Process.fitted
+    monkeypatch.setattr(
+        "memmcl.evolve.bayesian.Process.fitted",
+        lambda points, values: sizes.append(len(points)) or fitted(points, values),
+    )
+    return sizes
+
+
 def test_the_process_expects_what_scikit_learns_expects() -> None:
     process = Process.fitted(*data())
     points = np.random.default_rng(1).random((40, 3))
@@ -161,17 +173,42 @@ def test_results_that_are_all_alike_or_all_failures_still_let_it_propose() -> No
         assert len({one.genome for one in proposals}) == 20
 
 
-def test_more_results_than_the_process_takes_keep_it_at_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-    fitted = Process.fitted
-    monkeypatch.setattr(
-        "memmcl.evolve.bayesian.Process.fitted",
-        lambda points, values: sizes.append(len(points)) or fitted(points, values),
-    )
+def test_more_results_than_the_process_takes_keep_it_at_its_size(
+    fits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("memmcl.evolve.bayesian.POINTS", 16)
     assert max(sphere(one.genome) for one in drive(make(), 50)) > -1e-4
-    assert max(sizes) <= 16 < POINTS
-    assert sizes[:4] == [4, 5, 6, 7]
+    assert max(fits) <= 16 < POINTS
+    assert fits[:4] == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    [(), (0.5, 0.5), (0.5, 0.5, 0.5, 0.5), (0.5, 0.5, 1.6), (0.5, 0.5, float("nan")), (0.5, 0.5, 1 / 3)],
+    ids=["empty", "short", "long", "out of bounds", "no number", "not rounded"],
+)
+def test_a_record_that_can_be_no_genome_of_the_search_is_passed_over(
+    recorded: tuple[float, ...], fits: list[int]
+) -> None:
+    strategy, undisturbed = make(), make()
+    for each in (strategy, undisturbed):
+        drive(each, 8)
+        each.tell(7, 0.0)
+    fits.clear()
+    assert strategy.ask(recorded) == undisturbed.ask()
+    assert fits == [8, 8]
+
+
+def test_a_recorded_genome_is_taken_unless_it_is_between_on_and_off(fits: list[int]) -> None:
+    bounds = [(0.0, 1.0), (0.0, 1.0), (0.0, 1.5)]
+    strategy = make(bounds=bounds, binary=[1])
+    drive(strategy, 8)
+    strategy.tell(7, 0.0)
+    fits.clear()
+    assert strategy.ask((0.25, 1.0, 1.5)).genome == (0.25, 1.0, 1.5)
+    assert fits == []
+    assert strategy.ask((0.25, 0.5, 1.5)).genome[1] in (0.0, 1.0)
+    assert fits == [8]
 
 
 def test_a_steady_state_is_refused() -> None:

@@ -22,10 +22,12 @@ class Scripted:
         self.log: list[tuple[str, int]] = []
         self.told: dict[int, float | None] = {}
         self.objectives: dict[int, Any] = {}
+        self.recorded: list[Genome | None] = []
 
-    def ask(self) -> Proposal:
+    def ask(self, recorded: Genome | None = None) -> Proposal:
         index = sum(1 for what, _ in self.log if what == "ask")
         self.log.append(("ask", index))
+        self.recorded.append(recorded)
         return Proposal(index, self.genomes[index], "scripted", self.generation)
 
     def tell(self, index: int, fitness: float | None, objectives: Any = None) -> None:
@@ -157,6 +159,8 @@ def test_wrong_indices_and_results_are_refused() -> None:
             search.retry(index)
     with pytest.raises(SearchError, match="no `fitness`"):
         search.done(0, {"score": 1.0})
+    with pytest.raises(SearchError, match=r"of genome \[2.0\], expected \[0.0\]"):
+        search.done(0, {"genome": [2.0], "fitness": 1.0})
 
 
 @pytest.mark.parametrize(("budget", "lookahead"), [(0, 1), (3, -1)])
@@ -190,6 +194,24 @@ def test_saved_records_are_used_and_those_of_other_genomes_are_not(caplog: pytes
         0: {"genome": [0.0], "fitness": 0.3, "seconds": 2.0},
         3: {"genome": [3.0], "fitness": -math.inf},
     }
+
+
+def test_a_strategy_is_told_what_was_recorded_until_a_record_does_not_fit() -> None:
+    saved = {index: {"genome": [float(index)], "fitness": 0.5} for index in (0, 1, 3, 5)}
+    saved[2] = {"genome": [9.0], "fitness": 0.9}
+    strategy = Scripted(distinct(6))
+    search = LookAhead(strategy, budget=6, lookahead=5, records=saved)
+    assert strategy.recorded == [(0.0,), (1.0,), (9.0,), None, None, None]
+    assert handed(search) == [2, 4]
+
+
+def test_a_record_of_another_genome_is_no_sign_of_trust_where_the_proposal_is_a_duplicate() -> None:
+    saved: dict[int, Any] = {index: {"genome": [float(index)], "fitness": 0.5} for index in range(3)}
+    strategy = Scripted([(0.0,), (0.0,), (2.0,)])
+    search = LookAhead(strategy, budget=3, lookahead=2, records=saved)
+    assert search.finished
+    assert strategy.recorded == [(0.0,), (1.0,), None]
+    assert search.records[1]["reused_from"] == 0
 
 
 def test_a_finished_search_replays_without_any_evaluation() -> None:
