@@ -48,22 +48,14 @@ def champion_show(name: ChampionName = None, store: StoreUrl = None, config: Con
 
 
 @champion_app.command("history")
-def champion_history(
-    last: Annotated[int, typer.Option(min=0, help="List so many entries; 0 for all")] = 100,
-    name: ChampionName = None,
-    store: StoreUrl = None,
-    config: ConfigFile = None,
-) -> None:
-    """List promotions and rollbacks, the newest first."""
+def champion_history(name: ChampionName = None, store: StoreUrl = None, config: ConfigFile = None) -> None:
+    """List every promotion and rollback, the newest first."""
     _, champions = _champions(name, store, config)
     table = Table("since", "run", "name", "how", "test score", "why", box=None, header_style="bold")
-    shown = champions.history[-last:] if last else champions.history
-    for reign in reversed(shown):
+    for reign in reversed(champions.history):
         score = "" if reign.unified is None else f"{reign.unified:.3f} ± {reign.unified_se or 0:.3f}"
         table.add_row(reign.since[:16], reign.run_id[:8], reign.name, reign.how, score, reign.why)
     console.print(table)
-    if len(shown) < len(champions.history):
-        console.print(f"and {len(champions.history) - len(shown):,} older entries; --last 0 lists all")
 
 
 @champion_app.command("rollback")

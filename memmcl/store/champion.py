@@ -58,16 +58,11 @@ class Champions:
     def line(self) -> tuple[str, ...]:
         """Run ids of the champion and of those it followed, oldest first; what was rolled back is not among them."""
         line: list[str] = []
-        places: dict[str, int] = {}
         for reign in self.history:
-            place = places.get(reign.run_id)
-            if place is None:
-                places[reign.run_id] = len(line)
+            if reign.run_id in line:
+                del line[line.index(reign.run_id) + 1 :]
+            else:
                 line.append(reign.run_id)
-                continue
-            for later in line[place + 1 :]:
-                del places[later]
-            del line[place + 1 :]
         return tuple(line)
 
     @property
