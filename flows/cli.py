@@ -38,7 +38,9 @@ from flows.cli_search import search_app
 from flows.cli_store import store_app
 from memmcl import __version__
 from memmcl.config import load_config
-from memmcl.errors import MemmclError, UsageError
+from memmcl.errors import MemmclError, ServiceError, UsageError
+from tasks.leftovers import keep_error
+from tasks.watch import ends_process
 
 app = typer.Typer(
     help="One sentiment model out of many LoRA experts: train, merge by evolution, evaluate, report.\n\n"
@@ -235,7 +237,8 @@ def version() -> None:
 def main() -> None:
     """Run the command line; errors are one line, exit code 2 for usage and 1 for failure."""
     try:
-        app(prog_name="memmcl")
+        with ends_process(_say):
+            app(prog_name="memmcl")
     except MemmclError as error:
         _fail(str(error), error.exit_code)
     except SystemExit as ended:
@@ -248,19 +251,21 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
+    _say(message)
+    sys.exit(code)
+
+
+def _say(message: str) -> None:
     line = Text.assemble(("error:", "red"), " ", " ".join(message.split()))
     Console(stderr=True, highlight=False).print(line, soft_wrap=True)
-    sys.exit(code)
 
 
 def _kept(error: BaseException) -> str:
     """Write the error's traceback to a file of its own, and say where it is."""
     try:
-        with tempfile.NamedTemporaryFile("w", prefix="memmcl-", suffix=".txt", delete=False) as file:
-            traceback.print_exception(error, file=file)
-    except OSError:
+        return f"with its traceback in {keep_error(''.join(traceback.format_exception(error)))}"
+    except (OSError, ServiceError):
         return f"(its traceback could not be written to {tempfile.gettempdir()})"
-    return f"with its traceback in {file.name}"
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +20,12 @@ from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from memmcl.errors import ServiceError
+from tasks.leftovers import work_folder
+from tasks.watch import AGAIN, at_address, of_process, watched
 
 HOST = "127.0.0.1"
+AWAY_SECONDS = 60.0
+"""For how long a server that others run may be away: Prefect's client tries about as long."""
 _QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_LOGGING_SERVER_LEVEL": "WARNING"}
 
 
@@ -38,11 +42,14 @@ def prefect_server(port: int | None = None) -> Iterator[str]:
     if named:
         if not _healthy(named):
             raise ServiceError(f"no Prefect server answers at PREFECT_API_URL={named}; start it, or unset the variable")
-        yield named
+        parts = urllib.parse.urlsplit(named)
+        port_of = parts.port or {"https": 443}.get(parts.scheme, 80)
+        with watched(at_address(f"the Prefect server at {named}", parts.hostname or HOST, port_of, AWAY_SECONDS)):
+            yield named
         return
     chosen = check_port(port) if port is not None else _free_port()
     url = f"http://{HOST}:{chosen}/api"
-    with tempfile.TemporaryFile() as output:
+    with work_folder("prefect", keep=True) as folder, (folder / "server.log").open("w+b") as output:
         child = subprocess.Popen(
             server_command(chosen), stdout=output, stderr=subprocess.STDOUT, env=server_environment(chosen),
             stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent, start_new_session=True,
@@ -50,11 +57,9 @@ def prefect_server(port: int | None = None) -> Iterator[str]:
         try:
             _wait(child, url, output.fileno())
             os.environ["PREFECT_API_URL"] = url  # for Ray's workers; settings that were read before do not see it
-            with temporary_settings({PREFECT_API_URL: url}):
-                try:
-                    yield url
-                finally:
-                    APILogWorker.drain_all(timeout=5)  # or it goes on trying when the server is gone
+            said = f"the run's Prefect server died; its log is {output.name}; look for memory limits, then {AGAIN}"
+            with temporary_settings({PREFECT_API_URL: url}), watched(of_process(child, said), stop=_drain_logs):
+                yield url
         finally:
             os.environ.pop("PREFECT_API_URL", None)
             _stop(child)
@@ -108,6 +113,10 @@ def _healthy(url: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError, ValueError):
         return False
+
+
+def _drain_logs() -> None:
+    APILogWorker.drain_all(timeout=5)  # or it goes on trying when the server is gone
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

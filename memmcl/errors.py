@@ -9,6 +9,7 @@
     |-- TrainingError               a training that cannot go on (non-finite loss, no rows)
     |-- SearchError                 a merge search that cannot go on
     |-- ServiceError                Prefect server, Ray, a port
+    |   `-- ServiceDied             one that was there, and is gone
     `-- StoreError                  object storage
         |-- ArtifactNotFound        no manifest, or a blob it names is missing
         |-- CorruptArtifact         bytes that do not match their digest
@@ -61,6 +62,10 @@ class SearchError(MemmclError):
 
 class ServiceError(MemmclError):
     """A Prefect server, a Ray cluster or a port that cannot be used."""
+
+
+class ServiceDied(ServiceError):
+    """A Prefect server or a Ray that was there, and is gone."""
 
 
 class StoreError(MemmclError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from memmcl.merge.export import write_full
 from memmcl.report import model_card, render_html, write_tables
 from memmcl.store import ArtifactRef
 from tasks.artifacts import show_results
+from tasks.leftovers import work_folder
 from tasks.made import Made
 from tasks.results import gather
 from tasks.runtime import Run, find_base, load_adapter, log, open_store, reuse_or_make
@@ -28,11 +28,12 @@ def export_full(run: Run, unified: ArtifactRef) -> State[ArtifactRef]:
 
     def make() -> tuple[dict[str, Path], dict[str, Any]]:
         base = find_base(run.base, run.config.model.revision)
-        directory = Path(scratch)
+        directory = scratch / "model"
+        directory.mkdir()
         write_full(directory, base, load_adapter(run, unified), dtype=run.base.dtype, split=run.base.split)
         return {path.name: path for path in sorted(directory.iterdir())}, {}
 
-    with tempfile.TemporaryDirectory(prefix="memmcl-export-") as scratch:
+    with work_folder("export") as scratch:
         return reuse_or_make(
             run, "model", name="unified model, full weights", inputs=[unified], config={"model": run.model_key()},
             stage_version=EXPORT_VERSION, make=make,

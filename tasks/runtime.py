@@ -12,11 +12,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from httpx import HTTPError
 from prefect.logging import get_run_logger
 from prefect.logging.configuration import ensure_logging_setup
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.states import Completed, State
 from pydantic import BaseModel, ConfigDict
+from ray.exceptions import RayError
 
 from memmcl import seeds
 from memmcl.backbone.activations import Activations, activations_directory
@@ -35,14 +37,14 @@ Files = Mapping[str, bytes | Path]
 
 
 class _WithoutTraceback(logging.Formatter):
-    """Formats as `formatter` does, but without the traceback of our own errors: their message says what to do."""
+    """Formats as `formatter` does, but without the traceback of errors of ours and of services: the message says it."""
 
     def __init__(self, formatter: logging.Formatter) -> None:
         super().__init__()
         self.formatter = formatter
 
     def format(self, record: logging.LogRecord) -> str:
-        if record.exc_info and isinstance(record.exc_info[1], MemmclError):
+        if record.exc_info and isinstance(record.exc_info[1], (MemmclError, RayError, HTTPError)):
             record = copy.copy(record)  # the run history, another handler, keeps the traceback
             record.exc_info = record.exc_text = None
         return self.formatter.format(record)

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import signal
-import tempfile
 import threading
 import time
 from collections import Counter, deque
@@ -32,6 +31,7 @@ from memmcl.outside import FULL
 from memmcl.store import Store
 from tasks.bench import Bench
 from tasks.cluster import check_room
+from tasks.leftovers import work_folder
 from tasks.queue import Candidate, Queue, RayQueue
 from tasks.runtime import Run, open_store
 from tasks.spec import SearchSpec
@@ -309,13 +309,13 @@ def _tune(cfg: RayConfig, searcher: Multiplexer, trainable: type[tune.Trainable]
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the run, not only the search
     logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # it looks for the loggers' files
     try:
-        with tempfile.TemporaryDirectory(prefix="memmcl-tune-") as scratch:
+        with work_folder("tune") as scratch:
             tuner = tune.Tuner(
                 tune.with_resources(trainable, resources),
                 tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, max_concurrent_trials=cfg.workers),
                 run_config=tune.RunConfig(
                     name="search",
-                    storage_path=scratch,
+                    storage_path=str(scratch),
                     verbose=0,
                     stop=_Ended(searcher),
                     failure_config=tune.FailureConfig(max_failures=0),

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -19,7 +19,7 @@ from prefect.runtime import deployment
 from memmcl import seeds
 from memmcl.backbone.load import resolve_device, resolve_dtype
 from memmcl.config import RayConfig, RunConfig
-from memmcl.errors import ConfigError, ServiceError
+from memmcl.errors import ConfigError, MemmclError, ServiceDied, ServiceError
 from memmcl.experts import train
 from memmcl.merge.table import check_search
 from memmcl.store import Lease, Manifest
@@ -29,6 +29,7 @@ from tasks.data import data_digests, rows_digest
 from tasks.experts import warm_key
 from tasks.inputs import Inputs, find_inputs
 from tasks.journal import note_run
+from tasks.local_ray import first_line, joined_ray, local_ray
 from tasks.progress import choose_display
 from tasks.runtime import Base, Pinned, Run, closure_of, open_store, resident_prompter
 
@@ -145,9 +146,12 @@ def held(run: Run) -> Iterator[Lease]:
         note_run(run)
         try:
             yield lease
+        except ServiceDied:  # tasks on Ray ended without a word
+            history.close_interrupted()
+            raise
         except Exception:
             raise
-        except BaseException:  # a signal or a cancellation: tasks on Ray ended without a word
+        except BaseException:  # a signal or a cancellation: the same
             history.close_interrupted()
             raise
 
@@ -158,6 +162,7 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
 
     Raises:
         ServiceError: the cluster cannot be reached, or a local one cannot start.
+        ServiceDied: it is gone in the midst of the work.
     """
     if ray.is_initialized():
         yield
@@ -167,28 +172,26 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
     choose_display()
     in_main = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        if cfg.address:
-            ray.init(address=cfg.address, logging_level="warning", namespace="memmcl")
-        else:
-            os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # they hold the model
-            ray.init(
-                num_cpus=math.ceil(cfg.workers * cfg.cpus_per_worker), include_dashboard=False,
-                logging_level="warning", object_store_memory=256 * 2**20, namespace="memmcl",
-            )  # fmt: skip
-    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
-        where = f"reach the Ray cluster at {cfg.address}" if cfg.address else "start a local Ray"
-        raise ServiceError(
-            f"cannot {where}: {str(error).splitlines()[0]}; check ray.address and free memory"
-        ) from error
-    if in_main:
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler would keep Prefect from cancelling in good order
-    try:
+    with ExitStack() as stack:
+        try:
+            if cfg.address:
+                stack.enter_context(joined_ray(address=cfg.address, logging_level="warning", namespace="memmcl"))
+            else:
+                os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # they hold the model
+                stack.enter_context(local_ray(
+                    num_cpus=math.ceil(cfg.workers * cfg.cpus_per_worker), include_dashboard=False,
+                    logging_level="warning", object_store_memory=256 * 2**20, namespace="memmcl",
+                ))  # fmt: skip
+        except MemmclError:
+            raise
+        except Exception as error:  # a node that is not up in time is one of no class of its own
+            where = f"reach the Ray cluster at {cfg.address}" if cfg.address else "start a local Ray"
+            raise ServiceError(f"cannot {where}: {first_line(error)}; check ray.address and free memory") from error
+        if in_main:
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would keep Prefect from cancelling in good order
         if not cfg.address:
             _check_gpus(cfg)
         yield
-    finally:
-        ray.shutdown()
 
 
 def _check_gpus(cfg: RayConfig) -> None:

@@ -1,0 +1,54 @@
+"""Ends what is left of a local Ray when the process that started it has ended, in whatever way.
+
+    python -I -S reaper.py MARK
+
+Its standard input is a pipe from that process: the end of the pipe is the end of the process. Ray's own daemons end
+with their parent, its workers two seconds later, its agents a minute later; nothing would end a worker that hangs.
+All of them carry MARK, `NAME=VALUE`, in their environment. It imports nothing but the standard library: it stays small.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+SECONDS = 10.0
+"""For how long processes that are killed are looked at; one that waits for a disk cannot end."""
+
+
+def marked(mark: str) -> list[int]:
+    """Return the live processes of this user, but for this one, that carry the mark. Without /proc: none."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended, or it is another user's
+            if mark.encode() in (entry / "environ").read_bytes().split(b"\0") and int(entry.name) != os.getpid():
+                found.append(int(entry.name))
+    return found
+
+
+def end_marked(mark: str, seconds: float = SECONDS) -> bool:
+    """Kill all processes that carry the mark, and what they start meanwhile; return whether none is left."""
+    deadline = time.monotonic() + seconds
+    while left := marked(mark):
+        if time.monotonic() > deadline:
+            return False
+        for pid in left:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+    return True
+
+
+def main(mark: str) -> None:
+    """Wait for the end of standard input, then end what carries the mark."""
+    while os.read(0, 64):
+        pass
+    end_marked(mark)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

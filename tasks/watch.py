@@ -1,0 +1,192 @@
+"""Ends the work when a service that it stands on has died: with one line, whatever the work is waiting in.
+
+Work waits in Ray, in Tune's loop, in the retries of Prefect's client: each would go on for minutes, and then fail with
+words of its own. A thread looks after the services. When one is gone it interrupts the main thread as Ctrl-C does,
+which all of them let through, and the block raises what died. What does not come to its end then, because it talks to
+the dead service, is ended with the process, where the process is ours (`ends_process`): nothing that is in the store
+is lost by that, as by no `kill -9`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from memmcl.errors import MemmclError, ServiceDied
+
+LOOK_EVERY = 0.1
+"""Seconds between two looks at a process."""
+ASK_EVERY = 5.0
+"""Seconds between two looks at an address, and the seconds that an answer may take."""
+UNWIND = 10.0
+"""Seconds that the work gets to come to its end."""
+ERROR_FIRST = 1.0
+"""Seconds by which an error of whoever talks to a service may come before the service's end."""
+
+AGAIN = "run the same command again: nothing that was told or published is lost"
+
+_say: Callable[[str], None] | None = None
+
+
+@dataclass(frozen=True)
+class Service:
+    """Something that the work cannot do without.
+
+    gone: whether it is; said: what the user is told then. patience: for how many seconds it may be gone; every: seconds
+    between two looks.
+    """
+
+    gone: Callable[[], bool]
+    said: str
+    patience: float = 0.0
+    every: float = LOOK_EVERY
+
+
+def of_process(process: subprocess.Popen[bytes], said: str) -> Service:
+    """Return a service that is a child of this process."""
+    return Service(lambda: process.poll() is not None, said)
+
+
+def at_address(name: str, host: str, port: int, patience: float) -> Service:
+    """Return a service that somebody else runs, at a TCP address; it may come back within `patience` seconds."""
+
+    def gone() -> bool:
+        try:
+            socket.create_connection((host, port), ASK_EVERY).close()
+        except OSError:
+            return True
+        return False
+
+    said = f"{name} has not answered for {patience:.0f} s; start it again, then {AGAIN}"
+    return Service(gone, said, patience, ASK_EVERY)
+
+
+@contextmanager
+def ends_process(say: Callable[[str], None]) -> Iterator[None]:
+    """Let work in this block that cannot come to its end, end with the process: exit code 1, after `say(line)`.
+
+    As soon as a service is gone, what libraries print about it is left out.
+    """
+    global _say
+    before, _say = _say, say
+    try:
+        yield
+    finally:
+        _say = before
+
+
+@contextmanager
+def watched(*services: Service, stop: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Watch services while the block runs, and then stop them; what hangs in `stop` is ended, too.
+
+    Raises:
+        ServiceDied: one is gone; the message says which, and what to do.
+    """
+    watch = _Watch(services)
+    try:
+        try:
+            yield
+        except Exception as error:
+            watch.blame(error)
+            raise
+        finally:
+            watch.dismiss()
+            try:
+                stop()
+            finally:
+                watch.end()
+    except BaseException as error:
+        watch.unmute()
+        if watch.died is None:
+            raise
+        raise ServiceDied(watch.died) from error
+    watch.unmute()
+
+
+class _Watch:
+    """The thread; died: what is said of the service that is gone."""
+
+    def __init__(self, services: tuple[Service, ...]) -> None:
+        self.died: str | None = None
+        self._services = services
+        self._dismissed = threading.Event()
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._outputs: dict[int, int] = {}
+        self._in_main = threading.current_thread() is threading.main_thread()
+        threading.Thread(target=self._run, name="services", daemon=True).start()
+
+    def blame(self, error: Exception) -> None:
+        """Find out whether a service's end is behind an error: that of one who talks to it may come a moment sooner."""
+        deadline = time.monotonic() + (0.0 if isinstance(error, MemmclError) else ERROR_FIRST)
+        while self.died is None:
+            self.died = next((one.said for one in self._services if not one.patience and one.gone()), None)
+            if time.monotonic() >= deadline:
+                return
+            time.sleep(LOOK_EVERY)
+
+    def dismiss(self) -> None:
+        """Look no more: the services are about to be stopped."""
+        self._dismissed.set()
+
+    def end(self) -> None:
+        """The block has ended: it is interrupted no more."""
+        with self._lock:
+            self._ended.set()
+
+    def unmute(self) -> None:
+        """Print again."""
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        for number, kept in self._outputs.items():
+            os.dup2(kept, number)
+            os.close(kept)
+        self._outputs = {}
+
+    def _run(self) -> None:
+        self._look()
+        if self.died is None:
+            return
+        with self._lock:
+            if self._ended.is_set():
+                return
+            if _say is not None:
+                self._mute()
+            if self._in_main and not self._dismissed.is_set():
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # ends a blocking call, too
+        if not self._ended.wait(UNWIND) and _say is not None:
+            self.unmute()
+            _say(self.died)
+            os._exit(1)
+
+    def _look(self) -> None:
+        """Wait until a service is gone for longer than it may be, or there is no more need to look."""
+        since: dict[Service, float] = {}
+        while not self._dismissed.wait(min(one.every for one in self._services)):
+            now = time.monotonic()
+            for one in self._services:
+                if not one.gone():
+                    since.pop(one, None)
+                elif now - since.setdefault(one, now) >= one.patience and not self._dismissed.is_set():
+                    self.died = self.died or one.said
+                    return
+
+    def _mute(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for number in (1, 2):
+            with suppress(OSError):
+                self._outputs[number] = os.dup(number)
+                os.dup2(nowhere, number)
+        os.close(nowhere)

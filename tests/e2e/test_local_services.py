@@ -1,0 +1,126 @@
+"""`kill -9` of what a command started for itself: Ray's two daemons, its Prefect server; and of the command alone.
+
+The command ends with one line within half a minute and leaves no process; the same command again goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from e2e_driver import ONE_WORKER, Desk, Ended, Running, desk, wait_until
+
+pytestmark = pytest.mark.timeout(1800)
+SECONDS = 30.0
+TREE_SECONDS = 10.0
+WORDS = {
+    "raylet": "the node (raylet) of the local Ray died",
+    "gcs_server": "the control service (gcs_server) of the local Ray died",
+    "prefect": "the run's Prefect server died",
+}
+AGAIN = "run the same command again: nothing that was told or published is lost"
+STAGES = {"training": "warm start", "search": "stage 1", "evaluation": "evaluation "}
+LONGER = (
+    "--set", "data.subtasks=[sent2, irony]", "--set", "evaluation.joint_lora=false", "--set",
+    "evaluation.weak_lora=false", "--set", "experts.steps=120", "--set", "search.stage1_evaluations=40", *ONE_WORKER,
+)  # fmt: skip
+SESSION = """
+import os, sys, time
+from pathlib import Path
+import ray
+from flows.cli import _say
+from memmcl.config import RayConfig
+from memmcl.errors import ServiceDied
+from tasks.session import ray_session
+from tasks.watch import ends_process
+
+@ray.remote
+def hold():
+    Path(sys.argv[1] if len(sys.argv) > 1 else "held").touch()
+    while True:  # a worker at work: it looks at nothing
+        sum(range(10**6))
+
+with ends_process(_say):
+    try:
+        with ray_session(RayConfig(workers=1)):
+            ray.get(hold.remote())
+    except ServiceDied as died:
+        _say(str(died))
+        sys.exit(1)
+"""
+
+
+def find(running: Running, what: str) -> psutil.Process:
+    """Return the process of a command that is called so."""
+    for process in running.members():
+        try:
+            name, line = process.name(), " ".join(process.cmdline())
+        except psutil.NoSuchProcess:
+            continue
+        if name == what or (what == "prefect" and "prefect server start" in line):
+            return process
+    raise AssertionError(f"no {what} among {[process.name() for process in running.members()]}")
+
+
+def kill(running: Running, what: str) -> Ended:
+    """Kill one service; return what the command said, which ended in time and left no process."""
+    find(running, what).kill()
+    killed = time.monotonic()
+    ended = running.ended()
+    assert time.monotonic() - killed < SECONDS, ended
+    wait_until(lambda: not running.members(), "its processes have ended")
+    assert time.monotonic() - killed < SECONDS + TREE_SECONDS
+    return ended
+
+
+def check_line(ended: Ended, what: str) -> Path:
+    """Check that the command ended with one line that says what died; return the log that it names."""
+    assert ended.code == 1, ended
+    assert "Traceback" not in ended.out + ended.err, ended
+    assert "state-dump" not in ended.out + ended.err, ended
+    last = ended.err.splitlines()[-1]
+    assert last.startswith(f"error: {WORDS[what]}; "), ended
+    assert last.endswith(AGAIN), ended
+    assert sum(line.startswith("error:") for line in ended.err.splitlines()) == 1, ended
+    log = Path(last.partition(" in " if what != "prefect" else "log is ")[2].partition(";")[0])
+    assert log.exists(), ended
+    return log
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny_base: Path) -> Iterator[Desk]:
+    with desk(tmp_path, tiny_base, environment={"TMPDIR": str(tmp_path)}) as found:
+        yield found
+
+
+@pytest.mark.parametrize("what", ["raylet", "gcs_server"])
+def test_the_death_of_a_daemon_of_ray_is_one_line(what: str, place: Desk) -> None:
+    with place.started("-c", SESSION, program=Path(sys.executable)) as running:
+        running.wait_until((place.cwd / "held").exists, "a worker is at work")
+        logs = check_line(kill(running, what), what)
+    assert (logs / "raylet.out").is_file()
+
+
+def test_a_killed_driver_s_ray_ends_at_once_and_the_next_start_removes_its_folder(place: Desk) -> None:
+    folders = place.ray_folder / f"memmcl-{os.geteuid()}"
+    with place.started("-c", SESSION, program=Path(sys.executable)) as running:
+        running.wait_until((place.cwd / "held").exists, "a worker is at work")
+        names = {process.name() for process in running.members()}
+        assert {"raylet", "gcs_server"} <= names
+        assert any(name.startswith("ray::hold") for name in names), "it holds the model"
+        assert any(name.startswith("ray::Dashboard") for name in names), "those stayed for a minute"
+        (left,) = folders.iterdir()
+        os.kill(running.process.pid, 9)
+        killed = time.monotonic()
+        wait_until(lambda: not running.members(), "the whole tree is gone")
+        assert time.monotonic() - killed < TREE_SECONDS
+    assert (left / "session_latest").exists()
+    with place.started("-c", SESSION, str(place.cwd / "again"), program=Path(sys.executable)) as running:
+        running.wait_until((place.cwd / "again").exists, "a worker is at work again")
+        assert left not in folders.iterdir()
+        assert len(list(folders.iterdir())) == 1
