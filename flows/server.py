@@ -28,6 +28,9 @@ AWAY_SECONDS = 60.0
 """For how long a server that others run may be away: Prefect's client tries about as long."""
 _QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_LOGGING_SERVER_LEVEL": "WARNING"}
 
+_FORGETFUL = {"PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs"}
+"""Without it a history of flow runs grows for ever."""
+
 
 @contextmanager
 def prefect_server(port: int | None = None) -> Iterator[str]:
@@ -71,8 +74,11 @@ def server_command(port: int) -> list[str]:
 
 
 def server_environment(port: int) -> dict[str, str]:
-    """Return the environment of a Prefect server on this port: quiet, and its pages ask this server for their data."""
-    return {**os.environ, **_QUIET, "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api"}
+    """Return the environment of a Prefect server on this port: quiet, and its pages ask this server for their data.
+
+    It forgets what ended long ago, as its settings say it: events after a week, flow runs after 90 days.
+    """
+    return {**_FORGETFUL, **os.environ, **_QUIET, "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api"}
 
 
 def check_port(port: int) -> int:

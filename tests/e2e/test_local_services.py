@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from e2e_driver import ONE_WORKER, Desk, Ended, Running, desk, wait_until
+from e2e_driver import ONE_WORKER, Desk, Ended, Running, desk, manifest, runs_of, states, wait_until
 
 pytestmark = pytest.mark.timeout(1800)
 SECONDS = 30.0
@@ -24,10 +24,9 @@ WORDS = {
     "prefect": "the run's Prefect server died",
 }
 AGAIN = "run the same command again: nothing that was told or published is lost"
-STAGES = {"training": "warm start", "search": "stage 1", "evaluation": "evaluation "}
-LONGER = (
+SMALLER = (
     "--set", "data.subtasks=[sent2, irony]", "--set", "evaluation.joint_lora=false", "--set",
-    "evaluation.weak_lora=false", "--set", "experts.steps=120", "--set", "search.stage1_evaluations=40", *ONE_WORKER,
+    "evaluation.weak_lora=false", "--set", "experts.steps=400", "--set", "search.stage1_evaluations=60", *ONE_WORKER,
 )  # fmt: skip
 SESSION = """
 import os, sys, time
@@ -124,3 +123,55 @@ def test_a_killed_driver_s_ray_ends_at_once_and_the_next_start_removes_its_folde
         running.wait_until((place.cwd / "again").exists, "a worker is at work again")
         assert left not in folders.iterdir()
         assert len(list(folders.iterdir())) == 1
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Desk]:
+    """A desk at which the run of the campaign went through once; to read, not to change."""
+    with desk(tmp_path_factory.mktemp("undisturbed"), tiny_base) as found:
+        ended = found.run("run", found.config, *SMALLER)
+        assert ended.code == 0, ended
+        yield found
+
+
+def at_work(place: Desk, stage: str) -> Callable[[], bool]:
+    """Return what tells whether a stage is at work in a command that is started now."""
+    root = place.cwd / "memmcl-store"
+
+    def checkpoints() -> set[tuple[str, int]]:
+        return {(path.name, path.stat().st_mtime_ns) for path in (root / "checkpoints").glob("*.bin")}
+
+    def told() -> int:
+        return len(list((root / "logs/searches").glob("*/*.json")))
+
+    def evaluations() -> int:
+        rows = runs_of(place.history) if place.history.exists() else []
+        return sum(name == "evaluation" for name, _ in rows)
+
+    if stage == "training":
+        before = checkpoints()
+        return lambda: bool(checkpoints() - before)
+    count = told if stage == "search" else evaluations
+    so_far = count()
+    return lambda: count() > so_far
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("stage", ["training", "search", "evaluation"])
+def test_each_death_in_each_stage_of_a_run_is_one_line_and_the_run_ends_as_an_undisturbed_one(
+    stage: str, place: Desk, undisturbed: Desk
+) -> None:
+    for what in WORDS:
+        begun = at_work(place, stage)
+        with place.started("run", place.config, *SMALLER) as running:
+            running.wait_until(begun, f"{stage} is at work")
+            check_line(kill(running, what), what)
+        print(stage, what, runs_of(place.history))
+    ended = place.run("run", place.config, *SMALLER)
+    assert ended.code == 0, ended
+    assert list(place.store.verify().problems) == []
+    found, expected = (manifest(one.store, "unified", "unified model") for one in (place, undisturbed))
+    assert found.blobs["adapter_model.safetensors"].sha256 == expected.blobs["adapter_model.safetensors"].sha256
+    for table in ("flow_run", "task_run"):
+        live = [row for row in states(place.history, table) if row[1] in {"Running", "Pending"}]
+        assert not live, "nothing in the history is said to be alive"

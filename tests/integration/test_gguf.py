@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,6 +144,20 @@ def test_a_conversion_that_fails_leaves_nothing(gguf: Path, cache: Path, monkeyp
             resolve_base(str(gguf))
     assert list(cache.iterdir()) == []
     assert load_base(resolve_base(str(gguf)), "float32").config.num_hidden_layers == 4
+
+
+def test_what_a_killed_conversion_left_is_removed_later(gguf: Path, cache: Path) -> None:
+    program = "import sys; from memmcl.backbone.load import resolve_base; resolve_base(sys.argv[1])"
+    with subprocess.Popen([sys.executable, "-c", program, str(gguf)]) as process:
+        while not (left := list(cache.glob(".converting-*"))):
+            assert process.poll() is None
+        process.kill()
+    assert left[0].is_dir()
+    base = resolve_base(str(gguf))
+    assert left[0].is_dir(), "so far it may be that of a process at work"
+    os.utime(left[0], (0, 0))
+    assert resolve_base(str(gguf)) == base
+    assert list(cache.iterdir()) == [base.directory]
 
 
 def installed(distribution: str) -> bool:

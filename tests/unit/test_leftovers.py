@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from memmcl.errors import ServiceError
-from tasks import leftovers
-from tasks.leftovers import MARK, home, keep_error, tidy, work_folder
+from tasks import local_ray
+from tasks.leftovers import home, keep_error, tidy, work_folder
 
 OWNER = """
 import subprocess, sys
@@ -135,9 +135,14 @@ def test_tracebacks_are_kept_for_a_while(tmp_path: Path, monkeypatch: pytest.Mon
         assert new.read_text() == "new"
 
 
-def test_a_path_of_ray_s_sockets_fits() -> None:
-    folder = Path("/tmp") / f"memmcl-{2**32 - 2}" / "ray-12345678"
-    socket = folder / "session_2026-11-28_02-40-24_270356_4194304" / "sockets" / "plasma_store"
-    assert len(str(socket)) <= 107
-    assert leftovers._MADE.fullmatch(folder.name)
-    assert MARK == "MEMMCL_RAY"
+def test_ray_s_folder_is_short_enough_for_its_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    assert local_ray._base() is None
+    monkeypatch.setattr(tempfile, "tempdir", "/var/folders/zz/zyxvpxvq6csfxvn_n0000000000000/T")
+    assert local_ray._base() == "/tmp"
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp/mm12345678")
+    assert local_ray._base() == "/tmp/mm12345678"
+    monkeypatch.setenv("RAY_TMPDIR", "/a/path/that/is/too/long/for/sockets")
+    with pytest.raises(ServiceError, match=r"RAY_TMPDIR is too long .*: expected at most \d+ characters, got /a/path"):
+        local_ray._base()
