@@ -1,6 +1,7 @@
 """Folders for what a process needs while it works, and the removal of those whose process died.
 
-They lie in one folder of this user's, $TMPDIR/memmcl-UID, which nobody else can read. Each holds a file that its owner
+They lie in one folder of this user's, $TMPDIR/memmcl-UID, which nobody else can read; those of Ray in $RAY_TMPDIR where
+that is set. Each holds a file that its owner
 keeps locked; the kernel frees the lock when the owner ends, in whatever way. So whoever makes a folder removes those
 that nobody holds: never one that is in use, and nothing that is not ours.
 """
@@ -32,15 +33,15 @@ _UNFINISHED = re.compile(r"\.new-[a-z0-9_]{8}")
 _UNFINISHED_SECONDS = 3600.0
 
 
-def home(base: str | None = None) -> Path:
-    """Return this user's own folder in `base`, the temporary directory by default; it is made where it is missing.
+def home() -> Path:
+    """Return this user's own folder in the temporary directory; it is made where it is missing.
 
     Raises:
         ServiceError: it cannot be made, or something that is not ours has its name.
     """
-    folder = Path(base or tempfile.gettempdir()).absolute() / f"memmcl-{os.geteuid()}"
+    folder = Path(tempfile.gettempdir()).absolute() / f"memmcl-{os.geteuid()}"
     try:
-        folder.mkdir(mode=0o700, parents=base is not None, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
     except OSError as error:
         raise ServiceError(
@@ -54,18 +55,19 @@ def home(base: str | None = None) -> Path:
 
 
 @contextmanager
-def work_folder(kind: str, base: str | None = None, *, keep: bool = False) -> Iterator[Path]:
+def work_folder(kind: str, place: Path | None = None, *, keep: bool = False) -> Iterator[Path]:
     """Make a folder that is held while the block runs, and removed at its end; remove those whose owners died.
 
-    kind: ray, prefect, tune, export. base: where this user's folder lies; the temporary directory by default. keep:
-    leave it after an error until the next start, for the logs in it.
+    kind: ray, prefect, tune, export. place: what it is made in; `home()` by default. keep: leave it after an error
+    until the next start, for the logs in it.
 
     Raises:
         ServiceError: there is no place to make it in.
     """
-    ours = home(base)
+    ours = place or home()
     tidy(ours)
     try:
+        ours.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(prefix=".new-", dir=ours))
         held = os.open(new / _OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -78,18 +80,18 @@ def work_folder(kind: str, base: str | None = None, *, keep: bool = False) -> It
         remove = True
     finally:
         if remove:
-            shutil.rmtree(folder, ignore_errors=True)
+            _erase(folder)
         os.close(held)
 
 
-def tidy(ours: Path) -> None:
-    """Remove the folders in `ours` whose owners died, with what is left of their processes, and old tracebacks."""
-    for entry in _entries(ours):
+def tidy(place: Path) -> None:
+    """Remove the folders in `place` whose owners died, with what is left of their processes, and old tracebacks."""
+    for entry in _entries(place):
         if _MADE.fullmatch(entry.name):
             _remove_unheld(entry)
         elif _UNFINISHED.fullmatch(entry.name) and _age(entry) > _UNFINISHED_SECONDS:
             shutil.rmtree(entry, ignore_errors=True)
-    for entry in _entries(ours / ERRORS):
+    for entry in _entries(place / ERRORS):
         if _age(entry) > ERROR_DAYS * 86400:
             with suppress(OSError):
                 entry.unlink()
@@ -112,20 +114,27 @@ def keep_error(text: str) -> Path:
 def _remove_unheld(folder: Path) -> None:
     try:
         lock = os.open(folder / _OWNER, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:  # a removal that was killed began with it
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    except OSError:
+    except OSError:  # not made by us, or gone by now
         return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock).st_uid == os.geteuid() and end_marked(f"{MARK}={folder}"):
+            _erase(folder)
     except OSError:
         return  # its owner is alive
-    else:
-        if end_marked(f"{MARK}={folder}"):
-            shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)
+
+
+def _erase(folder: Path) -> None:
+    """Remove a folder, what shows that it is ours as the last of it."""
+    for entry in _entries(folder):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name != _OWNER:
+            with suppress(OSError):
+                entry.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +16,13 @@ from ray.exceptions import RayError, RayTaskError
 
 from memmcl.errors import ServiceDied, ServiceError
 from tasks import reaper
-from tasks.leftovers import MARK, work_folder
+from tasks.leftovers import MARK, home, work_folder
 from tasks.watch import AGAIN, Service, at_address, of_process, watched
 
 REJOIN_SECONDS = 30.0
 """For how long the head of a cluster may be away; after a minute Ray would end this process, without a word of ours."""
-SOCKET_PATH = 103
-"""The longest path of a unix socket, macOS included."""
+SOCKET_PATH = 107 if sys.platform == "linux" else 103
+"""The longest path of a unix socket."""
 _SOCKET = "/session_2026-11-28_02-40-24_270356_4194304/sockets/plasma_store"
 _DAEMONS = {"gcs_server": "control service (gcs_server)", "raylet": "node (raylet)"}
 """What Ray calls the two that nothing goes on without, and what people are told."""
@@ -38,7 +37,7 @@ def local_ray(**options: Any) -> Iterator[None]:
     Raises:
         ServiceDied: one of its daemons is gone.
     """
-    with work_folder("ray", _base(), keep=True) as folder, _reaped(f"{MARK}={folder}"):
+    with work_folder("ray", _place(), keep=True) as folder, _reaped(f"{MARK}={folder}"):
         with _environment({MARK: str(folder), "SPT_NOENV": "1"}):  # or titles are written over the environment
             ray.init(_temp_dir=str(folder), **options)
         node = ray._private.worker._global_node
@@ -91,22 +90,22 @@ def _until_lost(*services: Service) -> Iterator[None]:
         raise ServiceDied(f"Ray failed ({type(error).__name__}: {first_line(error)}); {AGAIN}") from error
 
 
-def _base() -> str | None:
-    """Return where the folder of a local Ray goes: unix sockets lie in it, so that its path has to be short.
+def _place() -> Path:
+    """Return what the folder of a local Ray is made in: unix sockets lie in it, so that its path has to be short.
 
     Raises:
         ServiceError: $RAY_TMPDIR is too long.
     """
     chosen = os.environ.get("RAY_TMPDIR")
-    base = chosen or tempfile.gettempdir()
-    longest = SOCKET_PATH - len(f"/memmcl-{os.geteuid()}/ray-12345678") - len(_SOCKET)
-    if len(str(Path(base).absolute())) <= longest:
-        return chosen
+    place = Path(chosen).absolute() if chosen else home()
+    longest = SOCKET_PATH - len("/ray-12345678") - len(_SOCKET)
+    if len(str(place)) <= longest:
+        return place
     if chosen:
         raise ServiceError(
             f"RAY_TMPDIR is too long for the unix sockets of Ray: expected at most {longest} characters, got {chosen}"
         )
-    return "/tmp"  # as Ray does itself where the usual place is a long one
+    return Path("/tmp")  # as Ray does itself where the usual place is a long one
 
 
 def _own_node() -> psutil.Process | None:

@@ -106,7 +106,7 @@ def test_the_death_of_a_daemon_of_ray_is_one_line(what: str, place: Desk) -> Non
 
 
 def test_a_killed_driver_s_ray_ends_at_once_and_the_next_start_removes_its_folder(place: Desk) -> None:
-    folders = place.ray_folder / f"memmcl-{os.geteuid()}"
+    folders = place.ray_folder
     with place.started("-c", SESSION, program=Path(sys.executable)) as running:
         running.wait_until((place.cwd / "held").exists, "a worker is at work")
         names = {process.name() for process in running.members()}

@@ -19,8 +19,9 @@ from tasks.leftovers import home, keep_error, tidy, work_folder
 
 OWNER = """
 import subprocess, sys
+from pathlib import Path
 from tasks.leftovers import MARK, work_folder
-with work_folder(sys.argv[1], sys.argv[2]) as folder:
+with work_folder(sys.argv[1], Path(sys.argv[2])) as folder:
     (folder / "part").write_text("of a model")
     left = subprocess.Popen(["sleep", "600"], env={MARK: str(folder)}, start_new_session=True)
     print(folder, left.pid, flush=True)
@@ -58,7 +59,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_live_one_h
         dead.wait()
         assert its_folder.is_dir()
         assert alive(its_child)
-        with work_folder("export", str(tmp_path)) as mine:
+        with work_folder("export", tmp_path) as mine:
             assert not its_folder.exists()
             assert not alive(its_child)
             assert (others_folder / "part").read_text() == "of a model"
@@ -68,26 +69,19 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_live_one_h
         assert not mine.exists()
 
 
-def test_a_removal_that_was_killed_is_ended_by_the_next(tmp_path: Path) -> None:
-    with owner(tmp_path) as (process, folder, _):
-        process.kill()
-        process.wait()
-        (folder / "owner").unlink()
-        tidy(folder.parent)
-        assert not folder.exists()
-
-
 def test_what_is_not_a_work_folder_of_ours_is_left_alone(tmp_path: Path) -> None:
-    ours, elsewhere = home(str(tmp_path)), tmp_path / "elsewhere"
+    ours, elsewhere = tmp_path / "ours", tmp_path / "elsewhere"
+    ours.mkdir()
     elsewhere.mkdir()
-    names = ("ray", "ray-short", "ray-12345678-more", "session_2026", "notes-abcdefgh", ".new-justmade")
+    names = ("ray", "ray-short", "ray-12345678-more", "ray-no_owner", "session_2026", "notes-abcdefgh", ".new-justmade")
     for name in names:
         (ours / name).mkdir()
-    (ours / "ray-12345678").symlink_to(elsewhere)
-    (elsewhere / "owner").touch()
+    (ours / "ray-12345678").mkdir()
+    (ours / "ray-12345678" / "owner").symlink_to(elsewhere / "file")
+    (elsewhere / "file").touch()
     tidy(ours)
     assert {path.name for path in ours.iterdir()} == {*names, "ray-12345678"}
-    assert (elsewhere / "owner").exists()
+    assert (elsewhere / "file").exists()
     os.utime(ours / ".new-justmade", (0, 0))
     tidy(ours)
     assert not (ours / ".new-justmade").exists(), "its maker died before it was held"
@@ -95,34 +89,37 @@ def test_what_is_not_a_work_folder_of_ours_is_left_alone(tmp_path: Path) -> None
 
 def test_logs_can_be_read_after_an_error_until_the_next_start(tmp_path: Path) -> None:
     def fail(keep: bool) -> None:
-        with work_folder("ray", str(tmp_path), keep=keep) as folder:
+        with work_folder("ray", tmp_path / "ray", keep=keep) as folder:
             (folder / "log").touch()
             raise ZeroDivisionError
 
     for keep in (True, False):
         with pytest.raises(ZeroDivisionError):
             fail(keep)
-        assert len(list(home(str(tmp_path)).glob("ray-*/log"))) == keep
-        tidy(home(str(tmp_path)))
-        assert not list(home(str(tmp_path)).iterdir())
-    with work_folder("ray", str(tmp_path), keep=True) as folder:
+        assert len(list((tmp_path / "ray").glob("ray-*/log"))) == keep
+        tidy(tmp_path / "ray")
+        assert not list((tmp_path / "ray").iterdir())
+    with work_folder("ray", tmp_path, keep=True) as folder:
         pass
     assert not folder.exists(), "nothing went wrong"
 
 
 def test_the_folder_is_this_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = home(str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ours = home()
     ours.chmod(0o755)
-    assert home(str(tmp_path)) == ours
+    assert home() == ours
     assert ours.stat().st_mode & 0o777 == 0o700
-    with work_folder("tune", str(tmp_path)) as folder:
+    with work_folder("tune") as folder:
+        assert folder.parent == ours
         assert folder.stat().st_mode & 0o777 == 0o700
     ours.rmdir()
     ours.symlink_to(tmp_path)
     with pytest.raises(ServiceError, match="is not a folder of this user's; name another place as TMPDIR"):
-        home(str(tmp_path))
+        home()
+    monkeypatch.setattr(tempfile, "tempdir", "/proc")
     with pytest.raises(ServiceError, match=r"cannot make the folder .*; name a place that can be written as TMPDIR"):
-        home("/proc")
+        home()
 
 
 def test_tracebacks_are_kept_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,11 +135,13 @@ def test_tracebacks_are_kept_for_a_while(tmp_path: Path, monkeypatch: pytest.Mon
 def test_ray_s_folder_is_short_enough_for_its_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", "/tmp")
-    assert local_ray._base() is None
-    monkeypatch.setattr(tempfile, "tempdir", "/var/folders/zz/zyxvpxvq6csfxvn_n0000000000000/T")
-    assert local_ray._base() == "/tmp"
+    assert local_ray._place() == home()
+    long = tmp_path / "var-folders-zz-zyxvpxvq6csfxvn_n0000000000000-T"
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    assert local_ray._place() == Path("/tmp")
     monkeypatch.setenv("RAY_TMPDIR", "/tmp/mm12345678")
-    assert local_ray._base() == "/tmp/mm12345678"
+    assert local_ray._place() == Path("/tmp/mm12345678")
     monkeypatch.setenv("RAY_TMPDIR", "/a/path/that/is/too/long/for/sockets")
     with pytest.raises(ServiceError, match=r"RAY_TMPDIR is too long .*: expected at most \d+ characters, got /a/path"):
-        local_ray._base()
+        local_ray._place()
