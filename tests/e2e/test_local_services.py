@@ -6,6 +6,7 @@ The command ends with one line within half a minute and leaves no process; the s
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from e2e_driver import ONE_WORKER, Desk, Ended, Running, desk, manifest, runs_of, states, wait_until
+from e2e_driver import COMMAND, ONE_WORKER, Desk, Ended, Running, desk, manifest, runs_of, states, wait_until
+from processes import free_ports
 
 pytestmark = pytest.mark.timeout(1800)
 SECONDS = 30.0
@@ -46,7 +48,7 @@ def hold():
 
 with ends_process(_say):
     try:
-        with ray_session(RayConfig(workers=1)):
+        with ray_session(RayConfig(workers=1, address=os.environ.get("RAY_HEAD"))):
             ray.get(hold.remote())
     except ServiceDied as died:
         _say(str(died))
@@ -175,3 +177,40 @@ def test_each_death_in_each_stage_of_a_run_is_one_line_and_the_run_ends_as_an_un
     for table in ("flow_run", "task_run"):
         live = [row for row in states(place.history, table) if row[1] in {"Running", "Pending"}]
         assert not live, "nothing in the history is said to be alive"
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("raylet", "this machine's node of the Ray cluster at {} (raylet) died; start it again, then "),
+        ("gcs_server", "the Ray cluster at {} has not answered for 30 s; start it again, then "),
+    ],
+)
+def test_the_death_of_a_cluster_that_was_joined_is_one_line(
+    what: str, said: str, tmp_path: Path, tiny_base: Path
+) -> None:
+    (port,) = free_ports(1)
+    head = f"127.0.0.1:{port}"
+    started = ("start", "--head", "--block", f"--port={port}", "--num-cpus=1", "--include-dashboard=false")
+    environment = {"RAY_HEAD": head, "RAY_AUTH_MODE": "disabled"}
+    with (
+        desk(tmp_path, tiny_base, environment=environment) as place,
+        place.started(*started, program=COMMAND.with_name("ray")) as cluster,
+    ):
+        cluster.wait_until(lambda: answers_at(port), "the cluster is up")
+        with place.started("-c", SESSION, program=Path(sys.executable)) as running:
+            running.wait_until((place.cwd / "held").exists, "a worker is at work")
+            find(cluster, what).kill()
+            ended = running.ended()
+    assert ended.code == 1, ended
+    assert ended.err.splitlines()[-1] == f"error: {said.format(head)}{AGAIN}", ended
+    assert "Traceback" not in ended.err
+
+
+def answers_at(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
