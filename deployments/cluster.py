@@ -42,6 +42,7 @@ from processes import (
 )
 from seaweed import PORTS, REGION, S3Server, remove_sockets
 
+from memmcl.allowed import VARIABLE as ALLOWED
 from memmcl.errors import MemmclError, ServiceError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -217,6 +218,7 @@ class Cluster:
             "PREFECT_API_URL": f"http://{HOST}:{state.options.prefect_port}/api",
             "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{state.options.prefect_port}/api",
             "PREFECT_HOME": str(self.directory / "prefect"),
+            ALLOWED: _allowed(state, known.get(ALLOWED, "")),
             **QUIET,
             **S3Server(
                 "", known.get("AWS_ACCESS_KEY_ID", secrets.token_hex(10)),
@@ -264,6 +266,12 @@ def _inherited() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(others)}
 
 
+def _allowed(state: State, before: str) -> str:
+    """Return what runs on the cluster may open: its own store, the hub, and what $MEMMCL_ALLOWED_URLS names here."""
+    prefixes = f"s3://memmcl {s3_endpoint(state)} hf:// {os.environ.get(ALLOWED, before)}"
+    return " ".join(dict.fromkeys(prefixes.replace(",", " ").split()))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(prog="cluster.py", description=__doc__.splitlines()[0])
@@ -298,8 +306,8 @@ def _run(cluster: Cluster, command: str, given: dict[str, Any]) -> int:
         cluster.up(deploy=deploy, **{name: value for name, value in given.items() if value is not None})
     print(table(cluster))
     if command == "up":
-        print(f"\nto use it from a shell:  source {_short(cluster.directory / 'env')}")
-        print(f"settings of a run on it: {' '.join(f'--set {one}' for one in cluster.settings)}")
+        print(f"\nto use it from a shell:  source {shlex.quote(str(_short(cluster.directory / 'env')))}")
+        print(f"settings of a run on it: {' '.join(f'--set {shlex.quote(one)}' for one in cluster.settings)}")
     states = [alive for _, alive in cluster.status().values()]
     return 0 if states and all(states) else 1
 

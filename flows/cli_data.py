@@ -200,7 +200,7 @@ def _subtasks_in(path: str, storage: dict[str, Any]) -> list[Subtask]:
     found = _datasets_in(path, storage)
     present = [subtask for subtask in SUBTASKS.values() if found & set(_folders_of(subtask))]
     if not present:
-        from memmcl.suite.files import public
+        from memmcl.urls import public
 
         raise DataError(
             f"no data sets at {public(path)}: expected a directory in SentiEval's layout, with folders as sc/mr or "
@@ -223,7 +223,7 @@ def _folders_of(subtask: Subtask) -> list[str]:
 
 def _datasets_in(path: str, storage: dict[str, Any]) -> set[str]:
     """Return the folders GROUP/DATASET below `path`, or below `data` there."""
-    from memmcl.suite.files import open_place, reading
+    from memmcl.suite.places import open_place, reading
 
     with reading(path):
         fs, root = open_place(path, storage)

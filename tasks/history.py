@@ -24,6 +24,7 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Crashed, State
 
 from memmcl.store import Lease
+from memmcl.urls import redact
 
 _LIVE = {StateType.RUNNING, StateType.PENDING, StateType.CANCELLING}
 
@@ -118,6 +119,9 @@ def _close_below(client: SyncPrefectClient, flow_run_id: UUID, state: State, cra
 def started_by() -> str:
     """Return the command that starts this run again: that of the command line, or the deployment's."""
     if Path(sys.argv[0]).name == "memmcl":
-        return shlex.join(["memmcl", *sys.argv[1:]])
-    name = f"{flow_run.flow_name}/{deployment.name}" if deployment.name else None
-    return f"prefect deployment run {name}" if name else ""
+        return redact(shlex.join(["memmcl", *sys.argv[1:]]))
+    return (
+        shlex.join(["prefect", "deployment", "run", f"{flow_run.flow_name}/{deployment.name}"])
+        if deployment.name
+        else ""
+    )

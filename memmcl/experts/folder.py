@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from memmcl import allowed
 from memmcl.backbone.load import file_digest
 from memmcl.errors import StoreError, StoreFull, UsageError
 from memmcl.outside import FULL, replace_file
@@ -33,7 +34,9 @@ def made_before(folder: Path, record: str, made_from: Mapping[str, Any]) -> dict
 
     Raises:
         UsageError: there is something else.
+        ConfigError: a place that may not be written to.
     """
+    allowed.require(str(folder))
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, not a folder; name a new or empty one")
     if not folder.is_dir() or not any(folder.iterdir()):
@@ -57,7 +60,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     Raises:
         StoreError: it cannot be written.
+        ConfigError: a place that may not be written to.
     """
+    allowed.require(str(folder))
     scratch = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.part"
     with disk(folder):
         _sweep(folder)

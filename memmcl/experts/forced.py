@@ -18,10 +18,11 @@ from memmcl.errors import ConfigError, DataError
 from memmcl.suite.examples import Example, normalised
 from memmcl.suite.faults import Fault, Faults
 from memmcl.suite.files import ending_of, read_files
-from memmcl.suite.places import open_place, public, reading
+from memmcl.suite.places import open_file, open_place, reading
 from memmcl.suite.prompts import Demonstration, Prompter
 from memmcl.suite.rows import PLAIN, Row, RowError, text_of
 from memmcl.suite.subtasks import POLARITIES, Subtask
+from memmcl.urls import public
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -149,7 +150,7 @@ def read_texts(url: str, *, storage: Mapping[str, Any] | None = None, faults: Fa
 def _plain_lines(url: str, storage: Mapping[str, Any] | None) -> Iterator[Row | Fault]:
     with reading(url):
         fs, path = open_place(url, storage)
-        with fs.open(path, "rb") as file:
+        with open_file(fs, path) as file:
             for number, line in enumerate(file, start=1):
                 place = f"{public(url)}, line {number}"
                 try:

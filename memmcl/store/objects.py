@@ -17,17 +17,18 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from memmcl import allowed
 from memmcl.errors import ConfigError, StoreAccessError, StoreError, StoreFull
 from memmcl.outside import FULL, NO_CREDENTIALS, code_of, is_foreign, names_of, open_part, replace_file, status_of
 from memmcl.store.backends import Backend, MemoryBackend, S3Backend
 from memmcl.store.local import LocalBackend
+from memmcl.urls import redact, refuse_secret, scheme_of
 
 T = TypeVar("T")
 
 RETRY_SECONDS = (0.2, 0.6, 1.8, 5.0)  # pauses between attempts when a failure may pass by itself
 CHECK_SECONDS = (0.2,)  # the same for the check at opening: somebody waits at the terminal
 WRITE_ONCE_ATTEMPTS = 100  # each failed one means that another writer got on
-SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 UNREACHABLE = {"EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError", "gaierror"}
 UNREACHABLE |= {"ReadTimeoutError", "FSTimeoutError", "TimeoutError", "ConnectionRefusedError"}
 BROKEN = {"ConnectionClosedError", "HTTPClientError", "ServerDisconnectedError", "ClientOSError"}
@@ -217,10 +218,10 @@ class Objects:
                 "and what they may do with this bucket"
             )
         if isinstance(error, OSError) and number in {errno.EACCES, errno.EPERM, errno.EROFS}:
-            place = _scrub(str(error.filename or where))
+            place = redact(str(error.filename or where))
             return StoreAccessError(f"no permission for {place}; change its permissions or choose another place")
         if isinstance(error, (NotADirectoryError, FileExistsError)):
-            place = _scrub(str(error.filename or where))
+            place = redact(str(error.filename or where))
             return StoreAccessError(f"{place} is a file, not a directory; choose another place")
         if names & (UNREACHABLE | BROKEN):
             return StoreAccessError(
@@ -229,7 +230,7 @@ class Objects:
             )
         if status is not None and status >= 500:
             return StoreError(f"{where} answered {code} (HTTP {status}) repeatedly; run the same command again later")
-        reason = " ".join(_scrub(str(error)).split())
+        reason = " ".join(redact(str(error)).split())
         return StoreError(f"{where} failed: {reason}; finished work is kept; run the same command again")
 
 
@@ -238,7 +239,9 @@ def write_file(target: Path, data: bytes) -> None:
 
     Raises:
         StoreFull, StoreAccessError, StoreError: it could not be written; what was there is unchanged.
+        ConfigError: a place that may not be written to.
     """
+    allowed.require(str(target))
     Objects(LocalBackend(target.parent), str(target.parent))._call(lambda: replace_file(target, data))
 
 
@@ -248,9 +251,7 @@ def normalise(url: str) -> str:
     Raises:
         ConfigError: a scheme other than file, s3 and memory, no bucket, or credentials inside the URL.
     """
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        scheme, rest = "file", url
+    scheme, rest = scheme_of(url), url.removeprefix(f"{scheme_of(url)}://")
     if not rest.strip("/") and not (scheme == "file" and rest):
         raise ConfigError(f"the store's URL {url!r} names no place; write file:///directory or s3://bucket/folder")
     if scheme == "file":
@@ -261,18 +262,19 @@ def normalise(url: str) -> str:
         raise ConfigError(
             "the store's URL holds credentials; take them out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
-    return f"{scheme}://{rest.strip('/')}"
+    return f"{scheme}://{refuse_secret(url).removeprefix(f'{scheme}://').strip('/')}"
 
 
 def open_objects(url: str, endpoint_url: str | None = None, region: str | None = None) -> Objects:
     """Return the objects below a URL that `normalise` made; touches neither disk nor network.
 
     Raises:
-        ConfigError: `endpoint_url` is no http(s) address, or holds credentials.
+        ConfigError: `endpoint_url` is no http(s) address, or holds credentials; or a place that may not be opened.
         StoreAccessError: the package that fsspec needs for this scheme is not installed.
     """
     import fsspec
 
+    allowed.require(url)
     if url.startswith("file://"):
         return Objects(LocalBackend(Path(url.removeprefix("file://"))), url)
     if url.startswith("memory://"):
@@ -281,6 +283,7 @@ def open_objects(url: str, endpoint_url: str | None = None, region: str | None =
         parts = urlsplit(endpoint_url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
             raise ConfigError("the store's endpoint must look like https://host:port, without credentials")
+        allowed.require_endpoint(endpoint_url)
     config = {"connect_timeout": 5, "read_timeout": 60, "retries": {"total_max_attempts": 1}}
     options = {
         "endpoint_url": endpoint_url,
@@ -301,12 +304,3 @@ def _may_pass(error: Exception) -> bool:
     status = status_of(error)
     busy = status == 429 or (status is not None and status >= 500 and status != 507)
     return busy or code_of(error) in BUSY_CODES or bool(names_of(error) & (UNREACHABLE | BROKEN))
-
-
-def _scrub(text: str) -> str:
-    """Return `text` without the values of the environment's credentials."""
-    for variable in SECRETS:
-        value = os.environ.get(variable)
-        if value:
-            text = text.replace(value, "***")
-    return text

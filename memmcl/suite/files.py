@@ -1,4 +1,4 @@
-"""Raw rows of JSONL, CSV and Parquet files by any fsspec URL, in a stream: no file is ever whole in memory.
+"""Raw rows of JSONL, CSV and Parquet files by path or URL, in a stream: no file is ever whole in memory.
 
 JSONL: one object a line, UTF-8. CSV: UTF-8 with a header, fields quoted with `"` and separated by what the header has
 most of: comma (also where that is not clear), semicolon or tab; in .tsv a tab. Every value is the text that stands
@@ -21,8 +21,9 @@ from urllib.parse import urlsplit
 
 from memmcl.errors import DataError
 from memmcl.suite.faults import Fault
-from memmcl.suite.places import is_local, name_of, open_place, public, reading
+from memmcl.suite.places import is_local, name_of, open_file, open_place, reading
 from memmcl.suite.rows import Row, short
+from memmcl.urls import public
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz")
 LINE_BYTES = 1 << 24
@@ -59,7 +60,7 @@ def find_files(url: str, storage: Mapping[str, Any] | None = None) -> tuple[Any,
         DataError: there is none, or one with an unknown ending. Other exceptions are those of the file system.
     """
     fs, path = open_place(url, storage)
-    if url.startswith(("http://", "https://")):
+    if url.startswith("https://"):
         paths = [path]
     elif fs.isdir(path):
         paths = sorted(str(name) for name in fs.ls(path, detail=False) if ending_of(str(name)))
@@ -91,7 +92,7 @@ def ending_of(path: str) -> str:
 def read_file(fs: Any, path: str, name: str, *, columns: Collection[str] | None = None) -> Iterator[Row | Fault]:
     """Yield the rows of one file that messages call `name`; else as `read_files`."""
     ending = ending_of(path)
-    with reading(name), fs.open(path, "rb", **({} if is_local(fs) else {"block_size": _BLOCK_BYTES})) as file:
+    with reading(name), open_file(fs, path, **({} if is_local(fs) else {"block_size": _BLOCK_BYTES})) as file:
         if ending == ".parquet":
             with _seekable(file) as whole:
                 yield from _parquet_rows(whole, name, columns)

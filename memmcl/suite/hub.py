@@ -6,8 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from memmcl.errors import DataError
+import yaml
+
+from memmcl import allowed
+from memmcl.errors import ConfigError, DataError
 from memmcl.suite.rows import Row
+from memmcl.urls import public, redact
 
 SPLITS = {"train": "train", "weak": "validation", "test": "test"}
 """Part -> the split that is used for it where none is named."""
@@ -19,16 +23,27 @@ def load(name: str, subset: str | None = None, revision: str | None = None) -> M
     name: a data set of the hub, or a local directory: one written by `save_to_disk`, or one of data files.
 
     Raises:
+        ConfigError: a place that may not be opened, or a card that names files which are not the data set's own.
         DataError: the hub is out of reach, or there is no such data set, configuration or revision.
     """
     import datasets
+    import httpx
 
+    local = Path(name).exists()
+    if local:
+        allowed.require_files(Path(name))
+    else:
+        allowed.require_hub(name, "datasets")
     try:
         if any(Path(name, file).is_file() for file in ("dataset_dict.json", "state.json")):
             found = datasets.load_from_disk(name)
         else:
+            revision = revision if local else _commit(name, revision)
+            _check_cards(name, revision)
             found = datasets.load_dataset(name, subset, revision=revision, streaming=True)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+    except (
+        datasets.exceptions.DatasetsError, httpx.HTTPError, yaml.YAMLError, OSError, ValueError, RuntimeError,
+    ) as error:  # fmt: skip
         raise _unusable(name, subset, revision, error) from error
     return found if isinstance(found, Mapping) else {"train": found}
 
@@ -46,6 +61,8 @@ def rows(name: str, split: str, found: Mapping[str, Any]) -> Iterator[Row]:
             f"data set {name!r} has no split {split!r}; it has {', '.join(sorted(found))}: name one of them"
         )
     data = found[split]
+    if data.features and isinstance(data, datasets.IterableDataset):
+        data = data.decode(False)  # an image would be fetched from wherever its row says
     classes = {
         column: feature for column, feature in (data.features or {}).items() if isinstance(feature, datasets.ClassLabel)
     }
@@ -57,16 +74,69 @@ def rows(name: str, split: str, found: Mapping[str, Any]) -> Iterator[Row]:
         raise _unusable(name, None, None, error) from error
 
 
+def _commit(name: str, revision: str | None) -> str | None:
+    """Return the commit that a revision of the hub is now, so that card and files are of one."""
+    from huggingface_hub import HfApi
+
+    return HfApi().dataset_info(name, revision=revision).sha
+
+
+def _check_cards(name: str, revision: str | None) -> None:
+    """Refuse a data set whose card names files elsewhere: `datasets` would open any path and any URL.
+
+    Raises:
+        ConfigError: it does.
+    """
+    from huggingface_hub import DatasetCard
+
+    card: Any = DatasetCard(_text_of(name, "README.md", revision), ignore_metadata_errors=True).data
+    beside = yaml.safe_load(_text_of(name, ".huggingface.yaml", revision))
+    for said in (vars(card), beside):
+        for place in _strings(said.get("configs") if isinstance(said, dict) else None):
+            if "://" in place or "::" in place or place.startswith(("/", "~")) or ".." in place.split("/"):
+                raise ConfigError(
+                    f"data set {public(name)!r}: its card names {public(place)!r}, which is no file of its own; take "
+                    "another data set, or give its files by path"
+                )
+
+
+def _text_of(name: str, file: str, revision: str | None) -> str:
+    """Return the text of one file of a data set, "" where it has none."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    path = Path(name, file)
+    if not Path(name).exists():
+        try:
+            path = Path(hf_hub_download(name, file, repo_type="dataset", revision=revision))
+        except EntryNotFoundError:
+            return ""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield the texts of a tree of plain values, names included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _strings(name)
+            yield from _strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)
+
+
 def _class_name(feature: Any, value: Any) -> Any:
     """Return the name of class `value`; None where there is none, as for -1, the mark of a hidden label."""
     return feature.int2str(value) if isinstance(value, int) and 0 <= value < feature.num_classes else None
 
 
 def _unusable(name: str, subset: str | None, revision: str | None, error: Exception) -> DataError:
-    asked = f"data set {name!r}"
+    asked = f"data set {public(name)!r}"
     asked += f", subset {subset!r}" if subset else ""
     asked += f", revision {revision!r}" if revision else ""
-    said = " ".join(str(error).split())
+    said = " ".join(redact(str(error)).split())
     return DataError(
         f"cannot read {asked} ({type(error).__name__}: {said[:200]}); check the name, and that the hub can be reached, "
         f"or give the path of a local copy"

@@ -1,54 +1,76 @@
-"""Places of data by fsspec URL: how one is opened, what messages call it, and what its failures mean."""
+"""Places of data by path or URL: how one is opened, what messages call it, and what its failures mean."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
-from memmcl.errors import DataError
+from memmcl import allowed
+from memmcl.errors import DataError, MemmclError
 from memmcl.outside import NO_CREDENTIALS, is_foreign
 from memmcl.suite.rows import short
+from memmcl.urls import public, scheme_of
 
 
 def open_place(url: str, storage: Mapping[str, Any] | None = None) -> tuple[Any, str]:
     """Return the file system of `url` and the path in it; `storage` is for s3:// alone.
 
     Raises:
+        ConfigError: a place that may not be opened.
         DataError: nothing installed reads such a URL.
     """
     import fsspec
+    from fsspec.implementations.local import LocalFileSystem
 
+    allowed.require(url)
+    scheme = scheme_of(url)
     options: dict[str, Any] = {}
-    if url.startswith(("s3://", "s3a://")):
+    if scheme == "file":
+        return LocalFileSystem(), allowed.local_path(url)
+    if scheme == "https":
+        options = {"client_kwargs": {"middlewares": (allowed.follow,)}}
+    if scheme == "s3":
         options = {"use_listings_cache": False, "skip_instance_cache": True, **(storage or {})}
+        if options.get("endpoint_url"):
+            allowed.require_endpoint(options["endpoint_url"])
     try:
         fs, path = fsspec.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         raise DataError(
-            f"cannot open {public(url)}: expected a path or a URL like file://, s3://, https:// "
-            f"that an installed package of fsspec can read"
+            f"cannot open {public(url)}: no installed package reads {scheme}://; install the one that fsspec names"
         ) from error
     return fs, str(path)
 
 
-def public(url: str) -> str:
-    """Return `url` as messages may show it: without user, password and query."""
-    if "://" not in url:
-        return url
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+def open_file(fs: Any, path: str, **options: Any) -> Any:
+    """Open a file for reading that `open_place` or a listing there gave: it, or what a link leads to, may be elsewhere.
+
+    Raises:
+        ConfigError: a place that may not be opened. Other exceptions are those of the file system.
+    """
+    allowed.require(_full_name(fs, path))
+    return fs.open(path, "rb", **options)
 
 
 def name_of(fs: Any, path: str) -> str:
     """Return what messages call a file: a path on this machine, otherwise its URL."""
-    return path if is_local(fs) else public(str(fs.unstrip_protocol(path)))
+    return public(_full_name(fs, path))
 
 
 def is_local(fs: Any) -> bool:
     """Return whether `fs` is this machine's disk."""
-    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+    return "file" in _protocols(fs)
+
+
+def _full_name(fs: Any, path: str) -> str:
+    if is_local(fs):
+        return path
+    return f"az://{path}" if "abfs" in _protocols(fs) else str(fs.unstrip_protocol(path))
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
 
 
 @contextmanager
@@ -63,7 +85,10 @@ def reading(name: str) -> Iterator[None]:
     except Exception as error:
         chain = list(_chain(error))
         foreign = any(is_foreign(step) for step in chain)
-        if isinstance(error, DataError) or not (foreign or isinstance(error, OSError)):
+        ours = next((step for step in chain if isinstance(step, MemmclError)), None)
+        if ours is not None:  # a web client may have wrapped what refused a redirect
+            raise ours from None
+        if not (foreign or isinstance(error, OSError)):
             raise
         raise DataError(_explained(public(name), error, chain)) from None  # a library's text may name the key
 

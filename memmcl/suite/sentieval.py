@@ -15,9 +15,10 @@ from memmcl.errors import DataError
 from memmcl.suite.faults import Fault
 from memmcl.suite.files import read_file
 from memmcl.suite.parsing import read_literal
-from memmcl.suite.places import name_of, open_place, public, reading
+from memmcl.suite.places import name_of, open_place, reading
 from memmcl.suite.rows import Row, RowError, short
 from memmcl.suite.subtasks import GROUPS, Subtask
+from memmcl.urls import public
 
 _STEMS = {"train": "train", "weak": "dev", "test": "test"}
 """Part -> name of its file. SentiEval's dev rows are the pool that weak sets are drawn from."""

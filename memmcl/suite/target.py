@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from memmcl import allowed
 from memmcl.errors import StoreAccessError, StoreError, StoreFull, UsageError
 from memmcl.outside import FULL, NO_CREDENTIALS, causes_of, code_of, is_foreign, names_of, replace_file
 
@@ -94,7 +95,7 @@ class Target:
 
     @property
     def _is_s3(self) -> bool:
-        return bool({"s3", "s3a"} & _protocols(self.fs))
+        return "s3" in _protocols(self.fs)
 
     def _translate(self, error: Exception) -> Exception:
         """Return what to raise for an exception of the disk or of an S3 client; the same one for a defect of ours."""
@@ -130,6 +131,7 @@ def open_target(url: str, storage: Mapping[str, Any]) -> Target:
 
     Raises:
         UsageError: no place, an unknown scheme, or a URL with credentials or a query (the message hides them).
+        ConfigError: a place that may not be written to.
     """
     import fsspec
     from fsspec.implementations.local import LocalFileSystem
@@ -142,11 +144,14 @@ def open_target(url: str, storage: Mapping[str, Any]) -> Target:
         )
     if not (rest if separator else url).strip("/ ") and url != "/":
         raise UsageError(f"{url!r} names no place to write to; give a directory, or a URL such as s3://bucket/folder")
+    allowed.require(url)
+    if storage.get("endpoint_url"):
+        allowed.require_endpoint(storage["endpoint_url"])
     if not separator:
         root = str(Path(url).expanduser().absolute())
         return Target(LocalFileSystem(), root, root, local=True)
     options: dict[str, Any] = {}
-    if scheme in {"s3", "s3a"}:
+    if scheme == "s3":
         patience = {"connect_timeout": 5, "read_timeout": 60}
         fresh = {"use_listings_cache": False, "skip_instance_cache": True}  # others write too; credentials as of now
         options = {"config_kwargs": patience} | dict(storage) | fresh

@@ -19,10 +19,10 @@ from memmcl.errors import DataError
 from memmcl.suite.examples import Example
 from memmcl.suite.faults import Fault, Faults
 from memmcl.suite.files import read_files
-from memmcl.suite.places import public
 from memmcl.suite.pool import Pool
 from memmcl.suite.rows import Row, RowError, Shape, example_of, short, storable, text_of
 from memmcl.suite.subtasks import PAIRS, Subtask
+from memmcl.urls import public
 
 SHOWN_FAULTS = 3
 _PAIR = ("prompt", "answer")

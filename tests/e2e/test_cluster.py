@@ -55,6 +55,7 @@ def cluster_of(folder: Path, **options: int) -> Iterator[Cluster]:
     made = Cluster(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", raising=False)
+        patch.setenv("MEMMCL_ALLOWED_URLS", "/")  # rows and base model lie in the folders of the test
         try:
             made.up(deploy=False, worker=False, prefect_port=free_ports(1)[0], **options)
             yield made

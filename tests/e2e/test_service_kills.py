@@ -89,6 +89,7 @@ def place(tmp_path: Path, tiny_base: Path) -> Iterator[Place]:
     cluster = Cluster(tmp_path / "cluster")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", raising=False)
+        patch.setenv("MEMMCL_ALLOWED_URLS", str(tiny_base))
         try:
             cluster.up(nodes=2, cpus_per_node=1, prefect_port=free_ports(1)[0])
             for name, value in cluster.environment.items():

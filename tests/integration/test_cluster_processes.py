@@ -21,7 +21,8 @@ from cluster import Cluster
 from e2e_driver import wait_until
 from processes import MARK, free_ports
 
-from memmcl.errors import ServiceError, UsageError
+from memmcl import allowed
+from memmcl.errors import ConfigError, ServiceError, UsageError
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(600)]
 SCRIPT = Path(__file__).parents[2] / "deployments" / "cluster.py"
@@ -76,6 +77,17 @@ def test_a_shell_that_sources_env_has_the_environment(cluster: Cluster) -> None:
         ["bash", "-c", f"source '{cluster.directory}/env'; env"], env={}, capture_output=True, text=True, check=True
     ).stdout
     assert set(cluster.environment.items()) <= {tuple(line.split("=", 1)) for line in said.splitlines()}
+
+
+def test_runs_may_open_the_store_of_the_cluster_and_the_hub(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMMCL_ALLOWED_URLS", cluster.environment["MEMMCL_ALLOWED_URLS"])
+    settings = dict(setting.split("=", 1) for setting in cluster.settings)
+    for place in (settings["store.url"], "s3://memmcl/rows", "hf://org/model"):
+        allowed.require(place)
+    allowed.require_endpoint(settings["store.endpoint_url"])
+    for place in ("/etc/passwd", str(cluster.directory / "env"), "s3://other/store", "https://example.org/a.csv"):
+        with pytest.raises(ConfigError, match="may not be opened"):
+            allowed.require(place)
 
 
 def test_prefect_and_s3_listen_on_this_machine_only(cluster: Cluster) -> None:

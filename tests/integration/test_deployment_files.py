@@ -102,6 +102,14 @@ def test_a_service_gets_its_secrets_from_the_environment_alone(name: str) -> Non
             assert re.search(r"\$\{\w+:\?.*\}", value), f"{name}: {variable}"
 
 
+def test_whatever_runs_flows_or_tasks_may_open_the_bucket_and_the_hub_alone() -> None:
+    for name in ("ray-head", "ray-worker", "ray-worker-gpu", "prefect-worker"):
+        prefixes = SERVICES[name]["environment"]["MEMMCL_ALLOWED_URLS"].split()
+        assert prefixes == ["s3://${S3_BUCKET:-memmcl}", "http://s3:8333", "hf://", "${ALLOWED_URLS:-}"]
+    for pod in pods().values():
+        assert {"name": "MEMMCL_ALLOWED_URLS", "value": "s3://BUCKET hf://"} in pod["containers"][0]["env"]
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_service_is_pinned_supervised_and_private(name: str) -> None:
     service = SERVICES[name]

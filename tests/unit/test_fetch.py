@@ -84,7 +84,7 @@ def test_an_address_is_shown_without_its_query() -> None:
         ("s3://", "names no place"),
         ("s3://key:hunter2@bucket/x", "credentials"),
         ("https://host/x?sig=hunter2", "query"),
-        ("gopher://host/x", "cannot write to gopher://"),
+        ("gopher://host/x", "cannot open gopher://host/x: expected a path or a URL"),
     ],
 )
 def test_a_target_that_cannot_be_used_is_refused_and_its_secrets_are_not_repeated(target: str, message: str) -> None:

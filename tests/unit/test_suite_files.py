@@ -3,18 +3,16 @@
 import gzip
 import json
 import os
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from web import web_server
 
-from memmcl.errors import DataError
+from memmcl.errors import ConfigError, DataError
 from memmcl.suite import files
 from memmcl.suite.faults import Fault
 from memmcl.suite.files import read_files
@@ -152,7 +150,7 @@ def test_what_is_not_there_or_unknown_is_named(tmp_path: Path) -> None:
             list(read_files(str(tmp_path / missing)))
     with pytest.raises(DataError, match=r"cannot tell what .*a\.xlsx is; known endings: \.jsonl, .*\.parquet"):
         list(read_files(written(tmp_path / "a.xlsx", b"")))
-    with pytest.raises(DataError, match=r"cannot open strange://a\.csv: expected a path or a URL"):
+    with pytest.raises(ConfigError, match=r"cannot open strange://a\.csv: expected a path or a URL"):
         list(read_files("strange://a.csv"))
 
 
@@ -162,33 +160,13 @@ def test_rows_in_memory_are_read() -> None:
     assert next(iter(read_files("memory://rows/a.csv"))).place == "memory:///rows/a.csv, line 2"
 
 
-class _Handler(SimpleHTTPRequestHandler):
-    def send_head(self) -> object:
-        """Answer GET and HEAD alike."""
-        for name, status in (("closed", 403), ("busy", 429)):
-            if name in self.path:
-                self.send_error(status)
-                return None
-        return super().send_head()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(tmp_path)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with web_server(tmp_path) as server:
+        yield server.url
 
 
-def test_rows_are_read_over_http_and_messages_keep_its_secrets(tmp_path: Path, web: str) -> None:
+def test_rows_are_read_over_https_and_messages_keep_its_secrets(tmp_path: Path, web: str) -> None:
     rows = [{"text": f"row {number}"} for number in range(500)]
     written(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=100)
@@ -197,8 +175,8 @@ def test_rows_are_read_over_http_and_messages_keep_its_secrets(tmp_path: Path, w
     assert values(f"{web}/a.parquet?token=SECRET") == rows
     assert next(iter(read_files(f"{web}/a.jsonl?token=SECRET"))).place == f"{web}/a.jsonl, line 1"
     for name, message in [
-        ("b.jsonl", "there is no http"),
-        ("closed.csv", "no access to http"),
+        ("b.jsonl", "there is no https"),
+        ("closed.csv", "no access to https"),
         ("busy.csv", "HTTP status 429"),
     ]:
         with pytest.raises(DataError, match=message) as caught:
@@ -209,8 +187,8 @@ def test_rows_are_read_over_http_and_messages_keep_its_secrets(tmp_path: Path, w
 
 
 def test_a_server_that_does_not_answer_is_named(free_port: int) -> None:
-    with pytest.raises(DataError, match=r"cannot read http://127\.0\.0\.1:\d+/a\.csv \(.*\); check the address"):
-        list(read_files(f"http://user:SECRET@127.0.0.1:{free_port}/a.csv?key=SECRET"))
+    with pytest.raises(DataError, match=r"cannot read https://127\.0\.0\.1:\d+/a\.csv \(.*\); check the address"):
+        list(read_files(f"https://127.0.0.1:{free_port}/a.csv?key=SECRET"))
 
 
 @pytest.fixture
