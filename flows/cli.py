@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shlex
 import sys
 import tempfile
 import traceback
@@ -10,9 +12,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from flows.cli_champion import champion_app
 from flows.cli_common import (
@@ -36,9 +36,12 @@ from flows.cli_merge import merge_app
 from flows.cli_run import go
 from flows.cli_search import search_app
 from flows.cli_store import store_app
+from flows.terminal import Commands, fail
 from memmcl import __version__
 from memmcl.config import load_config
 from memmcl.errors import MemmclError, ServiceError, UsageError
+from memmcl.logs import clean_handler
+from memmcl.urls import redact
 from tasks.leftovers import keep_error
 from tasks.watch import ends_process
 
@@ -47,7 +50,7 @@ app = typer.Typer(
     "For example:\n\n"
     "$ memmcl run deployments/configs/quickstart.yaml\n"
     '$ memmcl predict "The food was great, the wait was not."',
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
 )  # fmt: skip
 
 data_app.command("fetch")(fetch)
@@ -224,8 +227,8 @@ def deploy(
     for one in applied:
         table.add_row(one.what, one.name, one.done)
     console.print(table)
-    pools = " ".join(one.name for one in applied if one.what == "work pool")
-    console.print(f"next           prefect worker start --pool {pools} --type process", soft_wrap=True)
+    for pool in (one.name for one in applied if one.what == "work pool"):
+        console.print(f"next           prefect worker start --pool {shlex.quote(pool)} --type process", soft_wrap=True)
 
 
 @app.command()
@@ -236,8 +239,10 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line; errors are one line, exit code 2 for usage and 1 for failure."""
+    if logging.lastResort is not None:  # what shows warnings until Prefect has set up its log
+        clean_handler(logging.lastResort)
     try:
-        with ends_process(_say):
+        with ends_process(fail):
             app(prog_name="memmcl")
     except MemmclError as error:
         _fail(str(error), error.exit_code)
@@ -251,19 +256,14 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    _say(message)
+    fail(message)
     sys.exit(code)
-
-
-def _say(message: str) -> None:
-    line = Text.assemble(("error:", "red"), " ", " ".join(message.split()))
-    Console(stderr=True, highlight=False).print(line, soft_wrap=True)
 
 
 def _kept(error: BaseException) -> str:
     """Write the error's traceback to a file of its own, and say where it is."""
     try:
-        return f"with its traceback in {keep_error(''.join(traceback.format_exception(error)))}"
+        return f"with its traceback in {keep_error(redact(''.join(traceback.format_exception(error))))}"
     except (OSError, ServiceError):
         return f"(its traceback could not be written to {tempfile.gettempdir()})"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from flows.terminal import console
 from memmcl.config import RunConfig, load_config
 from memmcl.errors import ArtifactNotFound, CorruptArtifact, MemmclError, UsageError
 
@@ -25,8 +25,6 @@ INTERRUPTED = 130
 """The exit status of a command that was ended from outside."""
 CHAMPION = "champion"
 """What `--run` takes in place of an id."""
-
-console = Console(highlight=False, markup=False, emoji=False)  # paths, names and answers may hold [brackets]
 
 StoreUrl = Annotated[
     str | None,
@@ -120,7 +118,9 @@ def _show_run(store: Store, done: Manifest, out: Path | None) -> None:
         console.print(f"unified model  {out / 'adapter'}")
         console.print(f"report         {out / 'report.html'}", soft_wrap=True)
     else:
-        console.print(f"report         memmcl report {done.key[:8]} --store {store.url} --out DIR", soft_wrap=True)
+        console.print(
+            f"report         memmcl report {done.key[:8]} --store {shlex.quote(store.url)} --out DIR", soft_wrap=True
+        )
     flow_run = done.metrics.get("flow_run_id")
     console.print(f"run history    memmcl ui  (flow run {flow_run})", soft_wrap=True)
 

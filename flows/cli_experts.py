@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from flows.cli_common import console, our_options, quiet_environment
-from memmcl import seeds
+from memmcl import allowed, seeds
 from memmcl.config import DataConfig
 from memmcl.errors import ModelError, UsageError
 from memmcl.suite.subtasks import SUBTASKS, Subtask
@@ -211,6 +211,7 @@ def _read_template(path: Path) -> str:
 def _read_adapter(folder: Path) -> dict[str, bytes]:
     found = {}
     for name in _FILES:
+        allowed.require(str(folder / name))
         try:
             found[name] = (folder / name).read_bytes()
         except OSError as error:

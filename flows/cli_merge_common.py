@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from flows.cli_common import console
+from flows.terminal import Terminal, warn
 from memmcl.errors import ConfigError, ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -128,8 +127,7 @@ def bring(base: str, places: Mapping[str, str]) -> tuple[Shapes, list[Brought], 
         check_fit(expert, shapes)
     warnings = [warning for expert in experts if (warning := other_base(expert, shapes))]
     for warning in warnings:
-        line = Text.assemble(("warning:", "yellow"), " ", warning)
-        Console(stderr=True, highlight=False).print(line, soft_wrap=True)
+        warn(warning)
     return shapes, experts, warnings
 
 
@@ -173,7 +171,7 @@ def show_merge(out: Path, record: Mapping[str, Any]) -> None:
     for expert in record["experts"]:
         values = [f"{value:.4g}" for value in expert["coefficients"]]
         table.add_row(expert["name"], *values, str(expert["rank"]), str(expert["modules"]), expert["place"])
-    Console(width=1000, highlight=False).print(table)  # a place that is cut to the terminal cannot be copied
+    Terminal(width=1000).print(table)  # a place that is cut to the terminal cannot be copied
     method, output, errors = record["method"], record["output"], record["errors"]
     given = [f"{name} {value:g}" if isinstance(value, float | int) else f"{name} {value}" for name, value in
              method["parameters"].items()]  # fmt: skip

@@ -150,7 +150,7 @@ def _parse(place: str, schemes: tuple[str, ...], *, whole: bool = False) -> _Pla
     if scheme == "file":
         named = local_path(place)
         path = os.path.realpath(named)
-        return _Place("file", "", _split(path), path if path == named or whole else f"{named} (a link to {path})")
+        return _Place("file", "", _split(path[1:]), path if path == named or whole else f"{named} (a link to {path})")
     if whole and not rest:
         return _Place(scheme, "", (), place)
     return _parse_url(place, scheme, rest, name)
@@ -161,7 +161,7 @@ def _parse_url(place: str, scheme: str, rest: str, name: str) -> _Place:
         path = tuple(part.partition("@")[0] for part in _split(rest))  # a revision is no part of a name
         return _Place(scheme, "", _plain(path, name), name)
     if scheme == "memory":
-        return _Place(scheme, "", _plain(_split(rest), name), name)
+        return _Place(scheme, "", _plain(_split(rest.lstrip("/")), name), name)
     if scheme not in _WEB:
         host, _, path_text = rest.partition("/")
         if not host or "@" in host:
@@ -175,13 +175,13 @@ def _parse_url(place: str, scheme: str, rest: str, name: str) -> _Place:
     host = (parts.hostname or "").rstrip(".")
     if not host or "@" in parts.netloc or not host.isascii() or set("\\% ") & set(parts.netloc):
         raise ConfigError(f"cannot open {name}: expected a host, without a user, behind {scheme}://")
-    path = tuple(map(unquote, _split(parts.path)))
+    path = tuple(map(unquote, _split(parts.path.removeprefix("/"))))
     _plain(tuple(map(unquote, path)), name)  # what is escaped twice some servers read twice
     return _Place(scheme, f"{host}:{port}", _plain(path, name), name)
 
 
 def _split(path: str) -> tuple[str, ...]:
-    path = path.removeprefix("/").rstrip("/")
+    path = path.rstrip("/")
     return tuple(path.split("/")) if path else ()
 
 

@@ -120,6 +120,11 @@ def _either_case(word: str) -> str:
     return "".join(f"[{sign}{sign.upper()}]" if sign.isalpha() else sign for sign in word)
 
 
+def clean(text: str) -> str:
+    """Return text of whatever origin as it may be shown: `redact`, and control characters spelled out."""
+    return visible(redact(text))
+
+
 def redacted(value: Any) -> Any:
     """Return a tree of plain values with `redact` applied to its texts: what an older version stored is read so."""
     if isinstance(value, str):

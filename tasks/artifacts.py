@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -13,8 +14,10 @@ from prefect.runtime import flow_run
 
 from memmcl.config import RunConfig
 from memmcl.evaluate.promotion import Judgement
-from memmcl.report import Results, markdown_table, verdict
+from memmcl.report import Results, markdown_table, plain_text, verdict
 from memmcl.suite.faults import Fault
+from memmcl.text import one_line
+from memmcl.urls import clean, public
 from tasks.runtime import Run
 
 
@@ -22,8 +25,8 @@ def run_name() -> str:
     """Return the name of the flow run that is about to start: what it is called, and which data it is made from."""
     given = flow_run.parameters.get("config") or {}
     config = given if isinstance(given, RunConfig) else RunConfig.model_validate(given)
-    source = re.split(r"[/\\]", config.data.source.rstrip("/\\"))[-1]
-    return f"{config.name}: {len(config.data.subtasks)} subtasks of {source}, seed {config.seed}"
+    source = re.split(r"[/\\]", public(config.data.source).rstrip("/\\"))[-1]
+    return f"{one_line(config.name)}: {len(config.data.subtasks)} subtasks of {source}, seed {config.seed}"
 
 
 def announce(run: Run) -> None:
@@ -31,7 +34,11 @@ def announce(run: Run) -> None:
     run_id = flow_run.id
     if run_id is None:
         return
-    tags = {f"run:{run.id[:8]}", f"base:{run.base.name.rpartition('/')[2]}", f"name:{run.config.name}"}
+    tags = {
+        f"run:{run.id[:8]}",
+        f"base:{one_line(run.base.name.rpartition('/')[2])}",
+        f"name:{one_line(run.config.name)}",
+    }
     with get_client(sync_client=True) as client:
         found = client.read_flow_run(UUID(str(run_id)))
         client.update_flow_run(
@@ -44,13 +51,17 @@ def show_results(results: Results) -> None:
     run = results.run
     create_table_artifact(
         _leaderboard(results), key=f"leaderboard-{run.run_id[:8]}",
-        description=f"Models of {run.name} by mean test score; se is the bootstrap standard error",
+        description=f"Models of {plain_text(run.name)} by mean test score; se is the bootstrap standard error",
     )  # fmt: skip
     create_table_artifact(
-        _scores(results), key=f"scores-{run.run_id[:8]}", description=f"Test scores of {run.name} per subtask"
+        _scores(results),
+        key=f"scores-{run.run_id[:8]}",
+        description=f"Test scores of {plain_text(run.name)} per subtask",
     )
     create_markdown_artifact(
-        _summary(results), key=f"summary-{run.run_id[:8]}", description=f"What {run.name} says, and where its report is"
+        _summary(results),
+        key=f"summary-{run.run_id[:8]}",
+        description=f"What {plain_text(run.name)} says, and where its report is",
     )
 
 
@@ -59,14 +70,14 @@ def show_board(run: Run, stage: str, rows: Sequence[dict[str, Any]]) -> None:
     if rows:
         create_table_artifact(
             list(rows), key=f"search-{re.sub('[^a-z0-9]+', '-', stage.lower())}-{run.id[:8]}",
-            description=f"Best candidates of {stage} of {run.config.name} so far, by search",
+            description=f"Best candidates of {stage} of {plain_text(run.config.name)} so far, by search",
         )  # fmt: skip
 
 
 def show_faults(run: Run, faults: Sequence[Fault]) -> None:
     """Show the rows that were left out because they could not be used, where there are any."""
     if faults:
-        rows = [{"place": fault.place, "kind": fault.kind, "what": fault.message} for fault in faults]
+        rows = [{"place": clean(fault.place), "kind": fault.kind, "what": clean(fault.message)} for fault in faults]
         create_table_artifact(
             rows, key=f"faults-{run.id[:8]}", description="Rows that were left out: they could not be used"
         )
@@ -83,11 +94,11 @@ def show_judgement(judged: Judgement, challenger: str, champion: str) -> None:
     """Show champion and challenger on the same test rows, and what the gate decided."""
     word = "promoted" if judged.promoted else "not promoted"
     lines = [
-        f"## Challenger {challenger} {word}\n\nThe challenger is {judged.reason}.\n",
+        f"## Challenger {challenger} {word}\n\nThe challenger is {plain_text(judged.reason)}.\n",
         f"| subtask | rows | challenger {challenger} | champion {champion} | difference |",
         "|---|---:|---:|---:|---:|",
         *(
-            f"| {duel.subtask} | {duel.rows} | {duel.challenger:.3f} | {duel.champion:.3f} "
+            f"| {plain_text(duel.subtask)} | {duel.rows} | {duel.challenger:.3f} | {duel.champion:.3f} "
             f"| {duel.difference:+.3f} ± {duel.se:.3f} |"
             for duel in judged.duels
         ),
@@ -132,12 +143,12 @@ def _scores(results: Results) -> list[dict[str, Any]]:
 
 def _summary(results: Results) -> str:
     run, said = results.run, verdict(results)
-    where = f"--store {run.store_url}"
-    others = "".join(f"* {statement.text}\n" for statement in said.statements)
+    where = f"--store {shlex.quote(run.store_url)}"
+    others = "".join(f"* {plain_text(statement.text)}\n" for statement in said.statements)
     return (
-        f"## {said.headline}\n\n{said.subtasks}\n\n{others}\n{markdown_table(results)}\n"
-        f"Base `{run.base.name}`, seed {run.seed}, {results.wall_seconds / 60:.0f} minutes, "
-        f"{results.data.source} rows.\n\n"
+        f"## {plain_text(said.headline)}\n\n{plain_text(said.subtasks)}\n\n{others}\n{markdown_table(results)}\n"
+        f"Base {plain_text(run.base.name)}, seed {run.seed}, {results.wall_seconds / 60:.0f} minutes, "
+        f"{plain_text(results.data.source)} rows.\n\n"
         f"### The report and the model\n\n"
         f"    memmcl report {run.run_id[:8]} {where} --out report-{run.run_id[:8]}\n"
         f'    memmcl predict "The food was great, the wait was not." --run {run.run_id[:8]} {where}\n'

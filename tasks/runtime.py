@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import json
 import logging
@@ -12,13 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from httpx import HTTPError
 from prefect.logging import get_run_logger
-from prefect.logging.configuration import ensure_logging_setup
-from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.states import Completed, State
 from pydantic import BaseModel, ConfigDict
-from ray.exceptions import RayError
 
 from memmcl import seeds
 from memmcl.backbone.activations import Activations, activations_directory
@@ -33,33 +28,12 @@ from memmcl.suite.prompts import Prompter
 from memmcl.suite.subtasks import Subtask
 from memmcl.urls import redacted
 from tasks.inputs import catalogue
+from tasks.logs import clean_logs
 
 Files = Mapping[str, bytes | Path]
 
 
-class _WithoutTraceback(logging.Formatter):
-    """Formats as `formatter` does, but without the traceback of errors of ours and of services: the message says it."""
-
-    def __init__(self, formatter: logging.Formatter) -> None:
-        super().__init__()
-        self.formatter = formatter
-
-    def format(self, record: logging.LogRecord) -> str:
-        if record.exc_info and isinstance(record.exc_info[1], (MemmclError, RayError, HTTPError)):
-            record = copy.copy(record)  # the run history, another handler, keeps the traceback
-            record.exc_info = record.exc_text = None
-        return self.formatter.format(record)
-
-
-def _shorten_errors() -> None:
-    """Keep the tracebacks of our own errors out of the terminal, in whatever process tasks run."""
-    ensure_logging_setup()
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, PrefectConsoleHandler) and not isinstance(handler.formatter, _WithoutTraceback):
-            handler.setFormatter(_WithoutTraceback(handler.formatter or logging.Formatter()))
-
-
-_shorten_errors()  # Ray's workers import this module before they run anything
+clean_logs()  # Ray's workers import this module before they run anything
 
 
 class Base(BaseModel):

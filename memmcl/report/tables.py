@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from memmcl.report.results import Document, Results, parse_results
 from memmcl.report.verdict import leaders, plus_minus
+from memmcl.text import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -192,6 +193,10 @@ def _value(results: Results, model: str, column: str | None) -> tuple[float | No
 
 
 def plain_text(text: str) -> str:
-    """Return `text` on one line, with what Markdown or HTML would read as markup made plain."""
-    escaped = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", escaped)
+    """Return `text` on one line, with what Markdown or HTML would read as markup made plain.
+
+    It may stand at the beginning of a line, or of a cell of a table.
+    """
+    escaped = html.escape(one_line(text), quote=False)
+    escaped = re.sub(r"([\\`*_\[\]|~])", r"\\\1", escaped)
+    return re.sub(r"^(\d*)([#+\-.)=])", r"\1\\\2", escaped)

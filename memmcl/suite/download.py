@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from memmcl import __version__
+from memmcl import __version__, allowed
 from memmcl.errors import UsageError
 
 PAUSES = (0.5, 1.0, 2.0, 4.0)
@@ -68,8 +68,10 @@ def shown(base: httpx.URL) -> str:
     return str(base.copy_with(query=None, fragment=None)).rstrip("/")
 
 
-def open_client(jobs: int) -> httpx.Client:
+def open_client(jobs: int, *, judged: bool = False) -> httpx.Client:
     """Return a client for `jobs` downloads at a time; it honours HTTPS_PROXY and its kin.
+
+    judged: whether each address that is asked, redirects included, must be one that may be opened.
 
     Raises:
         UsageError: a proxy is set that cannot be used.
@@ -78,10 +80,18 @@ def open_client(jobs: int) -> httpx.Client:
     limits = httpx.Limits(max_connections=jobs, max_keepalive_connections=jobs)
     try:
         return httpx.Client(
-            headers=headers, limits=limits, timeout=httpx.Timeout(READ_SECONDS, connect=10.0), follow_redirects=True
+            headers=headers,
+            limits=limits,
+            timeout=httpx.Timeout(READ_SECONDS, connect=10.0),
+            follow_redirects=True,
+            event_hooks={"request": [_judge] if judged else []},
         )
     except (ValueError, ImportError) as error:
         raise UsageError("the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used") from error
+
+
+def _judge(request: httpx.Request) -> None:
+    allowed.require(str(request.url), ("https", "http"))
 
 
 def download(

@@ -119,6 +119,7 @@ def fetch_sentieval(
 
     Raises:
         UsageError: an address that cannot be used; neither target nor network was touched.
+        ConfigError: a target, or a `base_url`, that may not be opened.
         DataError: files are missing in the end; those that could be had are at the target, the same call goes on.
         StoreAccessError, StoreFull: the target cannot be read or written.
     """
@@ -165,7 +166,7 @@ def fetch_sentieval(
 
     if present < len(listing.files):
         place.remove(NOTICE)
-        with open_client(jobs) as client:
+        with open_client(jobs, judged=base_url is not None) as client:
             _each(fetch, [file for file in listing.files if file not in there], jobs, stop, fetched)
     if failures:
         raise outcome()

@@ -1,0 +1,78 @@
+"""What reaches the terminal: text that others wrote does nothing there, and no URL shows its secrets.
+
+Names of subtasks, files, columns and labels, answers of models and errors of libraries all end here. Everything that a
+command prints goes through a `Terminal`; log lines of a run go through `memmcl.logs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+from typer.core import TyperGroup
+
+from memmcl.text import visible
+from memmcl.urls import clean
+
+
+class Terminal(Console):
+    """A console that spells out control characters, hides secrets in URLs, and takes [brackets] for what they are."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"highlight": False, "markup": False, "emoji": False, **options})
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return `text` for printing; tables measure their columns by it."""
+        return super().render_str(clean(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Yield the pieces of anything that is printed; rich's own control codes are apart from its text."""
+        for segment in super().render(renderable, options):
+            shown = segment.text if segment.control else visible(segment.text)
+            yield segment if shown == segment.text else Segment(shown, segment.style)
+
+
+class Commands(TyperGroup):
+    """A group of commands whose refusals of arguments, which typer prints by itself, are clean too."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        """Read the arguments of the group itself."""
+        with _clean_refusals():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command, whose arguments are read here."""
+        with _clean_refusals():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _clean_refusals() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and isinstance(getattr(error, "message", None), str):
+            error.message = clean(error.message)
+        raise
+
+
+console = Terminal()
+
+
+def warn(message: str) -> None:
+    """Print a warning, in one line, where errors go."""
+    _say("warning:", "yellow", message)
+
+
+def fail(message: str) -> None:
+    """Print an error, in one line, where errors go."""
+    _say("error:", "red", message)
+
+
+def _say(label: str, colour: str, message: str) -> None:
+    line = Text.assemble((label, colour), " ", clean(" ".join(message.split())))
+    Terminal(stderr=True).print(line, soft_wrap=True)
