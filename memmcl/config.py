@@ -539,7 +539,8 @@ def parse_config(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
     except ConfigError as error:
         raise ConfigError(f"{source}: {next(_secrets(tree), 'config')}: {error}") from None
     except ValidationError as error:
-        raise ConfigError(f"{source}: " + "; ".join(_explain(dict(problem)) for problem in error.errors())) from error
+        problems = "; ".join(_explain(dict(problem)) for problem in error.errors())
+        raise ConfigError(f"{source}: {redact(problems)}") from None  # its cause repeats values
 
 
 def _secrets(value: object, where: str = "") -> Iterator[str]:
@@ -576,7 +577,7 @@ def _explain(problem: Mapping[str, Any]) -> str:
         return f"unknown key {where!r}; known here: {', '.join(_siblings(problem['loc']))}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     given = problem["input"]
-    got = "" if isinstance(given, dict) else f" (got {redact(repr(given))})"
+    got = "" if isinstance(given, dict) else f" (got {given!r})"
     return f"{where}: {message[0].lower()}{message[1:]}{got}"
 
 

@@ -1,4 +1,4 @@
-"""The log of a run, in the terminal and in the Prefect UI: clean lines; our own errors have no traceback in the first."""
+"""The log of a run, in the terminal and in the Prefect UI: clean lines; there alone our own errors have tracebacks."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from memmcl.experts.folder import made_before, new_folder
 from memmcl.experts.forced import read_texts
 from memmcl.store import Store
 from memmcl.suite import hub
-from memmcl.suite.fetch import fetch_sentieval
+from memmcl.suite.fetch import Listed, Listing, fetch_sentieval
 from memmcl.suite.files import read_files
 from memmcl.suite.places import open_place
 from memmcl.suite.sources import Source, read_sources
@@ -176,6 +177,22 @@ def test_a_redirect_is_judged_before_it_is_followed(monkeypatch: pytest.MonkeyPa
             read_sources([IRONY], source=f"{web.url}")
         monkeypatch.setenv(VARIABLE, f"{web.url}/plain.txt")
         assert read_texts(f"{web.url}/plain.txt") == ["more words"]
+
+
+def test_a_mirror_sends_nobody_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data = b"text\nwords\n"
+    (tmp_path / "in" / "data").mkdir(parents=True)
+    (tmp_path / "in" / "data" / "a.csv").write_bytes(data)
+    listed = Listed("data/a.csv", hashlib.sha256(data).hexdigest(), len(data))
+    listing = Listing("org/name", "0" * 40, "MIT", "by all", (listed,))
+    with web_server(tmp_path / "in", tls=False) as web, web_server(tmp_path / "in", tls=False) as other:
+        web.redirects["/sub/data/a.csv"] = f"{other.url}/data/a.csv"
+        monkeypatch.setenv(VARIABLE, f"{tmp_path}/out {web.url}")
+        for base in (f"{web.url}/sub", other.url):
+            with pytest.raises(ConfigError, match="may not be opened"):
+                fetch_sentieval(str(tmp_path / "out"), base_url=base, listing=listing)
+        assert other.asked == []
+        assert fetch_sentieval(str(tmp_path / "out"), base_url=web.url, listing=listing).files == 1
 
 
 def test_every_way_to_rows_is_judged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
