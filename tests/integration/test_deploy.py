@@ -107,6 +107,24 @@ def test_the_server_refuses_a_value_out_of_bounds(first: list[Applied], client: 
         client.create_flow_run_from_deployment(pipeline.id, parameters={"config": {"experts": {"steps": 0}}})
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"data": {"source": "https://host/a?X-Amz-Signature=hunter2"}},
+        {"data": {"subtasks": ["sent2"], "sources": {"sent2": {"path": "https://host/a.csv?x=1&sig=hunter2"}}}},
+        {"experts": {"anchor_source": "texts", "anchor_texts": "https://me:hunter2@host/a.txt"}},
+        {"store": {"endpoint_url": "http://me:hunter2@host"}},
+    ],
+)
+def test_the_server_keeps_no_secret_of_a_url(
+    first: list[Applied], client: SyncPrefectClient, settings: dict[str, Any]
+) -> None:
+    pipeline = client.read_deployment_by_name("pipeline/pipeline")
+    with pytest.raises(Exception, match=r"does not match|is not valid"):
+        client.create_flow_run_from_deployment(pipeline.id, parameters={"config": settings})
+    assert "hunter2" not in str([run.parameters for run in client.read_flow_runs()])
+
+
 def test_prefects_own_command_reads_the_same_file(first: list[Applied], client: SyncPrefectClient, api: str) -> None:
     try:
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(FILE)]
