@@ -44,6 +44,7 @@ from seaweed import PORTS, REGION, S3Server, remove_sockets
 
 from memmcl.allowed import VARIABLE as ALLOWED
 from memmcl.errors import MemmclError, ServiceError, UsageError
+from memmcl.urls import clean
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -292,7 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(Cluster(given.pop("dir")), given.pop("command"), given)
     except MemmclError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {clean(str(error))}", file=sys.stderr)
         return error.exit_code
 
 

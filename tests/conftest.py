@@ -75,10 +75,10 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Desk]:
     """A desk at which `memmcl run` went through once, uninterrupted; to read, not to change."""
-    from e2e_driver import desk
+    from e2e_driver import OVERRIDDEN, desk
 
     with desk(tmp_path_factory.mktemp("reference"), tiny_base) as place:
-        ended = place.run("run", place.config)
+        ended = place.run("run", place.config, *OVERRIDDEN)
         assert ended.code == 0, ended
         (place.root / "out.txt").write_text(ended.out)
         (place.root / "err.txt").write_text(ended.err)

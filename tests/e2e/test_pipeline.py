@@ -18,6 +18,7 @@ import torch
 from e2e_driver import (
     LAMBDAS,
     ONE_WORKER,
+    PLANTED,
     STAGE_EVALUATIONS,
     SUBTASKS,
     Desk,
@@ -60,6 +61,15 @@ def test_run_prints_the_table_and_where_to_look(reference: Desk) -> None:
     directory = reference.cwd / "memmcl-runs" / done.key[:8]
     assert (directory / "report.html").is_file()
     assert (directory / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_a_secret_in_an_argument_is_nowhere(reference: Desk) -> None:
+    """Not in store, report, history or terminal; Ray's own folder records the command line as it was."""
+    report = reference.store.read(reference.store.list("run")[0], "report.html").decode()
+    assert "X-Amz-Signature=***" in report, "the command was recorded"
+    looked = [path for path in reference.root.rglob("*") if path.is_file()]
+    assert {"out.txt", "err.txt", "prefect.db", "report.html"} <= {path.name for path in looked}
+    assert [path for path in looked if PLANTED.encode() in path.read_bytes()] == []
 
 
 def test_every_stage_is_published_with_its_lineage(reference: Desk) -> None:
