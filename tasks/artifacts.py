@@ -17,7 +17,7 @@ from memmcl.evaluate.promotion import Judgement
 from memmcl.report import Results, markdown_table, plain_text, verdict
 from memmcl.suite.faults import Fault
 from memmcl.text import one_line
-from memmcl.urls import clean, public
+from memmcl.urls import public, redact
 from tasks.runtime import Run
 
 
@@ -49,11 +49,11 @@ def announce(run: Run) -> None:
 def show_results(results: Results) -> None:
     """Show the leaderboard, the scores per subtask, and the verdict with the way to the report."""
     run = results.run
-    create_table_artifact(
+    _show_table(
         _leaderboard(results), key=f"leaderboard-{run.run_id[:8]}",
         description=f"Models of {plain_text(run.name)} by mean test score; se is the bootstrap standard error",
     )  # fmt: skip
-    create_table_artifact(
+    _show_table(
         _scores(results),
         key=f"scores-{run.run_id[:8]}",
         description=f"Test scores of {plain_text(run.name)} per subtask",
@@ -68,8 +68,8 @@ def show_results(results: Results) -> None:
 def show_board(run: Run, stage: str, rows: Sequence[dict[str, Any]]) -> None:
     """Show the best candidates of the searches of a stage, as they are now."""
     if rows:
-        create_table_artifact(
-            list(rows), key=f"search-{re.sub('[^a-z0-9]+', '-', stage.lower())}-{run.id[:8]}",
+        _show_table(
+            rows, key=f"search-{re.sub('[^a-z0-9]+', '-', stage.lower())}-{run.id[:8]}",
             description=f"Best candidates of {stage} of {plain_text(run.config.name)} so far, by search",
         )  # fmt: skip
 
@@ -77,16 +77,14 @@ def show_board(run: Run, stage: str, rows: Sequence[dict[str, Any]]) -> None:
 def show_faults(run: Run, faults: Sequence[Fault]) -> None:
     """Show the rows that were left out because they could not be used, where there are any."""
     if faults:
-        rows = [{"place": clean(fault.place), "kind": fault.kind, "what": clean(fault.message)} for fault in faults]
-        create_table_artifact(
-            rows, key=f"faults-{run.id[:8]}", description="Rows that were left out: they could not be used"
-        )
+        rows = [{"place": fault.place, "kind": fault.kind, "what": redact(fault.message)} for fault in faults]
+        _show_table(rows, key=f"faults-{run.id[:8]}", description="Rows that were left out: they could not be used")
 
 
 def show_changes(changes: Sequence[dict[str, Any]], against: str) -> None:
     """Show which subtasks' rows differ from the champion's."""
-    create_table_artifact(
-        list(changes), key="changed-rows", description=f"Rows per subtask, against those of the champion, run {against}"
+    _show_table(
+        changes, key="changed-rows", description=f"Rows per subtask, against those of the champion, run {against}"
     )
 
 
@@ -107,6 +105,12 @@ def show_judgement(judged: Judgement, challenger: str, champion: str) -> None:
     create_markdown_artifact(
         "\n".join(lines), key=f"challenge-{challenger}", description=f"Challenger {challenger}, champion {champion}"
     )
+
+
+def _show_table(rows: Sequence[dict[str, Any]], *, key: str, description: str) -> None:
+    """Show a table; the UI reads its cells as Markdown."""
+    cells = [{name: plain_text(cell) if isinstance(cell, str) else cell for name, cell in row.items()} for row in rows]
+    create_table_artifact(cells, key=key, description=description)
 
 
 def _leaderboard(results: Results) -> list[dict[str, Any]]:

@@ -56,6 +56,20 @@ def test_the_summary_is_text_and_its_commands_can_be_copied(shown: list[dict[str
         assert "\x1b" not in one["description"] + one.get("text", "")
 
 
+def test_cells_of_tables_are_text(shown: list[dict[str, Any]]) -> None:
+    artifacts.show_changes([{"subtask": EVIL, "train": "same", "rows": 3}], "0a")
+    document = results_document()
+    for model in document["models"]:
+        model["title"] = EVIL
+    artifacts.show_results(parse_results(document))
+    tables = [one["rows"] for one in shown if "rows" in one]
+    assert len(tables) == 3
+    assert tables[0][0]["rows"] == 3
+    for cell in (cell for rows in tables for row in rows for cell in row.values() if isinstance(cell, str)):
+        assert not kinds(cell) & {"html_block", "html_inline", "image", "link_open", "code_inline", "strong_open"}
+        assert "\x1b" not in cell
+
+
 def test_a_decision_is_text(shown: list[dict[str, Any]]) -> None:
     duel = SubtaskDuel(subtask=EVIL, rows=3, challenger=0.5, champion=0.4, difference=0.1, se=0.1)
     judged = Judgement(promoted=False, reason=EVIL, difference=0.1, se=0.1, p=0.3, margin=2.0, duels=(duel,))

@@ -146,11 +146,11 @@ def test_a_record_in_the_log_is_clean(caplog: pytest.LogCaptureFixture) -> None:
         except Exception as error:
             logging.getLogger("x").warning("%s failed: \u202e\x9b1m", SECRET_URLS[1], exc_info=error)
             raised = str(error)
-    for short in (True, False):
+    for short in ((Exception,), ()):
         line = CleanFormatter(logging.Formatter("%(message)s"), short=short).format(caplog.records[0])
         assert SECRET not in line
         assert not re.search("[\x1b\x9b\u202e]", line)
-        assert ("Traceback" in line) is not short
+        assert ("Traceback" in line) is (not short)
     assert SECRET not in raised
 
 
