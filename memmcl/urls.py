@@ -112,8 +112,9 @@ def schema_pattern() -> str:
     """
     words = "|".join(_either_case(word).replace("$", "(?==)") for word in _WORDS)
     whole = "|".join(_either_case(word) for word in _WHOLE)
-    name = rf"[?&;#](?:[^=&;?#]*(?:{words}|%)[^=&;?#]*|(?:[^=&;?#]*[-_.])?(?:{whole}))="
-    return rf"^(?!(?!hf:)[^/]*://[^/?#]*@)(?!.*://.*{name})"
+    any_sign = "[^=&;?#]{0,99}"  # bounded, so that no text takes long
+    name = rf"[?&;#](?:{any_sign}(?:{words}|%){any_sign}|(?:{any_sign}[-_.])?(?:{whole}))="
+    return rf"^(?!(?!hf:)[^/]*://[^/?#]*@)(?![^/]*://.*{name})"
 
 
 def _either_case(word: str) -> str:

@@ -17,7 +17,7 @@ from memmcl.experts.brought import read_brought
 from memmcl.logs import CleanFormatter
 from memmcl.store import Store
 from memmcl.suite.places import reading
-from memmcl.urls import public, redact, redacted, secret_in
+from memmcl.urls import public, redact, redacted, schema_pattern, secret_in
 
 SECRET = "hunter2hunter2"
 SCHEMA = jsonschema.Draft202012Validator(RunConfig.model_json_schema())
@@ -89,6 +89,16 @@ def test_other_places_are_taken_as_they_are(url: str) -> None:
 def test_the_pattern_of_the_schema_is_one_of_javascript_too() -> None:
     pattern = RunConfig.model_json_schema()["$defs"]["DataConfig"]["properties"]["source"]["pattern"]
     assert not re.search(r"\(\?P|\(\?<|\(\?[aiLmsux]|\\[AZ]", pattern)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("piece", ["token", "://", "?a", "&sig", "@", "a@", ";key", "%", "s3://u:p", "=", "?token="])
+def test_no_text_takes_long_to_look_through(piece: str) -> None:
+    for text in (piece * 100_000, f"https://host/?{piece * 100_000}", f"https://{piece * 100_000}"):
+        secret_in(text)
+        redact(text)
+        public(text)
+        re.search(schema_pattern(), text)
 
 
 def test_other_mistakes_beside_a_secret_do_not_show_it(tmp_path: Path) -> None:
