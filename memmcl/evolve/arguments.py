@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -39,17 +40,17 @@ class Arguments:
     update: str = "generational"
     objectives: int = 0
 
-    @property
+    @cached_property
     def low(self) -> npt.NDArray[np.float64]:
         """Lower bounds, (genes,) float64."""
         return np.array([low for low, _ in self.bounds])
 
-    @property
+    @cached_property
     def high(self) -> npt.NDArray[np.float64]:
         """Upper bounds, (genes,) float64."""
         return np.array([high for _, high in self.bounds])
 
-    @property
+    @cached_property
     def mask(self) -> npt.NDArray[np.bool_]:
         """Which genes are on or off, (genes,) bool."""
         return np.isin(np.arange(self.genes), self.binary)
