@@ -14,8 +14,9 @@ import pytest
 from e2e_driver import tiny_config
 
 from memmcl.config import parse_config
-from memmcl.errors import ConfigError, DataError
+from memmcl.errors import ConfigError, CorruptArtifact, DataError
 from memmcl.store import ArtifactRef, Champions
+from memmcl.store.manifest import manifest_path
 from memmcl.suite.embedded import read_embedded
 from memmcl.suite.examples import Example, normalised
 from memmcl.suite.sources import part_of
@@ -86,11 +87,11 @@ def test_training_rows_are_lent_by_the_others(make: Make) -> None:
     place = make()
     lent = place.lent()
     assert lent.rows == {name: list(place.splits.parts[name]["train"][:4]) for name in MEMBERS}
-    ref = publish_anchors(place.run, lent)
+    ref = publish_anchors(place.run, place.splits, lent)
     assert ref is not None
     assert ref.key == lent.key
     assert read_anchors(place.run, ref) == lent.rows
-    assert publish_anchors(place.run, lent) == ref
+    assert publish_anchors(place.run, place.splits, lent) == ref
 
 
 def test_the_key_is_that_of_the_rows_that_are_lent(make: Make) -> None:
@@ -105,7 +106,7 @@ def test_the_key_is_that_of_the_rows_that_are_lent(make: Make) -> None:
 def test_where_nothing_is_held_to_the_base_nobody_lends(make: Make) -> None:
     place = make(anchor_weight=0)
     assert lend_anchors(place.run, place.splits) is None
-    assert publish_anchors(place.run, None) is None
+    assert publish_anchors(place.run, place.splits, None) is None
     assert lend_anchors(make(anchor_weight=0, init="osrm").run, place.splits) is not None
 
 
@@ -289,4 +290,40 @@ def test_without_a_champion_nothing_is_pinned(make: Make) -> None:
     ref = ArtifactRef(kind="anchors", key="ab" * 32, name="anchor rows")
     run = place.run.model_copy(update={"pinned": Pinned(anchors=ref)})
     assert anchors.anchors_key(run, None) == ref.key
-    assert publish_anchors(run, None) == ref
+    with pytest.raises(CorruptArtifact, match=r"'anchor rows' .*, which an earlier run made, is damaged in file://"):
+        publish_anchors(run, place.splits, None)
+
+
+def damage(place: Place, ref: ArtifactRef) -> None:
+    """Tear the manifest of an artifact."""
+    open_store(place.run).objects.write(manifest_path(ref.kind, ref.key), b"{")
+
+
+def test_what_is_damaged_is_not_taken_over(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    place = make()
+    champion = champion_of(place)
+    assert pinned(place, champion) == (True, True)
+    with caplog.at_level(logging.WARNING, logger="memmcl.test"):
+        damage(place, next(ref for ref in champion.refs.values() if ref.kind == "anchors"))
+        assert pinned(place, champion) == (False, True)
+        warm = champion.refs["warm:warm start"]
+        damage(place, open_store(place.run).load(warm).inputs[0])  # rows that the warm start was made from
+        assert pinned(place, champion) == (False, False)
+    assert "the champion's anchor rows are damaged: new ones are lent" in caplog.text
+    assert "the champion's warm start is damaged: a new one is made" in caplog.text
+
+
+def test_anchor_rows_that_were_taken_over_are_lent_again_where_the_rows_are_the_same(make: Make) -> None:
+    place = make()
+    ref = publish_anchors(place.run, place.splits, place.lent())
+    assert ref is not None
+    rows = read_anchors(place.run, ref)
+    damage(place, ref)
+    run = place.run.model_copy(update={"pinned": Pinned(anchors=ref)})
+    assert publish_anchors(run, place.splits, None) == ref
+    assert read_anchors(run, ref) == rows
+    damage(place, ref)
+    fewer = make(anchor_rows=3)
+    run = fewer.run.model_copy(update={"pinned": Pinned(anchors=ref)})
+    with pytest.raises(CorruptArtifact, match="mend that run by `memmcl store verify --repair`"):
+        publish_anchors(run, fewer.splits, None)

@@ -19,11 +19,12 @@ from prefect.states import Completed, State
 from tiny import plain_model, probe_logits
 
 from memmcl.config import parse_config
-from memmcl.errors import ModelError, TrainingError
+from memmcl.errors import CorruptArtifact, ModelError, TrainingError
 from memmcl.experts import adapter, checkpoint
 from memmcl.experts.train import STAGE_VERSION
 from memmcl.report.parts import Expert
 from memmcl.store import ArtifactRef, Manifest, Store, cache_key
+from memmcl.store.manifest import manifest_path
 from memmcl.suite.splits import Splits
 from tasks import data, experts, made, parts, references, runtime, training
 from tasks.bench import Bench
@@ -458,9 +459,22 @@ def test_rows_that_are_all_kept_for_validation_are_an_error(make: Make) -> None:
 
 def test_a_pinned_warm_start_is_taken_as_it_is(make: Make) -> None:
     place = make()
-    pinned = ArtifactRef(kind="warm", key="ab" * 32, name="warm start")
+    pinned = place.store.publish("warm", "ab" * 32, name="warm start", files={"w": b"weights"}).ref
     run = place.run.model_copy(update={"pinned": runtime.Pinned(warm=pinned)})
     state = experts.train_warm.fn(run, place.train)
     assert (ref_of(state), state.name) == (pinned, "Reused")
     assert experts.warm_key(run, place.splits) == pinned.key
-    assert replace(place, run=run).store.list("warm") == []
+    assert [one.ref for one in replace(place, run=run).store.list("warm")] == [pinned]
+    place.store.objects.write(manifest_path("warm", pinned.key), b"{")
+    with pytest.raises(CorruptArtifact, match=r"'warm start' .*, which an earlier run made, is damaged in file://"):
+        experts.train_warm.fn(run, place.train)
+
+
+def test_a_pinned_warm_start_that_is_damaged_is_trained_again_where_the_rows_are_the_same(make: Make) -> None:
+    place = make()
+    pinned = place.warm()
+    whole = place.manifest(pinned).blobs
+    run = place.run.model_copy(update={"pinned": runtime.Pinned(warm=pinned)})
+    place.store.objects.write(manifest_path("warm", pinned.key), b"{")
+    assert ref_of(experts.train_warm.fn(run, place.train)) == pinned
+    assert place.manifest(pinned).blobs == whole
