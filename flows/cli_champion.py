@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from flows.cli_common import (
     ConfigFile,
@@ -15,6 +14,7 @@ from flows.cli_common import (
     current_reign,
     find_run,
     open_store_of,
+    print_columns,
     settings_of,
     show_run,
 )
@@ -51,11 +51,11 @@ def champion_show(name: ChampionName = None, store: StoreUrl = None, config: Con
 def champion_history(name: ChampionName = None, store: StoreUrl = None, config: ConfigFile = None) -> None:
     """List every promotion and rollback, the newest first."""
     _, champions = _champions(name, store, config)
-    table = Table("since", "run", "name", "how", "test score", "why", box=None, header_style="bold")
+    rows = []
     for reign in reversed(champions.history):
         score = "" if reign.unified is None else f"{reign.unified:.3f} ± {reign.unified_se or 0:.3f}"
-        table.add_row(reign.since[:16], reign.run_id[:8], reign.name, reign.how, score, reign.why)
-    console.print(table)
+        rows.append((reign.since[:16], reign.run_id[:8], reign.name, reign.how, score, reign.why))
+    print_columns(("since", "run", "name", "how", "test score", "why"), rows)
 
 
 @champion_app.command("rollback")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from flows.terminal import console
 from memmcl.config import RunConfig, load_config
@@ -63,16 +64,27 @@ def find_run(store: Store, run_id: str | None, champion: str) -> Manifest:
         from memmcl.store import read_champions
 
         run_id = current_reign(store, read_champions(store, champion)).run_id
-    runs = [manifest for manifest in store.list("run") if manifest.key.startswith(run_id or "")]
-    if not runs:
-        for path in store.objects.sizes("manifests/run"):
-            if Path(path).stem.startswith(run_id or "") and path.endswith(".json"):
-                raise _damaged(store, Path(path).stem, f"its manifest {path} is not valid")
+    from memmcl.store import newest
+
+    found = newest(store, "run", run_id or "")
+    if found is None:
+        for path in store.objects.entries("manifests/run", run_id or ""):
+            raise _damaged(store, Path(path).stem, f"its manifest {path} is not valid")
         which = f"whose id starts with {run_id!r} " if run_id else ""
         raise UsageError(
             f"no finished run {which}in {store.url}; start one with `memmcl run CONFIG`, or name another --store"
         )
-    return runs[0]
+    return found
+
+
+def print_columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table of any length; rich's own takes minutes for thousands of rows."""
+    lines = [tuple(header), *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    console.print(Text(text[0], style="bold"), soft_wrap=True)
+    if text[1:]:
+        console.out("\n".join(text[1:]), highlight=False)
 
 
 @contextmanager

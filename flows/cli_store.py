@@ -1,4 +1,4 @@
-"""`memmcl store`: look into the artifact store."""
+"""`memmcl store`: look into the artifact store, and clear it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
-from flows.cli_common import ConfigFile, StoreUrl, console, open_store_of, settings_of
+from flows.cli_common import ConfigFile, StoreUrl, console, open_store_of, print_columns, settings_of
+from flows.cli_store_gc import store_gc, store_rm
 from memmcl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,25 +37,17 @@ def store_ls(
 
     $ memmcl store ls expert --store my-store
     """
-    table = Table("kind", "key", "name", "created", "seconds", "size", box=None, header_style="bold")
+    from memmcl.store import summaries
+
     opened = open_store_of(settings_of(store, config))
-    manifests = opened.list()
-    kinds = sorted({manifest.kind for manifest in manifests})
+    kinds = opened.objects.folders("manifests")
     if kind is not None and kind not in kinds:
         raise UsageError(f"no artifact of kind {kind!r} in {opened.url}; kinds there: {', '.join(kinds) or 'none'}")
-    for manifest in manifests:
-        if kind not in {None, manifest.kind}:
-            continue
-        size = sum(blob.size for blob in manifest.blobs.values())
-        table.add_row(
-            manifest.kind,
-            manifest.key[:12],
-            manifest.name,
-            manifest.created[:19],
-            f"{manifest.seconds:.1f}",
-            f"{size:,}",
-        )
-    console.print(table)
+    rows = (
+        (found.kind, found.key[:12], found.name, found.created[:19], f"{found.seconds:.1f}", f"{found.size:,}")
+        for found in summaries(opened, kind)
+    )
+    print_columns(("kind", "key", "name", "created", "seconds", "size"), rows)
 
 
 @store_app.command("show")
@@ -79,6 +71,10 @@ def store_fetch(
     """
     opened = open_store_of(settings_of(store, config))
     console.print(str(opened.fetch(_find(opened, key), directory)), soft_wrap=True)
+
+
+store_app.command("gc")(store_gc)
+store_app.command("rm")(store_rm)
 
 
 @store_app.command("verify")
@@ -137,8 +133,11 @@ def _show(problems: Sequence[Problem]) -> None:
 
 
 def _find(store: Store, key: str) -> Manifest:
-    found = [manifest for manifest in store.list() if manifest.key.startswith(key)]
+    from memmcl.store import ArtifactRef, starting
+
+    found = starting(store, key)
     if len(found) != 1:
         what = "no artifact has" if not found else f"{len(found)} artifacts have"
         raise UsageError(f"{what} a key that starts with {key!r} in {store.url}; `memmcl store ls` lists them")
-    return found[0]
+    ((kind, whole),) = found
+    return store.load(ArtifactRef(kind=kind, key=whole, name=kind))

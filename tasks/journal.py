@@ -60,7 +60,7 @@ def read_journal(store: Store, run_id: str) -> Journal:
     Raises:
         DataError: no such run, or more than one.
     """
-    found = sorted({path.split("/")[2] for path in store.objects.sizes("logs/runs/")} | _finished(store))
+    found = sorted({*store.objects.folders("logs/runs")} | _finished(store))
     fitting = [name for name in found if name.startswith(run_id)]
     if len(fitting) != 1:
         known = ", ".join(name[:8] for name in fitting or found) or "none"

@@ -233,14 +233,16 @@ def lease_holder(store: Store) -> int | None:
     return None
 
 
-def frozen(root: Path) -> dict[str, tuple[int, int, bytes]]:
-    """Return every published file of a local store: path -> (inode, time of change, content)."""
+def frozen(root: Path) -> dict[str, tuple[int, bytes]]:
+    """Return every published file of a local store: path -> (inode, content); who writes one again takes a new inode.
+
+    The time of change is none of it: whoever reuses an artifact touches its manifest.
+    """
     found = {}
     for folder in ("blobs", "manifests", "logs"):
         for path in (root / folder).rglob("*"):
             if path.is_file():
-                status = path.stat()
-                found[path.relative_to(root).as_posix()] = (status.st_ino, status.st_mtime_ns, path.read_bytes())
+                found[path.relative_to(root).as_posix()] = (path.stat().st_ino, path.read_bytes())
     return found
 
 

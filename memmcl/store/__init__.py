@@ -2,8 +2,11 @@
 
 from memmcl.store.champion import Champions, Reign, promote, read_champions, rollback
 from memmcl.store.closure import Closure
+from memmcl.store.gc import collect, remove_run
+from memmcl.store.index import newest, starting, summaries
 from memmcl.store.lease import Lease
 from memmcl.store.manifest import ArtifactRef, BlobInfo, Manifest, cache_key
+from memmcl.store.plan import Plan, Policy
 from memmcl.store.store import Store
 from memmcl.store.verify import Problem, Verification
 
@@ -14,12 +17,19 @@ __all__ = [
     "Closure",
     "Lease",
     "Manifest",
+    "Plan",
+    "Policy",
     "Problem",
     "Reign",
     "Store",
     "Verification",
     "cache_key",
+    "collect",
+    "newest",
     "promote",
     "read_champions",
+    "remove_run",
     "rollback",
+    "starting",
+    "summaries",
 ]

@@ -1,4 +1,4 @@
-"""What a place for objects must do, and two of them: an S3 bucket and memory (`local.py` has the third).
+"""What a place for objects must do, and memory as one; `local.py` has directories, `s3.py` has buckets.
 
 Each backend offers the same operations on relative paths such as `blobs/ab/abcd...`. What they have in
 common, and what the contract tests check: a write is all or nothing for every reader, `create` and `replace`
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +23,24 @@ PIECE = 1 << 20
 def sha256(data: bytes) -> str:
     """Return the sha256 (hex) of `data`."""
     return hashlib.sha256(data).hexdigest()
+
+
+def below(folder: str) -> str:
+    """Return how the paths of all objects in a folder begin; "" is everything."""
+    folder = folder.strip("/")
+    return f"{folder}/" if folder else ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object in a listing: size in bytes, when it was written or touched last, what changes with its content.
+
+    touched: seconds since 1970, by the clock of the disk or the server.
+    """
+
+    size: int
+    touched: float
+    stamp: str
 
 
 class Backend(Protocol):
@@ -52,8 +72,23 @@ class Backend(Protocol):
     def remove(self, path: str, token: str) -> bool:
         """Remove the content of `token`; False when it is not there."""
 
-    def sizes(self, prefix: str) -> dict[str, int]:
-        """Return the size in bytes of every object below the folder `prefix`, by path."""
+    def entries(self, folder: str, start: str = "") -> dict[str, Entry]:
+        """Return all objects below `folder`, by path; with `start` those whose path in it begins so."""
+
+    def folders(self, folder: str) -> list[str]:
+        """Return the names of the folders that lie in `folder`."""
+
+    def touch(self, path: str) -> bool:
+        """Make the object one that was written now, its content unchanged; False when nothing is there."""
+
+    def delete(self, paths: Sequence[str]) -> None:
+        """Remove the objects, whatever they hold; what is not there is passed over."""
+
+    def leftovers(self) -> dict[str, Entry]:
+        """Return what writers began and never ended: files in `tmp/`, uploads in parts; by a name for `discard`."""
+
+    def discard(self, leftover: str) -> None:
+        """Remove one of these."""
 
 
 class MemoryBackend:
@@ -108,116 +143,50 @@ class MemoryBackend:
             self.fs.rm_file(f"{self.root}/{path}")
         return True
 
-    def sizes(self, prefix: str) -> dict[str, int]:
+    def entries(self, folder: str, start: str = "") -> dict[str, Entry]:
         """Filter all objects by prefix."""
-        found = self.fs.find(f"{self.root}/{prefix}", detail=True)
-        return {name[len(self.root) + 1 :]: info["size"] for name, info in found.items()}
+        root = self._key("")
+        with self._lock:
+            found = {
+                name: file for name, file in self.fs.store.items() if name.startswith(root + below(folder) + start)
+            }
+        cut = len(root)
+        return {
+            name[cut:]: Entry(file.size, file.modified.timestamp(), f"{file.size}-{file.modified.timestamp()}")
+            for name, file in found.items()
+        }
+
+    def folders(self, folder: str) -> list[str]:
+        """Take them from the paths of all objects."""
+        cut = len(below(folder))
+        return sorted({path[cut:].partition("/")[0] for path in self.entries(folder) if "/" in path[cut:]})
+
+    def touch(self, path: str) -> bool:
+        """Set the time of the last change."""
+        with self._lock:
+            file = self.fs.store.get(self._key(path))
+            if file is not None:
+                file.modified = datetime.now(UTC)
+        return file is not None
+
+    def delete(self, paths: Sequence[str]) -> None:
+        """Forget them."""
+        with self._lock:
+            for path in paths:
+                self.fs.store.pop(self._key(path), None)
+
+    def leftovers(self) -> dict[str, Entry]:
+        """Nothing outlives a writer here."""
+        return {}
+
+    def discard(self, leftover: str) -> None:
+        """There is nothing to discard."""
+
+    def _key(self, path: str) -> str:
+        return f"{self.fs._strip_protocol(self.root)}/{path}"
 
     def _holds(self, path: str, token: str) -> bool:
         try:
             return self.read(path)[1] == token
         except FileNotFoundError:
             return False
-
-
-class S3Backend:
-    """A bucket, or a folder of one, through fsspec's S3 file system.
-
-    Conditions are the server's own (If-None-Match, If-Match, also on delete); tokens are ETags. On a server
-    that ignores conditional headers the last writer wins. An upload of more than 100 MB goes in parts: a
-    killed one leaves parts that the bucket's lifecycle rule should expire.
-    """
-
-    parallel = 16
-
-    def __init__(self, fs: Any, root: str) -> None:
-        self.fs = fs
-        self.bucket, _, folder = root.strip("/").partition("/")
-        self.folder = f"{folder}/" if folder else ""
-
-    def check(self) -> None:
-        """List at most one object: fails for a wrong bucket, endpoint or credential."""
-        self.fs.call_s3("list_objects_v2", Bucket=self.bucket, Prefix=self.folder, MaxKeys=1)
-
-    def read(self, path: str) -> tuple[bytes, str]:
-        """Get bytes and ETag in one request, so that they belong together."""
-        from fsspec.asyn import sync
-
-        answer = self.fs.call_s3("get_object", **self._object(path))
-        data: bytes = sync(self.fs.loop, answer["Body"].read)
-        return data, _token(answer)
-
-    def stream(self, path: str, take: Callable[[bytes], object]) -> None:
-        """Download piece by piece."""
-        from fsspec.asyn import sync
-
-        body = self.fs.call_s3("get_object", **self._object(path))["Body"]
-        try:
-            while piece := sync(self.fs.loop, _piece, body):
-                take(piece)
-        finally:
-            sync(self.fs.loop, body.aclose)
-
-    def write(self, path: str, source: bytes | Path) -> None:
-        """Put the object, in parts when it is large."""
-        target = f"{self.bucket}/{self.folder}{path}"
-        if isinstance(source, bytes):
-            self.fs.pipe_file(target, source)
-        else:
-            self.fs.put_file(str(source), target)
-
-    def create(self, path: str, data: bytes) -> str | None:
-        """Put with If-None-Match."""
-        return self._put(path, data, IfNoneMatch="*")
-
-    def replace(self, path: str, data: bytes, token: str) -> str | None:
-        """Put with If-Match."""
-        return self._put(path, data, IfMatch=token)
-
-    def remove(self, path: str, token: str) -> bool:
-        """Delete with If-Match."""
-        try:
-            self.fs.call_s3("delete_object", **self._object(path), IfMatch=token)
-        except OSError as error:
-            if _condition_failed(error):
-                return False
-            raise
-        return True
-
-    def sizes(self, prefix: str) -> dict[str, int]:
-        """List the prefix, page by page."""
-        root = f"{self.bucket}/{self.folder}"
-        found = self.fs.find(f"{root}{prefix}", detail=True)
-        return {name[len(root) :]: info["size"] for name, info in found.items()}
-
-    def _object(self, path: str) -> dict[str, str]:
-        return {"Bucket": self.bucket, "Key": f"{self.folder}{path}"}
-
-    def _put(self, path: str, data: bytes, **condition: str) -> str | None:
-        try:
-            answer = self.fs.call_s3("put_object", **self._object(path), Body=data, **condition)
-        except OSError as error:
-            if _condition_failed(error):
-                return None
-            raise
-        return _token(answer)
-
-
-async def _piece(body: Any) -> bytes:
-    """Read up to PIECE bytes; fewer at the end only."""
-    read = bytearray()
-    while len(read) < PIECE and (more := await body.read(PIECE - len(read))):
-        read += more
-    return bytes(read)
-
-
-def _token(answer: Mapping[str, Any]) -> str:
-    """Return the ETag of an answer as If-Match takes it; empty where a server or a proxy left it out."""
-    return str(answer.get("ETag") or "").removeprefix("W/")  # as weak ones proxies return those they compress
-
-
-def _condition_failed(error: OSError) -> bool:
-    """Whether the server refused a conditional request: the object is there, changed, or gone."""
-    response = getattr(error.__cause__, "response", None) or {}
-    code = response.get("Error", {}).get("Code")
-    return isinstance(error, FileExistsError) or code in {"PreconditionFailed", "412", "NoSuchKey", "404"}

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from memmcl.errors import CorruptArtifact, UsageError
+from memmcl.store.lease import Lease
 from memmcl.store.store import Store
 
 
@@ -57,12 +58,13 @@ class Champions:
     @property
     def line(self) -> tuple[str, ...]:
         """Run ids of the champion and of those it followed, oldest first; what was rolled back is not among them."""
-        line: list[str] = []
+        line: dict[str, None] = {}
         for reign in self.history:
             if reign.run_id in line:
-                del line[line.index(reign.run_id) + 1 :]
+                while next(reversed(line)) != reign.run_id:
+                    line.popitem()
             else:
-                line.append(reign.run_id)
+                line[reign.run_id] = None
         return tuple(line)
 
     @property
@@ -108,19 +110,21 @@ def rollback(store: Store, champions: Champions, to: str | None = None) -> Champ
     Raises:
         UsageError: there is no such former champion, or its run is no longer whole in the store.
         Conflict: the champion changed since `champions` was read.
+        LeaseHeld: somebody else rolls it back at this moment.
     """
     target = _target(champions, to)
-    if store.find("run", target.run_id) is None:
-        raise UsageError(
-            f"run {target.run_id[:8]} is not whole in {store.url}: it cannot be champion again; "
-            f"`memmcl store verify --repair {target.run_id[:8]}` makes again what is damaged, `--to` takes another "
-            "former champion"
+    with Lease(store, f"rollback-{champions.name}", {}):  # or a garbage collection could take the run meanwhile
+        if store.find("run", target.run_id) is None:
+            raise UsageError(
+                f"run {target.run_id[:8]} is not whole in {store.url}: it cannot be champion again; "
+                f"`memmcl store verify --repair {target.run_id[:8]}` makes again what is damaged, `--to` takes "
+                "another former champion"
+            )
+        current = champions.history[-1]
+        reign = target.model_copy(
+            update={"since": now(), "how": "rollback", "why": f"rolled back from run {current.run_id[:8]}"}
         )
-    current = champions.history[-1]
-    reign = target.model_copy(
-        update={"since": now(), "how": "rollback", "why": f"rolled back from run {current.run_id[:8]}"}
-    )
-    return promote(store, champions, reign)
+        return promote(store, champions, reign)
 
 
 def now() -> str:

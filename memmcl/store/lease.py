@@ -27,6 +27,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from memmcl.errors import Conflict, LeaseHeld, StoreError
+from memmcl.store.reuse import COLLECTING, wait_for_collection
 from memmcl.store.store import Store
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,12 @@ class Lease:
             except Conflict:  # another process was quicker; look again
                 continue
         self._thread.start()
+        if self.run_id != COLLECTING:
+            try:
+                wait_for_collection(self.store)
+            except BaseException as error:
+                self.__exit__(type(error), error, error.__traceback__)
+                raise
         return self
 
     def __exit__(

@@ -7,14 +7,16 @@ import fcntl
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
-from memmcl.store.backends import PIECE, sha256
+from memmcl.store.backends import PIECE, Entry, below, sha256
 
 TEMPORARY = "tmp"  # half-written files of live and of killed writers; never read
 TEMPORARY_SECONDS = 24 * 3600.0  # a leftover older than this belongs to nobody
+MOVES = 100  # each failed one means that a folder was removed between two system calls
 NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -59,7 +61,7 @@ class LocalBackend:
     def write(self, path: str, source: bytes | Path) -> None:
         """Move a finished temporary file into place."""
         with self._temporary(source) as part:
-            part.replace(self._target(path))
+            self._move(part.replace, path)
         _sync_directory(self._target(path).parent)
 
     def create(self, path: str, data: bytes) -> str | None:
@@ -69,7 +71,8 @@ class LocalBackend:
             return None
         with self._temporary(data) as part:
             try:
-                os.link(part, target)  # fails when the target exists, and never shows half a file
+                # fails when the target exists, and never shows half a file
+                self._move(partial(os.link, part), path)
             except FileExistsError:
                 return None
             except OSError as error:
@@ -88,7 +91,7 @@ class LocalBackend:
         with self._temporary(data) as part, self._lock():
             if not self._holds(path, token):
                 return None
-            part.replace(target)
+            self._move(part.replace, path)
         _sync_directory(target.parent)
         return sha256(data)
 
@@ -100,21 +103,56 @@ class LocalBackend:
             (self.root / path).unlink()
         return True
 
-    def sizes(self, prefix: str) -> dict[str, int]:
+    def entries(self, folder: str, start: str = "") -> dict[str, Entry]:
         """Walk the folder; none at all counts as empty."""
-        found: dict[str, int] = {}
-        folders = [self.root / prefix]
+        found: dict[str, Entry] = {}
+        beginning, cut = f"{self.root}/{below(folder)}", len(f"{self.root}/")
+        folders = [beginning.rstrip("/")]
         while folders:
             for entry in _entries(folders.pop()):
                 if entry.is_dir():
-                    folders.append(Path(entry.path))
+                    folders.append(entry.path)
+                    continue
+                if not entry.path.startswith(beginning + start):
                     continue
                 try:
-                    size = entry.stat().st_size
+                    status = entry.stat()
                 except FileNotFoundError:  # removed since it was listed
                     continue
-                found[Path(entry.path).relative_to(self.root).as_posix()] = size
+                stamp = f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
+                found[entry.path[cut:]] = Entry(status.st_size, status.st_mtime, stamp)
         return found
+
+    def folders(self, folder: str) -> list[str]:
+        """List the folder."""
+        return sorted(entry.name for entry in _entries(f"{self.root}/{folder}") if entry.is_dir())
+
+    def touch(self, path: str) -> bool:
+        """Set the time of the last change; who may not, as in a file of another user, puts a copy in its place."""
+        try:
+            os.utime(self.root / path)
+        except FileNotFoundError:
+            return False
+        except PermissionError:
+            self.write(path, self.root / path)
+        return True
+
+    def delete(self, paths: Sequence[str]) -> None:
+        """Unlink them, and folders that this leaves empty."""
+        for path in paths:
+            (self.root / path).unlink(missing_ok=True)
+        for parent in sorted({(self.root / path).parent for path in paths}, key=lambda one: -len(one.parts)):
+            if parent.parent != self.root:
+                with suppress(OSError):  # it is not empty, or somebody writes into it
+                    parent.rmdir()
+
+    def leftovers(self) -> dict[str, Entry]:
+        """List the half-written files."""
+        return {path: entry for path, entry in self.entries(TEMPORARY).items() if path.endswith(".part")}
+
+    def discard(self, leftover: str) -> None:
+        """Unlink it."""
+        self.delete([leftover])
 
     def _holds(self, path: str, token: str) -> bool:
         try:
@@ -126,6 +164,16 @@ class LocalBackend:
         target = self.root / path
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
+
+    def _move(self, move: Callable[[Path], object], path: str) -> None:
+        """Call `move(target)`; again where the folder was empty and `delete` removed it meanwhile."""
+        for _ in range(MOVES):
+            try:
+                move(self._target(path))
+                return
+            except FileNotFoundError:
+                continue
+        move(self._target(path))
 
     @contextmanager
     def _temporary(self, source: bytes | Path) -> Iterator[Path]:
@@ -152,7 +200,7 @@ class LocalBackend:
             yield
 
 
-def _entries(directory: Path) -> list[os.DirEntry[str]]:
+def _entries(directory: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(directory) as entries:
             return list(entries)

@@ -10,7 +10,7 @@ import errno
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -20,8 +20,9 @@ from urllib.parse import urlsplit
 from memmcl import allowed
 from memmcl.errors import ConfigError, StoreAccessError, StoreError, StoreFull
 from memmcl.outside import FULL, NO_CREDENTIALS, code_of, is_foreign, names_of, open_part, replace_file, status_of
-from memmcl.store.backends import Backend, MemoryBackend, S3Backend
+from memmcl.store.backends import Backend, Entry, MemoryBackend
 from memmcl.store.local import LocalBackend
+from memmcl.store.s3 import S3Backend
 from memmcl.urls import redact, refuse_secret, scheme_of
 
 T = TypeVar("T")
@@ -136,9 +137,33 @@ class Objects:
                 "use another server, or have the proxy before it pass the header ETag on"
             )
 
-    def sizes(self, prefix: str) -> dict[str, int]:
-        """Return the size in bytes of every object below the folder `prefix`, by path, sorted."""
-        return dict(sorted(self._call(lambda: self.backend.sizes(prefix)).items()))
+    def entries(self, folder: str, start: str = "") -> dict[str, Entry]:
+        """Return every object below `folder` by path, sorted; with `start` those whose path in it begins so."""
+        return dict(sorted(self._call(lambda: self.backend.entries(folder, start)).items()))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the size in bytes of every object below `folder`, by path, sorted."""
+        return {path: entry.size for path, entry in self.entries(folder).items()}
+
+    def folders(self, folder: str) -> list[str]:
+        """Return the names of the folders that lie in `folder`, sorted."""
+        return self._call(lambda: self.backend.folders(folder))
+
+    def touch(self, path: str) -> bool:
+        """Make the object one that was written now, its content unchanged; False when nothing is there."""
+        return self._call(lambda: self.backend.touch(path))
+
+    def delete(self, paths: Sequence[str]) -> None:
+        """Remove the objects, whatever they hold; what is not there is passed over."""
+        self._call(lambda: self.backend.delete(paths))
+
+    def leftovers(self) -> dict[str, Entry]:
+        """Return what writers began and never ended, by a name for `discard`."""
+        return self._call(self.backend.leftovers)
+
+    def discard(self, leftover: str) -> None:
+        """Remove one of these."""
+        self._call(lambda: self.backend.discard(leftover))
 
     def write_once(self, path: str, data: bytes, accept: Callable[[bytes], bool]) -> bytes:
         """Store `data` unless an acceptable content is there, and return the content that is there now.

@@ -5,11 +5,13 @@
     logs/<log>/000007.json             one record of an append-only log, write-once
     pointers/<name>.json               compare-and-swap values
     checkpoints/<name>.bin             the last state of work in progress, removed when the work is published
+    index/<kind>                       derived from the manifests of a kind, for listings (`index.py`)
     tmp/                               local disks only: files being written
 
 Nothing is published until its manifest is; the loser of a race reads the winner; whatever is read is checked
 against its digest, which a blob has for a name and every other object inside (`sealed.py`, `checkpoints.py`); a torn
-or corrupt object counts as absent and is replaced by the next publication.
+or corrupt object counts as absent and is replaced by the next publication. What is reused is touched before it is
+checked, so that no garbage collection takes it away (`gc.py`).
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from memmcl.store.manifest import (
     parse_manifest,
 )
 from memmcl.store.objects import Objects, normalise, open_objects
+from memmcl.store.reuse import reuse
 from memmcl.store.sealed import seal, unseal
 from memmcl.store.verify import Verification, verify
 
@@ -126,6 +129,9 @@ class Store:
         data = seal(path, manifest.model_dump())
         for file, content in files.items():
             self._put(content, manifest.blobs[file])
+        found = self.find(kind, key)
+        if found is not None:
+            return found
 
         def healthy(found: bytes) -> bool:
             other = parse_manifest(found, path)
@@ -138,9 +144,13 @@ class Store:
     def find(self, kind: str, key: str) -> Manifest | None:
         """Return the artifact's manifest when the artifact is whole, else None: the caller makes it (again).
 
-        Every blob is read and checked. Damage is logged as one warning that names the artifact and the blob.
+        Every blob is read and checked. Damage is logged as one warning that names the artifact and the blob. The
+        caller may rely on what is returned: no garbage collection removes it while the caller holds a lease.
         """
-        manifest = self._manifest(manifest_path(kind, key))
+        path = manifest_path(kind, key)
+        if not reuse(self, path):
+            return None
+        manifest = self._manifest(path)
         if manifest is None:
             return None
         damage = self._damage(manifest)
@@ -191,7 +201,10 @@ class Store:
         return directory
 
     def list(self, kind: str | None = None) -> builtins.list[Manifest]:
-        """Return the manifests (of one kind), newest first; invalid ones are skipped with a warning."""
+        """Return the manifests (of one kind), newest first; invalid ones are skipped with a warning.
+
+        All of them are read: to find one of many, or to print what there is, see `memmcl.store.index`.
+        """
         paths = self.objects.sizes("manifests" if kind is None else f"manifests/{check_name(kind)}")
         found = self.objects.map(self._manifest, paths)
         manifests = [manifest for manifest in found if manifest is not None]
@@ -280,7 +293,7 @@ class Store:
 
     def _put(self, content: bytes | Path, info: BlobInfo) -> BlobInfo:
         path = blob_path(info.sha256)
-        if self.objects.digest(path) != (info.sha256, info.size):
+        if not reuse(self, path) or self.objects.digest(path) != (info.sha256, info.size):
             self.objects.write(path, content)
         return info
 

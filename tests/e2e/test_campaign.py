@@ -14,7 +14,7 @@ from e2e_driver import Desk, desk, frozen, runs_of, states
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(3500)]
 KILLS = 5
-Files = dict[str, tuple[int, int, bytes]]
+Files = dict[str, tuple[int, bytes]]
 STAGES = {  # kills begin once something matches the first pattern, and end when the second does
     "training": ("manifests/anchors/*.json", "manifests/search/*.json"),
     "search": ("manifests/reference/*.json", "manifests/unified/*.json"),

@@ -13,7 +13,7 @@ from e2e_driver import ONE_WORKER, SUBTASKS, Desk, Ended, desk, frozen, manifest
 
 from memmcl.experts import checkpoint
 
-Files = dict[str, tuple[int, int, bytes]]
+Files = dict[str, tuple[int, bytes]]
 pytestmark = pytest.mark.timeout(1800)
 FIXED = ("split", "anchors", "warm", "expert", "reference", "unified", "gate")
 

@@ -113,7 +113,7 @@ class Outcome:
     flow_run_id: UUID
     seconds: float
     ray: bool
-    files: dict[str, tuple[int, int, bytes]]
+    files: dict[str, tuple[int, bytes]]
     history: tuple[Reign, ...]
 
 
@@ -517,7 +517,7 @@ def published(outcome: Outcome, kind: str) -> dict[str, Mapping[str, Any]]:
     folder = f"manifests/{kind}/"
     return {
         path: unseal(path, content) or {}
-        for path, (_, _, content) in outcome.files.items() if path.startswith(folder)
+        for path, (_, content) in outcome.files.items() if path.startswith(folder)
     }  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def test_the_commands() -> None:
         "data stats", "data fetch", "experts", "experts anchor", "merge", "merge search", "search", "search show",
         "search resume", "champion", "champion show",
         "champion history", "champion rollback", "store", "store ls", "store show", "store fetch",
-        "store verify",
+        "store verify", "store gc", "store rm",
     }  # fmt: skip
 
 

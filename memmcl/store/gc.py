@@ -1,0 +1,124 @@
+"""Garbage collection: what no run that stays needs goes; what anybody holds, or is about to reuse, does not.
+
+**What stays.** The runs to keep: all of them, or with `keep_runs` the newest; the run of every champion and the one
+that a rollback goes back to; runs that are being worked on. All that these name, themselves or through what they
+name. Artifacts of no finished run, checkpoints, and the journals and records of unfinished runs, until they have not
+been used for `older_than` (a week by default, never less than an hour); where an unfinished run was at work within
+that time, whatever was used since it was first started. While a run is at work, whatever was used since it began, and
+in the hour before. Judgements stay as long as both their runs do.
+
+**What was used when** is the time of an object's last change: reuse touches it. Where a run that goes explains an
+object, use up to that run's end was the run's own and protects nothing; use after it protects.
+
+**Why nothing is taken from under a writer** (`reuse.py`). A writer that finds an artifact, or a blob that it need not
+upload, (1) touches it, (2) waits while a collection is at work, (3) checks that it is there and whole. A collection
+(a) takes the lease `gc`, (b) reads leases and champions, (c) lists the objects and when they were used, (d) removes,
+manifests before blobs, (e) gives the lease back. A touch before (c) is seen, and the object is young. A touch after
+(c) comes after (a) too: the writer waits for (e), and finds at (3) what is left; what is gone it makes again. Who
+takes the lease of a run waits likewise, so at (b) every run at work is known, and what it touched is kept for as long
+as it works. The lease is renewed before every batch of removals; who waits for a collection that died takes its lease
+over, so that it cannot wake up and go on. A program that publishes without a lease is protected for the hour, and by
+its touches.
+
+A collection that is killed leaves artifacts without their run, or blobs without a manifest: the next one takes them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from memmcl.errors import LeaseHeld, UsageError
+from memmcl.store.census import RUN, Census, take_census
+from memmcl.store.lease import Lease
+from memmcl.store.manifest import manifest_path
+from memmcl.store.marks import decide
+from memmcl.store.plan import Plan, Policy
+from memmcl.store.reuse import COLLECTING, PAUSE
+from memmcl.store.store import Store
+
+BATCH = 500  # objects between two renewals of the lease
+PATIENCE = 3.0  # seconds until a lease that is held means that another collection is at work
+
+
+def collect(store: Store, policy: Policy, *, delete: bool = False, now: float | None = None) -> Plan:
+    """Return what goes and why the rest stays; with `delete` it is gone when this returns.
+
+    now: seconds since 1970, the present by default.
+
+    Raises:
+        LeaseHeld: another garbage collection is at work.
+        CorruptArtifact: a champion's pointer is damaged.
+    """
+    return _carried_out(store, lambda census: decide(census, policy, time.time() if now is None else now), delete)
+
+
+def remove_run(store: Store, run_id: str, *, delete: bool = False) -> Plan:
+    """Do the same for one run, finished or not, and what it alone needs. run_id: first digits, of one run.
+
+    Raises:
+        UsageError: there is no such run, or more than one; it is a champion, or may be in use.
+        LeaseHeld: it is being worked on, or a garbage collection is at work.
+    """
+
+    def planned(census: Census) -> Plan:
+        only = _whole_id(store, census, run_id)
+        for name, line in census.champions.items():
+            if only in line[-1:]:
+                raise UsageError(
+                    f"run {only[:8]} is champion {name}; promote another first, or go back to the one before: "
+                    "memmcl champion rollback"
+                )
+        Lease(store, only, {}).refuse_if_held()
+        found = decide(census, Policy(only=only), time.time())
+        if only in found.runs:
+            raise UsageError(f"run {only[:8]} stays: {found.runs[only]}; try again when that has changed")
+        return found
+
+    return _carried_out(store, planned, delete)
+
+
+def _carried_out(store: Store, planned: Callable[[Census], Plan], delete: bool) -> Plan:
+    before = take_census(store)
+    found = planned(before)
+    if not delete:
+        return found
+    with _collecting(store) as lease:  # writers wait from here on, so that little is read again
+        found = planned(take_census(store, before))
+        paths = [item.path for item in found.removed if not item.leftover]
+        for first in range(0, len(paths), BATCH):
+            lease.update()
+            store.objects.delete(paths[first : first + BATCH])
+        lease.update()
+        for item in found.removed:
+            if item.leftover:
+                store.objects.discard(item.path)
+    return found
+
+
+@contextmanager
+def _collecting(store: Store) -> Iterator[Lease]:
+    """Hold the lease of collections. A writer that cleans up after one that died holds it for a moment too."""
+    lease, deadline = Lease(store, COLLECTING, {}), time.monotonic() + PATIENCE
+    while True:
+        try:
+            lease.refuse_if_held()
+            break
+        except LeaseHeld as error:
+            if time.monotonic() > deadline:
+                raise LeaseHeld("another garbage collection is at work on this store; wait for it to end") from error
+            time.sleep(PAUSE)
+    with lease:
+        yield lease
+
+
+def _whole_id(store: Store, census: Census, run_id: str) -> str:
+    folder = manifest_path(RUN, "").removesuffix(".json")
+    damaged = {path.removeprefix(folder).removesuffix(".json") for path in census.unreadable if path.startswith(folder)}
+    finished = {found.key for found in census.manifests.values() if found.kind == RUN}
+    known = sorted(one for one in damaged | finished | census.journals.keys() if one.startswith(run_id))
+    if len(known) != 1:
+        what = "no run's" if not known else f"{len(known)} runs'"
+        raise UsageError(f"{what} id starts with {run_id!r} in {store.url}; `memmcl store ls run` lists them")
+    return known[0]

@@ -1,0 +1,169 @@
+"""Finding artifacts in a large store without reading every manifest.
+
+What a listing tells (kind and key of every artifact, and a stamp that changes with its manifest) is always taken from
+the listing. The few fields that people want of all artifacts at once are kept beside it, per kind, in the object
+`index/<kind>`: a digest, and a row per manifest under its stamp. It is derived. A row whose stamp is not the listing's,
+or that is not there, is read from its manifest; a row without a manifest is dropped; an index that is damaged counts as
+empty; and it is written anew once it lacks more than a few rows. Whatever is opened is read from its manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from memmcl.errors import ArtifactNotFound, StoreError
+from memmcl.store.backends import Entry, sha256
+from memmcl.store.manifest import ArtifactRef, Manifest, check_name, manifest_path, parse_manifest
+from memmcl.store.objects import Objects
+from memmcl.store.store import Store
+
+logger = logging.getLogger(__name__)
+VERSION = "1"
+WORTH_WRITING = 32  # rows that an index lacks or has too many
+CLOCKS = 60.0  # seconds by which a writer's clock may be ahead of that of the disk or the server
+AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One artifact as lists show it. created: UTC, ISO 8601. seconds: of making it. size: bytes of its files."""
+
+    kind: str
+    key: str
+    name: str
+    created: str
+    seconds: float
+    size: int
+
+    @property
+    def order(self) -> tuple[str, str, str]:
+        """By which artifacts are sorted, the newest last."""
+        return self.created, self.kind, self.key
+
+
+def summaries(store: Store, kind: str | None = None) -> list[Summary]:
+    """Return all artifacts (of one kind), the newest first; manifests that cannot be read are left out."""
+    kinds = store.objects.folders("manifests") if kind is None else [check_name(kind)]
+    found = store.objects.map(lambda one: _complete(store.objects, one), kinds)
+    return sorted((row for rows in found for row in rows), key=lambda row: row.order, reverse=True)
+
+
+def newest(store: Store, kind: str, start: str = "") -> Manifest | None:
+    """Return the newest artifact of a kind, of those whose key begins with `start`; None when there is none.
+
+    Manifests are never older than what they say of themselves, so few of them need to be read.
+    """
+    listing = _Listing(store.objects, kind, start)
+    best: dict[str, Summary] = dict(listing.known)
+    unread = sorted(listing.unknown, key=lambda path: listing.entries[path].touched, reverse=True)
+    while True:
+        latest = max(best, key=lambda path: best[path].order, default=None)
+        if unread and (latest is None or listing.entries[unread[0]].touched + CLOCKS >= _seconds(best[latest].created)):
+            chunk, unread = unread[:AT_ONCE], unread[AT_ONCE:]
+            best |= listing.read(chunk)
+            continue
+        listing.keep()
+        if latest is None:
+            return None
+        try:
+            return store.load(ArtifactRef(kind=kind, key=best[latest].key, name=best[latest].name))
+        except ArtifactNotFound:  # removed, or damaged, since the index was written
+            del best[latest]
+
+
+def starting(store: Store, start: str) -> list[tuple[str, str]]:
+    """Return (kind, key) of all artifacts whose key begins with `start`; reads no manifest."""
+    kinds = store.objects.folders("manifests")
+    found = store.objects.map(lambda kind: list(_paths(store.objects, kind, start)), kinds)
+    return [(kind, key) for kind, paths in zip(kinds, found, strict=True) for key in map(_key, paths)]
+
+
+class _Listing:
+    """The manifests of one kind: `entries` by path; `known`, those that the index has; `unknown`, the others."""
+
+    def __init__(self, objects: Objects, kind: str, start: str = "") -> None:
+        self.objects, self.kind = objects, kind
+        self.entries = _paths(objects, kind, start)
+        self.rows = _read_index(objects, kind)
+        stamps = {path: entry.stamp for path, entry in self.entries.items()}
+        self.known = {path: row for path, (stamp, row) in self.rows.items() if stamps.get(path) == stamp}
+        self.unknown = [path for path in self.entries if path not in self.known]
+        self._read: dict[str, Summary] = {}
+        self._gone = 0 if start else len(self.rows.keys() - self.entries.keys())
+
+    def read(self, paths: Iterable[str]) -> dict[str, Summary]:
+        """Read manifests, and return the rows of those that are valid."""
+        paths = list(paths)
+        found = zip(paths, self.objects.map(lambda path: _summary(self.objects, path), paths), strict=True)
+        rows = {path: row for path, row in found if row is not None}
+        self._read |= rows
+        return rows
+
+    def keep(self) -> None:
+        """Write the index anew where it is worth it; a store that cannot be written has none."""
+        if len(self._read) + self._gone <= WORTH_WRITING:
+            return
+        rows = self.rows | {path: (self.entries[path].stamp, row) for path, row in self._read.items()}
+        if self._gone:
+            rows = {path: row for path, row in rows.items() if path in self.entries}
+        _write_index(self.objects, self.kind, rows)
+
+
+def _complete(objects: Objects, kind: str) -> list[Summary]:
+    listing = _Listing(objects, kind)
+    rows = listing.known | listing.read(listing.unknown)
+    listing.keep()
+    return list(rows.values())
+
+
+def _paths(objects: Objects, kind: str, start: str) -> dict[str, Entry]:
+    found = objects.entries(f"manifests/{kind}", start)
+    return {path: entry for path, entry in found.items() if path == manifest_path(kind, _key(path))}
+
+
+def _summary(objects: Objects, path: str) -> Summary | None:
+    data = objects.read(path)
+    found = None if data is None else parse_manifest(data, path)
+    if found is None:
+        if data is not None:
+            logger.warning("%s/%s is not a valid manifest and counts as not written", objects.url, path)
+        return None
+    size = sum(blob.size for blob in found.blobs.values())
+    return Summary(found.kind, found.key, found.name, found.created, found.seconds, size)
+
+
+def _read_index(objects: Objects, kind: str) -> dict[str, tuple[str, Summary]]:
+    """Return path -> stamp and row; empty when there is no index, or one that is damaged or of another version."""
+    head, _, body = (objects.read(f"index/{kind}") or b"").partition(b"\n")
+    if head.decode(errors="replace") != f"{VERSION} {sha256(body)}":
+        return {}
+    rows = {}
+    for stamp, *fields in json.loads(body):
+        row = Summary(kind, *fields)
+        rows[manifest_path(kind, row.key)] = stamp, row
+    return rows
+
+
+def _write_index(objects: Objects, kind: str, rows: dict[str, tuple[str, Summary]]) -> None:
+    listed = [[stamp, row.key, row.name, row.created, row.seconds, row.size] for stamp, row in rows.values()]
+    body = json.dumps(listed, ensure_ascii=False).encode()
+    try:
+        objects.write(f"index/{kind}", f"{VERSION} {sha256(body)}\n".encode() + body)
+    except StoreError as error:
+        logger.debug("no index: %s", error)
+
+
+def _key(path: str) -> str:
+    return path.rpartition("/")[2].removesuffix(".json")
+
+
+def _seconds(created: str) -> float:
+    """Return a time as seconds since 1970; -inf for what is no time, so that nothing is taken for older."""
+    try:
+        return datetime.fromisoformat(created).timestamp()
+    except ValueError:
+        return float("-inf")
