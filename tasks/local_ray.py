@@ -27,6 +27,8 @@ _SOCKET = "/session_2026-11-28_02-40-24_270356_4194304/sockets/plasma_store"
 _DAEMONS = {"gcs_server": "control service (gcs_server)", "raylet": "node (raylet)"}
 """What Ray calls the two that nothing goes on without, and what people are told."""
 
+_OBITUARIES = ("Raylet is terminated", "The node with node id")
+
 
 @contextmanager
 def local_ray(**options: Any) -> Iterator[None]:
@@ -37,7 +39,7 @@ def local_ray(**options: Any) -> Iterator[None]:
     Raises:
         ServiceDied: one of its daemons is gone.
     """
-    with work_folder("ray", _place(), keep=True) as folder, _reaped(f"{MARK}={folder}"):
+    with work_folder("ray", _place(), keep=True) as folder, _reaped(f"{MARK}={folder}"), _no_obituaries():
         with _environment({MARK: str(folder), "SPT_NOENV": "1"}):  # or titles are written over the environment
             ray.init(_temp_dir=str(folder), **options)
         node = ray._private.worker._global_node
@@ -115,6 +117,23 @@ def _own_node() -> psutil.Process | None:
         if process.info["name"] == "raylet" and any(str(socket) in word for word in process.info["cmdline"] or []):
             return process
     return None
+
+
+@contextmanager
+def _no_obituaries() -> Iterator[None]:
+    """Leave out what Ray prints when a daemon dies, at once and with twenty lines of its log: we say it in one."""
+    worker = ray._private.worker
+    say = worker.print_to_stdstream
+
+    def without(data: dict[str, Any], *args: Any, **options: Any) -> None:
+        if not any(line.startswith(_OBITUARIES) for line in data["lines"]):
+            say(data, *args, **options)
+
+    worker.print_to_stdstream = without
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = say
 
 
 @contextmanager

@@ -41,15 +41,15 @@ from tasks.session import ray_session
 from tasks.watch import ends_process
 
 @ray.remote
-def hold():
-    Path(sys.argv[1] if len(sys.argv) > 1 else "held").touch()
+def hold(path):
+    Path(path).touch()
     while True:  # a worker at work: it looks at nothing
         sum(range(10**6))
 
 with ends_process(_say):
     try:
         with ray_session(RayConfig(workers=1, address=os.environ.get("RAY_HEAD"))):
-            ray.get(hold.remote())
+            ray.get(hold.remote(sys.argv[1]))
     except ServiceDied as died:
         _say(str(died))
         sys.exit(1)
@@ -101,7 +101,7 @@ def place(tmp_path: Path, tiny_base: Path) -> Iterator[Desk]:
 
 @pytest.mark.parametrize("what", ["raylet", "gcs_server"])
 def test_the_death_of_a_daemon_of_ray_is_one_line(what: str, place: Desk) -> None:
-    with place.started("-c", SESSION, program=Path(sys.executable)) as running:
+    with place.started("-c", SESSION, "held", program=Path(sys.executable)) as running:
         running.wait_until((place.cwd / "held").exists, "a worker is at work")
         logs = check_line(kill(running, what), what)
     assert (logs / "raylet.out").is_file()
@@ -109,7 +109,7 @@ def test_the_death_of_a_daemon_of_ray_is_one_line(what: str, place: Desk) -> Non
 
 def test_a_killed_driver_s_ray_ends_at_once_and_the_next_start_removes_its_folder(place: Desk) -> None:
     folders = place.ray_folder
-    with place.started("-c", SESSION, program=Path(sys.executable)) as running:
+    with place.started("-c", SESSION, "held", program=Path(sys.executable)) as running:
         running.wait_until((place.cwd / "held").exists, "a worker is at work")
         names = {process.name() for process in running.members()}
         assert {"raylet", "gcs_server"} <= names
@@ -121,7 +121,7 @@ def test_a_killed_driver_s_ray_ends_at_once_and_the_next_start_removes_its_folde
         wait_until(lambda: not running.members(), "the whole tree is gone")
         assert time.monotonic() - killed < TREE_SECONDS
     assert (left / "session_latest").exists()
-    with place.started("-c", SESSION, str(place.cwd / "again"), program=Path(sys.executable)) as running:
+    with place.started("-c", SESSION, "again", program=Path(sys.executable)) as running:
         running.wait_until((place.cwd / "again").exists, "a worker is at work again")
         assert left not in folders.iterdir()
         assert len(list(folders.iterdir())) == 1
@@ -199,7 +199,7 @@ def test_the_death_of_a_cluster_that_was_joined_is_one_line(
         place.started(*started, program=COMMAND.with_name("ray")) as cluster,
     ):
         cluster.wait_until(lambda: answers_at(port), "the cluster is up")
-        with place.started("-c", SESSION, program=Path(sys.executable)) as running:
+        with place.started("-c", SESSION, "held", program=Path(sys.executable)) as running:
             running.wait_until((place.cwd / "held").exists, "a worker is at work")
             find(cluster, what).kill()
             ended = running.ended()
