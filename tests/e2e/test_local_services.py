@@ -34,7 +34,7 @@ SESSION = """
 import os, sys, time
 from pathlib import Path
 import ray
-from flows.cli import _say
+from flows.terminal import fail
 from memmcl.config import RayConfig
 from memmcl.errors import ServiceDied
 from tasks.session import ray_session
@@ -46,12 +46,12 @@ def hold(path):
     while True:  # a worker at work: it looks at nothing
         sum(range(10**6))
 
-with ends_process(_say):
+with ends_process(fail):
     try:
         with ray_session(RayConfig(workers=1, address=os.environ.get("RAY_HEAD"))):
             ray.get(hold.remote(sys.argv[1]))
     except ServiceDied as died:
-        _say(str(died))
+        fail(str(died))
         sys.exit(1)
 """
 

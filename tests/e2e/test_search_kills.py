@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from tasks.session import open_run
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(3500)]
 VICTIMS = ["worker"] * 6 + ["driver"] * 2 + ["tree"] * 2
-AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 START = 8.0
 """Seconds within which a kill may fall that does not wait for an evaluation."""
 Candidate = tuple[str, tuple[float, ...]]
@@ -140,7 +139,7 @@ def _kill_until_it_ends(place: Place, victims: list[str], choose: random.Random)
             commands += 1
             if orphans is not None:  # they go while the next command is on its way
                 since, gone = time.monotonic(), orphans
-                wait_until(lambda gone=gone: not _at_work(gone), "what a dead driver started ends by itself")
+                wait_until(lambda gone=gone: not gone.members(), "what a dead driver started ends by itself")
                 seconds.append(round(time.monotonic() - since, 1))
                 cut.update(place.workers(orphans).values())
                 orphans = None
@@ -165,16 +164,6 @@ def _kill_until_it_ends(place: Place, victims: list[str], choose: random.Random)
                 assert ended.code == 0, ended
                 winners = json.loads(ended.out.splitlines()[-1])
                 return {"winners": winners, "cut": cut, "seconds": seconds, "commands": commands}
-
-
-def _at_work(running: Running) -> list[psutil.Process]:
-    """Return the processes of a tree but for two of Ray's node, that do no work and stay for a minute."""
-    found = []
-    for process in running.members():
-        with suppress(psutil.NoSuchProcess):
-            if not " ".join(process.cmdline()).startswith(AGENTS):
-                found.append(process)
-    return found
 
 
 def _await_moment(place: Place, running: Running, choose: random.Random, *, must: bool) -> None:
