@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from memmcl import __version__, seeds
+from memmcl import __version__, allowed, seeds
 from memmcl.errors import ArtifactNotFound, CorruptArtifact, StoreError
 from memmcl.store import checkpoints, pointers
 from memmcl.store.closure import Closure, read_closure
@@ -192,9 +192,11 @@ class Store:
         Raises:
             ArtifactNotFound, CorruptArtifact: as `read`; files written before are complete.
             StoreFull, StoreAccessError: `directory` cannot hold them.
+            ConfigError: it may not be written to.
         """
         manifest = self.load(artifact) if isinstance(artifact, ArtifactRef) else artifact
         for file, info in manifest.blobs.items():
+            allowed.require(str(directory / file))
             found = self.objects.fetch(blob_path(info.sha256), directory / file, info.sha256)
             if found != info.sha256:
                 raise self._unusable(manifest, file, missing=found is None)
