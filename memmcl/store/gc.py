@@ -26,10 +26,10 @@ A collection that is killed leaves artifacts without their run, or blobs without
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from memmcl.errors import LeaseHeld, UsageError
+from memmcl.errors import LeaseHeld, StoreError, UsageError
 from memmcl.store.census import RUN, Census, take_census
 from memmcl.store.lease import Lease
 from memmcl.store.manifest import manifest_path
@@ -39,6 +39,7 @@ from memmcl.store.reuse import COLLECTING, PAUSE
 from memmcl.store.store import Store
 
 BATCH = 500  # objects between two renewals of the lease
+ATTEMPTS = 3  # to remove a batch
 PATIENCE = 3.0  # seconds until a lease that is held means that another collection is at work
 
 
@@ -88,13 +89,25 @@ def _carried_out(store: Store, planned: Callable[[Census], Plan], delete: bool) 
         found = planned(take_census(store, before))
         paths = [item.path for item in found.removed if not item.leftover]
         for first in range(0, len(paths), BATCH):
-            lease.update()
-            store.objects.delete(paths[first : first + BATCH])
+            _delete(store, lease, paths[first : first + BATCH])
         lease.update()
         for item in found.removed:
             if item.leftover:
                 store.objects.discard(item.path)
     return found
+
+
+def _delete(store: Store, lease: Lease, paths: Sequence[str]) -> None:
+    """Delete, each time right after the lease was renewed: who took it over relies on what is there."""
+    for attempt in range(ATTEMPTS):
+        lease.update()
+        try:
+            store.objects.delete(paths)
+            return
+        except StoreError:
+            if attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(PAUSE * 10**attempt)
 
 
 @contextmanager

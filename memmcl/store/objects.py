@@ -154,8 +154,11 @@ class Objects:
         return self._call(lambda: self.backend.touch(path))
 
     def delete(self, paths: Sequence[str]) -> None:
-        """Remove the objects, whatever they hold; what is not there is passed over."""
-        self._call(lambda: self.backend.delete(paths))
+        """Remove the objects, whatever they hold; what is not there is passed over.
+
+        It is tried once: who tries again must make sure that nobody has come to rely on them meanwhile.
+        """
+        self._call(lambda: self.backend.delete(paths), ())
 
     def leftovers(self) -> dict[str, Entry]:
         """Return what writers began and never ended, by a name for `discard`."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
-from gc_fixture import artifact, crown, finished_run
+from gc_fixture import LATER, artifact, crown, finished_run
 
 from memmcl.errors import LeaseHeld
 from memmcl.store import Lease, Policy, Store, collect, read_champions, rollback
@@ -84,6 +85,30 @@ def test_of_two_collections_one_is_refused(store: Store, monkeypatch: pytest.Mon
         assert collect(store, Policy()).removed == (), "who only looks disturbs nobody"
         with pytest.raises(LeaseHeld, match="another garbage collection is at work"):
             collect(store, Policy(), delete=True)
+
+
+def test_a_deletion_that_fails_is_tried_again_with_the_lease_renewed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact(store, "expert", "one")
+    calls: list[str] = []
+    delete, update = LocalBackend.delete, Lease.update
+
+    def failing(self: LocalBackend, paths: list[str]) -> None:
+        calls.append("delete")
+        if len(calls) < 4:
+            raise TimeoutError("the disk is away")
+        delete(self, paths)
+
+    def renewed(self: Lease, **owner: object) -> None:
+        calls.append("renew")
+        update(self, **owner)
+
+    monkeypatch.setattr(LocalBackend, "delete", failing)
+    monkeypatch.setattr(Lease, "update", renewed)
+    collect(store, Policy(), delete=True, now=time.time() + LATER)
+    assert calls == ["renew", "delete", "renew", "delete", "renew"]
+    assert store.list() == []
 
 
 def test_a_file_of_another_user_is_copied_in_place_of_a_touch(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
