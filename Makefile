@@ -58,12 +58,14 @@ quickstart: install ## Install, then one whole run on the embedded corpus
 	echo "make quickstart: install $$((installed - $(STARTED))) s, run $$(($$(date +%s) - installed)) s"
 
 # Of the cluster: NODES (at first 2), CPUS (1) and GPUS (0) of each. Those not given stay as they were, and a second
-# cluster-up starts only what is missing, or changed by them. CLUSTER is where everything is kept.
+# cluster-up starts only what is missing, or changed by them. LISTEN is the address of this machine that the Prefect
+# server listens on (127.0.0.1). CLUSTER is where everything is kept.
 CLUSTER ?= .cluster
 
 cluster-up: install ## Prefect, S3, Ray nodes and a worker as processes of this machine
 	$(BIN)/python deployments/cluster.py up --dir $(CLUSTER) \
-	$(if $(NODES),--nodes $(NODES)) $(if $(CPUS),--cpus-per-node $(CPUS)) $(if $(GPUS),--gpus-per-node $(GPUS))
+	$(if $(NODES),--nodes $(NODES)) $(if $(CPUS),--cpus-per-node $(CPUS)) $(if $(GPUS),--gpus-per-node $(GPUS)) \
+	$(if $(LISTEN),--listen $(LISTEN))
 
 cluster-down: ## Stop them; what they stored stays
 	$(BIN)/python deployments/cluster.py down --dir $(CLUSTER)

@@ -4,9 +4,9 @@
     python deployments/cluster.py status   the table of them; exit code 1 when one is dead
     python deployments/cluster.py down     stop them; the data stays, unless --purge
 
-Everything is kept in one directory: `env` (to source), `processes.json`, `logs/`, and the data of the servers. The
-Prefect server and the S3 server listen on 127.0.0.1 only. Ray insists on the machine's own address as soon as there is
-more than one node; a token guards it. The S3 credentials and the token are made up by the first `up`.
+Everything is kept in one directory: `env` (to source), `processes.json`, `logs/`, and the data of the servers. All
+of it listens on 127.0.0.1 only, but for the Prefect server where --listen names another address. The Prefect server
+asks for a login, the S3 server for credentials, Ray for a token; the first `up` makes them up.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from members import BIN, DATABASE, Member, Options, State, members, ray_address, s3_endpoint
+from members import BIN, DATABASE, Member, Options, State, members, prefect_site, ray_address, s3_endpoint
 from processes import (
     HOST,
     STOP_SECONDS,
@@ -76,10 +76,12 @@ class Cluster:
         """
         self._make_directory()
         with self._locked():
-            state = self._load() or State(
+            found = self._load()
+            wished = replace(found.options if found else Options(), **options)
+            state = found or State(
                 secrets.token_hex(8), tempfile.mkdtemp(prefix="memmcl-", dir="/tmp"), free_ports(PORTS + 2)
             )
-            state.options = replace(state.options, **options)
+            state.options = wished
             state.database = os.environ.get(DATABASE) or state.database
             Path(state.run_folder).mkdir(mode=0o700, exist_ok=True)
             for folder in ("logs", "prefect"):
@@ -215,9 +217,11 @@ class Cluster:
     def _write_environment(self, state: State) -> None:
         """Write DIR/env; credentials that are there already stay."""
         known = self.environment if (self.directory / "env").exists() else {}
+        api = f"{prefect_site(state.options)}/api"
         environment = {
-            "PREFECT_API_URL": f"http://{HOST}:{state.options.prefect_port}/api",
-            "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{state.options.prefect_port}/api",
+            "PREFECT_API_URL": api,
+            "PREFECT_SERVER_UI_API_URL": api,
+            "PREFECT_API_AUTH_STRING": known.get("PREFECT_API_AUTH_STRING", f"memmcl:{secrets.token_hex(20)}"),
             "PREFECT_HOME": str(self.directory / "prefect"),
             ALLOWED: _allowed(state, known.get(ALLOWED, "")),
             **QUIET,
@@ -225,6 +229,7 @@ class Cluster:
                 "", known.get("AWS_ACCESS_KEY_ID", secrets.token_hex(10)),
                 known.get("AWS_SECRET_ACCESS_KEY", secrets.token_hex(20)),
             ).environment,
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # drivers stay on 127.0.0.1 as well, see ray_node.py
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": known.get("RAY_AUTH_TOKEN", secrets.token_hex(32)),
         }  # fmt: skip
@@ -236,6 +241,7 @@ class Cluster:
         others = [path.name for path in self.directory.iterdir() if path.name != ".lock"]
         if others and self._load() is None:
             raise UsageError(f"{self.directory} is no cluster and not empty ({others[0]}); name another with --dir")
+        self.directory.chmod(0o700)  # it may have been made by somebody else
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -282,6 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
     up.add_argument("--cpus-per-node", type=int, help="CPUs that each node offers (1)")
     up.add_argument("--gpus-per-node", type=int, help="GPUs that each node offers (0)")
     up.add_argument("--prefect-port", type=int, help="port of the Prefect server (4200)")
+    up.add_argument("--listen", help=f"address of this machine that the Prefect server listens on ({HOST})")
     up.add_argument("--worker", action=argparse.BooleanOptionalAction, help="run a Prefect worker (yes)")
     up.add_argument("--no-deploy", action="store_true", help="leave `memmcl deploy` to you")
     down = commands.add_parser("down", help="stop all; what they stored stays")
@@ -308,6 +315,7 @@ def _run(cluster: Cluster, command: str, given: dict[str, Any]) -> int:
     print(table(cluster))
     if command == "up":
         print(f"\nto use it from a shell:  source {shlex.quote(str(_short(cluster.directory / 'env')))}")
+        print("the Prefect UI asks for a password: PREFECT_API_AUTH_STRING in that file")
         print(f"settings of a run on it: {' '.join(f'--set {shlex.quote(one)}' for one in cluster.settings)}")
     states = [alive for _, alive in cluster.status().values()]
     return 0 if states and all(states) else 1

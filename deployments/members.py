@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ class Options:
     gpus_per_node: int = 0
     prefect_port: int = 4200
     worker: bool = True
+    listen: str = HOST
+    """Where the Prefect server listens. It asks for a login; the others stay on 127.0.0.1."""
 
     def __post_init__(self) -> None:
         counts = {"nodes": self.nodes, "cpus_per_node": self.cpus_per_node, "gpus_per_node": self.gpus_per_node}
@@ -35,6 +38,12 @@ class Options:
                 raise UsageError(f"{name} must be 0 or more; got {count}")
         if not 0 < self.prefect_port < 65536:
             raise UsageError(f"prefect_port must be from 1 to 65535; got {self.prefect_port}")
+        try:
+            one = not ipaddress.IPv4Address(self.listen).is_unspecified
+        except ValueError:
+            one = False
+        if not one:
+            raise UsageError(f"listen must be one IPv4 address of this machine; got {self.listen!r}")
 
 
 @dataclass
@@ -73,8 +82,10 @@ def members(state: State, directory: Path, environment: dict[str, str]) -> dict[
         ServiceError: there is no S3 server to start.
     """
     options, ports, address = state.options, state.ports, ray_address(state)
-    api = f"http://{HOST}:{options.prefect_port}"
+    site = prefect_site(options)
     serve = {name: value for name, value in environment.items() if not name.startswith(("AWS_", "RAY_"))}
+    serve["PREFECT_SERVER_API_AUTH_STRING"] = serve["PREFECT_API_AUTH_STRING"]
+    serve["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = site
     if state.database:
         serve[DATABASE] = state.database
     s3 = S3Server(s3_endpoint(state), environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"])
@@ -86,12 +97,12 @@ def members(state: State, directory: Path, environment: dict[str, str]) -> dict[
 
     found = {
         "prefect": Member(
-            prefect_command(options.prefect_port), api, serve, lambda: answers(f"{api}/api/health"),
-            options.prefect_port,
+            prefect_command(options.prefect_port, options.listen), site, serve,
+            lambda: answers(f"{site}/api/health"), options.prefect_port,
         ),
         "s3": Member(
-            weed_command(s3, directory / "s3", ports[:PORTS]), s3.endpoint_url, {"TMPDIR": state.run_folder}, s3.ready,
-            ports[0],
+            weed_command(s3, directory / "s3", ports[:PORTS]), s3.endpoint_url,
+            {"TMPDIR": state.run_folder, **s3.keys}, s3.ready, ports[0],
         ),
         "ray-head": Member(
             _ray("--head", "--port", ports[PORTS], "--ray-client-server-port", ports[PORTS + 1], "--num-cpus", 0,
@@ -112,9 +123,14 @@ def members(state: State, directory: Path, environment: dict[str, str]) -> dict[
     return found
 
 
-def prefect_command(port: int) -> list[str]:
-    """Return the command line of a Prefect server that this machine alone can reach."""
-    return [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+def prefect_command(port: int, host: str = HOST) -> list[str]:
+    """Return the command line of a Prefect server; by default this machine alone can reach it."""
+    return [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
+
+
+def prefect_site(options: Options) -> str:
+    """Return the URL of the Prefect UI, which is the only origin whose pages may read what the server answers."""
+    return f"http://{options.listen}:{options.prefect_port}"
 
 
 def ray_address(state: State) -> str:
@@ -130,4 +146,4 @@ def s3_endpoint(state: State) -> str:
 def _ray(*options: str | int) -> list[str]:
     ports = ["--min-worker-port", "0", "--max-worker-port", "0", "--dashboard-agent-listen-port", "0"]
     fixed = ["--block", "--object-store-memory", str(OBJECT_STORE_BYTES), "--log-color", "false", *ports]
-    return [str(BIN / "ray"), "start", *map(str, options), *fixed]
+    return [sys.executable, str(Path(__file__).with_name("ray_node.py")), *map(str, options), *fixed]

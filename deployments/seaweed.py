@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import shutil
 import sysconfig
@@ -37,6 +39,15 @@ class S3Server:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
+    @property
+    def keys(self) -> dict[str, str]:
+        """The environment variables of the server itself: the keys by which its parts know each other's requests."""
+        names = ("JWT_SIGNING_KEY", "JWT_SIGNING_READ_KEY", "JWT_FILER_SIGNING_KEY", "JWT_FILER_SIGNING_READ_KEY")
+        return {
+            f"WEED_{name}": hmac.new(self.secret_key.encode(), name.encode(), hashlib.sha256).hexdigest()
+            for name in names
+        }
+
     def ready(self) -> bool:
         """Return whether an object can be written and read back; make the bucket where it is missing."""
         import s3fs
@@ -65,6 +76,9 @@ class S3Server:
 def weed_command(server: S3Server, folder: Path, ports: Sequence[int]) -> list[str]:
     """Write the server's identities to `folder` and return the command that serves the data below it.
 
+    Only the S3 port takes requests: master and filer answer no HTTP, and the volume server wants what they sign, so
+    the process needs `server.keys` in its environment.
+
     ports: `PORTS` of them; the first must be the one in `server.endpoint_url`.
 
     Raises:
@@ -86,8 +100,9 @@ def weed_command(server: S3Server, folder: Path, ports: Sequence[int]) -> list[s
         f"-master.port={master}", f"-master.port.grpc={master_grpc}", "-master.telemetry=false",
         "-master.volumeSizeLimitMB=128", f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}",
         "-volume.max=0", "-filer", f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}",
+        "-disableHttp", "-filer.disableHttp", f"-filer.allowedOrigins={server.endpoint_url}",
         "-s3", f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", "-s3.port.iceberg=0", "-s3.port.lance=0",
-        f"-s3.config={folder / 's3.json'}",
+        f"-s3.allowedOrigins={server.endpoint_url}", "-s3.iam=false", f"-s3.config={folder / 's3.json'}",
     ]  # fmt: skip
 
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.own_server import HOST, origins
 from memmcl.errors import ServiceError
 from tasks.leftovers import work_folder
 from tasks.watch import AGAIN, at_address, of_process, watched
 
-HOST = "127.0.0.1"
 AWAY_SECONDS = 60.0
 """For how long a server that others run may be away: Prefect's client tries about as long."""
 _QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_LOGGING_SERVER_LEVEL": "WARNING"}
@@ -70,15 +70,18 @@ def prefect_server(port: int | None = None) -> Iterator[str]:
 
 def server_command(port: int) -> list[str]:
     """Return the command line of a Prefect server on this machine."""
-    return [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    return [sys.executable, "-P", "-m", "flows.own_server", str(port)]  # -P: whatever lies in the working directory
 
 
 def server_environment(port: int) -> dict[str, str]:
-    """Return the environment of a Prefect server on this port: quiet, and its pages ask this server for their data.
+    """Return the environment of a Prefect server on this port: quiet, and its pages, alone, ask it for their data.
 
     It forgets what ended long ago, as its settings say it: events after a week, flow runs after 90 days.
     """
-    return {**_FORGETFUL, **os.environ, **_QUIET, "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api"}
+    return {
+        **_FORGETFUL, **os.environ, **_QUIET, "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(origins(port)),
+    }  # fmt: skip
 
 
 def check_port(port: int) -> int:

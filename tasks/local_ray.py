@@ -17,6 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from memmcl.errors import ServiceDied, ServiceError
 from tasks import reaper
 from tasks.leftovers import MARK, home, work_folder
+from tasks.private_ray import private
 from tasks.watch import AGAIN, Service, at_address, of_process, watched
 
 REJOIN_SECONDS = 30.0
@@ -40,7 +41,8 @@ def local_ray(**options: Any) -> Iterator[None]:
         ServiceDied: one of its daemons is gone.
     """
     with work_folder("ray", _place(), keep=True) as folder, _reaped(f"{MARK}={folder}"), _no_obituaries():
-        with _environment({MARK: str(folder), "SPT_NOENV": "1"}):  # or titles are written over the environment
+        # SPT_NOENV: or titles are written over the environment.
+        with private(), _environment({MARK: str(folder), "SPT_NOENV": "1"}):
             ray.init(_temp_dir=str(folder), **options)
         node = ray._private.worker._global_node
         logs = Path(node.get_session_dir_path()) / "logs"

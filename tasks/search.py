@@ -32,6 +32,7 @@ from memmcl.store import Store
 from tasks.bench import Bench
 from tasks.cluster import check_room
 from tasks.leftovers import work_folder
+from tasks.private_ray import withhold_credentials
 from tasks.queue import Candidate, Queue, RayQueue
 from tasks.runtime import Run, open_store
 from tasks.spec import SearchSpec
@@ -307,6 +308,7 @@ def _tune(cfg: RayConfig, searcher: Multiplexer, trainable: type[tune.Trainable]
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a base may be a folder relative to where the run was started
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the run, not only the search
+    withhold_credentials()
     logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # it looks for the loggers' files
     try:
         with work_folder("tune") as scratch:

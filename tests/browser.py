@@ -164,15 +164,17 @@ class Browser:
 
 
 @contextmanager
-def open_browser(site: str, folder: Path) -> Iterator[Browser]:
+def open_browser(site: str, folder: Path, *flags: str) -> Iterator[Browser]:
     """Open a window with a new profile on `site` until the block ends; screenshots go to `folder`.
+
+    flags: more of Chromium's options.
 
     Nothing is downloaded: browser and driver are the machine's own.
     """
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM or ""
     profile = tempfile.mkdtemp(prefix="chromium")
-    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+    for flag in (*FLAGS, *flags, f"--user-data-dir={profile}"):
         options.add_argument(flag)
     try:
         driver = webdriver.Chrome(options, webdriver.ChromeService(CHROMEDRIVER))

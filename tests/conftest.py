@@ -74,11 +74,13 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Desk]:
-    """A desk at which `memmcl run` went through once, uninterrupted; to read, not to change."""
-    from e2e_driver import OVERRIDDEN, desk
+    """A desk at which `memmcl run` went through once, uninterrupted, among secrets; to read, not to change."""
+    from e2e_driver import OVERRIDDEN, SECRETS, desk
 
-    with desk(tmp_path_factory.mktemp("reference"), tiny_base) as place:
-        ended = place.run("run", place.config, *OVERRIDDEN)
+    root = tmp_path_factory.mktemp("reference")
+    (root / "tmp").mkdir()
+    with desk(root, tiny_base, environment={**SECRETS, "TMPDIR": str(root / "tmp")}) as place:
+        ended = place.watch("run", place.config, *OVERRIDDEN)
         assert ended.code == 0, ended
         (place.root / "out.txt").write_text(ended.out)
         (place.root / "err.txt").write_text(ended.err)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -11,8 +12,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,15 @@ OVERRIDDEN = ("--set", f"data.source=https://host/rows?X-Amz-Signature={PLANTED}
 """A secret in an argument that a later one replaces: the command is taken, and recorded without it."""
 STAGE_EVALUATIONS = 8
 LAMBDAS = (0.3, 0.5, 0.7)
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+PASSWORD = "proxy-password-8c41d7e2"
+SECRETS = {
+    "AWS_ACCESS_KEY_ID": "planted-key-5f0f4f7a", "AWS_SECRET_ACCESS_KEY": "planted-secret-77b1c0de",
+    "AWS_SESSION_TOKEN": "planted-token-e93c55aa", "PREFECT_API_AUTH_STRING": "planted:login-0a64b9f3",
+    "HF_TOKEN": "hf_planted-36d2c8b1", "https_proxy": f"http://planted:{PASSWORD}@127.0.0.1:9",
+    "no_proxy": "127.0.0.1,localhost",
+}  # fmt: skip
+"""An environment with a secret of each kind; see `planted`."""
 
 
 def tiny_config(base: Path) -> dict[str, Any]:
@@ -97,6 +107,14 @@ class Running:
                 except psutil.NoSuchProcess:
                     continue
         return [process for process in found.values() if _alive(process)]
+
+    def sockets(self) -> set[tuple[str, str]]:
+        """Return (process, address) of each TCP socket that the command and all that it started listen on now."""
+        names = {member.pid: name for member in self.members() if (name := _name(member))}
+        return {
+            (names[one.pid], one.laddr.ip) for one in psutil.net_connections("tcp")
+            if one.pid in names and one.status == psutil.CONN_LISTEN
+        }  # fmt: skip
 
     def kill(self) -> int:
         """SIGKILL the whole tree, until nothing of it is left; return how many processes that took."""
@@ -182,6 +200,30 @@ class Desk:
             ended = running.ended()
             wait_until(lambda: not running.members(), f"the processes of `{program.name} {arguments[0]}` have ended")
         return ended
+
+    def watch(self, *arguments: str | Path, program: Path = COMMAND) -> Ended:
+        """Run to its end as `run` does, and keep what leaves no trace: root/kept, root/sockets.txt.
+
+        kept: all files that it wrote to Ray's and the temporary folder, those that it removed too. sockets.txt: which
+        addresses its processes listened on.
+        """
+        kept = self.root / "kept"
+        kept.mkdir(exist_ok=True)
+        sockets: set[tuple[str, str]] = set()
+        with self.started(*arguments, program=program) as running:
+
+            def ended() -> bool:
+                sockets.update(running.sockets())
+                for folder in (self.ray_folder, Path(self.environment.get("TMPDIR", self.ray_folder))):
+                    keep(folder, kept)
+                return running.process.poll() is not None
+
+            wait_until(ended, f"the end of `{program.name} {arguments[0]}`", every=1.0)
+            result = running.ended()
+            wait_until(lambda: not running.members(), f"the processes of `{program.name} {arguments[0]}` have ended")
+        lines = (f"{name} {address}\n" for name, address in sorted(sockets))
+        (self.root / "sockets.txt").write_text("".join(lines))
+        return result
 
     def _environment(self, mark: str) -> dict[str, str]:
         chosen = {
@@ -281,6 +323,39 @@ def states_below(client: SyncPrefectClient, flow_run: UUID) -> dict[str, set[str
 def read_json(store: Store, artifact: Manifest, file: str) -> Any:
     """Return a JSON file of an artifact."""
     return json.loads(store.read(artifact, file))
+
+
+def planted(environment: Mapping[str, str] = SECRETS) -> list[str]:
+    """Return the secrets of an environment."""
+    return [PASSWORD if name == "https_proxy" else value for name, value in environment.items() if name != "no_proxy"]
+
+
+def keep(folder: Path, kept: Path) -> None:
+    """Give each file below `folder` a second name in `kept`, so that its content outlives it."""
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # it ended meanwhile, or has its second name
+            if path.is_file() and not path.is_symlink():
+                (kept / f"{path.stat().st_ino}-{path.name}").hardlink_to(path)
+
+
+def traces(secrets: Iterable[str], *folders: Path) -> list[str]:
+    """Return each file below the folders that holds one of the secrets, as it is or in base64."""
+    wanted = [form for secret in secrets for form in (secret.encode(), base64.b64encode(secret.encode()).rstrip(b"="))]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert files
+    found = []
+    for path in files:
+        with suppress(FileNotFoundError):
+            content = path.read_bytes()
+            found += [f"{path} holds {one.decode()}" for one in wanted if one in content]
+    return found
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return str(process.name())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def _marked(pid: int, mark: str) -> bool:

@@ -40,7 +40,7 @@ def s3_server(tmp_dir: Path | None = None) -> Iterator[S3Server]:
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         stack.callback(remove_sockets, ports)
-        environment = {**os.environ, "TMPDIR": str(folder)}  # its own logs
+        environment = {**os.environ, "TMPDIR": str(folder), **server.keys}  # its own logs
         command = weed_command(server, folder, ports)
         stack.enter_context(_running(command, environment, folder / "weed.log", server.ready, START_SECONDS))
         yield server

@@ -90,7 +90,8 @@ def opened(cluster: Cluster) -> Iterator[tuple[Store, SyncPrefectClient]]:
         store = Store.open(
             settings["store.url"], endpoint_url=settings["store.endpoint_url"], region=settings["store.region"]
         )
-        with SyncPrefectClient(cluster.environment["PREFECT_API_URL"]) as client:
+        known = cluster.environment
+        with SyncPrefectClient(known["PREFECT_API_URL"], auth_string=known["PREFECT_API_AUTH_STRING"]) as client:
             yield store, client
 
 

@@ -63,7 +63,7 @@ def find(running: Running, what: str) -> psutil.Process:
             name, line = process.name(), " ".join(process.cmdline())
         except psutil.NoSuchProcess:
             continue
-        if name == what or (what == "prefect" and "prefect server start" in line):
+        if name == what or (what == "prefect" and "flows.own_server" in line):
             return process
     raise AssertionError(f"no {what} among {[process.name() for process in running.members()]}")
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from e2e_driver import (
     LAMBDAS,
+    LOOPBACK,
     ONE_WORKER,
     PLANTED,
     STAGE_EVALUATIONS,
@@ -27,9 +28,11 @@ from e2e_driver import (
     frozen,
     lease_holder,
     manifest,
+    planted,
     read_json,
     runs_of,
     states,
+    traces,
     wait_until,
 )
 from servers import S3Server
@@ -256,6 +259,20 @@ def test_the_history_holds_one_finished_run(reference: Desk) -> None:
     assert {f"expert {name}" for name in SUBTASKS} <= {name for name, _ in tasks}
 
 
+def test_no_other_machine_can_reach_anything_of_a_run(reference: Desk) -> None:
+    sockets = [line.rsplit(maxsplit=1) for line in (reference.root / "sockets.txt").read_text().splitlines()]
+    assert {"raylet", "gcs_server"} <= {name for name, _ in sockets}
+    assert [(name, address) for name, address in sockets if address not in LOOPBACK] == []
+
+
+def test_no_secret_of_the_environment_is_in_anything_a_run_wrote(reference: Desk) -> None:
+    """Everything: what it printed, store and report, its home, temporary files, Prefect's and Ray's folders."""
+    assert list((reference.root / "kept").glob("*-runtime_env_agent.log"))
+    assert reference.history.exists()
+    assert traces(planted(), reference.root, reference.ray_folder) == []
+    assert not (reference.root / "home" / ".ray").exists(), "nor a token of Ray's own"
+
+
 def test_store_commands(reference: Desk, tmp_path: Path) -> None:
     store = reference.store
     verified = reference.run("store", "verify")
@@ -325,7 +342,7 @@ def remote(
     """A run on the S3 server and on a Prefect server that was there before; one worker instead of two."""
     root = tmp_path_factory.mktemp("remote")
     with desk(root, tiny_base, server=prefect_api, environment=s3.environment) as place:
-        yield place, place.run("run", place.config, *ONE_WORKER, *bucket)
+        yield place, place.watch("run", place.config, *ONE_WORKER, *bucket)
 
 
 @pytest.fixture(scope="module")
@@ -401,15 +418,14 @@ def test_a_wrong_secret_is_one_line(
 
 
 def test_no_credential_is_in_anything_the_run_wrote(
-    remote: tuple[Desk, Ended], remote_store: Store, s3: S3Server
+    remote: tuple[Desk, Ended], remote_store: Store, s3: S3Server, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     place, ended = remote
-    secret = s3.secret_key.encode()
     assert s3.secret_key not in ended.out + ended.err
     for path in remote_store.objects.sizes(""):
-        assert secret not in (remote_store.objects.read(path) or b""), path
-    for path in place.root.rglob("*"):
-        assert not path.is_file() or secret not in path.read_bytes(), path
+        assert s3.secret_key.encode() not in (remote_store.objects.read(path) or b""), path
+    (history,) = tmp_path_factory.getbasetemp().glob("prefect-server*")
+    assert traces([s3.secret_key], place.root, place.ray_folder, history) == []
 
 
 # ------------------------------------------------------------------------------------- one run, one process

@@ -16,7 +16,19 @@ from uuid import UUID
 
 import pytest
 import yaml
-from e2e_driver import COMMAND, Desk, Ended, desk, frozen, read_json, states_below, wait_until
+from e2e_driver import (
+    COMMAND,
+    SECRETS,
+    Desk,
+    Ended,
+    desk,
+    frozen,
+    planted,
+    read_json,
+    states_below,
+    traces,
+    wait_until,
+)
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
@@ -153,7 +165,7 @@ def client(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, prefect_api: str) -> Iterator[Desk]:
     """A desk with the configuration of all retrains here; its rows are those that `write_rows` wrote last."""
-    environment = {"RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**SECRETS, "RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
     with desk(tmp_path_factory.mktemp("retrain"), tiny_base, server=prefect_api, environment=environment) as it:
         it.config.write_text(yaml.safe_dump(retrain_config(it, tiny_base)))
         yield it
@@ -399,6 +411,14 @@ def test_cron_schedules_retrains_and_a_worker_runs_one(story: Story, client: Syn
     assert frozen(story.desk.cwd / "memmcl-store") == before
 
 
+def test_no_secret_of_the_environment_is_in_anything_that_retrains_or_the_worker_wrote(
+    story: Story, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """What they printed, the store, the home, Ray's folder, and that of the Prefect server and its database."""
+    (server,) = tmp_path_factory.getbasetemp().glob("prefect-server*")
+    assert traces(planted(), story.desk.root, story.desk.ray_folder, server) == []
+
+
 def retrain_config(place: Desk, base: Path) -> dict[str, Any]:
     """Return settings that take a tiny model seconds to learn which answer is the usual one."""
     return {
@@ -456,7 +476,7 @@ def retrain(place: Desk) -> Outcome:
     sessions = place.ray_folder / "ray"
     before = set(sessions.glob("session_*"))
     started = time.monotonic()
-    ended = place.run("-c", RETRAIN, place.config, program=Path(sys.executable))
+    ended = place.watch("-c", RETRAIN, place.config, program=Path(sys.executable))
     seconds = time.monotonic() - started
     assert ended.code == 0, ended
     said = json.loads(ended.out.splitlines()[-1])

@@ -106,7 +106,8 @@ def place(tmp_path: Path, tiny_base: Path) -> Iterator[Place]:
             (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
             stored = config["store"]
             store = Store.open(stored["url"], endpoint_url=stored["endpoint_url"], region=stored["region"])
-            with SyncPrefectClient(cluster.environment["PREFECT_API_URL"]) as client:
+            known = cluster.environment
+            with SyncPrefectClient(known["PREFECT_API_URL"], auth_string=known["PREFECT_API_AUTH_STRING"]) as client:
                 yield Place(cluster, config, client, store)
         finally:
             cluster.down(purge=True)

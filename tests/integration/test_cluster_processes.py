@@ -13,13 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import botocore.session
+import httpx
 import psutil
 import pytest
 from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 from cluster import Cluster
-from e2e_driver import wait_until
+from e2e_driver import LOOPBACK, traces, wait_until
 from processes import MARK, free_ports
+from seaweed import S3Server
 
 from memmcl import allowed
 from memmcl.errors import ConfigError, ServiceError, UsageError
@@ -62,14 +64,20 @@ def test_every_member_is_alive(cluster: Cluster) -> None:
     assert _states(cluster) == (0, dict.fromkeys(MEMBERS, "alive"))
 
 
-def test_credentials_are_for_the_owners_eyes_only(cluster: Cluster) -> None:
-    assert {name: (cluster.directory / name).stat().st_mode & 0o777 for name in ("env", "processes.json")} == {
-        "env": 0o600, "processes.json": 0o600,
-    }  # fmt: skip
-    logs = "".join(log.read_text(errors="replace") for log in (cluster.directory / "logs").iterdir())
+def test_credentials_are_in_two_files_for_the_owners_eyes_only(cluster: Cluster) -> None:
+    """Of all that its processes write and say: data, logs, Prefect's and Ray's folders, and their command lines."""
+    state = json.loads((cluster.directory / "processes.json").read_text())
+    known = cluster.environment
+    secrets = [known[name] for name in ("AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN", "PREFECT_API_AUTH_STRING")]
+    secrets += S3Server("", "", secrets[0]).keys.values()
     commands = " ".join(" ".join(one.cmdline()) for one in _marked(cluster))
-    for secret in ("AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"):
-        assert cluster.environment[secret] not in logs + commands + (cluster.directory / "processes.json").read_text()
+    assert not [secret for secret in secrets if secret in commands]
+    found = {line.split(" holds ")[0] for line in traces(secrets, cluster.directory, Path(state["run_folder"]))}
+    assert found == {str(cluster.directory / "env"), str(cluster.directory / "s3" / "s3.json")}
+    for path in [*map(Path, found), cluster.directory / "processes.json"]:
+        assert path.stat().st_mode & 0o777 == 0o600, path
+    for folder in (cluster.directory, Path(state["run_folder"])):
+        assert folder.stat().st_mode & 0o777 == 0o700, folder
 
 
 def test_a_shell_that_sources_env_has_the_environment(cluster: Cluster) -> None:
@@ -90,17 +98,45 @@ def test_runs_may_open_the_store_of_the_cluster_and_the_hub(cluster: Cluster, mo
             allowed.require(place)
 
 
-def test_prefect_and_s3_listen_on_this_machine_only(cluster: Cluster) -> None:
+def test_every_member_listens_on_this_machine_only(cluster: Cluster) -> None:
     listening = {
         name: {
             connection.laddr.ip
             for process in _marked(cluster) if process.environ()[MARK].endswith(f"/{name}")
             for connection in process.net_connections("tcp") if connection.status == psutil.CONN_LISTEN
         }
-        for name in ("prefect", "s3", "worker")
+        for name in MEMBERS
     }  # fmt: skip
-    assert listening["prefect"] == listening["s3"] == {"127.0.0.1"}
-    assert listening["worker"] <= {"127.0.0.1"}
+    assert {name for name, addresses in listening.items() if addresses} >= set(MEMBERS) - {"worker"}
+    assert set().union(*listening.values()) <= LOOPBACK, listening
+
+
+def test_prefect_asks_for_the_login_that_is_in_env(cluster: Cluster) -> None:
+    api, login = cluster.environment["PREFECT_API_URL"], cluster.environment["PREFECT_API_AUTH_STRING"]
+    for wrong in (None, ("memmcl", "wrong")):
+        assert httpx.post(f"{api}/flow_runs/filter", json={}, auth=wrong).status_code == 401
+    name, _, password = login.partition(":")
+    answer = httpx.post(f"{api}/flow_runs/filter", json={}, auth=(name, password), headers={"Origin": "http://other"})
+    assert answer.status_code == 200
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_of_the_s3_server_only_the_s3_port_takes_requests(cluster: Cluster) -> None:
+    """Its filer, master and volume server took what had no credentials, a deletion of the whole bucket by GET too."""
+    client = _s3(cluster)
+    client.put_object(Bucket="memmcl", Key="store/kept", Body=b"kept")
+    ports = json.loads((cluster.directory / "processes.json").read_text())["ports"]
+    master, volume, filer = (f"http://127.0.0.1:{port}" for port in (ports[2], ports[4], ports[6]))
+    for method, url in (
+        ("GET", f"{filer}/buckets/memmcl/store/kept"), ("GET", f"{filer}/buckets/memmcl/?pretty=y"),
+        ("PUT", f"{filer}/buckets/memmcl/store/kept"), ("DELETE", f"{filer}/buckets/memmcl/store/kept"),
+        ("GET", f"{master}/dir/assign"), ("POST", f"{master}/submit"), ("GET", f"{master}/vol/grow?count=1"),
+        ("GET", f"{master}/col/delete?collection=memmcl"), ("GET", f"{volume}/1,0101234567"),
+        ("DELETE", f"{volume}/1,0101234567"),
+    ):  # fmt: skip
+        answer = httpx.request(method, url)
+        assert answer.status_code in {401, 404}, f"{method} {url}: {answer.status_code}"
+    assert client.get_object(Bucket="memmcl", Key="store/kept")["Body"].read() == b"kept"
 
 
 def test_s3_takes_the_right_credentials_and_no_others(cluster: Cluster) -> None:
@@ -181,6 +217,12 @@ def test_the_log_of_a_member_that_does_not_come_up_is_shown(tmp_path: Path, monk
     with pytest.raises(ServiceError, match=r"(?s)prefect ended while it started.*unable to open database file"):
         cluster.up(deploy=False, prefect_port=free_ports(1)[0])
     cluster.down(purge=True)
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0", "::", "everywhere"])
+def test_where_prefect_listens_is_one_address(tmp_path: Path, listen: str) -> None:
+    with pytest.raises(UsageError, match="listen must be one IPv4 address of this machine"):
+        Cluster(tmp_path / "cluster").up(listen=listen)
 
 
 def test_a_directory_with_other_things_is_left_alone(tmp_path: Path) -> None:

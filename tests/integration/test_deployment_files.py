@@ -25,9 +25,9 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 COMPOSE = ROOT / "docker/compose.yaml"
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE.read_text())["services"]
-CLUSTER, WORKER = yaml.safe_load_all((ROOT / "deployments/kuberay.yaml").read_text())
+CLUSTER, WORKER, POLICY = yaml.safe_load_all((ROOT / "deployments/kuberay.yaml").read_text())
 SCRIPT = ROOT / "docker/prefect-worker.sh"
-SECRET = re.compile("PASSWORD|SECRET|TOKEN|ACCESS_KEY")
+SECRET = re.compile("PASSWORD|SECRET|TOKEN|ACCESS_KEY|AUTH_STRING|SIGNING")
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
 DEADLINE = 120.0
 
@@ -115,7 +115,7 @@ def test_a_service_is_pinned_supervised_and_private(name: str) -> None:
     service = SERVICES[name]
     if "build" in service:
         assert service["image"] == f"memmcl:{service['build']['target']}"
-        assert (service["pull_policy"], service["cap_drop"]) == ("build", ["ALL"])
+        assert service["pull_policy"] == "build"
     else:
         assert re.fullmatch(r"[\w/]+:\d+\.\d+[\w.-]*", service["image"])
     ends = service["restart"] == "no"
@@ -124,6 +124,36 @@ def test_a_service_is_pinned_supervised_and_private(name: str) -> None:
         finished = SERVICES[before]["restart"] == "no"
         assert wanted["condition"] == ("service_completed_successfully" if finished else "service_healthy")
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_has_no_privilege_and_writes_to_volumes_and_memory_alone(name: str) -> None:
+    service = SERVICES[name]
+    assert (service["cap_drop"], service["security_opt"]) == (["ALL"], ["no-new-privileges:true"])
+    needed = {"s3": {"CHOWN", "DAC_OVERRIDE", "SETGID", "SETUID"}}
+    assert set(service.get("cap_add", [])) == needed.get(name, set())
+    assert service["read_only"] is True
+    assert service["tmpfs"][0] == "/tmp"
+    assert not service.get("privileged")
+
+
+def test_the_prefect_server_asks_for_a_login_that_its_clients_have() -> None:
+    server = SERVICES["prefect-server"]["environment"]
+    assert server["PREFECT_SERVER_API_AUTH_STRING"].startswith("${PREFECT_AUTH_STRING:?")
+    assert f"{server['PREFECT_SERVER_CORS_ALLOWED_ORIGINS']}/api" == server["PREFECT_SERVER_UI_API_URL"]
+    clients = {name for name, one in SERVICES.items() if "PREFECT_API_URL" in one.get("environment", {})}
+    assert clients == {"deploy", "ray-head", "ray-worker", "ray-worker-gpu", "prefect-worker"}
+    for name in clients:
+        assert SERVICES[name]["environment"]["PREFECT_API_AUTH_STRING"].startswith("${PREFECT_AUTH_STRING:?")
+
+
+def test_the_database_is_reached_by_the_prefect_server_alone() -> None:
+    networks = yaml.safe_load(COMPOSE.read_text())["networks"]
+    assert networks["database"] == {"internal": True}
+    assert {name for name, one in SERVICES.items() if "database" in one.get("networks", [])} == {
+        "postgres", "prefect-server"
+    }  # fmt: skip
+    assert SERVICES["postgres"]["networks"] == ["database"]
 
 
 def test_ray_nodes_share_token_credentials_and_server_and_only_workers_offer_cpus() -> None:
@@ -207,7 +237,9 @@ def test_a_pod_has_no_root_the_secret_and_shared_memory(name: str) -> None:
     assert [str(pod["securityContext"][key]) for key in ("runAsUser", "runAsGroup")] == [user, group]
     (container,) = pod["containers"]
     assert container["image"] == ("memmcl:VERSION-gpu" if name == "gpu" else "memmcl:VERSION")
-    assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True,
+    }  # fmt: skip
     assert {"secretRef": {"name": "memmcl-secrets"}} in container["envFrom"]
     assert {"name": "RAY_AUTH_MODE", "value": "token"} in container["env"]
     assert not [one for one in container["env"] if SECRET.search(one["name"]) and "value" in one]
@@ -215,7 +247,23 @@ def test_a_pod_has_no_root_the_secret_and_shared_memory(name: str) -> None:
     mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert volumes[mounted["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
+    assert {"/tmp", "/home/memmcl/.prefect", "/home/memmcl/.cache"} < set(mounted), "where it writes"
     assert set(mounted.values()) == set(volumes)
+
+
+def test_the_network_policy_covers_each_pod_and_lets_in_nobody_else() -> None:
+    assert (POLICY["apiVersion"], POLICY["kind"]) == ("networking.k8s.io/v1", "NetworkPolicy")
+    policy = POLICY["spec"]
+    wanted = policy["podSelector"]["matchLabels"]
+    spec = CLUSTER["spec"]
+    templates = [group["template"] for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]]
+    for template in [*templates, WORKER["spec"]["template"]]:
+        assert wanted.items() <= template["metadata"]["labels"].items()
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert policy["ingress"] == [{"from": [{"podSelector": {"matchLabels": wanted}}]}]
+    (egress,) = policy["egress"]
+    metadata = [address for one in egress["to"] for address in one["ipBlock"]["except"]]
+    assert metadata == ["169.254.169.254/32", "fd00:ec2::254/128"]
 
 
 def commands() -> Iterator[list[str]]:
@@ -270,7 +318,8 @@ def test_the_s3_service_takes_its_credentials_only_and_gets_its_bucket(tmp_path:
     place = {"AWS_ENDPOINT_URL_S3": url, "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
     right = {**os.environ, **place, "AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
     with (tmp_path / "log").open("wb") as log:
-        inherited = {**os.environ, "TMPDIR": str(tmp_path)}
+        keys = dict.fromkeys(SERVICES["s3"]["environment"], secret)
+        inherited = {**os.environ, "TMPDIR": str(tmp_path), **keys}
         server = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path, env=inherited)
         try:
             poll(lambda: server.poll() is not None or answers(health), "a healthy S3 server")
@@ -282,6 +331,8 @@ def test_the_s3_service_takes_its_credentials_only_and_gets_its_bucket(tmp_path:
             for _ in range(2):  # `up` again runs it again
                 made = subprocess.run(bucket, env=right, capture_output=True, text=True, check=False)
                 assert made.returncode == 0, made.stderr
+            for port, path in ((ports[2], "/dir/assign"), (ports[4], "/1,01"), (ports[6], "/buckets/memmcl/")):
+                assert not answers(f"http://127.0.0.1:{port}{path}"), "a part that asks for no credentials"
         finally:
             stop(server)
 
