@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.own_server import HOST, origins
 from memmcl.errors import ServiceError
 from tasks.leftovers import work_folder
-from tasks.watch import AGAIN, at_address, of_process, watched
+from tasks.watch import AGAIN, answering, of_process, watched
 
 AWAY_SECONDS = 60.0
 """For how long a server that others run may be away: Prefect's client tries about as long."""
@@ -45,9 +44,7 @@ def prefect_server(port: int | None = None) -> Iterator[str]:
     if named:
         if not _healthy(named):
             raise ServiceError(f"no Prefect server answers at PREFECT_API_URL={named}; start it, or unset the variable")
-        parts = urllib.parse.urlsplit(named)
-        port_of = parts.port or {"https": 443}.get(parts.scheme, 80)
-        with watched(at_address(f"the Prefect server at {named}", parts.hostname or HOST, port_of, AWAY_SECONDS)):
+        with watched(answering(f"the Prefect server at {named}", lambda: _healthy(named), AWAY_SECONDS)):
             yield named
         return
     chosen = check_port(port) if port is not None else _free_port()

@@ -55,18 +55,23 @@ def of_process(process: subprocess.Popen[bytes], said: str) -> Service:
     return Service(lambda: process.poll() is not None, said)
 
 
-def at_address(name: str, host: str, port: int, patience: float) -> Service:
-    """Return a service that somebody else runs, at a TCP address; it may come back within `patience` seconds."""
+def answering(name: str, answers: Callable[[], bool], patience: float) -> Service:
+    """Return a service that somebody else runs, and that may stay without an answer for `patience` seconds."""
+    said = f"{name} has not answered for {patience:.0f} s; start it again, then {AGAIN}"
+    return Service(lambda: not answers(), said, patience, ASK_EVERY)
 
-    def gone() -> bool:
+
+def at_address(name: str, host: str, port: int, patience: float) -> Service:
+    """Return a service that somebody else runs, at a TCP address."""
+
+    def answers() -> bool:
         try:
             socket.create_connection((host, port), ASK_EVERY).close()
         except OSError:
-            return True
-        return False
+            return False
+        return True
 
-    said = f"{name} has not answered for {patience:.0f} s; start it again, then {AGAIN}"
-    return Service(gone, said, patience, ASK_EVERY)
+    return answering(name, answers, patience)
 
 
 @contextmanager
