@@ -48,8 +48,8 @@ lint: install ## Style, types and import contracts
 test: install lint ## Install, lint, and all tests but the campaigns
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-campaign: install ## The long campaigns: faults, kills, the UI in a browser
-	$(BIN)/pytest -m campaign --timeout 3600
+campaign: install ## The long campaigns: faults, kills, the UI in a browser; writes docs/reliability.md
+	$(BIN)/pytest -m campaign --timeout 3600 --reliability-page docs/reliability.md
 
 quickstart: install ## Install, then one whole run on the embedded corpus
 	@installed=$$(date +%s); \

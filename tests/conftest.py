@@ -18,6 +18,11 @@ TESTS = Path(__file__).parent
 READ_REFERENCE = ("tests/e2e/test_kills.py", "tests/e2e/test_damage.py", "tests/e2e/test_pipeline.py")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `make campaign` write what came of it into the documentation."""
+    parser.addoption("--reliability-page", type=Path, help="the page that campaigns write their outcomes to")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give each test the marker that its folder is named after."""
     for item in items:
@@ -47,6 +52,13 @@ def s3() -> Iterator[S3Server]:
         for variable, value in server.environment.items():
             patch.setenv(variable, value)
         yield server
+
+
+@pytest.fixture
+def page(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The page that a campaign writes its outcomes to: that of the option, else one that nobody keeps."""
+    chosen: Path | None = request.config.getoption("--reliability-page")
+    return chosen or tmp_path / "reliability.md"
 
 
 @pytest.fixture(scope="session")
