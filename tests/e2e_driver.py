@@ -148,8 +148,12 @@ class Running:
     def ended(self) -> Ended:
         """Wait for the command itself and return what it said."""
         code = self.process.wait(SECONDS)
+        return Ended(code, *self.texts())
+
+    def texts(self) -> tuple[str, str]:
+        """Return what the command has said so far, on stdout and on stderr."""
         out, err = ((self.output / name).read_text(errors="replace") for name in ("out", "err"))
-        return Ended(code, out, err)
+        return out, err
 
 
 @dataclass
