@@ -106,10 +106,10 @@ def test_kills_of_every_process(tmp_path: Path, tiny_base: Path, whole: Desk, pa
                 pass
             differ += differences(store, whole)
     words = (
-        "A small run on a real S3 server; one of its processes, or the S3 server, gets SIGKILL at a drawn moment. Where "
-        f"the run ends, the same command is started again, until it is finished: {number} runs in all, whose experts and "
-        "unified models are, bit by bit, those of an undisturbed run. The S3 server is started again at once, which "
-        "takes it a while."
+        "A small run on a real S3 server; one of its processes, or the S3 server, gets SIGKILL at a drawn moment. "
+        "Where the run ends, the same command is started again, until it is finished: "
+        f"{number} runs in all, whose experts and unified models are, bit by bit, those of an undisturbed run. "
+        "The S3 server is started again at once, which takes it a while."
     )
     write_part(page, "kills", disturbed_part("Kills", words, told))
     assert len(told) >= 20
@@ -164,8 +164,8 @@ def test_faults_of_the_s3_server_in_a_whole_run(tmp_path: Path, tiny_base: Path,
                 pass
             differ += differences(store, whole)
     words = (
-        "A small run reaches its S3 server through the proxy. A fault strikes one request, or twelve, of those that it is "
-        "about; the next one comes some seconds later. Where the run ends, the same command is started again: "
+        "A small run reaches its S3 server through the proxy. A fault strikes one request, or twelve, of those that it "
+        "is about; the next one comes some seconds later. Where the run ends, the same command is started again: "
         f"{number} runs in all, whose experts and unified models are, bit by bit, those of an undisturbed run."
     )
     write_part(page, "run", disturbed_part("Faults of the S3 server in a whole run", words, told))
@@ -248,9 +248,9 @@ def test_flips_in_every_kind_of_object(tmp_path: Path, whole: Desk, unfinished: 
         for sort, found in sorted(counts.items())
     ]  # fmt: skip
     words = (
-        "One bit of one object is flipped in a copy of a finished store, or of one whose run was killed; then its readers "
-        "are asked. A file or record that counts as absent is made again, and is found. `memmcl store verify` names every "
-        "damaged object, which is tried with one of each kind at once."
+        "One bit of one object is flipped in a copy of a finished store, or of one whose run was killed; then its "
+        "readers are asked. A file or record that counts as absent is made again, and is found. `memmcl store verify` "
+        "names every damaged object, which is tried with one of each kind at once."
     )
     header = ["object", "flips", ABSENT, REFUSED, "wrong", ""]
     write_part(page, "flips", "\n\n".join(["## Flipped bits", words, f"Seed {SEED}.", table(header, rows)]))
