@@ -71,6 +71,7 @@ def _general(line: str) -> str:
     """Return a line with what differs from case to case taken out."""
     line = re.sub(r"s3://memmcl/[0-9a-f]{32} at http://127\.0\.0\.1:\d+", "STORE", line)
     line = re.sub(r"(file://)?/tmp/mm[^/ ]+/store", "STORE", line)
-    line = re.sub(r"[0-9a-f]{32}\.part", "NAME.part", line)
-    line = re.sub(r"checksum [\w+/=]+", "checksum ...", line)
-    return re.sub(r"\b[0-9a-f]{16,64}\b", "DIGEST", line)
+    line = re.sub(r"STORE/[^\s;':]+", "STORE/PATH", line)
+    return re.sub(
+        r"run [0-9a-f]{8} (.*) by pid \d+ on host \S+ since [\d-]+ [\d:]+", r"run ID \1 by pid N on host NAME", line
+    )

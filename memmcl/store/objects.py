@@ -35,6 +35,7 @@ UNREACHABLE |= {"ReadTimeoutError", "FSTimeoutError", "TimeoutError", "Connectio
 BROKEN = {"ConnectionClosedError", "HTTPClientError", "ServerDisconnectedError", "ClientOSError"}
 BROKEN |= {"ClientPayloadError", "ResponseParserError", "IncompleteReadError", "ResponseStreamingError"}
 BROKEN |= {"ConnectionResetError", "ConnectionAbortedError", "BrokenPipeError"}
+DAMAGED = {"FlexibleChecksumError"}  # the client's own: an answer whose checksum is another
 BUSY_CODES = {"SlowDown", "RequestTimeout", "ConditionalRequestConflict", "OperationAborted"}
 
 
@@ -256,6 +257,11 @@ class Objects:
                 f"cannot reach {where}; check that the server runs and that the endpoint is right, then run "
                 "the same command again"
             )
+        if names & DAMAGED:
+            return StoreError(
+                f"answers of {where} arrive damaged: their checksums do not match; run the same command again, and "
+                "have the connection checked if it happens again"
+            )
         if status is not None and status >= 500:
             return StoreError(f"{where} answered {code} (HTTP {status}) repeatedly; run the same command again later")
         reason = " ".join(redact(str(error)).split())
@@ -331,4 +337,4 @@ def open_objects(url: str, endpoint_url: str | None = None, region: str | None =
 def _may_pass(error: Exception) -> bool:
     status = status_of(error)
     busy = status == 429 or (status is not None and status >= 500 and status != 507)
-    return busy or code_of(error) in BUSY_CODES or bool(names_of(error) & (UNREACHABLE | BROKEN))
+    return busy or code_of(error) in BUSY_CODES or bool(names_of(error) & (UNREACHABLE | BROKEN | DAMAGED))

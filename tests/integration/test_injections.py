@@ -10,7 +10,18 @@ from typing import Any
 import pytest
 from disk_faults import DISK_FAULTS
 from fault_proxy import FAULTS, FaultProxy, fault_proxy, without_newest
-from injections import DiskPlace, Injection, Outcome, S3Place, campaign, scratch
+from injections import (
+    LASTING,
+    MASKED,
+    REPEATED,
+    DiskPlace,
+    Injection,
+    Outcome,
+    S3Place,
+    campaign,
+    scratch,
+    short_pauses,
+)
 from reliability_page import read_parts, table, write_part
 from store_workload import STEPS, Work
 
@@ -46,6 +57,16 @@ def test_one_fault_of_each_kind_between_client_and_s3_server(s3: Any, proxy: Fau
     outcomes = campaign(S3Place("s3", SEED, server=s3, proxy=proxy), len(FAULTS))
     assert {one.injection.kind for one in outcomes} == FAULTS.keys()
     assert wrong(outcomes) == []
+
+
+@pytest.mark.parametrize(("times", "what"), [(1, MASKED), (LASTING, REPEATED)])
+def test_a_content_that_arrives_damaged_is_asked_for_again(s3: Any, proxy: FaultProxy, times: int, what: str) -> None:
+    place = S3Place("s3", SEED, server=s3, proxy=proxy)
+    with short_pauses():
+        place.learn()
+        outcome = place.inject(Injection("s3", "flipped bit", place.calls["flipped bit"] // 2, times))
+    assert outcome.what == what
+    assert all("arrive damaged: their checksums do not match" in line for line in outcome.lines)
 
 
 def test_a_plan_is_drawn_from_its_seed_and_reaches_all_of_the_work() -> None:
