@@ -3,10 +3,11 @@
 The lease of a run is the pointer `leases/<run_id>`. Its holder renews it every `beat` seconds by compare-and-swap.
 
 A holder of the same boot of the same machine, in the same pid namespace, is looked up: it is dead when its pid is gone
-or belongs to a process that started at another time. The name of a host says nothing: virtual machines that were made
-from one image share it. About any other holder only its lease can tell. One that was renewed within `ttl` seconds is
-alive. One that was not, by clocks that may differ, is watched by the clock of this process alone: whoever renews it
-meanwhile is alive. The same holds for a lease that is damaged, which its holder writes anew at its next beat.
+or belongs to a process that started at another time, or when it is this process, which holds that lease no longer: a
+store that could not be reached keeps what was to be released. The name of a host says nothing: virtual machines that
+were made from one image share it. About any other holder only its lease can tell. One that was renewed within `ttl`
+seconds is alive. One that was not, by clocks that may differ, is watched by the clock of this process alone: whoever
+renews it meanwhile is alive. The same holds for a lease that is damaged, which its holder writes anew at its next beat.
 
 The worst that a wrong takeover can do is double work: artifacts are write-once, and the old holder notices with its
 next beat.
@@ -19,6 +20,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +42,7 @@ class Held(BaseModel):
     """What a lease says: which process holds it, since when, when it was renewed, and what a successor must know.
 
     process_start: as `process_start` tells it. every, ttl: after how many seconds it is renewed, and may be taken over.
+    mark: tells this lease from any other; empty where an earlier version wrote it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -55,6 +58,11 @@ class Held(BaseModel):
     every: Seconds = 10.0
     owner: dict[str, Any]
     abandoned: list[dict[str, Any]]
+    mark: str = ""
+
+
+_LIVE: set[str] = set()
+"""Marks of the leases that this process holds, or is about to take."""
 
 
 class Lease:
@@ -82,12 +90,29 @@ class Lease:
         self._owner = dict(owner)
         self._since = 0.0
         self._token: str | None = None
+        self._mark = uuid.uuid4().hex
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name=f"lease-{run_id[:8]}", daemon=True)
 
     def __enter__(self) -> Lease:
         """Take the lease. Raises LeaseHeld when a live process holds it."""
+        _LIVE.add(self._mark)
+        try:
+            self._take()
+        except BaseException:  # where the store's answer was lost, nobody stands behind what it holds
+            _LIVE.discard(self._mark)
+            raise
+        self._thread.start()
+        if self.run_id != COLLECTING:
+            try:
+                wait_for_collection(self.store)
+            except BaseException as error:
+                self.__exit__(type(error), error, error.__traceback__)
+                raise
+        return self
+
+    def _take(self) -> None:
         self._since = time.time()
         while self._token is None:
             held, token = self._look()
@@ -99,14 +124,6 @@ class Lease:
                 self._token = self.store.swap_pointer(self._name, self._value(), token)
             except Conflict:  # another process was quicker; look again
                 continue
-        self._thread.start()
-        if self.run_id != COLLECTING:
-            try:
-                wait_for_collection(self.store)
-            except BaseException as error:
-                self.__exit__(type(error), error, error.__traceback__)
-                raise
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -114,12 +131,23 @@ class Lease:
         """Release the lease; a store that is out of reach by now does not hide the block's own error."""
         self._stop.set()
         self._thread.join()
+        try:
+            self._release()
+        except StoreError as problem:
+            logger.warning("the lease of run %s was not released: %s", self.run_id[:8], problem)
+
+        finally:
+            _LIVE.discard(self._mark)
+
+    def _release(self) -> None:
         if self.lost or self._token is None:
             return
         try:
             self.store.delete_pointer(self._name, self._token)
-        except StoreError as problem:
-            logger.warning("the lease of run %s was not released: %s", self.run_id[:8], problem)
+        except Conflict:
+            held, token = self._look()
+            if token is not None and self._is_ours(held):
+                self.store.delete_pointer(self._name, token)
 
     def refuse_if_held(self) -> None:
         """Raise LeaseHeld when a live process holds the lease; takes nothing, and promises nothing for later."""
@@ -163,7 +191,12 @@ class Lease:
             "every": self._beat,
             "owner": self._owner,
             "abandoned": self.abandoned,
+            "mark": self._mark,
         }
+
+    def _is_ours(self, held: Held | None) -> bool:
+        """Whether it is this lease after all: renewed, when the store's answer was lost."""
+        return held is not None and held.mark == self._mark
 
     def _look(self) -> tuple[Held | None, str | None]:
         """The lease and its token; the token alone where the lease is damaged, nothing where there is none."""
@@ -211,8 +244,9 @@ class Lease:
             return
         except Conflict:
             held, token = self._look()
-        if held is None and token is not None:
-            logger.warning("the lease of run %s was damaged; writing it anew", self.run_id[:8])
+        if token is not None and (held is None or self._is_ours(held)):
+            if held is None:
+                logger.warning("the lease of run %s was damaged; writing it anew", self.run_id[:8])
             try:
                 self._token = self.store.swap_pointer(self._name, self._value(), token)
                 return
@@ -246,7 +280,8 @@ def parse_lease(value: dict[str, Any] | None) -> Held | None:
 def is_alive(held: Held) -> bool:
     """Return whether the holder is known to be at work: its process runs here, or it renewed the lease lately."""
     if is_neighbour(held):
-        return process_start(held.pid) == held.process_start
+        given_up = held.pid == os.getpid() and bool(held.mark) and held.mark not in _LIVE
+        return process_start(held.pid) == held.process_start and not given_up
     return abs(time.time() - held.beat) <= held.ttl
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from memmcl.errors import LeaseHeld, StoreAccessError
-from memmcl.store import Lease, Store
+from memmcl.store import Lease, Store, objects
 from memmcl.store.lease import identity, process_start
 
 RUN = "3f2a" * 16
@@ -204,7 +204,7 @@ def test_a_lost_lease_is_noticed_and_left_to_its_new_holder(store: Store) -> Non
             value, token = store.read_pointer(f"leases/{RUN}")
             assert value is not None
             try:
-                store.swap_pointer(f"leases/{RUN}", {**value, "pid": 99, "host": "elsewhere"}, token)
+                store.swap_pointer(f"leases/{RUN}", {**value, "pid": 99, "host": "elsewhere", "mark": "theirs"}, token)
             except Exception:
                 continue
             wait_until(lambda: lease.lost)
@@ -241,3 +241,69 @@ def test_a_beat_must_come_before_the_end(store: Store) -> None:
 def test_a_process_is_known_by_its_start() -> None:
     assert process_start(identity()["pid"]) == identity()["process_start"]
     assert process_start(2**22 + 1) is None  # above the kernel's largest pid
+
+
+class AnswersLost:
+    """A backend that does what it is asked for; while `lost`, nobody hears what came of a change."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend, self.parallel, self.lost = backend, backend.parallel, False
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self.backend, name)
+
+        def call(*arguments: Any) -> Any:
+            answer = method(*arguments)
+            if self.lost and name in {"create", "replace", "remove"}:
+                raise ConnectionResetError("lost")
+            return answer
+
+        return call
+
+
+@pytest.fixture
+def network(store: Store, monkeypatch: pytest.MonkeyPatch) -> AnswersLost:
+    monkeypatch.setattr(objects, "RETRY_SECONDS", (0.0,))
+    network = AnswersLost(store.objects.backend)
+    monkeypatch.setattr(store.objects, "backend", network)
+    return network
+
+
+def test_a_lease_whose_taking_was_not_answered_does_not_stand_in_the_way(store: Store, network: AnswersLost) -> None:
+    network.lost = True
+    with pytest.raises(StoreAccessError):
+        Lease(store, RUN, {"flow_run_id": "f1"}).__enter__()
+    network.lost = False
+    with Lease(store, RUN, {"flow_run_id": "f2"}) as lease:
+        assert lease.abandoned == [{"flow_run_id": "f1"}]
+        with pytest.raises(LeaseHeld):
+            Lease(store, RUN, {}).__enter__()
+    assert store.read_pointer(f"leases/{RUN}") == (None, None)
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_renewal_that_was_not_answered_is_no_takeover(store: Store, network: AnswersLost, again: bool) -> None:
+    with Lease(store, RUN, {}) as lease:
+        network.lost = True
+        with pytest.raises(StoreAccessError):
+            lease.update(server="s")
+        network.lost = False
+        if again:
+            lease.update(server="s")
+        lease.check()
+    assert store.read_pointer(f"leases/{RUN}") == (None, None)
+
+
+def test_a_lease_that_could_not_be_released_is_taken_over_in_the_same_process(
+    store: Store, network: AnswersLost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Lease(store, RUN, {"n": 1}):
+        monkeypatch.setattr(network.backend, "remove", lambda *_: _raise(ConnectionResetError("lost")))
+    assert store.read_pointer(f"leases/{RUN}")[0] is not None
+    monkeypatch.undo()
+    with Lease(store, RUN, {}) as lease:
+        assert lease.abandoned == [{"n": 1}]
+
+
+def _raise(error: Exception) -> None:
+    raise error
