@@ -149,7 +149,8 @@ def _read(stored: Stored, sort: str, path: str) -> Any:
         value, _ = store.read_pointer(name)
     except CorruptArtifact:
         value = None
-    with Lease(store, name.partition("/")[2], {}):  # of a holder that is dead: whoever comes next gets it
+    # Its holder is dead: whoever comes next gets it, after it has looked for a moment where that cannot be read.
+    with Lease(store, name.partition("/")[2], {}, ttl=0.2, beat=0.05):
         return value
 
 

@@ -23,6 +23,8 @@ champion, swap a pointer, list and verify (`tests/store_workload.py`). The fault
 case of three, so many that trying again does not help. What must hold: an error is one line of our own; the same step
 succeeds when it is done again; all results are those of an undisturbed store; nothing that was acknowledged is lost;
 `verify` finds no problem."""
+NAMES = """A listing of names has no digest: what it leaves out counts as not there, and is made or told again, to the same
+result. Over a network that others can write to, use https."""
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +42,7 @@ def test_faults_between_client_and_s3_server(s3: Any, page: Path) -> None:
         outcomes = campaign(S3Place("s3", SEED, server=s3, proxy=proxy), EACH * len(FAULTS))
         parts = S3Place("s3, in parts", SEED, server=s3, proxy=proxy, large=IN_PARTS)
         outcomes += campaign(parts, 3 * len(FAULTS))
-    words = f"A proxy stands between memmcl and a real S3 server (SeaweedFS). {WORK}"
+    words = f"A proxy stands between memmcl and a real S3 server (SeaweedFS). {WORK}\n\n{NAMES}"
     kinds = {name: kind.what for name, kind in FAULTS.items()}
     write_part(page, "s3", injections_part("Faults between client and S3 server", words, kinds, outcomes, SEED))
     assert len(outcomes) >= 13 * len(FAULTS)
