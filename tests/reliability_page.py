@@ -18,6 +18,16 @@ What was done to the product on purpose, and what a user saw. `make campaign` do
 part, so the same cases come again. Seconds are those of one machine with two cores that had other work too. Where a
 case ends otherwise than it should, the campaign fails, and the table says how.
 """
+DIFFERS = {
+    r"s3://memmcl/\w+ at http://127\.0\.0\.1:\d+": "STORE",
+    r"(file://)?/tmp/mm[^/ ]+/store": "STORE",
+    r"STORE/[^\s;':]+": "STORE/FILE",
+    r"\b127\.0\.0\.1:\d+": "127.0.0.1:PORT",
+    r"(?<![\w/:.])/(?:[\w.@+-]+/)+[\w.@+-]*": "PATH",
+    r"run [0-9a-f]{8} (.*) by pid \d+ on host \S+ since [\d-]+ [\d:]+": r"run ID \1 by pid N on host NAME since TIME",
+    r"\bpid[= ]\d+": "pid N",
+}
+"""What is taken out of lines, by pattern."""
 
 
 def write_part(page: Path, name: str, text: str) -> None:
@@ -62,16 +72,13 @@ def injections_part(title: str, words: str, kinds: Mapping[str, str], outcomes: 
     bad = [f"* {one.injection}: {one.what}" for one in outcomes if not one.good]
     seconds = sum(one.seconds for one in outcomes)
     note = f"Seed {seed}; {len(outcomes)} injections in {seconds:.0f} s."
-    lines = sorted({_general(line) for one in outcomes for line in one.lines})
+    lines = sorted({general(line) for one in outcomes for line in one.lines})
     said = ["What the user read:", "", "\n".join(f"    {line}" for line in lines)] if lines else []
     return "\n\n".join([f"## {title}", words, note, table(header, rows), "\n".join(bad), "\n".join(said)])
 
 
-def _general(line: str) -> str:
-    """Return a line with what differs from case to case taken out."""
-    line = re.sub(r"s3://memmcl/[0-9a-f]{32} at http://127\.0\.0\.1:\d+", "STORE", line)
-    line = re.sub(r"(file://)?/tmp/mm[^/ ]+/store", "STORE", line)
-    line = re.sub(r"STORE/[^\s;':]+", "STORE/PATH", line)
-    return re.sub(
-        r"run [0-9a-f]{8} (.*) by pid \d+ on host \S+ since [\d-]+ [\d:]+", r"run ID \1 by pid N on host NAME", line
-    )
+def general(line: str) -> str:
+    """Return a line that a user read with what differs from case to case, or from machine to machine, taken out."""
+    for what, instead in DIFFERS.items():
+        line = re.sub(what, instead, line)
+    return line

@@ -29,7 +29,7 @@ from disturbed_runs import (
 from e2e_driver import Desk, Running, desk
 from fault_proxy import FAULTS, Fault, FaultProxy, fault_proxy
 from flips import ABSENT, REFUSED, Stored, draw_bits, flip, judge
-from reliability_page import table, write_part
+from reliability_page import general, table, write_part
 from seaweed import REGION
 from servers import S3Process, s3_process
 
@@ -71,7 +71,7 @@ def settings(url: str, endpoint_url: str) -> tuple[str, ...]:
 def disturbed_part(title: str, words: str, told: Sequence[Disturbance]) -> str:
     rows = [
         [
-            one.what, one.stage, one.outcome if not one.wrong else f"WRONG: {one.wrong}", one.said,
+            one.what, one.stage, one.outcome if not one.wrong else f"WRONG: {general(one.wrong)}", general(one.said),
             "" if one.seconds is None else f"{one.seconds:.0f}", "" if one.left is None else f"{one.left:.0f}",
         ]
         for one in told

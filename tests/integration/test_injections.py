@@ -22,7 +22,7 @@ from injections import (
     scratch,
     short_pauses,
 )
-from reliability_page import read_parts, table, write_part
+from reliability_page import general, read_parts, table, write_part
 from store_workload import STEPS, Work
 
 from memmcl.store import Store
@@ -118,3 +118,19 @@ def test_a_part_of_the_page_is_replaced_and_the_others_stay(tmp_path: Path) -> N
         "s3": "## S3, again",
         "disk": "## Disk\n\n| a | b |\n|---|---|\n| 1 | x \\| y z |",
     }
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("cannot reach s3://memmcl/0f3a at http://127.0.0.1:4000; check it", "cannot reach STORE; check it"),
+        ("no permission for /tmp/mmx1/store/tmp/a.part; change", "no permission for STORE/FILE; change"),
+        ("Ray's raylet died (/var/folders/x/ray/logs); pid 17", "Ray's raylet died (PATH); pid N"),
+        (
+            "no server answers at http://127.0.0.1:81/api; 3/4 of it",
+            "no server answers at http://127.0.0.1:PORT/api; 3/4 of it",
+        ),
+    ],
+)
+def test_lines_are_shown_without_what_differs_between_machines(line: str, shown: str) -> None:
+    assert general(line) == shown
