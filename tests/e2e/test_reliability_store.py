@@ -23,8 +23,8 @@ champion, swap a pointer, list and verify (`tests/store_workload.py`). The fault
 case of three, so many that trying again does not help. What must hold: an error is one line of our own; the same step
 succeeds when it is done again; all results are those of an undisturbed store; nothing that was acknowledged is lost;
 `verify` finds no problem."""
-NAMES = """A listing of names has no digest: what it leaves out counts as not there, and is made or told again, to the same
-result. Over a network that others can write to, use https."""
+NAMES = """A listing of names has no digest: what it leaves out counts as not there, and is made or told again, to the
+same result. Over a network that others can write to, use https."""
 
 
 @pytest.fixture(autouse=True)
