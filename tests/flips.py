@@ -16,12 +16,14 @@ from typing import Any
 
 from memmcl.errors import CorruptArtifact, MemmclError
 from memmcl.store import Lease, Manifest, Store, read_champions
+from memmcl.store.index import summaries
 from memmcl.store.manifest import blob_path, manifest_path
 
 ABSENT = "counted as absent, made again"
 REFUSED = "refused with one line"
 ACCEPTED = "ACCEPTED with other content"
 UNNOTICED = "read as it was"
+INDEX = "index of manifests"
 LOGS = {"searches": "record of a search", "runs": "journal of a run"}
 POINTERS = {"leases": "lease of a run", "champions": "champion"}
 
@@ -65,7 +67,7 @@ class Stored:
         if folder == "manifests":
             return f"manifest of {kind}"
         known = {"logs": LOGS, "pointers": POINTERS}.get(folder, {}).get(kind)
-        sort = "checkpoint" if folder == "checkpoints" else known
+        sort = {"checkpoints": "checkpoint", "index": INDEX}.get(folder, known)
         assert sort is not None, f"no case for {path}"
         return sort
 
@@ -108,6 +110,8 @@ def judge(stored: Stored, sort: str, path: str, bit: int) -> str:
                 found = _read(stored, sort, path)
             except MemmclError as error:
                 return REFUSED if "\n" not in str(error) else f"an error of several lines: {error}"
+            if sort == INDEX and found == expected:
+                return ABSENT  # it is derived: what it does not tell is read from the manifests
             if found is not None:
                 return UNNOTICED if found == expected else ACCEPTED
             make = MAKE.get(sort.split()[0])
@@ -125,7 +129,7 @@ def judge(stored: Stored, sort: str, path: str, bit: int) -> str:
 def _read(stored: Stored, sort: str, path: str) -> Any:
     """Return what the product reads there; None where it counts as absent."""
     store = stored.store
-    name = path.partition("/")[2].rpartition(".")[0]
+    name = path.partition("/")[2].removesuffix(Path(path).suffix)
     if sort.startswith("manifest of"):
         owner = stored.manifests[path]
         found = store.find(owner.kind, owner.key)
@@ -143,6 +147,8 @@ def _read(stored: Stored, sort: str, path: str) -> Any:
         return store.records(log).get(int(index))
     if sort == "checkpoint":
         return store.read_checkpoint(name)
+    if sort == INDEX:
+        return summaries(store, name)
     if sort == "champion":
         return read_champions(store, name.partition("/")[2]).history
     try:

@@ -28,8 +28,8 @@ from store_workload import LISTS, PART, PUBLISHED, STEPS, Work
 
 from memmcl.errors import MemmclError
 from memmcl.store import Store
-from memmcl.store.backends import S3Backend
 from memmcl.store.objects import Objects, open_objects
+from memmcl.store.s3 import S3Backend
 
 LASTING = 12
 """Requests that a lasting fault strikes: `Objects` tries five times, and the HTTP client may send each try twice."""

@@ -18,6 +18,7 @@ from typing import Any
 from memmcl.errors import Conflict
 from memmcl.seeds import digest
 from memmcl.store import ArtifactRef, Lease, Reign, Store, promote, read_champions, rollback
+from memmcl.store.index import summaries
 
 PART = 5 << 20
 """Bytes of a part of an upload: the least that S3 allows, where memmcl itself takes 50 MB."""
@@ -152,6 +153,7 @@ def look(work: Work) -> Any:
     verified = store.verify()
     return {
         "listed": sorted(listed),
+        "summed up": sorted([one.kind, one.key] for one in summaries(store)),
         "found": found,
         "manifests": verified.manifests,
         "blobs": verified.blobs - verified.unreferenced,

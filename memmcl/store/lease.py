@@ -135,7 +135,6 @@ class Lease:
             self._release()
         except StoreError as problem:
             logger.warning("the lease of run %s was not released: %s", self.run_id[:8], problem)
-
         finally:
             _LIVE.discard(self._mark)
 
