@@ -15,7 +15,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -300,9 +300,8 @@ def short_pauses() -> Iterator[None]:
         objects.RETRY_SECONDS = pauses
 
 
-def campaign(place: DiskPlace | S3Place, count: int, within: AbstractContextManager[None] | None = None
-             ) -> list[Outcome]:  # fmt: skip
+def campaign(place: DiskPlace | S3Place, count: int) -> list[Outcome]:
     """Inject about `count` faults, one after another."""
-    with within or nullcontext(), short_pauses():
+    with short_pauses():
         place.learn()
         return [place.inject(injection) for injection in place.plan(count)]

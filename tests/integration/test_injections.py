@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from injections import (
     scratch,
     short_pauses,
 )
-from reliability_page import general, read_parts, table, write_part
+from reliability_page import PAGE, PARTS, general, read_parts, table, write_part
 from store_workload import STEPS, Work
 
 from memmcl.store import Store
@@ -118,6 +119,15 @@ def test_a_part_of_the_page_is_replaced_and_the_others_stay(tmp_path: Path) -> N
         "s3": "## S3, again",
         "disk": "## Disk\n\n| a | b |\n|---|---|\n| 1 | x \\| y z |",
     }
+
+
+def test_the_page_in_the_documentation_is_of_a_whole_campaign() -> None:
+    parts = read_parts(PAGE.read_text())
+    assert tuple(parts) == PARTS
+    assert "WRONG" not in PAGE.read_text()
+    injected = [int(re.findall(r"(\d+) injections in", parts[part])[0]) for part in ("s3", "disk")]
+    assert sum(injected) >= 200
+    assert parts["kills"].count(" killed |") >= 20
 
 
 @pytest.mark.parametrize(
