@@ -15,7 +15,7 @@ from rich.text import Text
 
 from flows.terminal import console
 from memmcl.config import RunConfig, load_config
-from memmcl.errors import ArtifactNotFound, CorruptArtifact, MemmclError, UsageError
+from memmcl.errors import ArtifactNotFound, CorruptArtifact, MemmclError, UsageError, shown
 
 if TYPE_CHECKING:
     from prefect.states import State
@@ -54,7 +54,7 @@ def open_store_of(settings: RunConfig) -> Store:
 def current_reign(store: Store, champions: Champions) -> Reign:
     """Return the champion of now, or say that there is none."""
     if champions.current is None:
-        raise UsageError(f"no champion {champions.name!r} in {store.url} yet; the first retrain makes one")
+        raise UsageError(f"no champion {shown(champions.name)} in {store.url} yet; the first retrain makes one")
     return champions.current
 
 
@@ -70,7 +70,7 @@ def find_run(store: Store, run_id: str | None, champion: str) -> Manifest:
     if found is None:
         for path in store.objects.entries("manifests/run", run_id or ""):
             raise _damaged(store, Path(path).stem, f"its manifest {path} is not valid")
-        which = f"whose id starts with {run_id!r} " if run_id else ""
+        which = f"whose id starts with {shown(run_id)} " if run_id else ""
         raise UsageError(
             f"no finished run {which}in {store.url}; start one with `memmcl run CONFIG`, or name another --store"
         )

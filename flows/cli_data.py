@@ -14,7 +14,7 @@ from rich.table import Table
 
 from flows.cli_common import Overrides, console
 from memmcl.config import load_config
-from memmcl.errors import DataError
+from memmcl.errors import DataError, brief
 from memmcl.suite.faults import Fault, Faults
 from memmcl.suite.subtasks import GROUPS, SUBTASKS, Subtask
 
@@ -203,8 +203,8 @@ def _subtasks_in(path: str, storage: dict[str, Any]) -> list[Subtask]:
         from memmcl.urls import public
 
         raise DataError(
-            f"no data sets at {public(path)}: expected a directory in SentiEval's layout, with folders as sc/mr or "
-            f"absa/aste_rest14; `memmcl data list` names all"
+            f"no data sets at {brief(public(path))}: expected a directory in SentiEval's layout, with folders as sc/mr "
+            f"or absa/aste_rest14; `memmcl data list` names all"
         )
     return present
 

@@ -13,9 +13,9 @@ import typer
 from rich.table import Table
 
 from flows.cli_common import console, our_options, quiet_environment
-from memmcl import allowed, seeds
+from memmcl import seeds
 from memmcl.config import DataConfig
-from memmcl.errors import ModelError, UsageError
+from memmcl.errors import ModelError, UsageError, shown
 from memmcl.suite.subtasks import SUBTASKS, Subtask
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _read(
 def _known(names: Sequence[str], option: str) -> list[Subtask]:
     unknown = [name for name in names if name not in SUBTASKS]
     if unknown:
-        raise UsageError(f"{option}: unknown subtask {unknown[0]!r}; known ones: {', '.join(SUBTASKS)}")
+        raise UsageError(f"{option}: unknown subtask {shown(unknown[0])}; known ones: {', '.join(SUBTASKS)}")
     return [SUBTASKS[name] for name in names]
 
 
@@ -209,17 +209,12 @@ def _read_template(path: Path) -> str:
 
 
 def _read_adapter(folder: Path) -> dict[str, bytes]:
-    found = {}
-    for name in _FILES:
-        allowed.require(str(folder / name))
-        try:
-            found[name] = (folder / name).read_bytes()
-        except OSError as error:
-            raise ModelError(
-                f"--adapter: cannot read {folder / name} ({error.strerror}); give a folder that PEFT's "
-                f"save_pretrained wrote, with {' and '.join(_FILES)}"
-            ) from error
-    return found
+    from memmcl.experts.brought import read_folder
+
+    try:
+        return read_folder(folder)
+    except ModelError as error:
+        raise ModelError(f"--adapter: {error}") from error
 
 
 def _made_from(asked: _Asked, base: BaseRef) -> dict[str, Any]:

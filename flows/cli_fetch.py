@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli_common import ConfigFile, console, settings_of
-from memmcl.errors import UsageError
+from memmcl.errors import UsageError, shown
 
 KNOWN = ("sentieval",)
 
@@ -39,7 +39,7 @@ def fetch(
     $ memmcl data fetch sentieval --to s3://bucket/sentieval --config my.yaml
     """
     if name not in KNOWN:
-        raise UsageError(f"no benchmark is called {name!r}; there is {', '.join(KNOWN)}")
+        raise UsageError(f"no benchmark is called {shown(name)}; there is {', '.join(KNOWN)}")
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
     from memmcl.suite.fetch import fetch_sentieval, sentieval_listing

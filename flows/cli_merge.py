@@ -30,7 +30,7 @@ from flows.cli_merge_common import (
     write,
 )
 from flows.cli_merge_search import search
-from memmcl.errors import UsageError
+from memmcl.errors import UsageError, shown
 
 if TYPE_CHECKING:
     from memmcl.merge.genome import Recipe
@@ -111,7 +111,9 @@ def weights_of(given: str | None, names: Sequence[str]) -> dict[str, float]:
     parts = [part.strip() for part in given.split(",")]
     by_name = [part.partition("=") for part in parts if "=" in part]
     if by_name and len(by_name) != len(parts):
-        raise UsageError(f"--weights takes numbers in the order of the experts, or NAME=NUMBER each; got {given!r}")
+        raise UsageError(
+            f"--weights takes numbers in the order of the experts, or NAME=NUMBER each; got {shown(given)}"
+        )
     if not by_name and len(parts) != len(names):
         raise UsageError(f"--weights has {len(parts)} numbers for {len(names)} experts ({', '.join(names)})")
     pairs = [(name.strip(), value) for name, _, value in by_name] or list(zip(names, parts, strict=True))
@@ -121,7 +123,7 @@ def weights_of(given: str | None, names: Sequence[str]) -> dict[str, float]:
             raise UsageError(f"--weights names {name}, which is no expert; known ones: {', '.join(names)}")
         found[name] = number(value)
     if len({name for name, _ in pairs}) < len(pairs):
-        raise UsageError(f"--weights names an expert twice: {given!r}")
+        raise UsageError(f"--weights names an expert twice: {shown(given)}")
     if not any(found.values()):
         raise UsageError("all weights are zero; the merge would be the base itself")
     return found

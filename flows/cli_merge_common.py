@@ -13,7 +13,7 @@ from rich.table import Table
 
 from flows.cli_common import console
 from flows.terminal import Terminal, warn
-from memmcl.errors import ConfigError, ModelError, UsageError
+from memmcl.errors import ConfigError, ModelError, UsageError, shown
 
 if TYPE_CHECKING:
     from memmcl.backbone.load import BaseRef
@@ -71,7 +71,8 @@ def named_values(option: str, given: Sequence[str], what: str) -> dict[str, str]
         name, equals, value = entry.partition("=")
         if not equals or not value or not _NAME.match(name):
             raise UsageError(
-                f"{option} expects NAME={what}, got {entry!r}; names are of letters, digits, dots, hyphens, underscores"
+                f"{option} expects NAME={what}, got {shown(entry)}; names are of letters, digits, dots, hyphens, "
+                "underscores"
             )
         if name in found:
             raise UsageError(f"{option} names {name} twice; give each a name of its own")
@@ -89,7 +90,7 @@ def recipe_of(method: str, parameters: Sequence[str], seed: int) -> Recipe:
     for name, value in named_values("--param", parameters, "VALUE").items():
         values[name] = value
         if name in row.genes:
-            values[name] = number(value, f"--param {name}: expected a number, got {value!r}")
+            values[name] = number(value, f"--param {name}: expected a number, got {shown(value)}")
     try:
         check_parameters(method, values)
     except ConfigError as error:
@@ -197,5 +198,5 @@ def number(text: str, message: str = "") -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UsageError(message or f"--weights: expected a number, got {text!r}")
+        raise UsageError(message or f"--weights: expected a number, got {shown(text)}")
     return value

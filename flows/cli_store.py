@@ -10,7 +10,7 @@ from rich.text import Text
 
 from flows.cli_common import ConfigFile, StoreUrl, console, open_store_of, print_columns, settings_of
 from flows.cli_store_gc import store_gc, store_rm
-from memmcl.errors import UsageError
+from memmcl.errors import UsageError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +42,9 @@ def store_ls(
     opened = open_store_of(settings_of(store, config))
     kinds = opened.objects.folders("manifests")
     if kind is not None and kind not in kinds:
-        raise UsageError(f"no artifact of kind {kind!r} in {opened.url}; kinds there: {', '.join(kinds) or 'none'}")
+        raise UsageError(
+            f"no artifact of kind {shown(kind)} in {opened.url}; kinds there: {', '.join(kinds) or 'none'}"
+        )
     rows = (
         (found.kind, found.key[:12], found.name, found.created[:19], f"{found.seconds:.1f}", f"{found.size:,}")
         for found in summaries(opened, kind)
@@ -138,6 +140,6 @@ def _find(store: Store, key: str) -> Manifest:
     found = starting(store, key)
     if len(found) != 1:
         what = "no artifact has" if not found else f"{len(found)} artifacts have"
-        raise UsageError(f"{what} a key that starts with {key!r} in {store.url}; `memmcl store ls` lists them")
+        raise UsageError(f"{what} a key that starts with {shown(key)} in {store.url}; `memmcl store ls` lists them")
     ((kind, whole),) = found
     return store.load(ArtifactRef(kind=kind, key=whole, name=kind))

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from memmcl import __version__, seeds
 from memmcl.config import RunConfig, read_yaml
-from memmcl.errors import ConfigError, ServiceError, UsageError
+from memmcl.errors import ConfigError, ServiceError, UsageError, shown
 from memmcl.store.objects import normalise
 
 AUTOMATIONS = "automations.yaml"
@@ -103,7 +103,7 @@ def _deployment(entry: Mapping[str, Any], settings: Mapping[str, Any], file: Pat
     }  # fmt: skip
     unknown = sorted(set(entry) - known)
     if unknown:
-        raise ConfigError(f"{file}: unknown key {unknown[0]!r} in a deployment; known: {', '.join(sorted(known))}")
+        raise ConfigError(f"{file}: unknown key {shown(unknown[0])} in a deployment; known: {', '.join(sorted(known))}")
     try:
         flow: Flow[..., Any] = load_flow_from_entrypoint(entry["entrypoint"], use_placeholder_flow=False)
         pool, limit = entry["work_pool"], entry.get("concurrency_limit")
@@ -130,7 +130,7 @@ def _deployment(entry: Mapping[str, Any], settings: Mapping[str, Any], file: Pat
         )
     except (KeyError, TypeError, ValueError, ValidationError, PrefectException, ImportError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise ConfigError(f"{file}: deployment {entry.get('name', '?')!r} cannot be used: {what}") from error
+        raise ConfigError(f"{file}: deployment {shown(entry.get('name', '?'))} cannot be used: {what}") from error
 
 
 def _automation(client: SyncPrefectClient, entry: Mapping[str, Any], file: Path) -> AutomationCore:
@@ -143,13 +143,15 @@ def _automation(client: SyncPrefectClient, entry: Mapping[str, Any], file: Path)
             try:
                 action["deployment_id"] = client.read_deployment_by_name(wanted).id
             except (ObjectNotFound, ValueError) as error:
-                raise ConfigError(f"{file}: automation {name!r}: there is no deployment {wanted!r}") from error
+                raise ConfigError(
+                    f"{file}: automation {shown(name)}: there is no deployment {shown(wanted)}"
+                ) from error
     try:
         return AutomationCore.model_validate({**entry, "actions": actions})
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
-        raise ConfigError(f"{file}: automation {name!r}: {where}: {problem['msg']}") from error
+        raise ConfigError(f"{file}: automation {shown(name)}: {where}: {problem['msg']}") from error
 
 
 def _pool(client: SyncPrefectClient, name: str) -> Applied:

@@ -15,6 +15,7 @@ from rich.segment import Segment
 from rich.text import Text
 from typer.core import TyperGroup
 
+from memmcl.errors import bounded
 from memmcl.text import visible
 from memmcl.urls import clean
 
@@ -56,7 +57,7 @@ def _clean_refusals() -> Iterator[None]:
         yield
     except Exception as error:
         if hasattr(error, "format_message") and isinstance(getattr(error, "message", None), str):
-            error.message = clean(error.message)
+            error.message = bounded(clean(error.message))
         raise
 
 
@@ -74,5 +75,5 @@ def fail(message: str) -> None:
 
 
 def _say(label: str, colour: str, message: str) -> None:
-    line = Text.assemble((label, colour), " ", clean(" ".join(message.split())))
+    line = Text.assemble((label, colour), " ", bounded(clean(" ".join(message.split()))))
     Terminal(stderr=True).print(line, soft_wrap=True)

@@ -10,11 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from memmcl.errors import ConfigError
+from memmcl.errors import VALUE, ConfigError, brief, shown
+from memmcl.untrusted import YAML_BYTES, parse_yaml, read_within
 from memmcl.urls import redact, refuse_secret, schema_pattern, secret_in
+
+PROBLEMS = 20
+"""So many mistakes of one configuration are named in a message; all are counted."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Place = Annotated[str, AfterValidator(refuse_secret), Field(json_schema_extra={"pattern": schema_pattern()})]
@@ -181,14 +184,17 @@ class DataConfig(_Section):
         own = [subtask.name for subtask in self.custom]
         if len(set(own)) != len(own):
             raise ValueError("each subtask of your own needs a name of its own")
+        named = set(self.subtasks)
         for name in own:
-            if name not in self.subtasks:
-                raise ValueError(f"custom subtask {name!r} is not in data.subtasks: add it there, or remove it")
+            if name not in named:
+                raise ValueError(f"custom subtask {shown(name)} is not in data.subtasks: add it there, or remove it")
             if name in self.sources:
-                raise ValueError(f"custom subtask {name!r} has its data with it: remove it from data.sources")
+                raise ValueError(f"custom subtask {shown(name)} has its data with it: remove it from data.sources")
         for name in self.sources:
-            if name not in self.subtasks:
-                raise ValueError(f"data.sources names {name!r}, which is not in data.subtasks: add it, or remove it")
+            if name not in named:
+                raise ValueError(
+                    f"data.sources names {shown(name)}, which is not in data.subtasks: add it, or remove it"
+                )
         return self
 
 
@@ -503,14 +509,15 @@ def read_yaml(path: Path, advice: str) -> Any:
     """Return what a YAML file holds; `advice` ends the message when it cannot be read.
 
     Raises:
-        ConfigError: no such file, or not YAML.
+        ConfigError: no such file, not YAML, or beyond the bounds of `memmcl.untrusted`.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return parse_yaml(read_within(path, YAML_BYTES).decode())
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}; {advice}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {redact(' '.join(str(error).split()))}") from error
+        raise ConfigError(f"cannot read {brief(path)}: {error.strerror}; {advice}") from error
+    except ValueError as error:
+        reason = redact(str(error))
+        raise ConfigError(f"{brief(path)} is not YAML that memmcl reads: {reason}; correct the file") from error
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -539,8 +546,10 @@ def parse_config(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
     except ConfigError as error:
         raise ConfigError(f"{source}: {next(_secrets(tree), 'config')}: {error}") from None
     except ValidationError as error:
-        problems = "; ".join(_explain(dict(problem)) for problem in error.errors())
-        raise ConfigError(f"{source}: {redact(problems)}") from None  # its cause repeats values
+        problems = [redact(_explain(dict(problem))) for problem in error.errors()[:PROBLEMS]]
+        beyond = error.error_count() - len(problems)
+        more = [f"and {beyond:,} more"] if beyond else []
+        raise ConfigError(f"{brief(source)}: " + "; ".join([*problems, *more])) from None  # its cause repeats values
 
 
 def _secrets(value: object, where: str = "") -> Iterator[str]:
@@ -555,29 +564,31 @@ def _secrets(value: object, where: str = "") -> Iterator[str]:
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     names = key.strip().split(".")
+    key = key[:VALUE]
     if not equals or not all(names):
-        raise ConfigError(f"--set expects key=value, as in --set experts.steps=40; got {redact(override)!r}")
+        raise ConfigError(f"--set expects key=value, as in --set experts.steps=40; got {shown(redact(override))}")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}: {redact(text)!r} is not a YAML value") from error
+        value = parse_yaml(text)
+    except ValueError as error:
+        reason = redact(str(error))
+        raise ConfigError(f"--set {key}: {shown(redact(text))} is not a YAML value: {reason}") from error
     for name in names[:-1]:
         if tree.get(name) is None:  # a section with nothing in it
             tree[name] = {}
         child = tree[name]
         if not isinstance(child, dict):
-            raise ConfigError(f"--set {key}: {name} is a value, not a section")
+            raise ConfigError(f"--set {key}: {name[:VALUE]} is a value, not a section")
         tree = child
     tree[names[-1]] = value
 
 
 def _explain(problem: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in problem["loc"]) or "config"
+    where = ".".join(str(part)[:VALUE] for part in problem["loc"]) or "config"
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {where!r}; known here: {', '.join(_siblings(problem['loc']))}"
+        return f"unknown key {shown(where)}; known here: {', '.join(_siblings(problem['loc']))}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     given = problem["input"]
-    got = "" if isinstance(given, dict) else f" (got {given!r})"
+    got = "" if isinstance(given, dict) else f" (got {shown(redact(given) if isinstance(given, str) else given)})"
     return f"{where}: {message[0].lower()}{message[1:]}{got}"
 
 

@@ -19,15 +19,65 @@
         `-- LeaseHeld               another live process works on the same run
 
 A message says what was expected, what came, and what to do. Anything that is not a `MemmclError` is a bug.
+
+Whatever a file or a user gives, a message stays short: values go through `shown`, and every message through `bounded`.
 """
 
 from __future__ import annotations
 
+import re
+import reprlib
+
+VALUE = 200
+"""Characters of one value that a message shows at most."""
+
+MESSAGE = 2_000
+"""Characters of a whole message at most."""
+
+_LONG_WORD = re.compile(rf"\S{{{VALUE + 1},}}")
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = VALUE
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxset = _REPR.maxfrozenset = _REPR.maxdict = _REPR.maxdeque = 20
+_REPR.maxlevel = 4
+
+
+def shown(value: object, most: int = VALUE) -> str:
+    """Return `value` as messages show it: as Python writes it, printable, on one line, of `most` characters at most."""
+    if isinstance(value, str):
+        text = repr(value[: most + 1]) if value[:most].isprintable() else ascii(value[: most + 1])
+    else:
+        try:
+            text = _REPR.repr(value).encode("ascii", "backslashreplace").decode()
+        except ValueError:  # an integer of more digits than Python writes
+            text = f"a {type(value).__name__} too long to be shown"
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def bounded(message: str) -> str:
+    """Return a message of `MESSAGE` characters at most, its words of `VALUE`: what is longer loses its middle."""
+    words = _LONG_WORD.sub(lambda word: _without_middle(word.group(), VALUE), message)
+    return _without_middle(words, MESSAGE)
+
+
+def brief(text: object) -> str:
+    """Return a path or a URL as messages show it: without its middle where it is longer than a value."""
+    return _without_middle(str(text), VALUE)
+
+
+def _without_middle(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    end = most // 3
+    return f"{text[: most - end - 3]}...{text[-end:]}"
+
 
 class MemmclError(Exception):
-    """Base of all errors that memmcl raises on purpose."""
+    """Base of all errors that memmcl raises on purpose; its message is `bounded`."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(bounded(message))
 
 
 class UsageError(MemmclError):

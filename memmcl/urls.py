@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from memmcl.errors import ConfigError
+from memmcl.errors import VALUE, ConfigError
 from memmcl.text import visible
 
 SCHEMES = ("file", "s3", "gs", "az", "https", "hf", "memory")
@@ -94,6 +94,11 @@ def redact(text: str) -> str:
         if len(value) >= 6:  # shorter ones are words of their own, as `minio` and `test`
             text = text.replace(value, _HIDDEN)
     return text
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what a library said, redacted and no longer than a value, or the name of its error."""
+    return redact((str(error).strip() or type(error).__name__).splitlines()[0])[:VALUE]
 
 
 def _without_user(found: re.Match[str]) -> str:

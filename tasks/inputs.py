@@ -8,7 +8,7 @@ from typing import Any
 
 from memmcl.backbone.load import BaseRef, read_layers, resolve_base
 from memmcl.config import RunConfig, SubtaskConfig
-from memmcl.errors import ConfigError
+from memmcl.errors import ConfigError, shown
 from memmcl.store import Store
 from memmcl.suite.sources import Source
 from memmcl.suite.splits import Splits, load_splits
@@ -85,7 +85,7 @@ def catalogue(config: RunConfig) -> dict[str, Subtask]:
     own = {defined.name: _own_subtask(defined) for defined in config.data.custom}
     taken = sorted(set(own) & {*SUBTASKS, *_TAKEN})
     if taken:
-        raise ConfigError(f"the name {taken[0]!r} is taken; call your subtask something else")
+        raise ConfigError(f"the name {shown(taken[0])} is taken; call your subtask something else")
     return {name: own[name] if name in own else get_subtask(name) for name in config.data.subtasks}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from memmcl.errors import DataError
+from memmcl.errors import DataError, shown
 from memmcl.store import Store
 from tasks.runtime import Pinned, Run, open_store
 from tasks.spec import SearchSpec
@@ -64,7 +64,7 @@ def read_journal(store: Store, run_id: str) -> Journal:
     fitting = [name for name in found if name.startswith(run_id)]
     if len(fitting) != 1:
         known = ", ".join(name[:8] for name in fitting or found) or "none"
-        what = f"more than one run starts with {run_id!r}" if fitting else f"no run {run_id!r} was started"
+        what = f"more than one run starts with {shown(run_id)}" if fitting else f"no run {shown(run_id)} was started"
         raise DataError(f"{what} in {store.url}; there are {known}")
     records = store.records(_log(fitting[0]))
     said = records.get(0, {})

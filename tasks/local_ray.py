@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from memmcl.errors import ServiceDied, ServiceError
+from memmcl.urls import first_line
 from tasks import reaper
 from tasks.leftovers import MARK, home, work_folder
 from tasks.private_ray import private
@@ -75,11 +76,6 @@ def joined_ray(**options: Any) -> Iterator[None]:
         services.append(Service(lambda: not node.is_running() or node.status() == psutil.STATUS_ZOMBIE, said))
     with _until_lost(*services):
         yield
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what an exception says, or its name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

@@ -19,17 +19,18 @@ from prefect.runtime import deployment
 from memmcl import seeds
 from memmcl.backbone.load import resolve_device, resolve_dtype
 from memmcl.config import RayConfig, RunConfig
-from memmcl.errors import ConfigError, MemmclError, ServiceDied, ServiceError
+from memmcl.errors import ConfigError, MemmclError, ServiceDied, ServiceError, shown
 from memmcl.experts import train
 from memmcl.merge.table import check_search
 from memmcl.store import Lease, Manifest
+from memmcl.urls import first_line
 from tasks import anchors, contexts, data, evaluate, history, merge, plans, references, report, weak
 from tasks.anchors import anchors_key, lend_anchors
 from tasks.data import data_digests, rows_digest
 from tasks.experts import warm_key
 from tasks.inputs import Inputs, find_inputs
 from tasks.journal import note_run
-from tasks.local_ray import first_line, joined_ray, local_ray
+from tasks.local_ray import joined_ray, local_ray
 from tasks.progress import choose_display
 from tasks.runtime import Base, Pinned, Run, closure_of, open_store, resident_prompter
 
@@ -96,7 +97,7 @@ def check_place(config: RunConfig) -> None:
     for key, place in {"store.url": config.store.url, **_places_of_rows(config)}.items():
         if "://" not in place and not Path(place).is_absolute():
             raise ConfigError(
-                f"{key} of a deployment must be absolute, got {place!r}: a worker runs flows in folders that it "
+                f"{key} of a deployment must be absolute, got {shown(place)}: a worker runs flows in folders that it "
                 "removes; give s3://bucket/folder or an absolute path"
             )
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from memmcl import seeds
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import BaseRef, cache_directory
-from memmcl.errors import ConfigError
+from memmcl.errors import ConfigError, shown
 from memmcl.outside import replace_file
 
 MEMORY_BYTES = 2**30
@@ -147,7 +147,9 @@ def disk_limit() -> int:
     try:
         return int(float(given) * 2**30)
     except (ValueError, OverflowError) as error:  # OverflowError: an infinity
-        raise ConfigError(f"{_LIMIT} must be a number of GiB, got {given!r}; 0 keeps no activations on disk") from error
+        raise ConfigError(
+            f"{_LIMIT} must be a number of GiB, got {shown(given)}; 0 keeps no activations on disk"
+        ) from error
 
 
 def prune_activations(limit: int | None = None) -> int:

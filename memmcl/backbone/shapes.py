@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from memmcl.backbone.load import file_digest, quiet_transformers, resolve_config
+from memmcl.backbone.model_config import read_model_config
 from memmcl.errors import ModelError
+from memmcl.untrusted import parse_yaml, read_within
+from memmcl.urls import first_line
+
+CARD_BYTES = 1 << 22
+"""Bytes of a README.md that names a licence; of a longer one nothing is read."""
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Types that weights are written in, and how many bytes a number takes."""
@@ -52,12 +56,12 @@ def read_shapes(name_or_path: str, revision: str | None = None) -> Shapes:
     directory, licence = resolve_config(name_or_path, revision)
     quiet_transformers()
     try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        read_model_config(directory)
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"cannot read the config.json of {name_or_path}: {first}") from error
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # what a file can make a library raise has no end
+        raise ModelError(f"cannot read the config.json of {name_or_path}: {first_line(error)}") from error
     layers = getattr(getattr(model, "model", None), "layers", None)
     if not isinstance(layers, torch.nn.ModuleList):
         raise ModelError(
@@ -85,9 +89,9 @@ def read_shapes(name_or_path: str, revision: str | None = None) -> Shapes:
 def licence_in(card: Path) -> str | None:
     """Return the licence that a model card names in its front matter; None where there is no such card."""
     try:
-        _, front, _ = card.read_text(encoding="utf-8").split("---\n", 2)
-        fields: Any = yaml.safe_load(front)
+        _, front, _ = read_within(card, CARD_BYTES).decode().split("---\n", 2)
+        fields: Any = parse_yaml(front)
         found = fields.get("license_name") if fields.get("license") == "other" else fields.get("license")
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+    except (OSError, ValueError, AttributeError):
         return None
     return found.lower() if isinstance(found, str) else None

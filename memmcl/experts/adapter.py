@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
-from memmcl.errors import ModelError
+from memmcl.backbone.tensors import Held, read_header
+from memmcl.errors import ModelError, shown
+from memmcl.experts.options import read_options
+from memmcl.untrusted import JSON_BYTES
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
+WEIGHTS_BYTES = 8 << 30
+"""Bytes of an adapter's weights; rank 64 on all linear layers of a model of 405 billion parameters takes half."""
+
 _KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight$")
+_NAMED = "base_model.model.{}.lora_{}.weight"
+_FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 
 
 @dataclass(frozen=True)
@@ -49,8 +58,8 @@ def to_files(factors: Adapter, *, base_name: str, rank: int, alpha: float, rslor
 
     tensors: dict[str, Tensor] = {}
     for module, pair in factors.items():
-        tensors[f"base_model.model.{module}.lora_A.weight"] = pair.a.contiguous()
-        tensors[f"base_model.model.{module}.lora_B.weight"] = pair.b.contiguous()
+        tensors[_NAMED.format(module, "A")] = pair.a.contiguous()
+        tensors[_NAMED.format(module, "B")] = pair.b.contiguous()
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -76,6 +85,30 @@ def to_files(factors: Adapter, *, base_name: str, rank: int, alpha: float, rslor
     }
 
 
+def read_part(name: str, file: BinaryIO) -> bytes:
+    """Return the content of one of the two files of an adapter, which is open at its beginning.
+
+    Raises:
+        OSError: it cannot be read.
+        ModelError: it is larger than any adapter, or not what its header describes; it is not read to its end then.
+    """
+    try:
+        if name == CONFIG_FILE:
+            config = file.read(JSON_BYTES + 1)
+            if len(config) > JSON_BYTES:
+                raise ValueError(f"it has more than {JSON_BYTES:,} bytes")
+            return config
+        header = read_header(file)
+        if header.size > WEIGHTS_BYTES:
+            raise ValueError(f"its header describes {header.size:,} bytes, and memmcl reads {WEIGHTS_BYTES:,} at most")
+        weights = header.raw + file.read(header.size - len(header.raw) + 1)
+    except ValueError as error:
+        raise ModelError(f"not a PEFT adapter: {name}: {error}; get it anew") from error
+    if len(weights) != header.size:
+        raise ModelError(f"not a PEFT adapter: {name}: its header and its size do not fit together; get it anew")
+    return weights
+
+
 def from_files(weights: bytes, config: bytes) -> dict[str, Factors]:
     """Read a PEFT LoRA adapter.
 
@@ -85,35 +118,53 @@ def from_files(weights: bytes, config: bytes) -> dict[str, Factors]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    try:
-        options: dict[str, Any] = dict(json.loads(config))
-        tensors = load(weights)
-    except (ValueError, TypeError, SafetensorError) as error:
-        raise ModelError(f"not a PEFT adapter: {error}") from error
-    if options.get("peft_type") != "LORA" or options.get("modules_to_save") or options.get("use_dora"):
+    options = read_options(config)
+    if options.peft_type != "LORA" or options.modules_to_save or options.use_dora:
         raise ModelError("expected a plain LoRA adapter without modules_to_save and without DoRA; retrain it as one")
-    pairs: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        match = _KEY.match(key)
-        if match is None:
-            raise ModelError(f"expected only lora_A and lora_B weights of linear layers in the adapter; found {key!r}")
-        pairs.setdefault(match["module"], {})[match["factor"]] = tensor.float()
-    broken = sorted(module for module, pair in pairs.items() if set(pair) != {"A", "B"})
-    if broken or not pairs:
-        raise ModelError(f"expected a lora_A and a lora_B for each module; incomplete: {broken or 'all'}")
+    try:
+        ranks = _ranks(read_header(io.BytesIO(weights)).tensors)
+        alphas = options.alphas(ranks)
+        tensors = load(weights)
+    except (ValueError, SafetensorError) as error:
+        raise ModelError(f"not a PEFT adapter: {error}") from error
     return {
-        module: Factors(pair["A"], pair["B"], _scale(options, module, len(pair["A"])))
-        for module, pair in sorted(pairs.items())
+        module: Factors(
+            tensors[_NAMED.format(module, "A")].float(),
+            tensors[_NAMED.format(module, "B")].float(),
+            alphas[module] / (math.sqrt(rank) if options.use_rslora else rank),
+        )
+        for module, rank in sorted(ranks.items())
     }
 
 
-def _scale(options: Mapping[str, Any], module: str, rank: int) -> float:
-    alpha = _pattern(options.get("alpha_pattern"), module, options.get("lora_alpha", rank))
-    return float(alpha / math.sqrt(rank) if options.get("use_rslora") else alpha / rank)
+def _ranks(tensors: Mapping[str, Held]) -> dict[str, int]:
+    """Return the rank of each module, once it is sure that there are two matrices of that rank for it.
 
-
-def _pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+    Raises:
+        ModelError: there are other tensors, or one of a pair is missing.
+    """
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key, held in tensors.items():
+        match = _KEY.match(key)
+        if match is None:
+            raise ModelError(
+                f"expected only lora_A and lora_B weights of linear layers in the adapter; found {shown(key)}"
+            )
+        if held.dtype not in _FLOATS or len(held.shape) != 2 or not held.elements:
+            raise ModelError(
+                f"expected matrices of floating-point numbers in the adapter, got {shown(key)} of type "
+                f"{shown(held.dtype)} and shape {shown(list(held.shape))}; get the adapter anew"
+            )
+        shapes.setdefault(match["module"], {})[match["factor"]] = held.shape
+    broken = sorted(module for module, pair in shapes.items() if set(pair) != {"A", "B"})
+    if broken or not shapes:
+        raise ModelError(
+            f"expected a lora_A and a lora_B for each module; incomplete: {shown(broken) if broken else 'all'}"
+        )
+    for module, pair in shapes.items():
+        if pair["A"][0] != pair["B"][1]:
+            raise ModelError(
+                f"expected matrices of one rank, got {module} with a lora_A of {pair['A'][0]} and a lora_B of "
+                f"{pair['B'][1]}; get the adapter anew"
+            )
+    return {module: pair["A"][0] for module, pair in shapes.items()}

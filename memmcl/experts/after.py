@@ -6,7 +6,6 @@ of other subtasks, KL(base || itself). The loop is that of `train`; here are its
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,13 @@ from torch import Tensor
 from memmcl.backbone.activations import Activations
 from memmcl.backbone.decode import greedy
 from memmcl.backbone.forward import Backbone, Row
-from memmcl.errors import ModelError
+from memmcl.errors import ModelError, shown
 from memmcl.experts import folder as folders
 from memmcl.experts.adapter import Adapter, from_files, to_files
 from memmcl.experts.forced import forced_rows
 from memmcl.experts.lora import adapted, check_shape, switched_off
 from memmcl.experts.objective import divergence
+from memmcl.experts.options import read_options
 from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
 from memmcl.experts.train import Progress, Trained, train_adapter
 from memmcl.experts.trunk import Trunk
@@ -145,26 +145,21 @@ def read_adapter(weights: bytes, config: bytes) -> dict[str, Any]:
         ModelError: another kind of adapter, or a broken one.
     """
     factors = from_files(weights, config)
-    options = json.loads(config)
-    found = [f"{name}: {options[name]}" for name in _NOT_HELD if options.get(name)]
+    options = read_options(config).model_dump()
+    found = [f"{name}: {shown(options[name])}" for name in _NOT_HELD if options.get(name)]
     if options.get("init_lora_weights") not in _HELD_INITS:  # these start from a base that was changed
-        found.append(f"init_lora_weights: {options['init_lora_weights']}")
+        found.append(f"init_lora_weights: {shown(options['init_lora_weights'])}")
     if found:
         raise ModelError(f"expected plain LoRA, got {found[0]}; convert the adapter, or retrain it without")
-    for module, pair in factors.items():
-        if len(pair.a) != pair.b.shape[1]:
-            raise ModelError(
-                f"expected matrices of one rank, got {module} with a lora_A of {len(pair.a)} and a lora_B of "
-                f"{pair.b.shape[1]}; get the adapter anew"
-            )
-    return dict(factors)
+    return factors
 
 
 def files_like(config: bytes, factors: Adapter, base_name: str) -> dict[str, bytes]:
     """Return the two files of an adapter with the rank, alpha and rsLoRA of `config`; what differs has a pattern."""
-    options = json.loads(config)
-    rank, alpha = int(options.get("r", 8)), float(options.get("lora_alpha", 8))
-    return to_files(factors, base_name=base_name, rank=rank, alpha=alpha, rslora=bool(options.get("use_rslora")))
+    options = read_options(config)
+    return to_files(
+        factors, base_name=base_name, rank=options.r, alpha=options.lora_alpha, rslora=bool(options.use_rslora)
+    )
 
 
 def made_before(folder: Path, made_from: Mapping[str, Any]) -> dict[str, Any] | None:

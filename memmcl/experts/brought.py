@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from memmcl import allowed
+from memmcl.backbone.load import local_path
 from memmcl.backbone.shapes import Shapes
-from memmcl.errors import ConfigError, DataError, ModelError
-from memmcl.experts.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter
+from memmcl.errors import VALUE, ConfigError, DataError, ModelError, brief, shown
+from memmcl.experts.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter, read_part
 from memmcl.experts.after import read_adapter
+from memmcl.experts.options import read_options
 from memmcl.suite.places import open_file, open_place, reading
-from memmcl.urls import public, redact, refuse_secret
+from memmcl.urls import first_line, public, refuse_secret
 
 FILES = (CONFIG_FILE, WEIGHTS_FILE)
 _PICKLED = "adapter_model.bin"
@@ -58,8 +59,8 @@ def read_brought(name: str, place: str) -> Brought:
         raise ModelError(f"expert {name}: {error}") from error
     except ConfigError as error:
         raise ConfigError(f"expert {name}: {public(place)}: {error}") from error
-    options: dict[str, Any] = json.loads(files[CONFIG_FILE])
-    return Brought(name, public(place), files, factors, options.get("base_model_name_or_path"))
+    options = read_options(files[CONFIG_FILE])
+    return Brought(name, public(place), files, factors, options.base_model_name_or_path)
 
 
 def check_fit(expert: Brought, base: Shapes) -> None:
@@ -91,8 +92,8 @@ def other_base(expert: Brought, base: Shapes) -> str | None:
     if not expert.base_name or _last(expert.base_name) in {_last(base.name), _last(str(base.directory))}:
         return None
     return (
-        f"expert {expert.name} says that it was trained on {expert.base_name}; its shapes fit {base.name}, but if that "
-        "is another model, the merge is worth nothing"
+        f"expert {expert.name} says that it was trained on {expert.base_name[:VALUE]}; its shapes fit {base.name}, "
+        "but if that is another model, the merge is worth nothing"
     )
 
 
@@ -103,30 +104,42 @@ def _last(name: str) -> str:
 def _fetch(place: str) -> dict[str, bytes]:
     if "://" in place:
         return _from_url(place)
-    folder = Path(place).expanduser()
-    if folder.exists():
-        for file in (folder, *(folder / name for name in FILES)):
-            allowed.require(str(file))
-        return _from_folder(folder)
+    folder = local_path(place)
+    if folder is not None:
+        return read_folder(folder)
     match = _HUB.match(place)
     if match is None:
         raise ModelError(
-            f"there is no {place}; give the folder of an adapter, its URL (s3://bucket/folder), or ORG/NAME on the hub"
+            f"there is no {brief(place)}; give the folder of an adapter, its URL (s3://bucket/folder), or ORG/NAME on "
+            "the hub"
         )
     allowed.require_hub(match["name"])
     return _from_hub(match["name"], match["revision"])
 
 
-def _from_folder(folder: Path) -> dict[str, bytes]:
-    if not folder.is_dir():
-        raise ModelError(f"{folder} is a file; give the folder that PEFT's save_pretrained wrote")
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        raise ModelError(_lacks(str(folder), missing[0], pickled=(folder / _PICKLED).is_file()))
+def read_folder(folder: Path) -> dict[str, bytes]:
+    """Return the two files of a PEFT folder on this machine.
+
+    Raises:
+        ConfigError: a place that may not be opened.
+        ModelError: they are not there, cannot be read, or are larger than any adapter.
+    """
+    for file in (folder, *(folder / name for name in FILES)):
+        allowed.require(str(file))
     try:
-        return {name: (folder / name).read_bytes() for name in FILES}
+        if folder.is_file():
+            raise ModelError(f"{brief(folder)} is a file; give the folder that PEFT's save_pretrained wrote")
+        missing = [name for name in FILES if not (folder / name).is_file()]
+        if missing:
+            raise ModelError(_lacks(brief(folder), missing[0], pickled=(folder / _PICKLED).is_file()))
+        return {name: _part(folder / name, name) for name in FILES}
     except OSError as error:
-        raise ModelError(f"cannot read {folder} ({error.strerror}); check its permissions") from error
+        raise ModelError(f"cannot read {brief(folder)} ({error.strerror}); check its permissions") from error
+
+
+def _part(path: Path, name: str) -> bytes:
+    with path.open("rb") as file:
+        return read_part(name, file)
 
 
 def _from_url(url: str) -> dict[str, bytes]:
@@ -136,12 +149,12 @@ def _from_url(url: str) -> dict[str, bytes]:
         missing = [name for name in FILES if not fs.exists(f"{path}/{name}")]
         if missing:
             raise ModelError(_lacks(public(url), missing[0], pickled=fs.exists(f"{path}/{_PICKLED}")))
-        return {name: _content(fs, f"{path}/{name}") for name in FILES}
+        return {name: _content(fs, f"{path}/{name}", name) for name in FILES}
 
 
-def _content(fs: Any, path: str) -> bytes:
+def _content(fs: Any, path: str, name: str) -> bytes:
     with open_file(fs, path) as file:
-        return bytes(file.read())
+        return read_part(name, file)
 
 
 def _from_hub(name: str, revision: str | None) -> dict[str, bytes]:
@@ -156,14 +169,13 @@ def _from_hub(name: str, revision: str | None) -> dict[str, bytes]:
     found = {}
     for file in FILES:
         try:
-            found[file] = Path(hf_hub_download(name, file, revision=revision)).read_bytes()
+            found[file] = _part(Path(hf_hub_download(name, file, revision=revision)), file)
         except (EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 raise ModelError(_lacks(f"{name} on the hub", file, pickled=False)) from error
-            first = redact((str(error).strip() or type(error).__name__).splitlines()[0])
             raise ModelError(
-                f"{name!r} is neither a folder here nor an adapter of the hub that can be had ({first}); check the "
-                "spelling, the revision and the network"
+                f"{shown(name)} is neither a folder here nor an adapter of the hub that can be had "
+                f"({first_line(error)}); check the spelling, the revision and the network"
             ) from error
     return found
 

@@ -17,7 +17,7 @@ from memmcl import seeds
 from memmcl.errors import ConfigError, DataError
 from memmcl.suite.examples import Example, normalised
 from memmcl.suite.faults import Fault, Faults
-from memmcl.suite.files import ending_of, read_files
+from memmcl.suite.files import ending_of, read_files, read_lines
 from memmcl.suite.places import open_file, open_place, reading
 from memmcl.suite.prompts import Demonstration, Prompter
 from memmcl.suite.rows import PLAIN, Row, RowError, text_of
@@ -151,10 +151,10 @@ def _plain_lines(url: str, storage: Mapping[str, Any] | None) -> Iterator[Row | 
     with reading(url):
         fs, path = open_place(url, storage)
         with open_file(fs, path) as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(read_lines(file), start=1):
                 place = f"{public(url)}, line {number}"
                 try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                    text = line.decode().strip()
                 except UnicodeDecodeError:
                     yield Fault(place, "encoding", "not UTF-8; convert it to UTF-8, or remove it")
                     continue

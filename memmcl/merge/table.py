@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from memmcl import seeds
-from memmcl.errors import ConfigError, GenomeError
+from memmcl.errors import ConfigError, GenomeError, shown
 from memmcl.merge import methods, spectral
 
 
@@ -165,17 +165,17 @@ def check_parameters(method: str, parameters: Mapping[str, Any]) -> Method:
         ConfigError: no such method or parameter, or one out of bounds.
     """
     if method not in METHODS:
-        raise ConfigError(f"expected a merge method out of {', '.join(METHODS)}; got {method!r}")
+        raise ConfigError(f"expected a merge method out of {', '.join(METHODS)}; got {shown(method)}")
     row = METHODS[method]
     for name, value in parameters.items():
         if name in row.switches:
             if value not in row.switches[name]:
-                raise ConfigError(f"{method}: {name} is one of {', '.join(row.switches[name])}; got {value!r}")
+                raise ConfigError(f"{method}: {name} is one of {', '.join(row.switches[name])}; got {shown(value)}")
         elif name in row.genes:
             gene = row.genes[name]
             if isinstance(value, bool) or not isinstance(value, int | float) or not gene.low <= value <= gene.high:
-                raise ConfigError(f"{method}: {name} lies in [{gene.low:g}, {gene.high:g}]; got {value!r}")
+                raise ConfigError(f"{method}: {name} lies in [{gene.low:g}, {gene.high:g}]; got {shown(value)}")
         else:
             known = ", ".join([*row.genes, *row.switches]) or "no parameter"
-            raise ConfigError(f"{method} takes {known}; got {name!r}")
+            raise ConfigError(f"{method} takes {known}; got {shown(name)}")
     return row

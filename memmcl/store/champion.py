@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from memmcl.errors import CorruptArtifact, UsageError
+from memmcl.errors import CorruptArtifact, UsageError, shown
 from memmcl.store.lease import Lease
 from memmcl.store.store import Store
 
@@ -87,7 +87,7 @@ def read_champions(store: Store, name: str) -> Champions:
     except ValidationError as error:
         path = f"{store.url}/pointers/{_pointer(name)}.json"
         raise CorruptArtifact(
-            f"the history of champion {name!r} is damaged ({path}); put a backup of that object in its place, or "
+            f"the history of champion {shown(name)} is damaged ({path}); put a backup of that object in its place, or "
             "remove it to begin anew: the next retrain then makes the first champion"
         ) from error
 
@@ -134,7 +134,7 @@ def now() -> str:
 
 def _target(champions: Champions, to: str | None) -> Reign:
     if champions.current is None:
-        raise UsageError(f"there is no champion {champions.name!r} to roll back; a retrain promotes the first one")
+        raise UsageError(f"there is no champion {shown(champions.name)} to roll back; a retrain promotes the first one")
     former = {reign.run_id: reign for reign in champions.history if reign.run_id != champions.current.run_id}
     if to is None:
         if len(champions.line) < 2:
@@ -145,7 +145,7 @@ def _target(champions: Champions, to: str | None) -> Reign:
     found = [reign for run_id, reign in former.items() if run_id.startswith(to)]
     if len(found) != 1:
         known = ", ".join(run_id[:8] for run_id in former) or "none"
-        raise UsageError(f"expected the id of one former champion, got {to!r}; former champions: {known}")
+        raise UsageError(f"expected the id of one former champion, got {shown(to)}; former champions: {known}")
     return found[0]
 
 

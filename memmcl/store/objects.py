@@ -18,7 +18,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from memmcl import allowed
-from memmcl.errors import ConfigError, StoreAccessError, StoreError, StoreFull
+from memmcl.errors import ConfigError, StoreAccessError, StoreError, StoreFull, brief, shown
 from memmcl.outside import FULL, NO_CREDENTIALS, code_of, is_foreign, names_of, open_part, replace_file, status_of
 from memmcl.store.backends import Backend, Entry, MemoryBackend
 from memmcl.store.local import LocalBackend
@@ -132,7 +132,7 @@ class Objects:
     def require(self, token: str) -> None:
         """Raise StoreAccessError for an empty token: the place cannot compare and swap."""
         if not token:
-            where = self.url if self.endpoint_url is None else f"{self.url} at {self.endpoint_url}"
+            where = brief(self.url if self.endpoint_url is None else f"{self.url} at {self.endpoint_url}")
             raise StoreAccessError(
                 f"{where} answers without an ETag, which tells whether an object changed since it was read; "
                 "use another server, or have the proxy before it pass the header ETag on"
@@ -230,7 +230,7 @@ class Objects:
         if isinstance(error, StoreError) or not (isinstance(error, OSError) or is_foreign(error)):
             return None
         names, code, status = names_of(error), code_of(error), status_of(error)
-        where = self.url if self.endpoint_url is None else f"{self.url} at {self.endpoint_url}"
+        where = brief(self.url if self.endpoint_url is None else f"{self.url} at {self.endpoint_url}")
         number = error.errno if isinstance(error, OSError) else None
         if number in FULL or status == 507:
             reason = f" ({os.strerror(number)})" if number in FULL - {errno.ENOSPC} else ""
@@ -264,7 +264,7 @@ class Objects:
             )
         if status is not None and status >= 500:
             return StoreError(f"{where} answered {code} (HTTP {status}) repeatedly; run the same command again later")
-        reason = " ".join(redact(str(error)).split())
+        reason = brief(" ".join(redact(str(error)).split()))
         return StoreError(f"{where} failed: {reason}; finished work is kept; run the same command again")
 
 
@@ -287,11 +287,11 @@ def normalise(url: str) -> str:
     """
     scheme, rest = scheme_of(url), url.removeprefix(f"{scheme_of(url)}://")
     if not rest.strip("/") and not (scheme == "file" and rest):
-        raise ConfigError(f"the store's URL {url!r} names no place; write file:///directory or s3://bucket/folder")
+        raise ConfigError(f"the store's URL {shown(url)} names no place; write file:///directory or s3://bucket/folder")
     if scheme == "file":
         return f"file://{Path(rest).expanduser().resolve()}"
     if scheme not in {"s3", "memory"}:
-        raise ConfigError(f"a store cannot lie at {scheme}://; use a directory, s3:// or memory://")
+        raise ConfigError(f"a store cannot lie at {brief(scheme)}://; use a directory, s3:// or memory://")
     if "@" in rest.partition("/")[0]:
         raise ConfigError(
             "the store's URL holds credentials; take them out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from memmcl.errors import bounded
+
 KINDS = (
     "broken line",
     "encoding",
@@ -39,7 +41,7 @@ class Fault:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.message}"
+        return bounded(f"{self.place}: {self.message}")
 
 
 @dataclass

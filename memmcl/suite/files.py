@@ -14,13 +14,16 @@ import re
 import shutil
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 from memmcl.errors import DataError
 from memmcl.suite.faults import Fault
+from memmcl.suite.parquet import BLOCK_BYTES, COLUMNS, EXPANSION, EXPANSION_BYTES, NOT_UTF8, parquet_rows
 from memmcl.suite.places import is_local, name_of, open_file, open_place, reading
 from memmcl.suite.rows import Row, short
 from memmcl.urls import public
@@ -29,9 +32,7 @@ ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".json.gz
 LINE_BYTES = 1 << 24
 """No longer line is read."""
 
-BATCH_ROWS = 1024
-_BLOCK_BYTES = 1 << 22
-_NOT_UTF8 = "not UTF-8; convert it to UTF-8, or remove it"
+_STEP = 1 << 13
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -71,8 +72,8 @@ def find_files(url: str, storage: Mapping[str, Any] | None = None) -> tuple[Any,
         paths = [path] if fs.exists(path) else []
     if not paths:
         raise DataError(
-            f"no data file at {public(url)}; expected a file, a glob or a folder of files with one of the endings "
-            f"{', '.join(ENDINGS[:5])}: correct the path"
+            f"no data file at {public(url)}; expected a file, a glob or a folder of files with one of the "
+            f"endings {', '.join(ENDINGS[:5])}: correct the path"
         )
     for name in paths:
         if not ending_of(name):
@@ -92,33 +93,58 @@ def ending_of(path: str) -> str:
 def read_file(fs: Any, path: str, name: str, *, columns: Collection[str] | None = None) -> Iterator[Row | Fault]:
     """Yield the rows of one file that messages call `name`; else as `read_files`."""
     ending = ending_of(path)
-    with reading(name), open_file(fs, path, **({} if is_local(fs) else {"block_size": _BLOCK_BYTES})) as file:
+    if is_local(fs) and Path(path).exists() and not Path(path).is_file():
+        raise DataError(f"{name} is no file but a folder, a pipe or a device; name a file, or copy it into one")
+    with reading(name), open_file(fs, path, **({} if is_local(fs) else {"block_size": BLOCK_BYTES})) as file:
         if ending == ".parquet":
             with _seekable(file) as whole:
-                yield from _parquet_rows(whole, name, columns)
+                yield from parquet_rows(whole, name, columns)
             return
-        lines = _lines(io.BufferedReader(file, _BLOCK_BYTES) if not is_local(fs) else file, ending)
+        lines = read_lines(io.BufferedReader(file, BLOCK_BYTES) if not is_local(fs) else file, ending)
         if ending.startswith((".csv", ".tsv")):
             yield from csv_rows(lines, name, delimiter="\t" if ending.startswith(".tsv") else None)
         else:
             yield from json_rows(lines, name)
 
 
-def _lines(file: BinaryIO, ending: str) -> Iterator[bytes]:
-    """Yield lines with their ends, without a byte order mark; of a line too long only the beginning."""
+def read_lines(file: BinaryIO, ending: str = "") -> Iterator[bytes]:
+    """Yield lines with their ends, without a byte order mark; of a line too long only the beginning.
+
+    ending: of the file's name; `.gz` is unpacked.
+    """
     import gzip
 
-    source: Any = gzip.GzipFile(fileobj=file) if ending.endswith(".gz") else file
-    first = True
+    packed = _Counted(file) if ending.endswith(".gz") else None
+    source: Any = file if packed is None else gzip.GzipFile(fileobj=cast(BinaryIO, packed), mode="rb")
+    read, begins = 0, True
     while line := source.readline(LINE_BYTES):
-        yield line.removeprefix(_BOM) if first else line
-        first = False
-        while len(line) == LINE_BYTES and not line.endswith(b"\n"):
-            line = source.readline(LINE_BYTES)
+        if begins:
+            yield line if read else line.removeprefix(_BOM)
+        begins = line.endswith(b"\n")
+        read += len(line)
+        if packed is not None and read > EXPANSION_BYTES + EXPANSION * packed.taken:
+            raise _Expanded
+
+
+class _Expanded(Exception):
+    """A compressed file becomes too large."""
+
+
+class _Counted:
+    """A file that is read in small steps, and knows how many bytes were read of it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.taken = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(min(size, _STEP) if size >= 0 else size)
+        self.taken += len(data)
+        return data
 
 
 def _until_damage(lines: Iterable[bytes], name: str, faults: list[Fault]) -> Iterator[bytes]:
-    """Yield `lines`; where a compressed file is damaged end there, with a fault."""
+    """Yield `lines`; where a compressed file is damaged, or becomes too large, end there, with a fault."""
     import gzip
 
     number = 0
@@ -128,6 +154,9 @@ def _until_damage(lines: Iterable[bytes], name: str, faults: list[Fault]) -> Ite
     except (EOFError, zlib.error, gzip.BadGzipFile):
         place = f"{name}, line {number + 1}"
         faults.append(Fault(place, "broken line", "the compressed file is damaged or cut off; fetch it again"))
+    except _Expanded:
+        message = f"the compressed file becomes more than {EXPANSION} times as large; unpack it, if that is right"
+        faults.append(Fault(f"{name}, line {number + 1}", "broken line", message))
 
 
 def json_rows(lines: Iterable[bytes], name: str) -> Iterator[Row | Fault]:
@@ -175,14 +204,14 @@ def csv_rows(lines: Iterable[bytes], name: str, delimiter: str | None = None) ->
         if not record:
             continue
         if not _is_utf8(record):
-            yield Fault(place, "encoding", _NOT_UTF8)
+            yield Fault(place, "encoding", NOT_UTF8)
             if header is None:
                 return
         elif header is None:
             header = record
-            twice = [column for column in header if column and header.count(column) > 1]
-            if twice:
-                yield Fault(place, "broken line", f"the header names {twice[0]!r} twice; rename one: nothing is read")
+            wrong = _wrong_header(header)
+            if wrong:
+                yield Fault(place, "broken line", f"{wrong}: nothing is read")
                 return
         elif len(record) != len(header):
             message = f"expected {len(header)} fields as in the header, got {len(record)}; correct or remove the line"
@@ -190,6 +219,15 @@ def csv_rows(lines: Iterable[bytes], name: str, delimiter: str | None = None) ->
         else:
             yield Row(place, dict(zip(header, record, strict=True)))
     yield from damage
+
+
+def _wrong_header(header: list[str]) -> str:
+    """Return what is wrong with the columns that a header names, "" where nothing is."""
+    if len(header) > COLUMNS:
+        return f"the header has {len(header):,} columns, more than {COLUMNS:,}; keep those that are needed"
+    named = Counter(column for column in header if column)
+    twice = next((column for column, count in named.items() if count > 1), None)
+    return "" if twice is None else f"the header names {short(twice)} twice; rename one"
 
 
 def _is_utf8(record: list[str]) -> bool:
@@ -219,39 +257,6 @@ def _seekable(file: BinaryIO) -> Iterator[BinaryIO]:
         yield file
         return
     with tempfile.TemporaryFile() as copy:
-        shutil.copyfileobj(file, copy, _BLOCK_BYTES)
+        shutil.copyfileobj(file, copy, BLOCK_BYTES)
         copy.seek(0)
         yield copy
-
-
-def _parquet_rows(file: BinaryIO, name: str, columns: Collection[str] | None) -> Iterator[Row | Fault]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BLOCK_BYTES)
-        known = table.schema_arrow.names
-        wanted = known if columns is None else [column for column in known if column in columns]
-        for batch in table.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
-            for index, values in enumerate(_batch_values(batch), start=number + 1):
-                place = f"{name}, row {index}"
-                yield Fault(place, "encoding", _NOT_UTF8) if values is None else Row(place, values)
-            number += batch.num_rows
-    except pa.ArrowException as error:
-        message = f"the Parquet file is damaged or is none ({type(error).__name__}); write or fetch it again"
-        yield Fault(f"{name}, row {number + 1}", "broken line", message)
-
-
-def _batch_values(batch: Any) -> list[dict[str, Any] | None]:
-    """Return the values by column of each row; None for a row whose text is no UTF-8."""
-    try:
-        rows: list[dict[str, Any] | None] = batch.to_pylist()
-    except UnicodeDecodeError:
-        rows = []
-        for index in range(batch.num_rows):
-            try:
-                rows += batch.slice(index, 1).to_pylist()
-            except UnicodeDecodeError:
-                rows.append(None)
-    return rows

@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from memmcl import allowed
-from memmcl.errors import ConfigError, DataError
+from memmcl.errors import ConfigError, DataError, shown
 from memmcl.suite.rows import Row
+from memmcl.untrusted import parse_yaml
 from memmcl.urls import public, redact
 
 SPLITS = {"train": "train", "weak": "validation", "test": "test"}
@@ -58,7 +59,7 @@ def rows(name: str, split: str, found: Mapping[str, Any]) -> Iterator[Row]:
 
     if split not in found:
         raise DataError(
-            f"data set {name!r} has no split {split!r}; it has {', '.join(sorted(found))}: name one of them"
+            f"data set {shown(name)} has no split {shown(split)}; it has {', '.join(sorted(found))}: name one of them"
         )
     data = found[split]
     if data.features and isinstance(data, datasets.IterableDataset):
@@ -90,7 +91,7 @@ def _check_cards(name: str, revision: str | None) -> None:
     from huggingface_hub import DatasetCard
 
     card: Any = DatasetCard(_text_of(name, "README.md", revision), ignore_metadata_errors=True).data
-    beside = yaml.safe_load(_text_of(name, ".huggingface.yaml", revision))
+    beside = parse_yaml(_text_of(name, ".huggingface.yaml", revision))
     for said in (vars(card), beside):
         for place in _strings(said.get("configs") if isinstance(said, dict) else None):
             if "://" in place or "::" in place or place.startswith(("/", "~")) or ".." in place.split("/"):
@@ -134,8 +135,8 @@ def _class_name(feature: Any, value: Any) -> Any:
 
 def _unusable(name: str, subset: str | None, revision: str | None, error: Exception) -> DataError:
     asked = f"data set {public(name)!r}"
-    asked += f", subset {subset!r}" if subset else ""
-    asked += f", revision {revision!r}" if revision else ""
+    asked += f", subset {shown(subset)}" if subset else ""
+    asked += f", revision {shown(revision)}" if revision else ""
     said = " ".join(redact(str(error)).split())
     return DataError(
         f"cannot read {asked} ({type(error).__name__}: {said[:200]}); check the name, and that the hub can be reached, "

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memmcl.errors import DataError
+from memmcl.errors import DataError, shown
 from memmcl.suite.examples import Example, format_tuples
 from memmcl.suite.parsing import read_list, read_literal
 from memmcl.suite.subtasks import GRADES, POLARITIES, SUBTASKS, Metric, Subtask
@@ -99,7 +99,8 @@ def scoring_of(dataset: str) -> Scoring:
     if name != dataset and name in SUBTASKS:
         return _subtask_scoring(SUBTASKS[name])
     raise DataError(
-        f"no metric for data set {dataset!r}; expected embedded_SUBTASK or one of SentiEval's: {', '.join(DATASETS)}"
+        f"no metric for data set {shown(dataset)}; expected embedded_SUBTASK or one of SentiEval's: "
+        f"{', '.join(DATASETS)}"
     )
 
 
@@ -246,7 +247,7 @@ def _gold_tuples(gold: Any) -> set[Hashable]:
     except (TypeError, RecursionError):
         pass
     raise DataError(
-        f"expected gold tuples as a list, or its text as Python writes it; got {str(gold)[:60]!r}; correct the row"
+        f"expected gold tuples as a list, or its text as Python writes it; got {shown(gold, 60)}; correct the row"
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from memmcl.errors import shown
 from memmcl.suite.examples import Example
 from memmcl.suite.faults import Fault
 from memmcl.suite.parsing import read_any_list
@@ -78,7 +79,7 @@ def text_of(row: Row, shape: Shape) -> str:
     if len(text) > shape.max_characters:
         raise RowError(
             "long text",
-            f"{column!r} has {len(text)} characters, more than the {shape.max_characters} of data.max_characters; "
+            f"{short(column)} has {len(text)} characters, more than the {shape.max_characters} of data.max_characters; "
             f"shorten it, or raise the limit",
         )
     return text
@@ -108,23 +109,24 @@ def example_of(row: Row, subtask: Subtask, dataset: str, shape: Shape = PLAIN, *
 def _value(values: Mapping[str, Any], column: str) -> Any:
     """Return what is in a column, but never None or NaN."""
     if column not in values:
-        raise RowError("missing column", f"no column {column!r}; every row needs it: add it, or remove the row")
+        raise RowError("missing column", f"no column {short(column)}; every row needs it: add it, or remove the row")
     value = values[column]
     if value is None or value != value:  # NaN alone differs from itself
-        raise RowError("missing value", f"{column!r} has no value (null); fill it in, or remove the row")
+        raise RowError("missing value", f"{short(column)} has no value (null); fill it in, or remove the row")
     return value
 
 
 def _string(values: Mapping[str, Any], column: str, when_blank: str) -> str:
     value = _value(values, column)
     if not isinstance(value, str):
-        raise RowError("missing value", f"{column!r} must be a text, got {short(value)}; correct the row")
+        raise RowError("missing value", f"{short(column)} must be a text, got {short(value)}; correct the row")
     if not value.strip():
-        raise RowError(when_blank, f"{column!r} must be a non-empty string, got {short(value)}; correct the row")
+        raise RowError(when_blank, f"{short(column)} must be a non-empty string, got {short(value)}; correct the row")
     if value.strip().lower() in MISSING:
         raise RowError(
             "missing value",
-            f"{column!r} is only the word {short(value)}, which stands for no value; fill it in, or remove the row",
+            f"{short(column)} is only the word {short(value)}, which stands for no value; fill it in, or remove "
+            "the row",
         )
     return storable(value, column)
 
@@ -136,12 +138,12 @@ def storable(value: str, column: str) -> str:
         RowError: it holds a NUL, or half of a surrogate pair, as the JSON text "\\ud83d" alone does.
     """
     if "\0" in value:
-        raise RowError("encoding", f"{column!r} holds a NUL character, got {short(value)}; remove the character")
+        raise RowError("encoding", f"{short(column)} holds a NUL character, got {short(value)}; remove the character")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise RowError(
-            "encoding", f"{column!r} holds half a surrogate pair, got {short(value)}; replace the character"
+            "encoding", f"{short(column)} holds half a surrogate pair, got {short(value)}; replace the character"
         ) from error
     return value
 
@@ -150,7 +152,7 @@ def _label(values: Mapping[str, Any], subtask: Subtask, shape: Shape) -> str:
     column = shape.column("label")
     value = _value(values, column)
     if value == "":
-        raise RowError("missing value", f"{column!r} is empty; fill in a label, or remove the row")
+        raise RowError("missing value", f"{short(column)} is empty; fill in a label, or remove the row")
     text = _text(value)
     label = shape.labels.get(text, text)
     if label in subtask.labels:
@@ -158,7 +160,8 @@ def _label(values: Mapping[str, Any], subtask: Subtask, shape: Shape) -> str:
     meant = [known for known in subtask.labels if _form(known) == _form(label)]
     advice = "correct the row"
     if meant:
-        advice = f"it differs from {meant[0]!r} by case, spaces, hyphens or underscores only: write {meant[0]!r}"
+        right = short(meant[0])
+        advice = f"it differs from {right} by case, spaces, hyphens or underscores only: write {right}"
     raise RowError(
         "unknown label",
         f"unknown label {short(label)} for subtask {subtask.name!r}; "
@@ -225,6 +228,5 @@ def _shape(subtask: Subtask) -> str:
 
 
 def short(value: object) -> str:
-    """Return `value` as messages show it: printable, on one line, not long."""
-    text = ascii(value) if not isinstance(value, str) or not value.isprintable() else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    """Return `value` as messages about rows show it: printable, on one line, not long."""
+    return shown(value, 60)

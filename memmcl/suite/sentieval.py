@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from memmcl.errors import DataError
+from memmcl.errors import DataError, shown
 from memmcl.suite.faults import Fault
 from memmcl.suite.files import read_file
 from memmcl.suite.parsing import read_literal
@@ -58,7 +58,7 @@ def find_folders(root: str, subtask: Subtask, storage: Mapping[str, Any] | None 
         path = path.rstrip("/")
         if not fs.isdir(path):
             raise DataError(
-                f"data.source {public(root)!r} is not a directory; give one in SentiEval's layout, or 'embedded'"
+                f"data.source {shown(public(root))} is not a directory; give one in SentiEval's layout, or 'embedded'"
             )
         if not _has_groups(fs, path) and _has_groups(fs, f"{path}/data"):
             path = f"{path}/data"
@@ -66,7 +66,7 @@ def find_folders(root: str, subtask: Subtask, storage: Mapping[str, Any] | None 
         present = [name for name in names if fs.isdir(f"{path}/{name}")]
         if not present:
             raise DataError(
-                f"no data set for subtask {subtask.name!r} under {name_of(fs, path)}: expected at least one of "
+                f"no data set for subtask {shown(subtask.name)} under {name_of(fs, path)}: expected at least one of "
                 f"{', '.join(names)}; add one, or leave the subtask out"
             )
         return [_folder(fs, f"{path}/{name}") for name in present]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from memmcl.errors import ConfigError
+from memmcl.errors import ConfigError, shown
 
 Metric = Literal["accuracy", "macro_f1", "label_f1", "tuple_f1"]
 
@@ -250,6 +250,6 @@ def get_subtask(name: str) -> Subtask:
     """
     if name not in SUBTASKS:
         raise ConfigError(
-            f"unknown subtask {name!r}; known ones: {', '.join(SUBTASKS)}; one of your own goes under data.custom"
+            f"unknown subtask {shown(name)}; known ones: {', '.join(SUBTASKS)}; one of your own goes under data.custom"
         )
     return SUBTASKS[name]

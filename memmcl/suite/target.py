@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from memmcl import allowed
-from memmcl.errors import StoreAccessError, StoreError, StoreFull, UsageError
+from memmcl.errors import StoreAccessError, StoreError, StoreFull, UsageError, shown
 from memmcl.outside import FULL, NO_CREDENTIALS, causes_of, code_of, is_foreign, names_of, replace_file
 
 LEFTOVER_SECONDS = 24 * 3600.0
@@ -143,7 +143,9 @@ def open_target(url: str, storage: Mapping[str, Any]) -> Target:
             "the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
         )
     if not (rest if separator else url).strip("/ ") and url != "/":
-        raise UsageError(f"{url!r} names no place to write to; give a directory, or a URL such as s3://bucket/folder")
+        raise UsageError(
+            f"{shown(url)} names no place to write to; give a directory, or a URL such as s3://bucket/folder"
+        )
     allowed.require(url)
     if storage.get("endpoint_url"):
         allowed.require_endpoint(storage["endpoint_url"])

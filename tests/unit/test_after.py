@@ -243,7 +243,10 @@ def files(tiny_base: Path) -> dict[str, bytes]:
     ("options", "expected"),
     [
         ({"use_dora": True}, "expected a plain LoRA adapter without modules_to_save and without DoRA"),
-        ({"init_lora_weights": "pissa_niter_4"}, "expected plain LoRA, got init_lora_weights: pissa_niter_4; convert"),
+        (
+            {"init_lora_weights": "pissa_niter_4"},
+            "expected plain LoRA, got init_lora_weights: 'pissa_niter_4'",
+        ),
         (
             {"layer_replication": [[0, 4], [2, 4]]},
             r"expected plain LoRA, got layer_replication: \[\[0, 4\], \[2, 4\]\]",

@@ -1,0 +1,97 @@
+"""The header of a safetensors file: which tensors it holds, known and checked before any of them is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from memmcl.errors import shown
+from memmcl.untrusted import parse_json
+
+HEADER_BYTES = 1 << 24
+"""Bytes of the header of a safetensors file."""
+TENSORS = 100_000
+"""Tensors of one safetensors file."""
+NAME = 200
+"""Characters of a tensor's name."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """One tensor of a file: its type as safetensors calls it (F32, BF16, ...), and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        product = 1
+        for length in self.shape:
+            product *= length
+        return product
+
+
+@dataclass(frozen=True)
+class Header:
+    """raw: the bytes up to the first tensor; size: bytes of the whole file; tensors: by name."""
+
+    raw: bytes
+    size: int
+    tensors: Mapping[str, Held]
+
+
+def read_header(file: BinaryIO) -> Header:
+    """Read the header of an open file, from its beginning, and no further.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is none, holds more than the bounds above, or does not fit the file's size.
+    """
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > HEADER_BYTES:
+        raise ValueError(f"it does not begin with a safetensors header of at most {HEADER_BYTES:,} bytes")
+    text = file.read(length)
+    if len(text) < length:
+        raise ValueError("it ends within its header")
+    try:
+        fields = parse_json(text, HEADER_BYTES)
+    except ValueError as error:
+        raise ValueError(f"its header cannot be read: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError("its header is no JSON object")
+    fields.pop("__metadata__", None)
+    if len(fields) > TENSORS:
+        raise ValueError(f"it holds {len(fields):,} tensors, and memmcl reads {TENSORS:,} at most")
+    found = {name: _held(name, entry) for name, entry in fields.items()}
+    size = 8 + length + max((end for _, end in found.values()), default=0)
+    if file.seekable():
+        there = file.seek(0, os.SEEK_END)
+        file.seek(8 + length)
+        if there != size:
+            raise ValueError(f"its header describes {size:,} bytes, and it has {there:,}; it is cut off, or damaged")
+    return Header(start + text, size, {name: held for name, (held, _) in found.items()})
+
+
+def _held(name: str, entry: Any) -> tuple[Held, int]:
+    """Return what the header says of one tensor, and where that ends."""
+    if len(name) > NAME:
+        raise ValueError(f"it holds a tensor with a name of {len(name):,} characters, more than {NAME}")
+    entry = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if (
+        not isinstance(dtype, str)
+        or not _sizes(shape)
+        or not _sizes(offsets)
+        or len(offsets) != 2
+        or offsets[0] > offsets[1]
+    ):
+        raise ValueError(f"its header says of the tensor {shown(name)} what is no type, shape and place")
+    return Held(dtype, tuple(shape)), offsets[1]
+
+
+def _sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
