@@ -31,13 +31,12 @@ SMALLER = (
     "evaluation.weak_lora=false", "--set", "experts.steps=400", "--set", "search.stage1_evaluations=60", *ONE_WORKER,
 )  # fmt: skip
 SESSION = """
-import os, sys, time
+import os, sys
 from pathlib import Path
 import ray
 from flows.terminal import fail
-from memmcl.config import RayConfig
 from memmcl.errors import ServiceDied
-from tasks.session import ray_session
+from tasks.local_ray import joined_ray, local_ray
 from tasks.watch import ends_process
 
 @ray.remote
@@ -46,9 +45,11 @@ def hold(path):
     while True:  # a worker at work: it looks at nothing
         sum(range(10**6))
 
+head = os.environ.get("RAY_HEAD")
+options = dict(num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20)
 with ends_process(fail):
     try:
-        with ray_session(RayConfig(workers=1, address=os.environ.get("RAY_HEAD"))):
+        with joined_ray(address=head) if head else local_ray(**options):
             ray.get(hold.remote(sys.argv[1]))
     except ServiceDied as died:
         fail(str(died))
