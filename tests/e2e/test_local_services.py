@@ -193,13 +193,14 @@ def test_the_death_of_a_cluster_that_was_joined_is_one_line(
 ) -> None:
     (port,) = free_ports(1)
     head = f"127.0.0.1:{port}"
-    started = ("start", "--head", "--block", f"--port={port}", "--num-cpus=1", "--include-dashboard=false")
+    started = ("start", "--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false")
     environment = {"RAY_HEAD": head, "RAY_AUTH_MODE": "disabled"}
     with (
         desk(tmp_path, tiny_base, environment=environment) as place,
         place.started(*started, program=COMMAND.with_name("ray")) as cluster,
     ):
-        cluster.wait_until(lambda: answers_at(port), "the cluster is up")
+        wait_until(lambda: answers_at(port), "the cluster is up")
+        cluster.ended()
         with place.started("-c", SESSION, "held", program=Path(sys.executable)) as running:
             running.wait_until((place.cwd / "held").exists, "a worker is at work")
             find(cluster, what).kill()
