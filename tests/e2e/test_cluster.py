@@ -85,7 +85,7 @@ def opened(cluster: Cluster) -> Iterator[tuple[Store, SyncPrefectClient]]:
     settings = dict(setting.split("=", 1) for setting in cluster.settings)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in cluster.environment.items():
-            if name.startswith("AWS_"):
+            if name.startswith(("AWS_", "MEMMCL_")):
                 patch.setenv(name, value)
         store = Store.open(
             settings["store.url"], endpoint_url=settings["store.endpoint_url"], region=settings["store.region"]

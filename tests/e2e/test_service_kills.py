@@ -93,7 +93,7 @@ def place(tmp_path: Path, tiny_base: Path) -> Iterator[Place]:
         try:
             cluster.up(nodes=2, cpus_per_node=1, prefect_port=free_ports(1)[0])
             for name, value in cluster.environment.items():
-                if name.startswith("AWS_"):
+                if name.startswith(("AWS_", "MEMMCL_")):
                     patch.setenv(name, value)
             config = tiny_config(tiny_base)
             config["data"]["subtasks"] = ["sent2", "irony", "emotion"]
