@@ -60,8 +60,12 @@ def read_journal(store: Store, run_id: str) -> Journal:
     Raises:
         DataError: no such run, or more than one.
     """
-    found = sorted({*store.objects.folders("logs/runs")} | _finished(store))
-    fitting = [name for name in found if name.startswith(run_id)]
+    finished = _finished(store)
+    found = sorted({*store.objects.folders("logs/runs")} | finished)
+    fitting = [
+        name for name in found
+        if name.startswith(run_id) and (name in finished or store.objects.entries(f"logs/{_log(name)}"))
+    ]  # fmt: skip
     if len(fitting) != 1:
         known = ", ".join(name[:8] for name in fitting or found) or "none"
         what = f"more than one run starts with {shown(run_id)}" if fitting else f"no run {shown(run_id)} was started"

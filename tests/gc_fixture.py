@@ -53,6 +53,11 @@ def gone_after(store: Store, *, later: float = 0.0, **policy: Any) -> Plan:
     return collect(store, Policy(**policy), delete=True, now=time.time() + later)
 
 
+def logs(store: Store, folder: str) -> list[str]:
+    """Return the names of the logs in a folder that hold records; an S3 server may go on naming empty ones."""
+    return sorted({path.split("/")[2] for path in store.objects.sizes(f"logs/{folder}")})
+
+
 def names(store: Store, kind: str) -> set[str]:
     return {manifest.name for manifest in store.list(kind)}
 

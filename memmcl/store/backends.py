@@ -76,7 +76,7 @@ class Backend(Protocol):
         """Return all objects below `folder`, by path; with `start` those whose path in it begins so."""
 
     def folders(self, folder: str) -> list[str]:
-        """Return the names of the folders that lie in `folder`."""
+        """Return the names of the folders that lie in `folder`; an S3 server may name some that are empty by now."""
 
     def touch(self, path: str) -> bool:
         """Make the object one that was written now, its content unchanged; False when nothing is there."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from e2e_driver import wait_until
-from gc_fixture import LATER, artifact, crown, finished_run, gone_after, is_whole, journal, key_of, names
+from gc_fixture import LATER, artifact, crown, finished_run, gone_after, is_whole, journal, key_of, logs, names
 from typer.testing import CliRunner
 
 from flows.cli import app
@@ -83,8 +83,8 @@ def test_runs_beyond_the_newest_go_with_all_that_only_they_need(store: Store) ->
     assert {item.path for item in planned.removed} == before.keys() - store.objects.sizes("").keys()
     assert names(store, "run") == {"0", "1", "3"}, "the newest, the champion, and the one before it"
     assert names(store, "expert") == {"common", "0", "1", "3"}
-    assert store.objects.folders("logs/runs") == sorted(run.key for run in (runs[0], runs[1], runs[3]))
-    assert store.objects.folders("logs/searches") == sorted(key_of(name) for name in "013")
+    assert logs(store, "runs") == sorted(run.key for run in (runs[0], runs[1], runs[3]))
+    assert logs(store, "searches") == sorted(key_of(name) for name in "013")
     assert is_whole(store)
     assert rollback(store, read_champions(store, "champion")).current.run_id == runs[0].key  # type: ignore[union-attr]
     assert planned.runs[runs[1].key] == "champion champion"
@@ -108,7 +108,7 @@ def test_a_run_goes_alone(store: Store) -> None:
     remove_run(store, second.key[:8], delete=True)
     assert store.find("run", second.key) is store.find("judgement", judged.key) is None
     assert names(store, "expert") == {"common", "first", "of no run"}
-    assert store.objects.folders("logs/runs") == [first.key]
+    assert logs(store, "runs") == [first.key]
     assert is_whole(store)
 
 
@@ -116,8 +116,8 @@ def test_an_unfinished_run_goes_by_name(store: Store) -> None:
     journal(store, "ab12", "killed")
     journal(store, "cd34", "other")
     remove_run(store, "ab", delete=True)
-    assert store.objects.folders("logs/runs") == ["cd34"]
-    assert store.objects.folders("logs/searches") == [key_of("other")]
+    assert logs(store, "runs") == ["cd34"]
+    assert logs(store, "searches") == [key_of("other")]
 
 
 def test_uploads_that_nobody_completed_go(store: Store) -> None:
