@@ -493,7 +493,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "hub": (lambda good, at: "some/adapter", "'some/adapter' is neither a folder here nor an adapter of the hub"),
     "dora": (lambda good, at: changed(good, at, use_dora=True), "without modules_to_save and without DoRA"),
     "saved": (lambda good, at: changed(good, at, modules_to_save=["lm_head"]), "without modules_to_save"),
-    "pissa": (lambda good, at: changed(good, at, init_lora_weights="pissa"), "got init_lora_weights: pissa"),
+    "pissa": (lambda good, at: changed(good, at, init_lora_weights="pissa"), "got init_lora_weights: 'pissa'"),
     "ia3": (lambda good, at: changed(good, at, peft_type="IA3"), "expected a plain LoRA adapter"),
     "embedding": (
         lambda good, at: with_tensors(
