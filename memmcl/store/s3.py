@@ -37,7 +37,7 @@ class S3Backend:
         from fsspec.asyn import sync
 
         answer = self.fs.call_s3("get_object", **self._object(path))
-        data: bytes = sync(self.fs.loop, answer["Body"].read)
+        data: bytes = sync(self.fs.loop, _whole, answer["Body"])
         return data, _token(answer)
 
     def stream(self, path: str, take: Callable[[bytes], object]) -> None:
@@ -159,6 +159,18 @@ class S3Backend:
                 return None
             raise
         return _token(answer)
+
+
+async def _whole(body: Any) -> bytes:
+    """Read all of an answer.
+
+    Where that fails the connection is given back all the same: the client has ten, and who asks for one more waits.
+    """
+    try:
+        content: bytes = await body.read()
+    finally:
+        await body.aclose()
+    return content
 
 
 async def _piece(body: Any) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 from disk_faults import DISK_FAULTS
-from fault_proxy import FAULTS, FaultProxy, fault_proxy, without_newest
+from fault_proxy import FAULTS, Fault, FaultProxy, fault_proxy, without_newest
 from injections import (
     LASTING,
     MASKED,
@@ -23,8 +24,10 @@ from injections import (
     short_pauses,
 )
 from reliability_page import PAGE, PARTS, general, read_parts, table, write_part
+from seaweed import REGION
 from store_workload import STEPS, Work
 
+from memmcl.errors import StoreError
 from memmcl.store import Store
 from memmcl.store.objects import Objects
 
@@ -67,6 +70,25 @@ def test_a_content_that_arrives_damaged_is_asked_for_again(s3: Any, proxy: Fault
         outcome = place.inject(Injection("s3", "flipped bit", place.calls["flipped bit"] // 2, times))
     assert outcome.what == what
     assert all("arrive damaged: their checksums do not match" in line for line in outcome.lines)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["reset within the answer", "answer truncated", "flipped bit"])
+def test_broken_answers_keep_no_connection(s3: Any, proxy: FaultProxy, kind: str) -> None:
+    """Whoever reads twenty of them still gets through to the server, whenever memory is collected."""
+    store = Store.open(f"s3://{s3.bucket}/broken", endpoint_url=proxy.endpoint_url, region=REGION)
+    store.objects.write("pointers/a.json", b"content" * 1000)
+    gc.disable()
+    try:
+        with short_pauses():
+            for _ in range(4):
+                proxy.arm(Fault(kind, times=5))
+                with pytest.raises(StoreError):
+                    store.objects.read("pointers/a.json")
+        proxy.arm(None)
+        assert store.objects.read("pointers/a.json") == b"content" * 1000
+    finally:
+        gc.enable()
 
 
 def test_a_plan_is_drawn_from_its_seed_and_reaches_all_of_the_work() -> None:
