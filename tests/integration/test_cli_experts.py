@@ -183,7 +183,11 @@ def test_mixed_ranks_stay_as_they_are(call: Call, given: dict[str, Any], adapter
         ({"others": " ,"}, 2, ["--others names no subtask; give some as sent2,asc,uabsa, or all"]),
         ({"weight": 0}, 2, ["--weight must be a number above 0, got 0"]),
         ({"learning-rate": "nan"}, 2, ["--learning-rate must be a number above 0, got nan"]),
-        ({"adapter": "none"}, 1, ["--adapter: none has no adapter_config.json; give a folder that PEFT", "save_pretrained"]),
+        (
+            {"adapter": "none"},
+            1,
+            ["--adapter: none has no adapter_config.json; give a folder that PEFT", "save_pretrained"],
+        ),
         ({"texts": "none.txt"}, 1, ["there is no none.txt; correct the path"]),
         ({"others": "all"}, 1, ["expected at least 86 distinct texts to anchor against 15 other subtasks, got 60"]),
         ({"base": "/no/such/model"}, 1, ["--base: '/no/such/model' is neither a directory here nor a hub model"]),
