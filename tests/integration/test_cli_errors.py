@@ -203,7 +203,7 @@ def layers_in_words(base: Path) -> None:
         (scramble, "model.safetensors is damaged (it does not begin with a safetensors header"),
         (without_weights, "memmcl loads safetensors only: convert the model with save_pretrained first"),
         (break_config, "config.json is damaged (Unterminated string"),
-        (layers_in_words, "config.json is damaged (Unterminated string"),
+        (layers_in_words, "config.json names no num_hidden_layers; memmcl needs a decoder model"),
     ],
 )
 def test_a_base_model_that_is_damaged(
