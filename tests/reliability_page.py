@@ -74,7 +74,8 @@ def injections_part(title: str, words: str, kinds: Mapping[str, str], outcomes: 
     note = f"Seed {seed}; {len(outcomes)} injections in {seconds:.0f} s."
     lines = sorted({general(line) for one in outcomes for line in one.lines})
     said = ["What the user read:", "", "\n".join(f"    {line}" for line in lines)] if lines else []
-    return "\n\n".join([f"## {title}", words, note, table(header, rows), "\n".join(bad), "\n".join(said)])
+    pieces = [f"## {title}", words, note, table(header, rows), "\n".join(bad), "\n".join(said)]
+    return "\n\n".join(piece for piece in pieces if piece)
 
 
 def general(line: str) -> str:

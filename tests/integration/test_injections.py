@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -144,9 +145,10 @@ def test_a_part_of_the_page_is_replaced_and_the_others_stay(tmp_path: Path) -> N
 
 def test_the_page_in_the_documentation_shows_nothing_wrong() -> None:
     parts = read_parts(PAGE.read_text())
-    assert {"disk", "flips"} <= parts.keys() <= {*PARTS}
+    assert {"s3", "disk", "flips"} <= parts.keys() <= {*PARTS}
     assert "WRONG" not in PAGE.read_text()
     assert "* Injection" not in PAGE.read_text()
+    assert sum(int(re.findall(r"(\d+) injections in", parts[part])[0]) for part in ("s3", "disk")) >= 200
 
 
 @pytest.mark.parametrize(
