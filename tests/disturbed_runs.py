@@ -72,7 +72,7 @@ VICTIMS: dict[str, Callable[[str], bool]] = {
     "worker of Ray": lambda command: command.startswith("ray::") and not command.startswith(AGENTS),
     "raylet": lambda command: "/raylet/raylet" in command.split(" ")[0],
     "gcs_server": lambda command: "gcs_server" in command.split(" ")[0],
-    "Prefect server": lambda command: "prefect server start" in command or "prefect.server.api" in command,
+    "Prefect server": lambda command: "flows.own_server" in command,
     "S3 server": lambda command: False,
 }
 """Whom a kill can hit, and the command line that it is known by among a run's processes."""

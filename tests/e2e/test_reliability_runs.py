@@ -100,11 +100,13 @@ def test_kills_of_every_process(tmp_path: Path, tiny_base: Path, whole: Desk, pa
     with on_s3(tmp_path / "s3", tiny_base) as (place, s3):
         number = 0
         while victims:
+            left = len(victims)
             url = f"s3://{s3.server.bucket}/round{number}"
             number += 1
             store = Store.open(url, endpoint_url=s3.server.endpoint_url, region=REGION)
             while not _command(place, s3, store, victims, draw, told):
                 pass
+            assert len(victims) < left, f"a whole run, and no {victims[-1]} was found in it"
             differ += differences(store, whole)
     words = (
         "A small run on a real S3 server; one of its processes, or the S3 server, gets SIGKILL at a drawn moment. "
