@@ -17,7 +17,7 @@ from memmcl import seeds
 from memmcl.errors import ConfigError, DataError
 from memmcl.suite.examples import Example, normalised
 from memmcl.suite.faults import Fault, Faults
-from memmcl.suite.files import ending_of, read_files, read_lines
+from memmcl.suite.files import by_lines, ending_of, read_files, read_lines
 from memmcl.suite.places import open_file, open_place, reading
 from memmcl.suite.prompts import Demonstration, Prompter
 from memmcl.suite.rows import PLAIN, Row, RowError, text_of
@@ -151,7 +151,7 @@ def _plain_lines(url: str, storage: Mapping[str, Any] | None) -> Iterator[Row | 
     with reading(url):
         fs, path = open_place(url, storage)
         with open_file(fs, path) as file:
-            for number, line in enumerate(read_lines(file), start=1):
+            for number, line in enumerate(read_lines(by_lines(fs, file)), start=1):
                 place = f"{public(url)}, line {number}"
                 try:
                     text = line.decode().strip()

@@ -100,11 +100,16 @@ def read_file(fs: Any, path: str, name: str, *, columns: Collection[str] | None 
             with _seekable(file) as whole:
                 yield from parquet_rows(whole, name, columns)
             return
-        lines = read_lines(io.BufferedReader(file, BLOCK_BYTES) if not is_local(fs) else file, ending)
+        lines = read_lines(by_lines(fs, file), ending)
         if ending.startswith((".csv", ".tsv")):
             yield from csv_rows(lines, name, delimiter="\t" if ending.startswith(".tsv") else None)
         else:
             yield from json_rows(lines, name)
+
+
+def by_lines(fs: Any, file: Any) -> BinaryIO:
+    """Return an open file of `fs` so that lines of a bounded length can be read: fsspec's own know no bound."""
+    return cast(BinaryIO, file if is_local(fs) else io.BufferedReader(file, BLOCK_BYTES))
 
 
 def read_lines(file: BinaryIO, ending: str = "") -> Iterator[bytes]:
