@@ -7,13 +7,14 @@ import math
 import os
 import re
 import sys
-import tracemalloc
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hostile
 import pytest
 import torch
+from hostile import PLANTED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft.utils.other import get_pattern_key
@@ -30,7 +31,7 @@ from memmcl.experts.options import ALPHA, by_pattern, read_options
 pytestmark = pytest.mark.timeout(30)
 
 GOOD = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
-PLANTED = "planted value " * 20_000
+refused = partial(hostile.refused, ModelError, most=260 * hostile.MIB)
 
 
 def header(entries: dict[str, Any] | bytes, data: bytes = b"") -> bytes:
@@ -144,22 +145,6 @@ CONFIGS: dict[str, tuple[bytes, str]] = {
 }
 
 
-def refused(read: Callable[[], object], expected: str, most: int = 260 << 20) -> None:
-    tracemalloc.start()
-    try:
-        with pytest.raises(ModelError) as error:
-            read()
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    message = str(error.value)
-    assert expected in message
-    assert "\n" not in message
-    assert len(message) <= MESSAGE
-    assert PLANTED[: VALUE + 1] not in message
-    assert peak < most, f"{peak / (1 << 20):.0f} MiB"
-
-
 def folder(path: Path, weights: bytes = SOUND, options: bytes = config()) -> Path:
     path.mkdir(exist_ok=True)
     (path / WEIGHTS_FILE).write_bytes(weights)
@@ -191,7 +176,7 @@ def test_a_sparse_file_of_60_gigabytes_is_not_read(tmp_path: Path, url: bool, cl
     place = folder(tmp_path / "adapter", start)
     os.truncate(place / WEIGHTS_FILE, size + len(start) if claimed else size)
     expected = "memmcl reads 8,589,934,592 at most" if claimed else "it is cut off, or damaged"
-    refused(lambda: read_brought("mine", f"file://{place}" if url else str(place)), expected, 64 << 20)
+    refused(lambda: read_brought("mine", f"file://{place}" if url else str(place)), expected, most=64 << 20)
 
 
 def test_the_command_line_says_it_in_one_line(

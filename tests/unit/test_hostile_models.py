@@ -7,12 +7,13 @@ import os
 import shutil
 import struct
 import sys
-import tracemalloc
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hostile
 import pytest
+from hostile import PLANTED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import base_ref, make_tiny_gguf
@@ -21,11 +22,11 @@ from flows import cli
 from memmcl.backbone.gguf_header import read_gguf_header
 from memmcl.backbone.load import load_base, load_tokenizer, read_layers, resolve_base
 from memmcl.backbone.shapes import read_shapes
-from memmcl.errors import MESSAGE, VALUE, ModelError
+from memmcl.errors import MESSAGE, ModelError
 
 pytestmark = pytest.mark.timeout(60)
 
-PLANTED = "planted value " * 20_000
+refused = partial(hostile.refused, ModelError)
 
 
 @pytest.fixture(scope="module")
@@ -36,22 +37,6 @@ def gguf(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture
 def copy(tiny_base: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_base, tmp_path / "copy"))
-
-
-def refused(read: Callable[[], object], expected: str) -> None:
-    tracemalloc.start()
-    try:
-        with pytest.raises(ModelError) as error:
-            read()
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    message = str(error.value)
-    assert expected in message
-    assert "\n" not in message
-    assert len(message) <= MESSAGE
-    assert PLANTED[: VALUE + 1] not in message
-    assert peak < 200 << 20, f"{peak / (1 << 20):.0f} MiB"
 
 
 # --- GGUF

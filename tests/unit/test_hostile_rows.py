@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import sys
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hostile import MIB, PLANTED, check_line, peak
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -29,9 +29,6 @@ from memmcl.suite.subtasks import SUBTASKS
 
 pytestmark = pytest.mark.timeout(60)
 
-PLANTED = "planted value " * 20_000
-MIB = 1 << 20
-
 
 def repeated(part: bytes, times: int) -> bytes:
     """Return a gzip file that holds `part` so many times, made without holding that."""
@@ -43,23 +40,13 @@ def parquet(path: Path, table: pa.Table, **options: Any) -> Path:
     return path
 
 
-def peak(read: Callable[[], Any]) -> tuple[Any, int]:
-    tracemalloc.start()
-    try:
-        return read(), tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
 def only_fault(path: Path, most: int = 200 * MIB) -> str:
     """Read a file whose last fault says why nothing more is read; return that."""
     found, used = peak(lambda: list(read_files(str(path), columns=("text", "label"))))
     assert isinstance(found[-1], Fault)
     assert len(found) == 1 or path.name.endswith(".gz")
     line = str(found[-1])
-    assert "\n" not in line
-    assert len(line) <= MESSAGE
-    assert PLANTED[: VALUE + 1] not in line
+    check_line(line)
     assert used < most, f"{used / MIB:.0f} MiB"
     return line
 
