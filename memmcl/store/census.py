@@ -6,10 +6,9 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from memmcl.errors import CorruptArtifact, LeaseHeld
 from memmcl.store.backends import Entry
 from memmcl.store.champion import read_champions
-from memmcl.store.lease import Lease
+from memmcl.store.lease import is_alive, parse_lease
 from memmcl.store.manifest import Manifest, manifest_path, parse_manifest
 from memmcl.store.reuse import COLLECTING
 from memmcl.store.sealed import unseal
@@ -36,7 +35,7 @@ Read = Manifest | type[Damaged] | Noted | None
 
 
 @dataclass(frozen=True)
-class Held:
+class Leased:
     """The lease of one run, which may be gone since. Times are seconds since 1970.
 
     since: when its holder began, 0 where that cannot be read. touched: when it was renewed.
@@ -61,7 +60,7 @@ class Census:
     entries: Mapping[str, Entry]
     manifests: Mapping[str, Manifest]
     unreadable: tuple[str, ...]
-    leases: tuple[Held, ...]
+    leases: tuple[Leased, ...]
     champions: Mapping[str, tuple[str, ...]]
     journals: Mapping[str, tuple[Noted, ...]]
     leftovers: Mapping[str, Entry]
@@ -94,7 +93,7 @@ def take_census(store: Store, before: Census | None = None) -> Census:
     """
     objects = store.objects
     pointers = objects.entries("pointers")
-    leases = [_held(store, path, entry) for path, entry in pointers.items() if path.startswith("pointers/leases/")]
+    leases = [_leased(store, path, entry) for path, entry in pointers.items() if path.startswith("pointers/leases/")]
     champions = {name: read_champions(store, name).line[-2:] for name in _names(pointers, "pointers/champions/")}
     entries = objects.entries("")
     leftovers = objects.leftovers()
@@ -115,7 +114,7 @@ def take_census(store: Store, before: Census | None = None) -> Census:
         entries={path: entry for path, entry in entries.items() if path not in leftovers},
         manifests={path: found for path in paths if isinstance(found := read[path][1], Manifest)},
         unreadable=tuple(path for path in paths if read[path][1] is Damaged),
-        leases=tuple(held for held in leases if held is not None and held.run_id != COLLECTING),
+        leases=tuple(lease for lease in leases if lease is not None and lease.run_id != COLLECTING),
         champions=champions,
         journals={run_id: tuple(noted) for run_id, noted in journals.items()},
         leftovers=leftovers,
@@ -137,20 +136,15 @@ def _parsed(store: Store, path: str) -> Read:
     return Noted(key if isinstance(key, str) else None, paths)
 
 
-def _held(store: Store, path: str, entry: Entry) -> Held | None:
+def _leased(store: Store, path: str, entry: Entry) -> Leased | None:
     (run_id,) = _names([path], "pointers/leases/")
-    try:
-        value, _ = store.read_pointer(f"leases/{run_id}")
-        if value is None:
-            return None
-        since = float(value["since"])
-    except (CorruptArtifact, KeyError, TypeError, ValueError):  # its holder, if there is one, writes it anew
-        return Held(run_id, path, 0.0, entry.touched, live=time.time() - entry.touched < DAMAGED_SECONDS)
-    try:
-        Lease(store, run_id, {}).refuse_if_held()
-    except LeaseHeld:
-        return Held(run_id, path, since, entry.touched, live=True)
-    return Held(run_id, path, since, entry.touched, live=False)
+    value, token = store.look_at_pointer(f"leases/{run_id}")
+    if token is None:
+        return None
+    held = parse_lease(value)
+    if held is None:  # its holder, if there is one, writes it anew
+        return Leased(run_id, path, 0.0, entry.touched, live=time.time() - entry.touched < DAMAGED_SECONDS)
+    return Leased(run_id, path, held.since, entry.touched, live=is_alive(held))
 
 
 def _names(paths: Iterable[str], folder: str) -> list[str]:

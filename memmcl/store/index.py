@@ -17,7 +17,7 @@ from datetime import datetime
 
 from memmcl.errors import ArtifactNotFound, StoreError
 from memmcl.store.backends import Entry, sha256
-from memmcl.store.manifest import ArtifactRef, Manifest, check_name, manifest_path, parse_manifest
+from memmcl.store.manifest import ArtifactRef, Manifest, check_name, manifest_path, read_manifest
 from memmcl.store.objects import Objects
 from memmcl.store.store import Store
 
@@ -126,11 +126,8 @@ def _paths(objects: Objects, kind: str, start: str) -> dict[str, Entry]:
 
 
 def _summary(objects: Objects, path: str) -> Summary | None:
-    data = objects.read(path)
-    found = None if data is None else parse_manifest(data, path)
+    found = read_manifest(objects, path)
     if found is None:
-        if data is not None:
-            logger.warning("%s/%s is not a valid manifest and counts as not written", objects.url, path)
         return None
     size = sum(blob.size for blob in found.blobs.values())
     return Summary(found.kind, found.key, found.name, found.created, found.seconds, size)

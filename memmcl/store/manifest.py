@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from memmcl.seeds import digest
 from memmcl.store.sealed import open_text
+
+if TYPE_CHECKING:
+    from memmcl.store.objects import Objects
+
+logger = logging.getLogger(__name__)
 
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -116,6 +122,15 @@ def parse_manifest(data: bytes, path: str) -> Manifest | None:
     if manifest is None:
         return None
     return manifest if manifest_path(manifest.kind, manifest.key) == path else None
+
+
+def read_manifest(objects: Objects, path: str) -> Manifest | None:
+    """Return the manifest stored at `path`; None, with a warning where something is there that is none."""
+    data = objects.read(path)
+    manifest = None if data is None else parse_manifest(data, path)
+    if data is not None and manifest is None:
+        logger.warning("%s/%s is not a valid manifest and counts as not written", objects.url, path)
+    return manifest
 
 
 def manifest_path(kind: str, key: str) -> str:

@@ -37,6 +37,7 @@ from memmcl.store.manifest import (
     check_name,
     manifest_path,
     parse_manifest,
+    read_manifest,
 )
 from memmcl.store.objects import Objects, normalise, open_objects
 from memmcl.store.reuse import reuse
@@ -150,7 +151,7 @@ class Store:
         path = manifest_path(kind, key)
         if not reuse(self, path):
             return None
-        manifest = self._manifest(path)
+        manifest = read_manifest(self.objects, path)
         if manifest is None:
             return None
         damage = self._damage(manifest)
@@ -165,7 +166,7 @@ class Store:
         Raises:
             ArtifactNotFound: there is none, or it is not valid.
         """
-        manifest = self._manifest(manifest_path(ref.kind, ref.key))
+        manifest = read_manifest(self.objects, manifest_path(ref.kind, ref.key))
         if manifest is None:
             raise ArtifactNotFound(f"{ref} is not in {self.url}; run the pipeline that makes it")
         return manifest
@@ -208,7 +209,7 @@ class Store:
         All of them are read: to find one of many, or to print what there is, see `memmcl.store.index`.
         """
         paths = self.objects.sizes("manifests" if kind is None else f"manifests/{check_name(kind)}")
-        found = self.objects.map(self._manifest, paths)
+        found = self.objects.map(lambda path: read_manifest(self.objects, path), paths)
         manifests = [manifest for manifest in found if manifest is not None]
         return sorted(manifests, key=lambda manifest: (manifest.created, manifest.kind, manifest.key), reverse=True)
 
@@ -298,14 +299,6 @@ class Store:
         if not reuse(self, path) or self.objects.digest(path) != (info.sha256, info.size):
             self.objects.write(path, content)
         return info
-
-    def _manifest(self, path: str) -> Manifest | None:
-        """The manifest at `path`; None, with a warning when something unreadable is there."""
-        data = self.objects.read(path)
-        manifest = None if data is None else parse_manifest(data, path)
-        if data is not None and manifest is None:
-            logger.warning("%s/%s is not a valid manifest and counts as not written", self.url, path)
-        return manifest
 
     def _damage(self, manifest: Manifest) -> str | None:
         """What is wrong with the first damaged blob of an artifact; None when all are healthy."""
