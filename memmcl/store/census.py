@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from memmcl.store.backends import Entry
 from memmcl.store.champion import read_champions
@@ -74,8 +75,27 @@ class Census:
         """Return the keys of the searches that a run has begun."""
         return [noted.search for noted in self.journals[run_id] if noted.search is not None]
 
-    def logs(self, folder: str) -> dict[str, list[str]]:
-        """Return the logs in a folder of logs: name -> paths of their records."""
+    @cached_property
+    def finished(self) -> frozenset[str]:
+        """The ids of all finished runs."""
+        return frozenset(found.key for found in self.manifests.values() if found.kind == RUN)
+
+    @cached_property
+    def held(self) -> frozenset[str]:
+        """The ids of the runs at work."""
+        return frozenset(lease.run_id for lease in self.leases if lease.live)
+
+    @cached_property
+    def journal_records(self) -> dict[str, list[str]]:
+        """Run id -> paths of the records of its journal."""
+        return self._logs(JOURNALS)
+
+    @cached_property
+    def search_records(self) -> dict[str, list[str]]:
+        """Key of a search -> paths of its records."""
+        return self._logs(SEARCHES)
+
+    def _logs(self, folder: str) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for path in self.entries:
             if path.startswith(folder):

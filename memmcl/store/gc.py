@@ -129,8 +129,7 @@ def _collecting(store: Store) -> Iterator[Lease]:
 def _whole_id(store: Store, census: Census, run_id: str) -> str:
     folder = manifest_path(RUN, "").removesuffix(".json")
     damaged = {path.removeprefix(folder).removesuffix(".json") for path in census.unreadable if path.startswith(folder)}
-    finished = {found.key for found in census.manifests.values() if found.kind == RUN}
-    known = sorted(one for one in damaged | finished | census.journals.keys() if one.startswith(run_id))
+    known = sorted(one for one in damaged | census.finished | census.journals.keys() if one.startswith(run_id))
     if len(known) != 1:
         what = "no run's" if not known else f"{len(known)} runs'"
         raise UsageError(f"{what} id starts with {run_id!r} in {store.url}; `memmcl store ls run` lists them")

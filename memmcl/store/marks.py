@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from memmcl.store.census import JOURNALS, RUN, SEARCHES, Census
+from memmcl.store.census import RUN, Census
 from memmcl.store.manifest import ArtifactRef, Manifest, blob_path, manifest_path
 from memmcl.store.plan import Item, Plan, Policy
 
@@ -82,11 +82,10 @@ def _ages(census: Census, policy: Policy, now: float) -> tuple[float, float]:
         return NEVER, live
     young = now - max(WEEK if policy.older_than is None else policy.older_than, MARGIN)
     starts = [held.since - MARGIN for held in census.leases if held.touched >= young]
-    finished = {found.key for found in census.manifests.values() if found.kind == RUN}
-    journals, searches = census.logs(JOURNALS), census.logs(SEARCHES)
-    for run_id in journals.keys() - finished:  # at work, or killed and perhaps to be gone on with
-        records = [*journals[run_id], *_records(searches, census.searches(run_id))]
-        if run_id in _held(census) or census.touched(records) >= young:
+    journals = census.journal_records
+    for run_id in journals.keys() - census.finished:  # at work, or killed and perhaps to be gone on with
+        records = [*journals[run_id], *_records(census, census.searches(run_id))]
+        if run_id in census.held or census.touched(records) >= young:
             starts.append(min(census.entries[path].touched for path in journals[run_id]) - MARGIN)
     return min([young, *starts]), live
 
@@ -95,7 +94,6 @@ def _kept_runs(census: Census, policy: Policy, now: float, judge: _Judge) -> dic
     """Return the runs that stay for their own sake: path of the manifest -> why."""
     runs = {path: found for path, found in census.manifests.items() if found.kind == RUN}
     newest = sorted(runs, key=lambda path: (runs[path].created, path), reverse=True)
-    held = _held(census)
     kept: dict[str, str] = {}
     for name, line in census.champions.items():
         for run_id, why in zip(reversed(line), (f"champion {name}", f"champion {name} before the present one"),
@@ -104,7 +102,7 @@ def _kept_runs(census: Census, policy: Policy, now: float, judge: _Judge) -> dic
                 kept.setdefault(manifest_path(RUN, run_id), why)
     for place, path in enumerate(newest):
         touched = census.touched([path])
-        if runs[path].key in held:
+        if runs[path].key in census.held:
             kept.setdefault(path, "being worked on")
         elif policy.only is not None:
             if runs[path].key != policy.only:
@@ -144,12 +142,11 @@ def _marked(census: Census, policy: Policy, judge: _Judge, runs: Collection[str]
 
 def _pinned(census: Census, judge: _Judge) -> set[str]:
     """Return what unfinished runs that stay have taken over from a champion: they may not have looked for it yet."""
-    finished = {found.key for found in census.manifests.values() if found.kind == RUN}
-    logs = census.logs(JOURNALS)
     staying = [
-        noted for run_id, noted in census.journals.items()
-        if run_id not in finished and (run_id in _held(census) or not judge.may_go(logs[run_id]))
-    ]  # fmt: skip
+        noted
+        for run_id, noted in census.journals.items()
+        if run_id not in census.finished and (run_id in census.held or not judge.may_go(census.journal_records[run_id]))
+    ]
     return {path for noted in staying for one in noted for path in one.pinned}
 
 
@@ -194,14 +191,12 @@ def _logs(
 ) -> tuple[list[str], list[str], int]:
     """Return the records that go, of journals and of searches, and how many unfinished runs stay."""
     ended = {found.key: census.touched([path]) for path, found in removed.items() if found.kind == RUN}
-    finished = {found.key for found in census.manifests.values() if found.kind == RUN}
-    held = _held(census)
-    journals, searches = census.logs(JOURNALS), census.logs(SEARCHES)
+    journals, finished, held = census.journal_records, census.finished, census.held
     going, needed, unfinished = [], set(held), 0
     settled: dict[str, float] = {}
     for run_id in census.journals:
         keys = census.searches(run_id)
-        unit = [*journals[run_id], *_records(searches, keys)]
+        unit = [*journals[run_id], *_records(census, keys)]
         goes = run_id not in held and (
             run_id in ended or run_id == policy.only
             or (run_id not in finished and judge.may_go(unit))
@@ -211,12 +206,12 @@ def _logs(
             for key in keys:
                 settled[key] = max(settled.get(key, NEVER), ended.get(run_id, NEVER))
                 if run_id == policy.only:
-                    settled[key] = max(settled[key], census.touched(_records(searches, [key])))
+                    settled[key] = max(settled[key], census.touched(_records(census, [key])))
         else:
             needed.update(keys)
             unfinished += run_id not in finished
     logs = [
-        path for key, records in searches.items()
+        path for key, records in census.search_records.items()
         if key not in needed and judge.may_go(records, settled.get(key, NEVER)) for path in records
     ]  # fmt: skip
     return going, logs, unfinished
@@ -251,16 +246,12 @@ def _reasons(census: Census, marked: set[str], runs: Mapping[str, str], unfinish
             yield f"whatever was used since run {held.run_id[:8]} began, which is at work now"
 
 
-def _held(census: Census) -> set[str]:
-    return {lease.run_id for lease in census.leases if lease.live}
-
-
 def _items(census: Census, paths: Iterable[str], what: str) -> list[Item]:
     return [Item(what.format(kind=_kind(path)), path, census.entries[path].size) for path in paths]
 
 
-def _records(logs: Mapping[str, list[str]], names: Iterable[str]) -> list[str]:
-    return [path for name in names for path in logs.get(name, ())]
+def _records(census: Census, searches: Iterable[str]) -> list[str]:
+    return [path for key in searches for path in census.search_records.get(key, ())]
 
 
 def _files(manifest: Manifest) -> list[str]:
