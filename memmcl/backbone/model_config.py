@@ -99,6 +99,15 @@ def numbers_held(directory: Path) -> int:
     return sum(tensor.elements for header in headers for tensor in header.tensors.values())
 
 
+def without_weights(config: Any) -> Any:
+    """Return the model that a configuration of transformers describes, on the device "meta": it holds no numbers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
+
+
 def check_size(config: Any, held: int) -> None:
     """Refuse a configuration of transformers that describes a larger model than the files hold.
 
@@ -107,12 +116,7 @@ def check_size(config: Any, held: int) -> None:
     Raises:
         ValueError: it does; or whatever transformers raises on a configuration that it cannot build.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
-    described = sum(parameter.numel() for parameter in model.parameters())
+    described = sum(parameter.numel() for parameter in without_weights(config).parameters())
     if described > 2 * held:  # what lacks less is named one by one, once the rest is loaded
         raise ValueError(f"its configuration describes {described:,} numbers, its weights hold {held:,}")
 

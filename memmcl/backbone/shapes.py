@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from memmcl.backbone.load import file_digest, quiet_transformers, resolve_config
-from memmcl.backbone.model_config import read_model_config
+from memmcl.backbone.model_config import read_model_config, without_weights
 from memmcl.errors import ModelError
 from memmcl.untrusted import parse_yaml, read_within
 from memmcl.urls import first_line
@@ -51,15 +51,14 @@ def read_shapes(name_or_path: str, revision: str | None = None) -> Shapes:
         ModelError: there is no such model, or it is no decoder in the manner of Llama.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     directory, licence = resolve_config(name_or_path, revision)
     quiet_transformers()
     try:
         read_model_config(directory)
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model = without_weights(config)
     except Exception as error:  # what a file can make a library raise has no end
         raise ModelError(f"cannot read the config.json of {name_or_path}: {first_line(error)}") from error
     layers = getattr(getattr(model, "model", None), "layers", None)

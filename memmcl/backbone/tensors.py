@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ NAME = 200
 
 
 @dataclass(frozen=True)
-class Held:
+class TensorInfo:
     """One tensor of a file: its type as safetensors calls it (F32, BF16, ...), and its shape."""
 
     dtype: str
@@ -28,10 +29,7 @@ class Held:
     @property
     def elements(self) -> int:
         """How many numbers it holds."""
-        product = 1
-        for length in self.shape:
-            product *= length
-        return product
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Header:
 
     raw: bytes
     size: int
-    tensors: Mapping[str, Held]
+    tensors: Mapping[str, TensorInfo]
 
 
 def read_header(file: BinaryIO) -> Header:
@@ -76,7 +74,7 @@ def read_header(file: BinaryIO) -> Header:
     return Header(start + text, size, {name: held for name, (held, _) in found.items()})
 
 
-def _held(name: str, entry: Any) -> tuple[Held, int]:
+def _held(name: str, entry: Any) -> tuple[TensorInfo, int]:
     """Return what the header says of one tensor, and where that ends."""
     if len(name) > NAME:
         raise ValueError(f"it holds a tensor with a name of {len(name):,} characters, more than {NAME}")
@@ -90,7 +88,7 @@ def _held(name: str, entry: Any) -> tuple[Held, int]:
         or offsets[0] > offsets[1]
     ):
         raise ValueError(f"its header says of the tensor {shown(name)} what is no type, shape and place")
-    return Held(dtype, tuple(shape)), offsets[1]
+    return TensorInfo(dtype, tuple(shape)), offsets[1]
 
 
 def _sizes(value: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from memmcl.backbone.tensors import Held, read_header
+from memmcl.backbone.tensors import TensorInfo, read_header
 from memmcl.errors import ModelError, shown
 from memmcl.experts.options import read_options
 from memmcl.untrusted import JSON_BYTES
@@ -137,7 +137,7 @@ def from_files(weights: bytes, config: bytes) -> dict[str, Factors]:
     }
 
 
-def _ranks(tensors: Mapping[str, Held]) -> dict[str, int]:
+def _ranks(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
     """Return the rank of each module, once it is sure that there are two matrices of that rank for it.
 
     Raises:
