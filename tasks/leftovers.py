@@ -1,9 +1,8 @@
 """Folders for what a process needs while it works, and the removal of those whose process died.
 
 They lie in one folder of this user's, $TMPDIR/memmcl-UID, which nobody else can read; those of Ray in $RAY_TMPDIR where
-that is set. Each holds a file that its owner
-keeps locked; the kernel frees the lock when the owner ends, in whatever way. So whoever makes a folder removes those
-that nobody holds: never one that is in use, and nothing that is not ours.
+that is set. Each holds a file that its owner keeps locked; the kernel frees the lock when the owner ends, in whatever
+way. So whoever makes a folder removes those that nobody holds: never one that is in use, and nothing that is not ours.
 """
 
 from __future__ import annotations

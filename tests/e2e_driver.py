@@ -256,6 +256,15 @@ def desk(root: Path, base: Path, *, server: str | None = None, environment: Mapp
         shutil.rmtree(ray_folder, ignore_errors=True)
 
 
+@contextmanager
+def finished_desk(root: Path, base: Path, *settings: str) -> Iterator[Desk]:
+    """Set up a desk at which the run with these settings went through; to read, not to change."""
+    with desk(root, base) as place:
+        ended = place.run("run", place.config, *settings)
+        assert ended.code == 0, ended
+        yield place
+
+
 def wait_until(condition: Callable[[], Any], what: str, every: float = 0.02) -> None:
     """Poll until `condition` holds."""
     deadline = time.monotonic() + SECONDS

@@ -223,7 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
         if "transfer-encoding" in headers:
-            raise NotImplementedError("the proxy takes bodies of a known length")
+            return self.send_error(501, "the proxy takes bodies of a known length")
         body = self.rfile.read(int(headers.get("content-length", 0)))
         request = Request(self.command, self.path, headers, body)
         proxy: FaultProxy = self.server

@@ -202,7 +202,7 @@ def quiet_transformers() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def local_path(name: str) -> Path | None:
+def existing_path(name: str) -> Path | None:
     """Return the file or directory of this name on this machine, None where there is none."""
     try:
         path = Path(name).expanduser()
@@ -236,7 +236,7 @@ def _directory(name_or_path: str, revision: str | None, patterns: Sequence[str])
     if name_or_path.startswith("pypi:"):
         distribution = name_or_path.removeprefix("pypi:")
         return _converted(_packaged_gguf(distribution)), _LICENCES.get(distribution)
-    path = local_path(name_or_path)
+    path = existing_path(name_or_path)
     if name_or_path.endswith(".gguf"):
         if path is None or not path.is_file():
             raise ModelError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from memmcl import allowed
-from memmcl.backbone.load import local_path
+from memmcl.backbone.load import existing_path
 from memmcl.backbone.shapes import Shapes
 from memmcl.errors import VALUE, ConfigError, DataError, ModelError, brief, shown
 from memmcl.experts.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter, read_part
@@ -104,7 +104,7 @@ def _last(name: str) -> str:
 def _fetch(place: str) -> dict[str, bytes]:
     if "://" in place:
         return _from_url(place)
-    folder = local_path(place)
+    folder = existing_path(place)
     if folder is not None:
         return read_folder(folder)
     match = _HUB.match(place)

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -24,7 +24,6 @@ RANK = 1 << 16
 
 Alpha = Annotated[float, Field(ge=-ALPHA, le=ALPHA)]
 Rank = Annotated[int, Field(ge=1, le=RANK)]
-Value = TypeVar("Value", int, float)
 
 
 class LoraOptions(BaseModel):
@@ -77,7 +76,7 @@ def read_options(config: bytes) -> LoraOptions:
         ) from error
 
 
-def by_pattern(field: str, patterns: Mapping[str, Value], modules: Iterable[str], default: Value) -> dict[str, Value]:
+def by_pattern(field: str, patterns: Mapping[str, float], modules: Iterable[str], default: float) -> dict[str, float]:
     """Return the value of each module: that of the first key that PEFT would match it by, else `default`.
 
     A key is a regular expression for the end of a module's name, from a dot on: `(.*\\.)?(KEY)$`. RE2 matches it, in a

@@ -2,27 +2,27 @@
 
 What a listing tells (kind and key of every artifact, and a stamp that changes with its manifest) is always taken from
 the listing. The few fields that people want of all artifacts at once are kept beside it, per kind, in the object
-`index/<kind>`: a digest, and a row per manifest under its stamp. It is derived. A row whose stamp is not the listing's,
+`index/<kind>`: a row per manifest under its stamp. It is derived. A row whose stamp is not the listing's,
 or that is not there, is read from its manifest; a row without a manifest is dropped; an index that is damaged counts as
 empty; and it is written anew once it lacks more than a few rows. Whatever is opened is read from its manifest.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
 from memmcl.errors import ArtifactNotFound, StoreError
-from memmcl.store.backends import Entry, sha256
+from memmcl.store.backends import Entry
 from memmcl.store.manifest import ArtifactRef, Manifest, check_name, manifest_path, read_manifest
 from memmcl.store.objects import Objects
+from memmcl.store.sealed import seal, unseal
 from memmcl.store.store import Store
 
 logger = logging.getLogger(__name__)
-VERSION = "1"
+VERSION = 2
 WORTH_WRITING = 32  # rows that an index lacks or has too many
 CLOCKS = 60.0  # seconds by which a writer's clock may be ahead of that of the disk or the server
 AT_ONCE = 16
@@ -135,11 +135,12 @@ def _summary(objects: Objects, path: str) -> Summary | None:
 
 def _read_index(objects: Objects, kind: str) -> dict[str, tuple[str, Summary]]:
     """Return path -> stamp and row; empty when there is no index, or one that is damaged or of another version."""
-    head, _, body = (objects.read(f"index/{kind}") or b"").partition(b"\n")
-    if head.decode(errors="replace") != f"{VERSION} {sha256(body)}":
+    path = f"index/{kind}"
+    found = unseal(path, objects.read(path) or b"") or {}
+    if found.get("version") != VERSION:
         return {}
     rows = {}
-    for stamp, *fields in json.loads(body):
+    for stamp, *fields in found["rows"]:
         row = Summary(kind, *fields)
         rows[manifest_path(kind, row.key)] = stamp, row
     return rows
@@ -147,9 +148,9 @@ def _read_index(objects: Objects, kind: str) -> dict[str, tuple[str, Summary]]:
 
 def _write_index(objects: Objects, kind: str, rows: dict[str, tuple[str, Summary]]) -> None:
     listed = [[stamp, row.key, row.name, row.created, row.seconds, row.size] for stamp, row in rows.values()]
-    body = json.dumps(listed, ensure_ascii=False).encode()
+    path = f"index/{kind}"
     try:
-        objects.write(f"index/{kind}", f"{VERSION} {sha256(body)}\n".encode() + body)
+        objects.write(path, seal(path, {"version": VERSION, "rows": listed}, indent=None))
     except StoreError as error:
         logger.debug("no index: %s", error)
 

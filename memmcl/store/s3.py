@@ -188,6 +188,5 @@ def _token(answer: Mapping[str, Any]) -> str:
 
 def _condition_failed(error: OSError) -> bool:
     """Whether the server refused a conditional request: the object is there, changed, or gone."""
-    response = getattr(error.__cause__, "response", None) or {}
-    code = response.get("Error", {}).get("Code")
-    return isinstance(error, FileExistsError) or code in {"PreconditionFailed", "412", "NoSuchKey", "404"}
+    refused = {"PreconditionFailed", "412", "NoSuchKey", "404"}
+    return isinstance(error, FileExistsError) or code_of(error) in refused

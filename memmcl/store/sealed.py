@@ -23,14 +23,14 @@ _HEAD = len(f'["{"0" * 64}",\n')
 _TAIL = b"\n]\n"
 
 
-def seal(path: str, document: Any) -> bytes:
-    """Return `document` as the bytes that are stored at `path`: UTF-8 JSON, indented, behind its digest.
+def seal(path: str, document: Any, indent: int | None = 2) -> bytes:
+    """Return `document` as the bytes that are stored at `path`: UTF-8 JSON, indented or not, behind its digest.
 
     Raises:
         TypeError: `document` holds something that JSON has no form for.
         ValueError: `document` holds NaN or an infinity; write None instead.
     """
-    return _envelope(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode())
+    return _envelope(path, json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False).encode())
 
 
 def open_text(path: str, data: bytes) -> bytes | None:

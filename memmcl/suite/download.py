@@ -13,6 +13,7 @@ import httpx
 
 from memmcl import __version__, allowed
 from memmcl.errors import UsageError
+from memmcl.urls import public
 
 PAUSES = (0.5, 1.0, 2.0, 4.0)
 """Seconds between the tries for a file; the server's Retry-After may make a pause longer."""
@@ -65,7 +66,7 @@ def base_of(url: str) -> httpx.URL:
 
 def shown(base: httpx.URL) -> str:
     """Return the address for messages: without its query, which may hold a token."""
-    return str(base.copy_with(query=None, fragment=None)).rstrip("/")
+    return public(str(base)).rstrip("/")
 
 
 def open_client(jobs: int, *, judged: bool = False) -> httpx.Client:

@@ -14,7 +14,19 @@ from pathlib import Path
 
 import psutil
 import pytest
-from e2e_driver import COMMAND, ONE_WORKER, Desk, Ended, Running, desk, manifest, runs_of, states, wait_until
+from e2e_driver import (
+    COMMAND,
+    ONE_WORKER,
+    Desk,
+    Ended,
+    Running,
+    desk,
+    finished_desk,
+    manifest,
+    runs_of,
+    states,
+    wait_until,
+)
 from processes import free_ports
 
 pytestmark = pytest.mark.timeout(1800)
@@ -131,9 +143,7 @@ def test_a_killed_driver_s_ray_ends_at_once_and_the_next_start_removes_its_folde
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Desk]:
     """A desk at which the run of the campaign went through once; to read, not to change."""
-    with desk(tmp_path_factory.mktemp("undisturbed"), tiny_base) as found:
-        ended = found.run("run", found.config, *SMALLER)
-        assert ended.code == 0, ended
+    with finished_desk(tmp_path_factory.mktemp("undisturbed"), tiny_base, *SMALLER) as found:
         yield found
 
 

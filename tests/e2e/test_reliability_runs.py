@@ -26,7 +26,7 @@ from disturbed_runs import (
     find_victim,
     stage_of,
 )
-from e2e_driver import Desk, Running, desk
+from e2e_driver import Desk, Running, desk, finished_desk
 from fault_proxy import FAULTS, Fault, FaultProxy, fault_proxy
 from flips import ABSENT, INDEX, REFUSED, Stored, draw_bits, flip, judge
 from reliability_page import general, table, write_part
@@ -48,9 +48,7 @@ TOO_SLOW = "answer too late"
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Desk]:
     """A desk at which the small run went through undisturbed; to read, not to change."""
-    with desk(tmp_path_factory.mktemp("whole"), tiny_base) as place:
-        ended = place.run("run", place.config, *SMALL)
-        assert ended.code == 0, ended
+    with finished_desk(tmp_path_factory.mktemp("whole"), tiny_base, *SMALL) as place:
         yield place
 
 
