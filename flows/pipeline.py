@@ -8,8 +8,6 @@ from typing import Any
 
 from prefect import flow
 from prefect.states import Completed, State
-from prefect_ray import RayTaskRunner
-from prefect_ray.context import remote_options
 
 from memmcl import allowed
 from memmcl.config import RunConfig
@@ -23,6 +21,7 @@ from tasks.evaluate import evaluate_subtask
 from tasks.experts import train_expert, train_joint, train_warm, train_weak
 from tasks.made import Made, Trained, contestants, measure_difficulty
 from tasks.merge import STAGE_2, build_unified, read_search, search_groups, search_unified, winner_of
+from tasks.ray_tasks import RayTaskRunner, remote_options
 from tasks.references import measure_reference
 from tasks.report import export_full, publish_report
 from tasks.runtime import Pinned, Run, log

@@ -6,7 +6,6 @@ import time
 
 from prefect import flow
 from prefect.states import Completed, State
-from prefect_ray import RayTaskRunner
 
 from flows.pipeline import DEFAULTS, collect, make_model, worker
 from memmcl.config import RunConfig
@@ -28,6 +27,7 @@ from tasks.promotion import (
     settled,
     take_place,
 )
+from tasks.ray_tasks import RayTaskRunner
 from tasks.runtime import Run, load_manifest, log, open_store
 from tasks.session import check_place, finished, held, open_run, ray_session
 

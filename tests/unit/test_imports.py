@@ -60,3 +60,13 @@ def test_mistakes_show_before_anything_heavy_is_loaded(wrong: str, tmp_path: Pat
 
 def test_the_probe_sees_what_is_loaded(tmp_path: Path) -> None:
     assert "pyarrow" in loaded("import memmcl.store, pyarrow", tmp_path)
+
+
+@pytest.mark.parametrize("first", ["", "import prefect_ray"])
+def test_ray_is_loaded_once(first: str) -> None:
+    """A second `ray.exceptions` would make the error of a dead actor one that Ray Tune does not know."""
+    code = (
+        f"{first}\nimport tasks.ray_tasks\nfrom ray.exceptions import RayActorError\n"
+        "from ray._private.serialization import ActorDiedError\nassert issubclass(ActorDiedError, RayActorError)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
