@@ -54,7 +54,9 @@ def bits(place: Desk) -> dict[str, dict[str, str]]:
     }
 
 
-def test_what_is_damaged_after_the_end_is_made_again(place: Desk) -> None:
+@pytest.mark.parametrize("more", [False, pytest.param(True, marks=pytest.mark.campaign)])
+def test_what_is_damaged_after_the_end_is_made_again(place: Desk, more: bool) -> None:
+    """With `more`, what a training and a search made is damaged too, and they are at work again."""
     store = place.store
     (done,) = store.list("run")
     whole = bits(place)
@@ -62,11 +64,12 @@ def test_what_is_damaged_after_the_end_is_made_again(place: Desk) -> None:
     gate, search = manifest(store, "gate", "context gate sent2"), manifest(store, "search", "search unified")
     record = next(iter(store.objects.sizes("logs/searches")))
     flip(place, blob(unified, WEIGHTS))
-    flip(place, manifest_path("expert", expert.key))
     (place.cwd / "memmcl-store" / blob(gate, "gate.json")).unlink()
-    (place.cwd / "memmcl-store" / manifest_path("search", search.key)).write_bytes(b"{")
     flip(place, record)
     flip(place, f"logs/runs/{done.key}/000000.json")
+    if more:
+        flip(place, manifest_path("expert", expert.key))
+        (place.cwd / "memmcl-store" / manifest_path("search", search.key)).write_bytes(b"{")
 
     mend = f"`memmcl store verify --repair {done.key[:8]} --store {store.url}`"
     for command in (("report",), ("predict", "The food was great.")):
@@ -77,7 +80,7 @@ def test_what_is_damaged_after_the_end_is_made_again(place: Desk) -> None:
 
     ended = place.run("store", "verify", "--repair", done.key[:8])
     assert ended.code == 0, ended
-    assert f"{manifest_path('expert', expert.key)}: not a valid manifest" in ended.out
+    assert (f"{manifest_path('expert', expert.key)}: not a valid manifest" in ended.out) == more
     assert f"{record}: damaged, removed" in ended.out
     assert ended.out.splitlines()[-1] == f"run {done.key[:8]} is whole"
     assert "Traceback" not in ended.err

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from e2e_driver import ONE_WORKER, SUBTASKS, Desk, Ended, desk, frozen, manifest, runs_of, states
+from e2e_driver import ONE_WORKER, SUBTASKS, Desk, Ended, desk, frozen, lease_holder, manifest, runs_of, states
 
 from memmcl.experts import checkpoint
 
@@ -22,10 +22,12 @@ FIXED = ("split", "anchors", "warm", "expert", "reference", "unified", "gate")
 class Story:
     """A run that was killed twice and then ended, and the store's files as each of the three left them.
 
-    checkpoints: those that the first left, by name the step that each was made after; second: what the second said.
+    refused: the same command while the first was at work, and its process; checkpoints: those that the first left, by
+    name the step that each was made after; second: what the second said.
     """
 
     desk: Desk
+    refused: tuple[Ended, int]
     trained: Files
     checkpoints: dict[str, int]
     second: str
@@ -41,6 +43,9 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator
         root = place.cwd / "memmcl-store"
         command = ("run", place.config, *ONE_WORKER)
         with place.started(*command) as running:
+            running.wait_until(lambda: lease_holder(place.store), "it holds the lease")
+            refused = place.run(*command), running.process.pid
+            assert lease_holder(place.store) == running.process.pid
             running.wait_until(lambda: any((root / "checkpoints").glob("*.bin")), "a training has a checkpoint")
             assert running.kill() > 4, "the command, the Prefect server, Ray's daemons, its workers"
         trained = frozen(root)
@@ -54,7 +59,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator
             second = (running.output / "err").read_text(errors="replace")
         searched = frozen(root)
         last = place.run(*command)
-        yield Story(place, trained, steps, second, searched, frozen(root), last)
+        yield Story(place, refused, trained, steps, second, searched, frozen(root), last)
 
 
 def test_the_kills_came_in_the_middle(story: Story) -> None:
@@ -66,6 +71,14 @@ def test_the_kills_came_in_the_middle(story: Story) -> None:
     assert len([path for path in story.searched if path.startswith("manifests/expert/")]) == len(SUBTASKS) + 2
     assert any(path.startswith("logs/searches/") for path in story.searched)
     assert not any(path.startswith("manifests/search/") for path in story.searched)
+
+
+def test_a_second_live_run_of_the_same_id_is_refused(story: Story) -> None:
+    refused, first = story.refused
+    assert refused.code == 1, refused
+    (line,) = refused.err.strip().splitlines()  # before a server starts
+    assert f"is being worked on by pid {first}" in line
+    assert "Traceback" not in refused.out
 
 
 def test_a_killed_training_goes_on_from_its_checkpoint(story: Story, reference: Desk) -> None:

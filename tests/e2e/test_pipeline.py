@@ -26,14 +26,12 @@ from e2e_driver import (
     Ended,
     desk,
     frozen,
-    lease_holder,
     manifest,
     planted,
     read_json,
     runs_of,
     states,
     traces,
-    wait_until,
 )
 from servers import S3Server
 from tiny import plain_model, probe_logits
@@ -429,28 +427,6 @@ def test_no_credential_is_in_anything_the_run_wrote(
 
 
 # ------------------------------------------------------------------------------------- one run, one process
-
-
-def test_a_second_live_run_of_the_same_id_is_refused(tmp_path: Path, tiny_base: Path, prefect_api: str) -> None:
-    endless = ["--set", "experts.steps=1000000", *ONE_WORKER]
-    with desk(tmp_path, tiny_base, server=prefect_api) as place:
-        with place.started("run", place.config, *endless) as first:
-            store = place.store
-            first.wait_until(lambda: lease_holder(store), "the first command holds the lease")
-            assert lease_holder(store) == first.process.pid
-            second = place.run("run", place.config, *endless)
-            assert second.code == 1, second
-            (line,) = second.err.strip().splitlines()  # refused before a server starts
-            assert f"is being worked on by pid {first.process.pid}" in line
-            assert "Traceback" not in second.out + second.err
-            assert first.process.poll() is None, "the first goes on"
-            assert lease_holder(store) == first.process.pid
-            trains = re.compile(r"1\d* of 1000000|training on")
-            first.wait_until(
-                lambda: trains.search((first.output / "err").read_text(errors="replace")), "the first one trains"
-            )
-            first.kill()
-        wait_until(lambda: not first.members(), "the first is gone")
 
 
 @torch.no_grad()
