@@ -84,8 +84,12 @@ class RayQueue:
         self._actor.put.remote(candidate, first)
 
     def take(self, worker: str) -> Candidate | None:
-        """Wait for the next candidate; None: there is none for this worker any more."""
-        found: Candidate | None = ray.get(self._actor.take.remote(worker))
+        """Wait for the next candidate; None: there is none for this worker any more.
+
+        Raises:
+            ServiceError: the queue itself is lost.
+        """
+        found: Candidate | None = self._ask(self._actor.take.remote(worker))
         return found
 
     def lost(self, worker: str) -> int | None:
@@ -94,12 +98,7 @@ class RayQueue:
         Raises:
             ServiceError: the queue itself is lost.
         """
-        try:
-            number: int | None = ray.get(self._actor.lost.remote(worker))
-        except RayActorError as error:
-            raise ServiceError(
-                "the process that hands out candidates is gone; run the same command again: nothing told is lost"
-            ) from error
+        number: int | None = self._ask(self._actor.lost.remote(worker))
         return number
 
     def close(self) -> None:
@@ -110,3 +109,11 @@ class RayQueue:
         """End the actor."""
         if self._actor is not None:
             ray.kill(self._actor)
+
+    def _ask(self, answer: ray.ObjectRef) -> Any:
+        try:
+            return ray.get(answer)
+        except RayActorError as error:
+            raise ServiceError(
+                "the process that hands out candidates is gone; run the same command again: nothing told is lost"
+            ) from error

@@ -107,7 +107,10 @@ class Evaluator(tune.Trainable):
         if self._error is not None:
             return {"error": self._error, "done": True}
         free = time.perf_counter()
-        candidate = self._queue.take(self.trial_id)
+        try:
+            candidate = self._queue.take(self.trial_id)
+        except MemmclError as error:
+            return {"error": str(error), "done": True}
         if candidate is None:
             return {"done": True}
         waited, spec = time.perf_counter() - free, self._spec(candidate["spec"])

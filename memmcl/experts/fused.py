@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from torch.autograd import Function
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 
 class _Lora(Function):

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from memmcl import seeds
@@ -20,14 +18,20 @@ from memmcl.experts.fused import fuse
 from memmcl.experts.settings import LoraShape
 from memmcl.experts.trunk import PACKED, Trunk
 
+if TYPE_CHECKING:  # with peft come transformers' models, for seconds: whoever only merges needs neither
+    from peft.tuners.lora import LoraLayer
+
 ADAPTER = "default"
-Layers = dict[str, LoraLayer]
+Layers = dict[str, "LoraLayer"]
 """LoRA layers by module name as in the base model."""
 
 
 @contextmanager
 def adapted(backbone: Backbone, shape: LoraShape, initial: Mapping[str, Factors]) -> Iterator[Layers]:
     """Hold LoRA layers that start at `initial` over its modules; the backbone is as it was when the block ends."""
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+
     config = LoraConfig(
         r=shape.rank, lora_alpha=shape.alpha, lora_dropout=shape.dropout, use_rslora=shape.rslora,
         target_modules=list(initial), rank_pattern={name: len(pair.a) for name, pair in initial.items()},

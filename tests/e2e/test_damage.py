@@ -17,9 +17,9 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture
-def place(tmp_path: Path, tiny_base: Path, reference: Desk) -> Iterator[Desk]:
+def place(tmp_path: Path, tiny_base: Path, reference: Desk, prefect_api: str) -> Iterator[Desk]:
     """A desk with a copy of the finished run's store."""
-    with desk(tmp_path, tiny_base) as found:
+    with desk(tmp_path, tiny_base, server=prefect_api) as found:
         shutil.copytree(reference.cwd / "memmcl-store", found.cwd / "memmcl-store")
         yield found
 

@@ -82,9 +82,9 @@ def own_config(base: Path, folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Desk]:
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, prefect_api: str) -> Iterator[Desk]:
     """A desk at which a run with own subtasks went through."""
-    with desk(tmp_path_factory.mktemp("own"), tiny_base) as found:
+    with desk(tmp_path_factory.mktemp("own"), tiny_base, server=prefect_api) as found:
         write_tickets(found.root / "tickets.csv")
         write_parts(found.root / "parts.jsonl")
         config = own_config(tiny_base, found.root)
@@ -218,9 +218,9 @@ def test_another_instruction_is_another_expert(place: Desk, tiny_base: Path) -> 
     assert before.digest("sent2", "train") == after.digest("sent2", "train")
 
 
-def test_weak_rows_need_no_labels(tmp_path: Path, tiny_base: Path) -> None:
+def test_weak_rows_need_no_labels(tmp_path: Path, tiny_base: Path, prefect_api: str) -> None:
     """Weak texts without a label column: the experts label them, and the whole run goes through."""
-    with desk(tmp_path, tiny_base) as found:
+    with desk(tmp_path, tiny_base, server=prefect_api) as found:
         write_tickets(found.root / "tickets.csv")
         with (found.root / "tickets.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, delimiter=";"))

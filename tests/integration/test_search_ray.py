@@ -226,6 +226,24 @@ def test_a_killed_worker_costs_one_candidate_its_retry(
     assert len(set(handed_out)) == len(case.told) == len(alone[0].told)
 
 
+def test_a_killed_queue_ends_the_search_with_one_line_and_loses_nothing(
+    alone: tuple[Case, Outcome], make_case: Callable[[int], Case], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The process that hands out candidates; its worker says so, and Tune has no traceback to print."""
+
+    def disturb(told: int) -> None:
+        if told == TOLD_BEFORE:
+            (queue,) = (one for one in psutil.process_iter() if one.name().startswith("ray::_Actor"))
+            queue.kill()
+
+    case = make_case(1)
+    with pytest.raises(SearchError, match=r"^the process that hands out candidates is gone; run the same command"):
+        case.search(disturb)
+    assert "Traceback" not in "".join(capfd.readouterr())
+    assert outcome(case.search()) == alone[1]
+    assert len(case.told) == len(alone[0].told), "none was told twice"
+
+
 class Failing(Meeting):
     """A slow worker that notes what it ends, and fails there at once."""
 

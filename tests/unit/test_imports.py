@@ -40,6 +40,11 @@ def test_what_the_command_line_imports_is_light_enough(module: str, tmp_path: Pa
     assert loaded(f"import {module}", tmp_path).isdisjoint(SERVERS)
 
 
+def test_who_starts_a_run_loads_no_models(tmp_path: Path) -> None:
+    """Workers do; transformers' models take seconds."""
+    assert loaded("import flows.pipeline", tmp_path).isdisjoint(("transformers", "peft"))
+
+
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["version"], ["run", "--help"], ["store", "ls"], ["report"], ["merge"]]
 )
