@@ -19,12 +19,13 @@ from tasks.contexts import gate_contexts
 from tasks.data import SplitRefs, longest_first, publish_splits
 from tasks.evaluate import evaluate_subtask
 from tasks.experts import train_expert, train_joint, train_warm, train_weak
+from tasks.journal import Pinned
 from tasks.made import Made, Trained, contestants, measure_difficulty
 from tasks.merge import STAGE_2, build_unified, read_search, search_groups, search_unified, winner_of
 from tasks.ray_tasks import RayTaskRunner, remote_options
 from tasks.references import measure_reference
 from tasks.report import export_full, publish_report
-from tasks.runtime import Pinned, Run, log
+from tasks.runtime import Run, log
 from tasks.session import PeakMemory, check_place, finished, held, open_run, ray_session
 from tasks.weak import label_weak
 

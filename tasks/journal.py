@@ -6,14 +6,25 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from memmcl.errors import DataError, shown
-from memmcl.store import Store
-from tasks.runtime import Pinned, Run, open_store
-from tasks.spec import SearchSpec
+from memmcl.store import ArtifactRef, Store
+
+if TYPE_CHECKING:  # who only looks at a run loads no model
+    from tasks.runtime import Run
+    from tasks.spec import SearchSpec
+
+
+class Pinned(BaseModel):
+    """What an earlier run made and this one works on, so that rows that change in one subtask move no other expert."""
+
+    model_config = ConfigDict(frozen=True)
+
+    anchors: ArtifactRef | None = None
+    warm: ArtifactRef | None = None
 
 
 class Entry(BaseModel):
@@ -40,18 +51,18 @@ class Journal(BaseModel):
     searches: tuple[Entry, ...] = ()
 
 
-def note_run(run: Run) -> None:
+def note_run(store: Store, run: Run) -> None:
     """Write down that a run was started, its settings, and what it took over; the first time stands."""
     config, started = run.config.model_dump(mode="json"), datetime.now(UTC).isoformat(timespec="seconds")
-    restore_journal(open_store(run), Journal(run_id=run.id, started=started, config=config, pinned=run.pinned))
+    restore_journal(store, Journal(run_id=run.id, started=started, config=config, pinned=run.pinned))
 
 
-def note_search(run: Run, spec: SearchSpec) -> None:
+def note_search(store: Store, run: Run, spec: SearchSpec) -> None:
     """Write down that a search of a run has begun."""
     entry = Entry(
         name=spec.name, key=spec.key, evaluations=spec.evaluations, rows=spec.rows, subtasks=spec.subtasks
     )  # fmt: skip
-    open_store(run).append(_log(run.id), 1 + int(spec.key[:6], 16), entry.model_dump(mode="json"))
+    store.append(_log(run.id), 1 + int(spec.key[:6], 16), entry.model_dump(mode="json"))
 
 
 def read_journal(store: Store, run_id: str) -> Journal:

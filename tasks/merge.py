@@ -187,7 +187,7 @@ def _run_stage(run: Run, plans: Sequence[Plan], grounds: Grounds) -> State[dict[
             if board.due:
                 show_board(run, title, board.rows())
 
-        courses = [plan.course(partial(note_search, run)) for plan in missing]
+        courses = [plan.course(partial(note_search, store, run)) for plan in missing]
         run_courses(run, courses, grounds.bench(), told)
     seconds = time.perf_counter() - started
     for plan, course in zip(missing, courses, strict=True):

@@ -10,9 +10,10 @@ from memmcl.suite.examples import Example, normalised
 from memmcl.suite.splits import Splits
 from tasks.anchors import describe, read_anchors, reads_anchors, tests_of
 from tasks.experts import warm_config
+from tasks.journal import Pinned
 from tasks.models import WARM
 from tasks.promotion import Champion
-from tasks.runtime import Pinned, Run, load_manifest, log, open_store, read_rows
+from tasks.runtime import Run, load_manifest, log, open_store, read_rows
 
 
 def pins_of(run: Run, champion: Champion | None, splits: Splits) -> Pinned:

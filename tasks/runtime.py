@@ -28,6 +28,7 @@ from memmcl.suite.prompts import Prompter
 from memmcl.suite.subtasks import Subtask
 from memmcl.urls import redacted
 from tasks.inputs import catalogue
+from tasks.journal import Pinned
 from tasks.logs import clean_logs
 
 Files = Mapping[str, bytes | Path]
@@ -48,15 +49,6 @@ class Base(BaseModel):
     device: str
     layers: int
     split: int
-
-
-class Pinned(BaseModel):
-    """What an earlier run made and this one works on, so that rows that change in one subtask move no other expert."""
-
-    model_config = ConfigDict(frozen=True)
-
-    anchors: ArtifactRef | None = None
-    warm: ArtifactRef | None = None
 
 
 class Run(BaseModel):

@@ -29,10 +29,10 @@ from tasks.anchors import anchors_key, lend_anchors
 from tasks.data import data_digests, rows_digest
 from tasks.experts import warm_key
 from tasks.inputs import Inputs, find_inputs
-from tasks.journal import note_run
+from tasks.journal import Pinned, note_run
 from tasks.local_ray import joined_ray, local_ray
 from tasks.progress import choose_display
-from tasks.runtime import Base, Pinned, Run, closure_of, open_store, resident_prompter
+from tasks.runtime import Base, Run, closure_of, open_store, resident_prompter
 
 logger = logging.getLogger(__name__)
 STAGE_VERSIONS = {
@@ -144,7 +144,7 @@ def held(run: Run) -> Iterator[Lease]:
     """
     with Lease(open_store(run), run.id, {"flow_run_id": history.root_flow_run_id()}) as lease:
         history.close_abandoned(lease)
-        note_run(run)
+        note_run(open_store(run), run)
         try:
             yield lease
         except ServiceDied:  # tasks on Ray ended without a word

@@ -25,9 +25,10 @@ from memmcl.suite.subtasks import SUBTASKS
 from tasks import anchors, data, experts, pins
 from tasks.anchors import Anchors, lend_anchors, publish_anchors, read_anchors
 from tasks.inputs import Inputs, find_inputs
+from tasks.journal import Pinned
 from tasks.pins import pins_of
 from tasks.promotion import Champion
-from tasks.runtime import Pinned, Run, open_store
+from tasks.runtime import Run, open_store
 from tasks.session import open_run
 
 MEMBERS = ("irony", "sent2", "uabsa")

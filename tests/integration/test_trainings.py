@@ -29,6 +29,7 @@ from memmcl.suite.splits import Splits
 from tasks import data, experts, made, parts, references, runtime, training
 from tasks.bench import Bench
 from tasks.inputs import find_inputs
+from tasks.journal import Pinned
 from tasks.models import adapted_model, folded, make_probe, standing_on, start_of
 from tasks.runtime import Run, open_store, resident
 from tasks.session import open_run
@@ -460,7 +461,7 @@ def test_rows_that_are_all_kept_for_validation_are_an_error(make: Make) -> None:
 def test_a_pinned_warm_start_is_taken_as_it_is(make: Make) -> None:
     place = make()
     pinned = place.store.publish("warm", "ab" * 32, name="warm start", files={"w": b"weights"}).ref
-    run = place.run.model_copy(update={"pinned": runtime.Pinned(warm=pinned)})
+    run = place.run.model_copy(update={"pinned": Pinned(warm=pinned)})
     state = experts.train_warm.fn(run, place.train)
     assert (ref_of(state), state.name) == (pinned, "Reused")
     assert experts.warm_key(run, place.splits) == pinned.key
@@ -474,7 +475,7 @@ def test_a_pinned_warm_start_that_is_damaged_is_trained_again_where_the_rows_are
     place = make()
     pinned = place.warm()
     whole = place.manifest(pinned).blobs
-    run = place.run.model_copy(update={"pinned": runtime.Pinned(warm=pinned)})
+    run = place.run.model_copy(update={"pinned": Pinned(warm=pinned)})
     place.store.objects.write(manifest_path("warm", pinned.key), b"{")
     assert ref_of(experts.train_warm.fn(run, place.train)) == pinned
     assert place.manifest(pinned).blobs == whole

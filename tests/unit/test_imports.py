@@ -46,7 +46,8 @@ def test_who_starts_a_run_loads_no_models(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["version"], ["run", "--help"], ["store", "ls"], ["report"], ["merge"]]
+    "arguments",
+    [["--help"], ["version"], ["run", "--help"], ["store", "ls"], ["search", "show", "f"], ["report"], ["merge"]],
 )
 def test_light_commands(arguments: list[str], tmp_path: Path) -> None:
     found = loaded(command(*arguments), tmp_path)
