@@ -112,7 +112,8 @@ def place(tmp_path: Path, tiny_base: Path) -> Iterator[Desk]:
         yield found
 
 
-@pytest.mark.parametrize("what", ["raylet", pytest.param("gcs_server", marks=pytest.mark.campaign)])
+@pytest.mark.campaign
+@pytest.mark.parametrize("what", ["raylet", "gcs_server"])
 def test_the_death_of_a_daemon_of_ray_is_one_line(what: str, place: Desk) -> None:
     with place.started("-c", SESSION, "held", program=Path(sys.executable)) as running:
         running.wait_until((place.cwd / "held").exists, "a worker is at work")

@@ -218,6 +218,7 @@ def test_another_instruction_is_another_expert(place: Desk, tiny_base: Path) -> 
     assert before.digest("sent2", "train") == after.digest("sent2", "train")
 
 
+@pytest.mark.campaign
 def test_weak_rows_need_no_labels(tmp_path: Path, tiny_base: Path, prefect_api: str) -> None:
     """Weak texts without a label column: the experts label them, and the whole run goes through."""
     with desk(tmp_path, tiny_base, server=prefect_api) as found:

@@ -26,7 +26,7 @@ from memmcl.report.parts import Expert
 from memmcl.store import ArtifactRef, Manifest, Store, cache_key
 from memmcl.store.manifest import manifest_path
 from memmcl.suite.splits import Splits
-from tasks import data, experts, made, parts, references, runtime, training
+from tasks import data, experts, made, parts, references, runtime, training, weak
 from tasks.bench import Bench
 from tasks.inputs import find_inputs
 from tasks.journal import Pinned
@@ -87,7 +87,7 @@ def _without_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     def unseen(title: str, total: int, *, start: int = 0) -> Iterator[Callable[..., None]]:
         yield lambda done, in_all, words: None
 
-    for module in (data, experts, runtime, training):
+    for module in (data, experts, runtime, training, weak):
         if hasattr(module, "log"):
             monkeypatch.setattr(module, "log", partial(logging.getLogger, "memmcl.test"))
     monkeypatch.setattr(training, "shown", unseen)
@@ -112,6 +112,19 @@ def make(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Make:
         return Place(run, inputs.splits, parts["train"], parts["weak"], anchors)
 
     return made
+
+
+def test_an_expert_labels_weak_texts_that_have_no_labels(make: Make) -> None:
+    place = make({"data": {"weak_source": "pseudo", "weak_rows": 3, "pseudo_pool": 2}}, subtasks=("irony",))
+    texts = runtime.read_rows(place.run, place.weak["irony"])
+    assert {row.gold for row in texts} == {""}, "nobody saw a label"
+    expert = place.expert("irony")
+    found = ref_of(weak.label_weak.fn(place.run, "irony", "weak", expert, place.weak["irony"]))
+    assert place.manifest(found).inputs == (expert, place.weak["irony"])
+    labelled = runtime.read_rows(place.run, found)
+    assert (len(texts), len(labelled)) == (6, 3)
+    assert {row.text for row in labelled} <= {row.text for row in texts}
+    assert {row.gold for row in labelled} <= set(place.run.subtask("irony").labels)
 
 
 # -------------------------------------------------------------------------------------------------- keys
