@@ -274,6 +274,14 @@ def wait_until(condition: Callable[[], Any], what: str, every: float = 0.02) -> 
         time.sleep(every)
 
 
+def one_line(ended: Ended) -> str:
+    """Return the error message, having made sure that nothing but it is on stderr."""
+    (line,) = ended.err.strip().splitlines()
+    assert line.startswith("error: "), ended
+    assert "Traceback" not in ended.out
+    return line
+
+
 def manifest(store: Store, kind: str, name: str) -> Manifest:
     """Return the one artifact of this kind and name."""
     (found,) = [one for one in store.list(kind) if one.name == name]

@@ -1,8 +1,9 @@
-"""A user's own subtasks, from YAML and files alone, through the whole DAG; and weak rows that have no labels."""
+"""A user's own subtasks, from YAML and files alone, through the whole DAG into a bucket; weak rows without labels."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import random
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 import yaml
-from e2e_driver import Desk, desk, manifest, read_json, tiny_config
+from e2e_driver import Desk, desk, manifest, one_line, read_json, tiny_config, traces
+from servers import S3Server
 
-from memmcl.store import Manifest
+from memmcl.store import Manifest, Store
 from memmcl.suite.examples import from_table
 
 pytestmark = pytest.mark.timeout(1200)
@@ -82,34 +84,55 @@ def own_config(base: Path, folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, prefect_api: str) -> Iterator[Desk]:
-    """A desk at which a run with own subtasks went through."""
-    with desk(tmp_path_factory.mktemp("own"), tiny_base, server=prefect_api) as found:
+def bucket(s3: S3Server) -> dict[str, str]:
+    """Where the run's store is, as settings."""
+    return {"url": f"s3://{s3.bucket}/runs", "endpoint_url": s3.endpoint_url, "region": "us-east-1"}
+
+
+@pytest.fixture(scope="module")
+def store(place: Desk, bucket: dict[str, str]) -> Store:
+    """The run's store."""
+    return Store.open(**bucket)
+
+
+@pytest.fixture(scope="module")
+def place(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, prefect_api: str, s3: S3Server, bucket: dict[str, str]
+) -> Iterator[Desk]:
+    """A desk at which a run with own subtasks went through, on a Prefect server that was there before."""
+    root = tmp_path_factory.mktemp("own")
+    with desk(root, tiny_base, server=prefect_api, environment=s3.environment) as found:
         write_tickets(found.root / "tickets.csv")
         write_parts(found.root / "parts.jsonl")
         config = own_config(tiny_base, found.root)
         (found.cwd / "base").symlink_to(tiny_base)
         config["model"]["name_or_path"] = "base"  # where the command is given; workers have other folders
+        config["store"] = bucket
         found.config.write_text(yaml.safe_dump(config))
-        ended = found.run("run", found.config)
+        (found.root / "store.yaml").write_text(yaml.safe_dump({"store": bucket}))
+        ended = found.watch("run", found.config)
         assert ended.code == 0, ended
         (found.root / "out.txt").write_text(ended.out)
         yield found
 
 
-def finished(place: Desk) -> Manifest:
-    (done,) = place.store.list("run")
+def at_bucket(place: Desk) -> tuple[str, Path]:
+    """Return the options by which a command finds the store."""
+    return "--config", place.root / "store.yaml"
+
+
+def finished(store: Store) -> Manifest:
+    (done,) = store.list("run")
     return done
 
 
-def test_own_subtasks_are_trained_merged_and_scored(place: Desk) -> None:
-    store = place.store
+def test_own_subtasks_are_trained_merged_and_scored(store: Store) -> None:
     assert {one.name for one in store.list("expert")} == {
         "expert sent2", "expert tickets", "expert parts", "joint LoRA", "weak LoRA",
     }  # fmt: skip
     unified = read_json(store, manifest(store, "search", "search unified"), "search.json")
     assert set(unified["coefficients"]) == {"sent2", "tickets", "parts"}
-    results = read_json(store, finished(place), "results.json")
+    results = read_json(store, finished(store), "results.json")
     scored = {(score["model"], score["subtask"]): score for score in results["scores"]}
     assert scored["unified", "tickets"]["metric"] == "macro_f1"
     assert scored["unified", "parts"]["metric"] == "tuple_f1"
@@ -119,8 +142,7 @@ def test_own_subtasks_are_trained_merged_and_scored(place: Desk) -> None:
     assert all("\n" in row.text and row.fields["place"].startswith("room ") for row in rows)
 
 
-def test_another_merge_method_goes_through_all_stages(place: Desk) -> None:
-    store = place.store
+def test_another_merge_method_goes_through_all_stages(store: Store) -> None:
     searches = {one.name: read_json(store, one, "search.json") for one in store.list("search")}
     assert searches.pop("search task arithmetic")["recipe"]["method"] == "linear"
     assert searches.pop("search tsv")["recipe"]["method"] == "tsv"
@@ -140,12 +162,11 @@ def test_another_merge_method_goes_through_all_stages(place: Desk) -> None:
         errors = unified.metrics["relative_errors"]
         assert errors, "a compressed adapter tells how near it is"
         assert all(0 <= error < 1 for error in errors.values())
-    results = read_json(store, finished(place), "results.json")
+    results = read_json(store, finished(store), "results.json")
     assert results["merge"]["method"].startswith(unified.metrics["method"])
 
 
-def test_searches_race_prune_and_decide_on_rows_that_they_never_saw(place: Desk) -> None:
-    store = place.store
+def test_searches_race_prune_and_decide_on_rows_that_they_never_saw(store: Store) -> None:
     searches = {one.name.removeprefix("search "): read_json(store, one, "search.json") for one in store.list("search")}
     assert set(searches) == {"SC", "ABSA", "MAST", "unified", "task arithmetic", "tsv"}
     unified = searches["unified"]
@@ -176,29 +197,29 @@ def test_searches_race_prune_and_decide_on_rows_that_they_never_saw(place: Desk)
     assert not {row.text for row in weak} & {row.text for row in kept}
 
 
-def test_a_run_can_be_looked_at_and_gone_on_with_by_its_id(place: Desk) -> None:
-    run_id = finished(place).key[:8]
-    ended = place.run("search", "show", run_id, "--top", "2")
+def test_a_run_can_be_looked_at_and_gone_on_with_by_its_id(place: Desk, store: Store) -> None:
+    run_id = finished(store).key[:8]
+    ended = place.run("search", "show", run_id, "--top", "2", *at_bucket(place))
     assert ended.code == 0, ended
     assert "unified joint" in ended.out
     assert "unified final" in ended.out
-    told = json.loads(place.run("search", "show", run_id, "--json").out)
+    told = json.loads(place.run("search", "show", run_id, "--json", *at_bucket(place)).out)
     assert {one["search"]: one["of"] for one in told}["unified joint"] == JOINT
-    again = place.run("search", "resume", run_id)
+    again = place.run("search", "resume", run_id, *at_bucket(place))
     assert again.code == 0, again
     assert f"run {run_id} is finished" in again.out
-    wrong = place.run("search", "show", "ffff")
+    wrong = place.run("search", "show", "ffff", *at_bucket(place))
     assert wrong.code != 0
     assert "no run 'ffff' was started" in wrong.err
 
 
-def test_own_subtasks_stand_in_table_report_and_answers(place: Desk) -> None:
-    done = finished(place)
+def test_own_subtasks_stand_in_table_report_and_answers(place: Desk, store: Store) -> None:
+    done = finished(store)
     assert "tickets" in (place.root / "out.txt").read_text()
-    page = (place.cwd / "memmcl-runs" / done.key[:8] / "report.html").read_text()
+    page = store.read(done, "report.html").decode()
     assert "Urgency of a ticket" in page
     assert "Say how urgent the ticket is" in page
-    ended = place.run("predict", "The lift is on fire.", "--target", "room 3")
+    ended = place.run("predict", "The lift is on fire.", "--target", "room 3", *at_bucket(place))
     assert ended.code == 0, ended
     (line,) = [line for line in ended.out.splitlines() if line.strip().startswith("Urgency of a ticket")]
     assert "room 3" in line
@@ -216,6 +237,61 @@ def test_another_instruction_is_another_expert(place: Desk, tiny_base: Path) -> 
     before, after = (read_splits(parse_config(one)) for one in (own_config(tiny_base, place.root), config))
     assert before.digest("tickets", "train") != after.digest("tickets", "train")
     assert before.digest("sent2", "train") == after.digest("sent2", "train")
+
+
+# ------------------------------------------------------------------------------------------ in a bucket
+
+
+def test_nothing_of_the_store_lies_in_a_local_directory(place: Desk, store: Store) -> None:
+    assert [path.name for path in place.cwd.iterdir()] == ["base"]
+    assert list(store.verify().problems) == []
+    contents = {path.rpartition("/")[2] for path in store.objects.sizes("blobs")}
+    assert len(contents) > 10
+    local = [path for top in (place.root, place.ray_folder) for path in top.rglob("*") if path.is_file()]
+    assert local, "caches and Ray's logs, at least"
+    for path in local:
+        assert hashlib.sha256(path.read_bytes()).hexdigest() not in contents, f"{path} is a copy of a blob"
+    folders = {path.name for path in place.root.rglob("*") if path.is_dir()}
+    assert folders.isdisjoint({"blobs", "manifests", "pointers", "memmcl-store", "memmcl-runs"})
+
+
+def test_a_run_in_a_bucket_is_shown_and_copied(place: Desk, store: Store, tmp_path: Path) -> None:
+    done = finished(store)
+    assert f"memmcl report {done.key[:8]}" in (place.root / "out.txt").read_text()
+    ended = place.run("report", done.key[:8], *at_bucket(place), "--out", tmp_path / "copy")
+    assert ended.code == 0, ended
+    assert (tmp_path / "copy" / "report.html").read_bytes() == store.read(done, "report.html")
+
+
+def test_a_wrong_secret_is_one_line(
+    tmp_path: Path, tiny_base: Path, s3: S3Server, prefect_api: str, place: Desk, store: Store
+) -> None:
+    wrong = "wrong" + s3.secret_key[5:]
+    environment = {**s3.environment, "AWS_SECRET_ACCESS_KEY": wrong}
+    before = store.objects.sizes("")
+    with desk(tmp_path, tiny_base, server=prefect_api, environment=environment) as other:
+        (other.cwd / "base").symlink_to(tiny_base)
+        ended = other.run("run", place.config)
+        assert [path.name for path in other.cwd.iterdir()] == ["base"]
+    assert ended.code == 1, ended
+    assert "AWS_SECRET_ACCESS_KEY" in one_line(ended)
+    for secret in (wrong, s3.secret_key, s3.access_key):
+        assert secret not in ended.out + ended.err
+    assert store.objects.sizes("") == before
+
+
+def test_no_credential_is_in_anything_the_run_wrote(
+    place: Desk, store: Store, s3: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Nor in the terminal: what commands printed lies below the desk too."""
+    assert list((place.root / "output").rglob("err"))
+    for path in store.objects.sizes(""):
+        assert s3.secret_key.encode() not in (store.objects.read(path) or b""), path
+    histories = tmp_path_factory.getbasetemp().glob("prefect-server[0-9]*")
+    assert traces([s3.secret_key], place.root, place.ray_folder, *histories) == []
+
+
+# ------------------------------------------------------------------------------------- weak rows without labels
 
 
 @pytest.mark.campaign
@@ -255,5 +331,5 @@ def test_weak_rows_need_no_labels(tmp_path: Path, tiny_base: Path, prefect_api: 
         assert {str(row.gold) for row in labelled} <= set(LABELS.values())
         gate = manifest(store, "gate", "context gate tickets")
         assert manifest(store, "weak", "weak tickets").ref in gate.inputs
-        notes = " ".join(read_json(store, finished(found), "results.json")["notes"])
+        notes = " ".join(read_json(store, finished(store), "results.json")["notes"])
         assert "no labels" in notes
