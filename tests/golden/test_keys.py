@@ -15,10 +15,15 @@ from typing import Any
 import pytest
 from e2e_driver import tiny_config
 from prefect.logging import disable_run_logger
+from tiny import corpus, random_factors
 
 from memmcl.backbone.load import resolve_base
+from memmcl.backbone.shapes import read_shapes
 from memmcl.config import parse_config
+from memmcl.experts.brought import Brought
 from memmcl.store import ArtifactRef, Manifest, Store
+from memmcl.suite.subtasks import get_subtask
+from memmcl.suite.weak import WeakRows
 from tasks import inputs, runtime
 from tasks.contexts import gate_contexts
 from tasks.data import publish_splits
@@ -26,6 +31,7 @@ from tasks.evaluate import evaluate_subtask
 from tasks.experts import train_expert, train_joint, train_warm, train_weak
 from tasks.made import Trained, contestants
 from tasks.merge import STAGE_2, build_unified, read_search, search_groups, search_unified, winner_of
+from tasks.own_search import plan_search
 from tasks.references import measure_reference
 from tasks.report import export_full
 from tasks.runtime import Run
@@ -155,3 +161,34 @@ def test_every_stage_asks_for_the_keys_of_before(which: str, open_tiny: Callable
     golden = json.loads(GOLDEN.read_text())
     found = keys(open_tiny({"tiny": {}, "elsewhere": ELSEWHERE}[which]))
     assert found == golden[which], json.dumps(found, indent=1)
+
+
+def brought_keys(base: Path, folder: Path) -> dict[str, str]:
+    """Return what a search on adapters and rows of a user's asks the store for."""
+    config = parse_config({
+        "model": {"name_or_path": "org/tiny", "dtype": "float32", "device": "cpu"}, "search": {"population": 4},
+        "store": {"url": str(folder)},
+    })  # fmt: skip
+    shapes, adapters = read_shapes(str(base)), []
+    for seed, name in enumerate(("sent2", "other")):
+        files = {"adapter_config.json": b"{}", "adapter_model.safetensors": name.encode()}
+        adapters.append(Brought(name, name, files, random_factors(base, layers=(2, 3), seed=seed), None))
+    rows = [
+        WeakRows(name, get_subtask(name), "sent2" if name == "sent2" else None, tuple(corpus(name, 6)))
+        for name in ("sent2", "irony")
+    ]
+    weights = replace(resolve_base(str(base)), name="org/tiny", digest=DIGEST)
+    store = Store.open(config.store.url)
+    found = plan_search(config, store, weights, shapes, adapters, rows, 11, "memmcl merge search")
+    groups = {"expert": found.experts, "weak": found.weak, "reference": found.references}
+    refs = {f"{group} {name}": ref.key for group, refs in groups.items() for name, ref in refs.items()}
+    return {what: key[:12] for what, key in {**refs, "first": found.spec.key, "search": found.plan.key}.items()}
+
+
+@pytest.mark.usefixtures("everything")
+def test_a_search_on_what_a_user_brings_asks_for_the_keys_of_before(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "find_base", lambda *_: resolve_base(str(tiny_base)))
+    found = brought_keys(tiny_base, tmp_path)
+    assert found == json.loads(GOLDEN.read_text())["brought"], json.dumps(found, indent=1)
