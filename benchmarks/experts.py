@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from lab import MODULES, WARM, Lab
 
-from memmcl.experts.adapter import Adapter
+from memmcl.adapters.format import Adapter
 from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
 
 SIX = ("sent2", "asc", "uabsa", "aste", "irony", "emotion")

@@ -11,18 +11,18 @@ from typing import Any
 from lab import WARM, Lab
 
 from memmcl import seeds
+from memmcl.adapters.format import Adapter, to_files
 from memmcl.backbone.load import read_layers, resolve_base
 from memmcl.config import RunConfig, parse_config
 from memmcl.evolve import Proposal
-from memmcl.experts.adapter import Adapter, to_files
 from memmcl.store import ArtifactRef, Store
 from memmcl.suite.examples import to_table
-from tasks.bench import Bench
-from tasks.merge import Grounds
-from tasks.plans import Plan
-from tasks.references import DOCUMENT, measure_rows
-from tasks.runtime import Base, Run, open_store, read_rows
-from tasks.search import Phase
+from tasks.run.runtime import Base, Run, open_store, read_rows
+from tasks.search.bench import Bench
+from tasks.search.driver import Phase
+from tasks.search.plans import Plan
+from tasks.stages.merge import Grounds
+from tasks.stages.references import DOCUMENT, measure_rows
 
 Refs = dict[str, ArtifactRef]
 Told = Callable[[Phase, Proposal, Mapping[str, Any]], None]

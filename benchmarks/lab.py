@@ -18,14 +18,14 @@ import numpy as np
 import torch
 
 from memmcl import seeds
+from memmcl.adapters import format as adapter
+from memmcl.adapters.format import Adapter, Factors
 from memmcl.backbone.activations import Activations, activations_directory
 from memmcl.backbone.forward import Backbone, Row
 from memmcl.backbone.load import check_device, load_base, load_tokenizer, read_layers, resolve_base, resolve_dtype
 from memmcl.evaluate import bootstrap, calibration
 from memmcl.evaluate.scoring import Probe
 from memmcl.evolve.fitness import loglik_retention
-from memmcl.experts import adapter
-from memmcl.experts.adapter import Adapter, Factors
 from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
 from memmcl.experts.train import Trained, train_adapter
 from memmcl.merge.build import Merger

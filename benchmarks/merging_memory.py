@@ -29,9 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from memmcl.adapters.format import Factors
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import BaseRef, load_base, quiet_transformers
-from memmcl.experts.adapter import Factors
 from memmcl.merge.build import Merger
 from memmcl.merge.deltas import WrittenOut
 from memmcl.merge.genome import Recipe

@@ -14,9 +14,9 @@ from lab import MODULES, Lab
 from merging_memory import random_factors
 from torch import Tensor
 
+from memmcl.adapters.format import Factors, to_files
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import load_base, resolve_base
-from memmcl.experts.adapter import Factors, to_files
 from memmcl.merge.build import Merger, in_adapter_space, merged_factors
 from memmcl.merge.genome import Recipe
 

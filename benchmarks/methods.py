@@ -21,8 +21,8 @@ import numpy as np
 from experts import SIX, Trial, mean, parse
 from lab import Lab
 
+from memmcl.adapters.format import Adapter
 from memmcl.evolve.fitness import loglik_retention
-from memmcl.experts.adapter import Adapter
 from memmcl.merge import METHODS
 from memmcl.merge.genome import Recipe
 from memmcl.merge.grams import input_moments

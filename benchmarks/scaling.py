@@ -27,9 +27,9 @@ from memmcl.config import SearchConfig, parse_config
 from memmcl.evolve import build_strategy
 from memmcl.seeds import digest
 from memmcl.store import Store
-from tasks.runtime import Base, Run
-from tasks.search import Course, Evaluator, run_courses
-from tasks.spec import SearchSpec
+from tasks.run.runtime import Base, Run
+from tasks.search.driver import Course, Evaluator, run_courses
+from tasks.search.spec import SearchSpec
 
 GENES = 8
 Spans = list[tuple[int, float, float]]

@@ -37,15 +37,15 @@ from lab import WARM, Lab
 from merging import Lines, Seconds, spread, timed
 from merging_rivals import by_mergekit, write_experts
 
+from memmcl.adapters.format import Adapter
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import resolve_base
 from memmcl.backbone.recording import Recordings
 from memmcl.evolve import seed_genomes
-from memmcl.experts.adapter import Adapter
 from memmcl.suite import metrics, parsing
-from tasks.bench import Bench
-from tasks.models import weak_answers, with_start
-from tasks.plans import Plan, make_spec
+from tasks.run.models import weak_answers, with_start
+from tasks.search.bench import Bench
+from tasks.search.plans import Plan, make_spec
 
 OURS, LIKELIHOOD, DISK = "ours, metric", "ours, likelihood", "by disk, generated"
 MEANS = {"ours, a search's mean": "loglik", "ours, the same by metric": "metric"}
@@ -206,8 +206,8 @@ def unmeasured(lab: Lab) -> int:
 
 def lab_probe(name: str, place: Ground) -> Any:
     """Return the weak rows of a subtask in the bench's own model."""
-    from tasks.models import make_probe
-    from tasks.runtime import resident
+    from tasks.run.models import make_probe
+    from tasks.run.runtime import resident
 
     run = place.run({})
     return make_probe(run, *resident(run), run.subtask(name), place.lab.parts[name]["weak"])

@@ -29,17 +29,17 @@ from experts import Trial, parse
 from ground import Ground, ground
 from lab import MODULES, WARM, Lab
 
+from memmcl.adapters.format import Adapter
 from memmcl.backbone.forward import Row
 from memmcl.evaluate import bootstrap
 from memmcl.evolve import Proposal, seed_genomes
-from memmcl.experts.adapter import Adapter
 from memmcl.experts.settings import LoraShape, Optimisation
 from memmcl.merge.build import Merger
 from memmcl.merge.genome import LINEAR, Coefficients, Recipe
-from tasks.merge import rival_spec
-from tasks.plans import Plan, make_spec
-from tasks.runtime import Run
-from tasks.search import Phase
+from tasks.run.runtime import Run
+from tasks.search.driver import Phase
+from tasks.search.plans import Plan, make_spec
+from tasks.stages.merge import rival_spec
 
 GROUPS = ("sent2", "asc", "emotion")
 """One subtask of each group."""

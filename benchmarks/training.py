@@ -22,10 +22,10 @@ import torch
 from lab import MODULES, Lab
 
 from memmcl import seeds
+from memmcl.adapters.format import Factors
 from memmcl.backbone.activations import Activations
 from memmcl.backbone.forward import Row
 from memmcl.backbone.load import load_base, resolve_base
-from memmcl.experts.adapter import Factors
 from memmcl.experts.lora import initial_factors
 from memmcl.experts.sampling import Sampler
 from memmcl.experts.settings import Anchoring, LoraShape, Optimisation

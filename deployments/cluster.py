@@ -42,8 +42,8 @@ from processes import (
 )
 from seaweed import PORTS, REGION, S3Server, remove_sockets
 
-from memmcl.allowed import VARIABLE as ALLOWED
 from memmcl.errors import MemmclError, ServiceError, UsageError
+from memmcl.files.allowed import VARIABLE as ALLOWED
 from memmcl.urls import clean
 
 ROOT = Path(__file__).resolve().parent.parent

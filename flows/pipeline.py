@@ -9,25 +9,25 @@ from typing import Any
 from prefect import flow
 from prefect.states import Completed, State
 
-from memmcl import allowed
 from memmcl.config import RunConfig
+from memmcl.files import allowed
 from memmcl.store import ArtifactRef, Lease
-from tasks.artifacts import announce, run_name
-from tasks.cancel import CancelRequested, cancellable, cancelled
-from tasks.cluster import check_nodes
-from tasks.contexts import gate_contexts
-from tasks.data import SplitRefs, longest_first, publish_splits
-from tasks.evaluate import evaluate_subtask
-from tasks.experts import train_expert, train_joint, train_warm, train_weak
-from tasks.journal import Pinned
-from tasks.made import Made, Trained, contestants, measure_difficulty
-from tasks.merge import STAGE_2, build_unified, read_search, search_groups, search_unified, winner_of
-from tasks.ray_tasks import RayTaskRunner, remote_options
-from tasks.references import measure_reference
-from tasks.report import export_full, publish_report
-from tasks.runtime import Run, log
-from tasks.session import PeakMemory, check_place, finished, held, open_run, ray_session
-from tasks.weak import label_weak
+from tasks.run.cluster import check_nodes
+from tasks.run.journal import Pinned
+from tasks.run.ray_tasks import RayTaskRunner, remote_options
+from tasks.run.runtime import Run, log
+from tasks.run.session import PeakMemory, check_place, finished, held, open_run, ray_session
+from tasks.stages.contexts import gate_contexts
+from tasks.stages.data import SplitRefs, longest_first, publish_splits
+from tasks.stages.evaluate import evaluate_subtask
+from tasks.stages.experts import train_expert, train_joint, train_warm, train_weak
+from tasks.stages.made import Made, Trained, contestants, measure_difficulty
+from tasks.stages.merge import STAGE_2, build_unified, read_search, search_groups, search_unified, winner_of
+from tasks.stages.references import measure_reference
+from tasks.stages.report import export_full, publish_report
+from tasks.stages.weak import label_weak
+from tasks.ui.artifacts import announce, run_name
+from tasks.ui.cancel import CancelRequested, cancellable, cancelled
 
 Refs = dict[str, ArtifactRef]
 DEFAULTS = RunConfig()

@@ -16,9 +16,9 @@ from memmcl.store import Manifest, Store
 from memmcl.suite.examples import Example
 from memmcl.suite.parsing import parse_tuples
 from memmcl.suite.subtasks import Subtask
-from tasks.contexts import context_probe, contexts_of
-from tasks.models import adapted_model
-from tasks.runtime import Run, reopen
+from tasks.run.models import adapted_model
+from tasks.run.runtime import Run, reopen
+from tasks.stages.contexts import context_probe, contexts_of
 
 ASPECTS = "uabsa"
 """The subtask whose answer tells which aspects a text speaks of."""

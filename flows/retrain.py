@@ -12,11 +12,12 @@ from memmcl.config import RunConfig
 from memmcl.errors import Conflict
 from memmcl.evaluate.promotion import Judgement
 from memmcl.store import ArtifactRef, Manifest
-from tasks.artifacts import announce, run_name, show_changes, show_judgement
-from tasks.cancel import CancelRequested, cancellable, cancelled
-from tasks.inputs import find_inputs
-from tasks.pins import pins_of
-from tasks.promotion import (
+from tasks.run.inputs import find_inputs
+from tasks.run.pins import pins_of
+from tasks.run.ray_tasks import RayTaskRunner
+from tasks.run.runtime import Run, load_manifest, log, open_store
+from tasks.run.session import check_place, finished, held, open_run, ray_session
+from tasks.stages.promotion import (
     Champion,
     changed_rows,
     check_whole,
@@ -27,9 +28,8 @@ from tasks.promotion import (
     settled,
     take_place,
 )
-from tasks.ray_tasks import RayTaskRunner
-from tasks.runtime import Run, load_manifest, log, open_store
-from tasks.session import check_place, finished, held, open_run, ray_session
+from tasks.ui.artifacts import announce, run_name, show_changes, show_judgement
+from tasks.ui.cancel import CancelRequested, cancellable, cancelled
 
 
 @flow(name="retrain", flow_run_name=run_name)

@@ -20,8 +20,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.own_server import HOST, origins
 from memmcl.errors import ServiceError
-from tasks.leftovers import work_folder
-from tasks.watch import AGAIN, answering, of_process, watched
+from tasks.run.leftovers import work_folder
+from tasks.run.watch import AGAIN, answering, of_process, watched
 
 AWAY_SECONDS = 60.0
 """For how long a server that others run may be away: Prefect's client tries about as long."""

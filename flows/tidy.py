@@ -6,7 +6,7 @@ from uuid import UUID
 
 from prefect import flow
 
-from tasks.history import close_crashed
+from tasks.ui.history import close_crashed
 
 
 @flow(name="tidy", flow_run_name="tidy after {flow_run_id}")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from memmcl.errors import VALUE, ConfigError, brief, shown
-from memmcl.untrusted import YAML_BYTES, parse_yaml, read_within
+from memmcl.files.untrusted import YAML_BYTES, parse_yaml, read_within
 from memmcl.urls import redact, refuse_secret, schema_pattern, secret_in
 
 PROBLEMS = 20
@@ -509,7 +509,7 @@ def read_yaml(path: Path, advice: str) -> Any:
     """Return what a YAML file holds; `advice` ends the message when it cannot be read.
 
     Raises:
-        ConfigError: no such file, not YAML, or beyond the bounds of `memmcl.untrusted`.
+        ConfigError: no such file, not YAML, or beyond the bounds of `memmcl.files.untrusted`.
     """
     try:
         return parse_yaml(read_within(path, YAML_BYTES).decode())

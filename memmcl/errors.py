@@ -53,6 +53,11 @@ def shown(value: object, most: int = VALUE) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
+def short(value: object) -> str:
+    """Return `value` as messages about rows show it: printable, on one line, not long."""
+    return shown(value, 60)
+
+
 def bounded(message: str) -> str:
     """Return a message of `MESSAGE` characters at most, its words of `VALUE`: what is longer loses its middle."""
     words = _LONG_WORD.sub(lambda word: _without_middle(word.group(), VALUE), message)

@@ -1,6 +1,6 @@
 """Places that a user names, as text: their scheme, what is secret in them, and how messages show them.
 
-Nothing here touches disk or network; what may be opened is decided by `memmcl.allowed`.
+Nothing here touches disk or network; what may be opened is decided by `memmcl.files.allowed`.
 """
 
 from __future__ import annotations

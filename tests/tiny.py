@@ -22,9 +22,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from memmcl.adapters.format import Factors
 from memmcl.backbone.forward import Backbone, Row
 from memmcl.backbone.load import BaseRef, load_base, load_tokenizer, quiet_transformers, resolve_base
-from memmcl.experts.adapter import Factors
 from memmcl.suite.embedded import read_embedded
 from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Prompter

@@ -25,7 +25,7 @@ from memmcl import seeds
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import BaseRef, cache_directory
 from memmcl.errors import ConfigError, shown
-from memmcl.outside import replace_file
+from memmcl.files.failures import replace_file
 
 MEMORY_BYTES = 2**30
 _FORMAT = 2  # counts up with what the files hold and with how the trunk is computed

@@ -10,7 +10,6 @@ A GGUF file is converted once to safetensors (bfloat16) in the cache directory; 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -25,10 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memmcl import allowed, seeds
+from memmcl import seeds
 from memmcl.backbone.gguf_header import read_gguf_header
 from memmcl.backbone.model_config import check_model_files, check_size, numbers_held, read_model_config
 from memmcl.errors import ModelError, brief, shown
+from memmcl.files import allowed
+from memmcl.files.folder import file_digest
+from memmcl.files.places import existing_path
 from memmcl.urls import first_line, public
 
 if TYPE_CHECKING:
@@ -200,21 +202,6 @@ def quiet_transformers() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-
-
-def existing_path(name: str) -> Path | None:
-    """Return the file or directory of this name on this machine, None where there is none."""
-    try:
-        path = Path(name).expanduser()
-        return path if path.exists() else None
-    except (OSError, RuntimeError):  # a name longer than names can be; ~somebody whom nobody knows
-        return None
-
-
-def file_digest(path: Path) -> str:
-    """Return the sha256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _packaged_gguf(distribution: str) -> Path:

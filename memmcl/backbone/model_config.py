@@ -11,7 +11,7 @@ from typing import Any
 
 from memmcl.backbone.tensors import read_header
 from memmcl.errors import ModelError, shown
-from memmcl.untrusted import JSON_BYTES, parse_json, read_within
+from memmcl.files.untrusted import JSON_BYTES, parse_json, read_within
 
 LAYERS = 1_000
 """Layers of a model."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memmcl.backbone.load import file_digest, quiet_transformers, resolve_config
+from memmcl.backbone.load import quiet_transformers, resolve_config
 from memmcl.backbone.model_config import read_model_config, without_weights
 from memmcl.errors import ModelError
-from memmcl.untrusted import parse_yaml, read_within
+from memmcl.files.folder import file_digest
+from memmcl.files.untrusted import parse_yaml, read_within
 from memmcl.urls import first_line
 
 CARD_BYTES = 1 << 22

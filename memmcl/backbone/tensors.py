@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from memmcl.errors import shown
-from memmcl.untrusted import parse_json
+from memmcl.files.untrusted import parse_json
 
 HEADER_BYTES = 1 << 24
 """Bytes of the header of a safetensors file."""

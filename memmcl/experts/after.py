@@ -14,19 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memmcl.adapters.format import Adapter
 from memmcl.backbone.activations import Activations
 from memmcl.backbone.decode import greedy
 from memmcl.backbone.forward import Backbone, Row
-from memmcl.errors import ModelError, shown
-from memmcl.experts import folder as folders
-from memmcl.experts.adapter import Adapter, from_files, to_files
 from memmcl.experts.forced import forced_rows
 from memmcl.experts.lora import adapted, check_shape, switched_off
 from memmcl.experts.objective import divergence
-from memmcl.experts.options import read_options
 from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
 from memmcl.experts.train import Progress, Trained, train_adapter
 from memmcl.experts.trunk import Trunk
+from memmcl.files import folder as folders
 from memmcl.suite.prompts import Prompter, shared_prefix
 from memmcl.suite.subtasks import Subtask
 
@@ -36,13 +34,6 @@ ANSWER_TOKENS = 64
 OWN = "own"
 RECORD = "anchoring.json"
 """Beside the adapter: what it was made from, the measures, and the digests of its files."""
-
-_HELD_INITS = (None, True, False, "gaussian", "orthogonal", "eva")
-_NOT_HELD = (
-    "use_dora", "modules_to_save", "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora",
-    "arrow_config", "kasa_config", "velora_config", "monteclora_config", "trainable_token_indices",
-    "target_parameters", "lora_bias",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -136,30 +127,6 @@ def other_rows(
         )
         for subtask in subtasks
     }
-
-
-def read_adapter(weights: bytes, config: bytes) -> dict[str, Any]:
-    """Read a PEFT LoRA adapter whose task vector is scale * B A on the base as it is.
-
-    Raises:
-        ModelError: another kind of adapter, or a broken one.
-    """
-    factors = from_files(weights, config)
-    options = read_options(config).model_dump()
-    found = [f"{name}: {shown(options[name])}" for name in _NOT_HELD if options.get(name)]
-    if options.get("init_lora_weights") not in _HELD_INITS:  # these start from a base that was changed
-        found.append(f"init_lora_weights: {shown(options['init_lora_weights'])}")
-    if found:
-        raise ModelError(f"expected plain LoRA, got {found[0]}; convert the adapter, or retrain it without")
-    return factors
-
-
-def files_like(config: bytes, factors: Adapter, base_name: str) -> dict[str, bytes]:
-    """Return the two files of an adapter with the rank, alpha and rsLoRA of `config`; what differs has a pattern."""
-    options = read_options(config)
-    return to_files(
-        factors, base_name=base_name, rank=options.r, alpha=options.lora_alpha, rslora=bool(options.use_rslora)
-    )
 
 
 def made_before(folder: Path, made_from: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from memmcl import seeds
 from memmcl.errors import ConfigError, DataError
+from memmcl.files.places import open_file, open_place, reading
 from memmcl.suite.examples import Example, normalised
 from memmcl.suite.faults import Fault, Faults
 from memmcl.suite.files import by_lines, ending_of, read_files, read_lines
-from memmcl.suite.places import open_file, open_place, reading
 from memmcl.suite.prompts import Demonstration, Prompter
 from memmcl.suite.rows import PLAIN, Row, RowError, text_of
 from memmcl.suite.subtasks import POLARITIES, Subtask

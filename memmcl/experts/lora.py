@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from memmcl import seeds
+from memmcl.adapters.format import Adapter, Factors
 from memmcl.backbone.forward import Backbone, Row
 from memmcl.errors import TrainingError
-from memmcl.experts.adapter import Adapter, Factors
 from memmcl.experts.fused import fuse
 from memmcl.experts.settings import LoraShape
 from memmcl.experts.trunk import PACKED, Trunk

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from memmcl import seeds
+from memmcl.adapters.format import Adapter, Factors
 from memmcl.backbone.activations import Activations
 from memmcl.backbone.forward import Backbone, Row
 from memmcl.errors import TrainingError
 from memmcl.experts import checkpoint
-from memmcl.experts.adapter import Adapter, Factors
 from memmcl.experts.checkpoint import Progressed
 from memmcl.experts.lora import (
     ADAPTER,

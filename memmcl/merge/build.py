@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from memmcl.adapters.format import Adapter, Factors
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.recording import Recordings
 from memmcl.errors import GenomeError, ModelError
-from memmcl.experts.adapter import Adapter, Factors
 from memmcl.experts.lora import adapted
 from memmcl.experts.settings import LoraShape
 from memmcl.merge.deltas import Deltas, Grams, layer_of

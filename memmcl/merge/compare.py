@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from memmcl.adapters.format import Adapter, Factors
 from memmcl.errors import ModelError
-from memmcl.experts.adapter import Adapter, Factors
 from memmcl.merge.deltas import layer_of
 
 ENTRIES = 1 << 16

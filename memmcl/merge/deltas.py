@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from memmcl import seeds
+from memmcl.adapters.format import Adapter, Factors
 from memmcl.errors import ConfigError, ModelError
-from memmcl.experts.adapter import Adapter, Factors
 from memmcl.merge.genome import Recipe, block_of
 from memmcl.merge.spectral import Core, core_space
 from memmcl.merge.table import METHODS

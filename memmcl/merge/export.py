@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from memmcl.adapters.format import Adapter, Factors, to_files
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import BaseRef, load_base, load_tokenizer
 from memmcl.errors import ModelError
-from memmcl.experts.adapter import Adapter, Factors, to_files
 from memmcl.merge.build import Merger, merged_factors
 from memmcl.merge.deltas import Deltas, Grams
 from memmcl.merge.genome import LINEAR, Coefficients, Recipe

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from memmcl.adapters.format import Factors
 from memmcl.errors import ConfigError, GenomeError, ModelError
-from memmcl.experts.adapter import Factors
 
 NEGLIGIBLE = 1e-5
 """A singular value at most this much of its matrix's largest is zero: float32 leaves 1e-6 and less of a null one."""

@@ -9,9 +9,12 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from memmcl.report import plots, plots_experts, plots_merge, plots_search
-from memmcl.report.figure import COLOURS
 from memmcl.report.parts import Comparison, Expert, Score, Search
+from memmcl.report.plots import common as plots
+from memmcl.report.plots import experts as plots_experts
+from memmcl.report.plots import merge as plots_merge
+from memmcl.report.plots import search as plots_search
+from memmcl.report.plots.figure import COLOURS
 from memmcl.report.results import Document, Results, parse_results
 from memmcl.report.transfer import interference, kept
 from memmcl.report.verdict import ceiling, leaders, outcome, plus_minus, signed, verdict

@@ -17,9 +17,18 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from memmcl import allowed
 from memmcl.errors import ConfigError, StoreAccessError, StoreError, StoreFull, brief, shown
-from memmcl.outside import FULL, NO_CREDENTIALS, code_of, is_foreign, names_of, open_part, replace_file, status_of
+from memmcl.files import allowed
+from memmcl.files.failures import (
+    FULL,
+    NO_CREDENTIALS,
+    code_of,
+    is_foreign,
+    names_of,
+    open_part,
+    replace_file,
+    status_of,
+)
 from memmcl.store.backends import Backend, Entry, MemoryBackend
 from memmcl.store.local import LocalBackend
 from memmcl.store.s3 import S3Backend

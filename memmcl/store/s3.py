@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from memmcl.outside import code_of
+from memmcl.files.failures import code_of
 from memmcl.store.backends import PIECE, Entry, below
 
 TO_DELETE = 1000

@@ -24,8 +24,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from memmcl import __version__, allowed, seeds
+from memmcl import __version__, seeds
 from memmcl.errors import ArtifactNotFound, CorruptArtifact, StoreError
+from memmcl.files import allowed
 from memmcl.store import checkpoints, pointers
 from memmcl.store.closure import Closure, read_closure
 from memmcl.store.manifest import (

@@ -11,8 +11,9 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from memmcl import __version__, allowed
+from memmcl import __version__
 from memmcl.errors import UsageError
+from memmcl.files import allowed
 from memmcl.urls import public
 
 PAUSES = (0.5, 1.0, 2.0, 4.0)

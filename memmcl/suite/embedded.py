@@ -12,11 +12,11 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import NamedTuple
 
-from memmcl.errors import DataError
+from memmcl.errors import DataError, short
 from memmcl.suite.examples import Example
 from memmcl.suite.faults import Fault
 from memmcl.suite.files import json_rows
-from memmcl.suite.rows import PLAIN, Row, RowError, example_of, short, text_of
+from memmcl.suite.rows import PLAIN, Row, RowError, example_of, text_of
 from memmcl.suite.subtasks import POLARITIES, Subtask
 
 DINING = ("restaurant", "cafe")

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
-from memmcl.errors import DataError
+from memmcl.errors import DataError, short
+from memmcl.files.places import is_local, name_of, open_file, open_place, reading
 from memmcl.suite.faults import Fault
 from memmcl.suite.parquet import BLOCK_BYTES, COLUMNS, EXPANSION, EXPANSION_BYTES, NOT_UTF8, parquet_rows
-from memmcl.suite.places import is_local, name_of, open_file, open_place, reading
-from memmcl.suite.rows import Row, short
+from memmcl.suite.rows import Row
 from memmcl.urls import public
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz")

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from memmcl import allowed
 from memmcl.errors import ConfigError, DataError, shown
+from memmcl.files import allowed
+from memmcl.files.untrusted import parse_yaml
 from memmcl.suite.rows import Row
-from memmcl.untrusted import parse_yaml
 from memmcl.urls import public, redact
 
 SPLITS = {"train": "train", "weak": "validation", "test": "test"}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from memmcl.errors import shown
+from memmcl.errors import short
 from memmcl.suite.examples import Example
 from memmcl.suite.faults import Fault
 from memmcl.suite.parsing import read_any_list
@@ -225,8 +225,3 @@ def _tuple(item: Any, subtask: Subtask, shape: Shape) -> tuple[str, ...]:
 
 def _shape(subtask: Subtask) -> str:
     return f"({', '.join(subtask.tuple_fields)})"
-
-
-def short(value: object) -> str:
-    """Return `value` as messages about rows show it: printable, on one line, not long."""
-    return shown(value, 60)

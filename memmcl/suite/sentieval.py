@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from memmcl.errors import DataError, shown
+from memmcl.errors import DataError, short, shown
+from memmcl.files.places import name_of, open_place, reading
 from memmcl.suite.faults import Fault
 from memmcl.suite.files import read_file
 from memmcl.suite.parsing import read_literal
-from memmcl.suite.places import name_of, open_place, reading
-from memmcl.suite.rows import Row, RowError, short
+from memmcl.suite.rows import Row, RowError
 from memmcl.suite.subtasks import GROUPS, Subtask
 from memmcl.urls import public
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from memmcl import allowed
 from memmcl.errors import StoreAccessError, StoreError, StoreFull, UsageError, shown
-from memmcl.outside import FULL, NO_CREDENTIALS, causes_of, code_of, is_foreign, names_of, replace_file
+from memmcl.files import allowed
+from memmcl.files.failures import FULL, NO_CREDENTIALS, causes_of, code_of, is_foreign, names_of, replace_file
 
 LEFTOVER_SECONDS = 24 * 3600.0
 """A temporary file older than this belongs to a killed process."""

@@ -15,12 +15,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from memmcl.errors import DataError
+from memmcl.errors import DataError, short
 from memmcl.suite.examples import Example
 from memmcl.suite.faults import Fault, Faults
 from memmcl.suite.files import read_files
 from memmcl.suite.pool import Pool
-from memmcl.suite.rows import Row, RowError, Shape, example_of, short, storable, text_of
+from memmcl.suite.rows import Row, RowError, Shape, example_of, storable, text_of
 from memmcl.suite.subtasks import PAIRS, Subtask
 from memmcl.urls import public
 

@@ -33,9 +33,9 @@ from pathlib import Path
 from prefect import flow
 from flows.pipeline import train_experts
 from memmcl.config import load_config
-from tasks.cluster import check_nodes
-from tasks.data import publish_splits
-from tasks.session import held, open_run, ray_session
+from tasks.run.cluster import check_nodes
+from tasks.stages.data import publish_splits
+from tasks.run.session import held, open_run, ray_session
 
 @flow(flow_run_name="fan out")
 def fan_out(config):

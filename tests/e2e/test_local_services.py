@@ -48,8 +48,8 @@ from pathlib import Path
 import ray
 from flows.terminal import fail
 from memmcl.errors import ServiceDied
-from tasks.local_ray import joined_ray, local_ray
-from tasks.watch import ends_process
+from tasks.run.local_ray import joined_ray, local_ray
+from tasks.run.watch import ends_process
 
 @ray.remote
 def hold(path):

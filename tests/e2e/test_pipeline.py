@@ -37,7 +37,7 @@ from e2e_driver import (
 from servers import S3Server
 from tiny import plain_model, probe_logits
 
-from memmcl.experts import adapter
+from memmcl.adapters import format as adapter
 from memmcl.store import Manifest, Store
 
 pytestmark = pytest.mark.timeout(1800)

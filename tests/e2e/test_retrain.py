@@ -43,7 +43,7 @@ from memmcl.config import PromotionConfig, load_config
 from memmcl.store import ArtifactRef, Manifest, Reign, Store, promote, read_champions
 from memmcl.store.champion import now
 from memmcl.store.sealed import unseal
-from tasks.runtime import reopen
+from tasks.run.runtime import reopen
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(1800)]
 DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
@@ -72,8 +72,8 @@ from prefect import flow
 from flows import retrain
 from memmcl.config import PromotionConfig, load_config
 from memmcl.store import Store
-from tasks.runtime import reopen
-from tasks.session import ray_session
+from tasks.run.runtime import reopen
+from tasks.run.session import ray_session
 
 config, run_id, name, ready, go = Path(sys.argv[1]), *sys.argv[2:4], *map(Path, sys.argv[4:6])
 store = Store.open(load_config(config).store.url)

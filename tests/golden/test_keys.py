@@ -17,26 +17,26 @@ from e2e_driver import tiny_config
 from prefect.logging import disable_run_logger
 from tiny import corpus, random_factors
 
+from memmcl.adapters.load import Brought
 from memmcl.backbone.load import resolve_base
 from memmcl.backbone.shapes import read_shapes
 from memmcl.config import parse_config
-from memmcl.experts.brought import Brought
 from memmcl.store import ArtifactRef, Manifest, Store
 from memmcl.suite.subtasks import get_subtask
 from memmcl.suite.weak import WeakRows
-from tasks import inputs, runtime
-from tasks.contexts import gate_contexts
-from tasks.data import publish_splits
-from tasks.evaluate import evaluate_subtask
-from tasks.experts import train_expert, train_joint, train_warm, train_weak
-from tasks.made import Trained, contestants
-from tasks.merge import STAGE_2, build_unified, read_search, search_groups, search_unified, winner_of
-from tasks.own_search import plan_search
-from tasks.references import measure_reference
-from tasks.report import export_full
-from tasks.runtime import Run
-from tasks.session import open_run
-from tasks.weak import label_weak
+from tasks.run import inputs, runtime
+from tasks.run.runtime import Run
+from tasks.run.session import open_run
+from tasks.search.own_search import plan_search
+from tasks.stages.contexts import gate_contexts
+from tasks.stages.data import publish_splits
+from tasks.stages.evaluate import evaluate_subtask
+from tasks.stages.experts import train_expert, train_joint, train_warm, train_weak
+from tasks.stages.made import Trained, contestants
+from tasks.stages.merge import STAGE_2, build_unified, read_search, search_groups, search_unified, winner_of
+from tasks.stages.references import measure_reference
+from tasks.stages.report import export_full
+from tasks.stages.weak import label_weak
 
 NAMES = ("sent2", "irony", "emotion")
 DIGEST = "ba5e" * 16

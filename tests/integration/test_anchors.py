@@ -22,14 +22,15 @@ from memmcl.suite.examples import Example, normalised
 from memmcl.suite.sources import part_of
 from memmcl.suite.splits import Splits
 from memmcl.suite.subtasks import SUBTASKS
-from tasks import anchors, data, experts, pins
-from tasks.anchors import Anchors, lend_anchors, publish_anchors, read_anchors
-from tasks.inputs import Inputs, find_inputs
-from tasks.journal import Pinned
-from tasks.pins import pins_of
-from tasks.promotion import Champion
-from tasks.runtime import Run, open_store
-from tasks.session import open_run
+from tasks.run import pins
+from tasks.run.inputs import Inputs, find_inputs
+from tasks.run.journal import Pinned
+from tasks.run.pins import pins_of
+from tasks.run.runtime import Run, open_store
+from tasks.run.session import open_run
+from tasks.stages import anchors, data, experts
+from tasks.stages.anchors import Anchors, lend_anchors, publish_anchors, read_anchors
+from tasks.stages.promotion import Champion
 
 MEMBERS = ("irony", "sent2", "uabsa")
 

@@ -23,7 +23,7 @@ import yaml
 from e2e_driver import COMMAND, ONE_WORKER, Desk, Ended, desk
 from servers import free_ports
 
-from flows import cli
+from flows.cli import root as cli
 from memmcl.config import ExpertsConfig, RayConfig
 from memmcl.errors import ServiceError, StoreFull
 from memmcl.store import Manifest, Store
@@ -39,7 +39,7 @@ Call = Callable[..., Ended]
 def orchestrators() -> None:
     """Prefect and Ray, loaded under the environment that all tests share: Prefect keeps what it saw first."""
     importlib.import_module("flows.server")
-    importlib.import_module("tasks.session")
+    importlib.import_module("tasks.run.session")
 
 
 @pytest.fixture
@@ -469,7 +469,7 @@ def test_a_port_that_is_in_use(call: Call, config: Path, command: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
 def test_a_ray_cluster_that_does_not_answer(scheme: str) -> None:
-    from tasks.session import ray_session
+    from tasks.run.session import ray_session
 
     address = f"{scheme}127.0.0.1:{free_ports(1)[0]}"
     expected = rf"nothing answers at ray\.address {address} \(.*Connection refused\); start that cluster, correct the"

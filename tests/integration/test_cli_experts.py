@@ -17,8 +17,8 @@ from peft import PeftModel
 from safetensors.torch import load, save_file
 from tiny import base_ref, corpus, make_tiny_base, plain_model, probe_logits, random_factors
 
-from flows import cli
-from memmcl.experts.adapter import CONFIG_FILE, WEIGHTS_FILE, to_files
+from flows.cli import root as cli
+from memmcl.adapters.format import CONFIG_FILE, WEIGHTS_FILE, to_files
 from memmcl.experts.after import RECORD
 
 COMMAND = Path(sys.executable).with_name("memmcl")

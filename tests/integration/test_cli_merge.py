@@ -21,12 +21,12 @@ from safetensors.torch import load_file, save_file
 from tiny import corpus, make_tiny_base, make_tiny_gguf, plain_model, probe_logits, tokenizer_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flows import cli
-from flows.cli_merge_common import METHOD_NAMES
-from memmcl.experts import folder as folders
-from memmcl.experts.adapter import CONFIG_FILE, WEIGHTS_FILE
+from flows.cli import root as cli
+from flows.cli.merge_common import METHOD_NAMES
+from memmcl.adapters.format import CONFIG_FILE, WEIGHTS_FILE
+from memmcl.files import folder as folders
 from memmcl.merge import METHODS, merge_task_vectors
-from tasks.own_merge import CARD, RECORD
+from tasks.search.own_merge import CARD, RECORD
 
 Call = Callable[..., tuple[int, str, str]]
 Deltas = dict[str, dict[str, torch.Tensor]]

@@ -20,15 +20,15 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import corpus, naive_logprob, plain_model, probe_logits, random_factors, tokenizer_of
 
-from flows import cli
-from memmcl.experts.adapter import WEIGHTS_FILE, to_files
+from flows.cli import root as cli
+from memmcl.adapters.format import WEIGHTS_FILE, to_files
 from memmcl.store import Store
-from tasks import own_references, own_search
-from tasks.bench import Bench
-from tasks.own_references import OwnRun
-from tasks.queue import RayQueue
-from tasks.runtime import open_store
-from tasks.search import Course, Told
+from tasks.run.runtime import open_store
+from tasks.search import own_references, own_search
+from tasks.search.bench import Bench
+from tasks.search.driver import Course, Told
+from tasks.search.own_references import OwnRun
+from tasks.search.queue import RayQueue
 
 pytestmark = pytest.mark.timeout(900)
 Call = Callable[..., tuple[int, str, str]]

@@ -23,8 +23,8 @@ from e2e_driver import LOOPBACK, traces, wait_until
 from processes import MARK, free_ports
 from seaweed import S3Server
 
-from memmcl import allowed
 from memmcl.errors import ConfigError, ServiceError, UsageError
+from memmcl.files import allowed
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(600)]
 SCRIPT = Path(__file__).parents[2] / "deployments" / "cluster.py"

@@ -18,7 +18,7 @@ from servers import S3Server, free_ports
 from typer import Typer
 from typer.testing import CliRunner
 
-from flows import cli_fetch
+from flows.cli import fetch as cli_fetch
 from memmcl.errors import DataError, MemmclError, StoreAccessError, StoreFull
 from memmcl.suite import download, fetch
 from memmcl.suite.fetch import NOTICE, Fetched, fetch_sentieval

@@ -29,7 +29,7 @@ from prefect.states import Crashed
 
 from flows.tidy import tidy
 from memmcl.store import Lease, Store
-from tasks.history import close_abandoned, root_flow_run_id
+from tasks.ui.history import close_abandoned, root_flow_run_id
 
 pytestmark = pytest.mark.timeout(600)
 DYING = """
@@ -37,7 +37,7 @@ import sys, time
 from pathlib import Path
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from tasks.history import root_flow_run_id
+from tasks.ui.history import root_flow_run_id
 
 @task(task_run_name="done", cache_policy=NO_CACHE)
 def done(): pass

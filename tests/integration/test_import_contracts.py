@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CLIENTS = "memmcl knows no orchestrator and no object store client"
 INSIDE = "inside memmcl, left may import right, never back"
-LAZY = "prefect-ray is imported by tasks.ray_tasks alone, after Ray"
+LAZY = "prefect-ray is imported by tasks.run.ray_tasks alone, after Ray"
 LAYERS = "flows use tasks, tasks use memmcl, never back"
 LINT = Path(sys.executable).with_name("lint-imports")
 
@@ -51,7 +51,7 @@ def test_the_contracts_are_kept(tree: Path) -> None:
         ("memmcl/store/objects.py", "import s3fs", CLIENTS, "memmcl.store.objects -> s3fs"),
         ("memmcl/seeds.py", "def late():\n    import ray", CLIENTS, "memmcl.seeds -> ray"),
         ("memmcl/config.py", "import memmcl.report", INSIDE, "memmcl.config -> memmcl.report"),
-        ("tasks/data.py", "import flows.cli", LAYERS, "tasks.data -> flows.cli"),
+        ("tasks/stages/data.py", "import flows.cli", LAYERS, "tasks.stages.data -> flows.cli"),
         ("flows/predict.py", "import prefect_ray", LAZY, "flows.predict -> prefect_ray"),
     ],
 )

@@ -14,9 +14,9 @@ import torch
 from seaweed import REGION
 from servers import S3Server
 
+from memmcl.adapters.format import CONFIG_FILE, Factors, to_files
+from memmcl.adapters.load import read_brought
 from memmcl.errors import DataError, ModelError
-from memmcl.experts.adapter import CONFIG_FILE, Factors, to_files
-from memmcl.experts.brought import read_brought
 from memmcl.suite.sources import Read, Source, read_sources
 from memmcl.suite.subtasks import SUBTASKS
 

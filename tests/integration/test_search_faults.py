@@ -19,21 +19,22 @@ import ray
 from e2e_driver import tiny_config
 from tiny import corpus, random_factors
 
+from memmcl.adapters import format as adapter
 from memmcl.config import RayConfig, parse_config
 from memmcl.errors import ModelError, SearchError, ServiceError
 from memmcl.evolve import seed_genomes
 from memmcl.evolve.bayesian import Process
 from memmcl.evolve.racing import Hurdle
-from memmcl.experts import adapter
 from memmcl.store import ArtifactRef
 from memmcl.suite.examples import to_table
-from tasks import cluster, references
-from tasks.bench import Bench
-from tasks.plans import Plan, make_spec
-from tasks.queue import Candidate
-from tasks.runtime import Run, open_store
-from tasks.search import Course, Multiplexer
-from tasks.session import open_run
+from tasks.run import cluster
+from tasks.run.runtime import Run, open_store
+from tasks.run.session import open_run
+from tasks.search.bench import Bench
+from tasks.search.driver import Course, Multiplexer
+from tasks.search.plans import Plan, make_spec
+from tasks.search.queue import Candidate
+from tasks.stages import references
 
 MEMBERS = ("sent2", "irony")
 EVALUATIONS = 12

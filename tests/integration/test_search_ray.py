@@ -22,20 +22,20 @@ import ray
 from e2e_driver import frozen, tiny_config
 from tiny import corpus, random_factors
 
+from memmcl.adapters import format as adapter
 from memmcl.config import parse_config
 from memmcl.errors import SearchError, ServiceError, StoreFull
 from memmcl.evolve import LookAhead, Proposal, seed_genomes
-from memmcl.experts import adapter
 from memmcl.store import ArtifactRef
 from memmcl.store.manifest import blob_path
 from memmcl.suite.examples import to_table
-from tasks import cluster as cluster_checks
-from tasks import search
-from tasks.queue import Candidate, RayQueue
-from tasks.runtime import Run, open_store
-from tasks.search import Course, run_courses
-from tasks.session import open_run
-from tasks.spec import SearchSpec
+from tasks.run import cluster as cluster_checks
+from tasks.run.runtime import Run, open_store
+from tasks.run.session import open_run
+from tasks.search import driver as search
+from tasks.search.driver import Course, run_courses
+from tasks.search.queue import Candidate, RayQueue
+from tasks.search.spec import SearchSpec
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 pytestmark = pytest.mark.timeout(900)

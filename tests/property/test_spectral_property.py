@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from memmcl.experts.adapter import Factors
+from memmcl.adapters.format import Factors
 from memmcl.merge.spectral import core_space, iso_cts, regmean, tsv
 
 Merge = Callable[..., torch.Tensor]

@@ -13,8 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load, save
 from tiny import backbone_of, plain_model, probe_logits, random_factors
 
+from memmcl.adapters.format import CONFIG_FILE, WEIGHTS_FILE, Factors, from_files, to_files
 from memmcl.errors import ModelError
-from memmcl.experts.adapter import CONFIG_FILE, WEIGHTS_FILE, Factors, from_files, to_files
 from memmcl.merge.build import Merger
 
 BASE_NAME = "org/tiny-base"

@@ -25,24 +25,23 @@ from tiny import (
 )
 from torch import nn
 
+from memmcl.adapters.format import CONFIG_FILE, WEIGHTS_FILE, Adapter, Factors, files_like, to_files
+from memmcl.adapters.load import read_adapter
 from memmcl.backbone.forward import Row
 from memmcl.errors import ModelError, StoreError, TrainingError, UsageError
-from memmcl.experts.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter, Factors, to_files
 from memmcl.experts.after import (
     RECORD,
     Anchored,
     Prompts,
     anchor_adapter,
-    files_like,
     made_before,
     other_rows,
     own_rows,
-    read_adapter,
     write_adapter,
 )
-from memmcl.experts.folder import new_folder
 from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
 from memmcl.experts.train import train_adapter
+from memmcl.files.folder import new_folder
 from memmcl.merge.build import Merger
 from memmcl.suite.subtasks import SUBTASKS
 

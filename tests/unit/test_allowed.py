@@ -11,21 +11,21 @@ import pytest
 from tiny import make_sixteen
 from web import web_server
 
-from memmcl import allowed
+from memmcl.adapters.load import read_brought
 from memmcl.backbone.load import resolve_base
 from memmcl.config import parse_config
 from memmcl.errors import ConfigError, DataError
-from memmcl.experts.brought import read_brought
-from memmcl.experts.folder import made_before, new_folder
 from memmcl.experts.forced import read_texts
+from memmcl.files import allowed
+from memmcl.files.folder import made_before, new_folder
+from memmcl.files.places import open_place
 from memmcl.store import Store
 from memmcl.suite import hub
 from memmcl.suite.fetch import Listed, Listing, fetch_sentieval
 from memmcl.suite.files import read_files
-from memmcl.suite.places import open_place
 from memmcl.suite.sources import Source, read_sources
 from memmcl.suite.subtasks import SUBTASKS
-from tasks.inputs import read_splits
+from tasks.run.inputs import read_splits
 
 VARIABLE = allowed.VARIABLE
 IRONY = SUBTASKS["irony"]

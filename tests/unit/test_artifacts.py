@@ -11,7 +11,7 @@ from report_fixture import results_document
 
 from memmcl.evaluate.promotion import Judgement, SubtaskDuel
 from memmcl.report import parse_results
-from tasks import artifacts
+from tasks.ui import artifacts
 
 EVIL = "x](javascript:1) | <img src=x onerror=alert(1)>\n\n# `code` **bold** ![a](http://evil) \x1b[2J"
 MARKDOWN = MarkdownIt("gfm-like", {"linkify": False, "html": True})

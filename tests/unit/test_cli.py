@@ -14,7 +14,7 @@ import pytest
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from flows import cli
+from flows.cli import root as cli
 from memmcl import __version__
 from memmcl.config import load_config
 from memmcl.store import Store

@@ -13,8 +13,8 @@ from click.testing import Result
 from tiny import make_sixteen
 from typer.testing import CliRunner
 
-from flows.cli_common import console
-from flows.cli_data import data_app
+from flows.cli.common import console
+from flows.cli.data import data_app
 from memmcl.errors import ConfigError, DataError
 from memmcl.suite.subtasks import SUBTASKS
 

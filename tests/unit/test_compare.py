@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from memmcl.adapters.format import Adapter, Factors
 from memmcl.errors import ModelError
-from memmcl.experts.adapter import Adapter, Factors
 from memmcl.merge import compare as module
 from memmcl.merge.compare import Relation, compare
 

@@ -12,7 +12,7 @@ import pytest
 from memmcl.errors import ServiceError
 from memmcl.store import Manifest, Reign, Store, promote, read_champions
 from memmcl.store.manifest import blob_path
-from tasks.promotion import Champion, check_whole, find_champion, settled
+from tasks.stages.promotion import Champion, check_whole, find_champion, settled
 
 ID = "3f2a" * 16
 

@@ -11,7 +11,7 @@ from peft import PeftModel
 from tiny import backbone_of, base_ref, plain_model, probe_logits, random_factors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from memmcl.experts.adapter import CONFIG_FILE, Factors, from_files
+from memmcl.adapters.format import CONFIG_FILE, Factors, from_files
 from memmcl.merge.build import Merger, merged_factors
 from memmcl.merge.export import adapter_files, write_full
 

@@ -6,7 +6,7 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
-from flows import cli_fetch
+from flows.cli import fetch as cli_fetch
 from memmcl.errors import UsageError
 from memmcl.suite.download import LONGEST_PAUSE, base_of, retry_after, shown
 from memmcl.suite.fetch import fetch_sentieval, sentieval_listing

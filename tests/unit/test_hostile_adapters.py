@@ -21,12 +21,12 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import save
 from tiny import random_factors
 
-from flows import cli
+from flows.cli import root as cli
+from memmcl.adapters import options as peft_options
+from memmcl.adapters.format import CONFIG_FILE, WEIGHTS_FILE, from_files, to_files
+from memmcl.adapters.load import read_brought
+from memmcl.adapters.options import ALPHA, by_pattern, read_options
 from memmcl.errors import MESSAGE, VALUE, ModelError
-from memmcl.experts import options as peft_options
-from memmcl.experts.adapter import CONFIG_FILE, WEIGHTS_FILE, from_files, to_files
-from memmcl.experts.brought import read_brought
-from memmcl.experts.options import ALPHA, by_pattern, read_options
 
 pytestmark = pytest.mark.timeout(30)
 

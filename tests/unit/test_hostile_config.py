@@ -12,10 +12,10 @@ from hostile import PLANTED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows import cli
+from flows.cli import root as cli
 from memmcl.config import load_config, parse_config
 from memmcl.errors import MESSAGE, VALUE, ConfigError, MemmclError, bounded, shown
-from memmcl.untrusted import YAML_NODES, parse_json, parse_yaml
+from memmcl.files.untrusted import YAML_NODES, parse_json, parse_yaml
 
 pytestmark = pytest.mark.timeout(20)
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import base_ref, make_tiny_gguf
 
-from flows import cli
+from flows.cli import root as cli
 from memmcl.backbone.gguf_header import read_gguf_header
 from memmcl.backbone.load import load_base, load_tokenizer, read_layers, resolve_base
 from memmcl.backbone.shapes import read_shapes

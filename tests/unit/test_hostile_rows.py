@@ -17,7 +17,7 @@ from hostile import MIB, PLANTED, check_line, peak
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows import cli
+from flows.cli import root as cli
 from memmcl.errors import MESSAGE, VALUE, DataError, MemmclError
 from memmcl.experts.forced import read_texts
 from memmcl.suite.faults import Fault

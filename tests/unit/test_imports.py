@@ -72,7 +72,7 @@ def test_the_probe_sees_what_is_loaded(tmp_path: Path) -> None:
 def test_ray_is_loaded_once(first: str) -> None:
     """A second `ray.exceptions` would make the error of a dead actor one that Ray Tune does not know."""
     code = (
-        f"{first}\nimport tasks.ray_tasks\nfrom ray.exceptions import RayActorError\n"
+        f"{first}\nimport tasks.run.ray_tasks\nfrom ray.exceptions import RayActorError\n"
         "from ray._private.serialization import ActorDiedError\nassert issubclass(ActorDiedError, RayActorError)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

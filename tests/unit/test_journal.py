@@ -8,7 +8,7 @@ import pytest
 
 from memmcl.errors import DataError
 from memmcl.store import Store
-from tasks.journal import read_journal
+from tasks.run.journal import read_journal
 
 
 def test_a_folder_that_a_removed_run_left_is_no_run(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from memmcl.errors import ServiceError
-from tasks import local_ray
-from tasks.leftovers import home, keep_error, tidy, work_folder
+from tasks.run import local_ray
+from tasks.run.leftovers import home, keep_error, tidy, work_folder
 
 OWNER = """
 import subprocess, sys
 from pathlib import Path
-from tasks.leftovers import MARK, work_folder
+from tasks.run.leftovers import MARK, work_folder
 with work_folder(sys.argv[1], Path(sys.argv[2])) as folder:
     (folder / "part").write_text("of a model")
     left = subprocess.Popen(["sleep", "600"], env={MARK: str(folder)}, start_new_session=True)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny import backbone_of, make_tiny_base, plain_model, random_factors
 
+from memmcl.adapters.format import Adapter, Factors
 from memmcl.backbone.forward import Backbone
 from memmcl.errors import GenomeError, ModelError
-from memmcl.experts.adapter import Adapter, Factors
 from memmcl.merge.build import Merger, lowest_layer, merged_factors
 from memmcl.merge.deltas import layer_of
 from memmcl.merge.genome import GenomeSpace, block_of, compose

@@ -14,9 +14,9 @@ from tiny import backbone_of, base_ref, plain_model, probe_logits, random_factor
 from torch import Tensor
 
 from memmcl import seeds
+from memmcl.adapters.format import Factors
 from memmcl.backbone.forward import Backbone
 from memmcl.errors import ConfigError, GenomeError, ModelError
-from memmcl.experts.adapter import Factors
 from memmcl.merge import METHODS, merge_task_vectors
 from memmcl.merge.build import Merger, in_adapter_space, merged_factors
 from memmcl.merge.deltas import Deltas, WrittenOut

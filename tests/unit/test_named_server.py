@@ -11,7 +11,7 @@ import pytest
 
 from flows import server
 from memmcl.errors import ServiceDied, ServiceError
-from tasks import watch
+from tasks.run import watch
 
 NAMED = "http://prefect.invalid:4200/api"
 

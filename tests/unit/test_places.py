@@ -9,10 +9,10 @@ from tiny import make_sixteen
 
 from memmcl.config import RunConfig, parse_config
 from memmcl.errors import ConfigError, DataError
-from tasks.data import check_unchanged, rows_digest
-from tasks.inputs import read_splits
-from tasks.runtime import Base, Run
-from tasks.session import check_place
+from tasks.run.inputs import read_splits
+from tasks.run.runtime import Base, Run
+from tasks.run.session import check_place
+from tasks.stages.data import check_unchanged, rows_digest
 
 OWN = {"name": "own", "group": "SC", "instruction": "Which?", "labels": ["a", "b"]}
 

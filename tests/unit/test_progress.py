@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tasks import progress
-from tasks.progress import shown, span
+from tasks.ui import progress
+from tasks.ui.progress import shown, span
 
 
 class Clock:

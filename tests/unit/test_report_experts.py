@@ -12,8 +12,10 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from report_fixture import LEVELS, MORE, SUBTASKS, results_document, sixteen_subtasks
 
-from memmcl.report import parse_results, plots, plots_experts
-from memmcl.report.figure import Plot, draw, shade
+from memmcl.report import parse_results
+from memmcl.report.plots import common as plots
+from memmcl.report.plots import experts as plots_experts
+from memmcl.report.plots.figure import Plot, draw, shade
 from memmcl.report.transfer import interference, kept
 
 ORDER = ("sent2", "asc", "irony", "emotion", "aste", "uabsa")

@@ -11,8 +11,8 @@ import pytest
 from report_fixture import LEVELS, SUBTASKS, results_document, task_vectors
 
 from memmcl.report import render_html
-from memmcl.report.figure import BIG, draw, heat_map, shade, shorten
 from memmcl.report.html import duration
+from memmcl.report.plots.figure import BIG, draw, heat_map, shade, shorten
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 EVIL = "<script>alert('x')</script>\"&' $x_1$ --> ]]>"

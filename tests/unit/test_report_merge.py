@@ -14,8 +14,9 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from report_fixture import LAYERS, SUBTASKS, results_document, sixteen_subtasks, task_vectors
 
-from memmcl.report import parse_results, plots_merge, render_html
-from memmcl.report.figure import SERIES, Plot, draw, shade
+from memmcl.report import parse_results, render_html
+from memmcl.report.plots import merge as plots_merge
+from memmcl.report.plots.figure import SERIES, Plot, draw, shade
 
 GROUPED = ("sent2", "asc", "uabsa", "aste", "irony", "emotion")
 MINUS = "\N{MINUS SIGN}"

@@ -7,7 +7,7 @@ from typing import Any
 from report_fixture import results_document
 
 from memmcl.report import parse_results, render_html
-from memmcl.report.plots_search import front, front_plots, measured
+from memmcl.report.plots.search import front, front_plots, measured
 
 POINTS = [(0.2, 0.9), (0.5, 0.5), (0.9, 0.1), (0.4, 0.4), (0.5, 0.4), (0.9, 0.1), (0.95, 0.95), (1.0, 1.0)]
 STOPPED, REUSED = 6, 7

@@ -11,8 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from memmcl.adapters.format import Factors
 from memmcl.errors import ConfigError, GenomeError, ModelError
-from memmcl.experts.adapter import Factors
 from memmcl.merge.spectral import core_space, iso_cts, regmean, tsv
 
 Matrix = NDArray[np.float64]

@@ -32,10 +32,10 @@ from train_fixture import (
     train,
 )
 
+from memmcl.adapters.format import Factors
 from memmcl.backbone.activations import Activations
 from memmcl.backbone.forward import Backbone, Row
 from memmcl.errors import TrainingError
-from memmcl.experts.adapter import Factors
 from memmcl.experts.settings import Anchoring, Stopping
 from memmcl.experts.train import Moved
 

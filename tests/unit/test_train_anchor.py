@@ -27,9 +27,9 @@ from train_fixture import (
     train,
 )
 
+from memmcl.adapters.format import Factors
 from memmcl.backbone.forward import Backbone
 from memmcl.errors import TrainingError
-from memmcl.experts.adapter import Factors
 from memmcl.experts.settings import Anchoring
 from memmcl.experts.train import Trained
 

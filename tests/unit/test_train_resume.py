@@ -24,10 +24,10 @@ from train_fixture import (
     train,
 )
 
+from memmcl.adapters.format import Adapter, Factors, to_files
 from memmcl.backbone.forward import Backbone
 from memmcl.errors import TrainingError
 from memmcl.experts import checkpoint
-from memmcl.experts.adapter import Adapter, Factors, to_files
 from memmcl.experts.checkpoint import decode
 from memmcl.experts.settings import Anchoring, Stopping
 from memmcl.experts.train import Moved, Trained

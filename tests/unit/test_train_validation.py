@@ -21,8 +21,8 @@ from train_fixture import (
     train,
 )
 
+from memmcl.adapters.format import Factors
 from memmcl.backbone.forward import Backbone
-from memmcl.experts.adapter import Factors
 from memmcl.experts.settings import Curve, Optimisation, Stopping
 from memmcl.experts.train import Moved, Trained, rate
 

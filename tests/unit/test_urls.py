@@ -11,12 +11,12 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
+from memmcl.adapters.load import read_brought
 from memmcl.config import RunConfig, load_config, parse_config
 from memmcl.errors import ConfigError
-from memmcl.experts.brought import read_brought
+from memmcl.files.places import reading
 from memmcl.logs import CleanFormatter
 from memmcl.store import Store
-from memmcl.suite.places import reading
 from memmcl.urls import public, redact, redacted, schema_pattern, secret_in
 
 SECRET = "hunter2hunter2"

@@ -14,8 +14,8 @@ from contextlib import closing
 import pytest
 
 from memmcl.errors import ServiceDied, StoreError
-from tasks import watch
-from tasks.watch import Service, at_address, of_process, watched
+from tasks.run import watch
+from tasks.run.watch import Service, at_address, of_process, watched
 
 SAID = "the service died; do something"
 
@@ -98,7 +98,7 @@ def test_what_others_run_may_be_away_for_a_while(monkeypatch: pytest.MonkeyPatch
 
 STUCK = """
 import subprocess, sys, threading
-from tasks import watch
+from tasks.run import watch
 watch.UNWIND = 0.5
 service = subprocess.Popen(["sleep", "600"])
 threading.Timer(0.2, service.kill).start()

@@ -15,8 +15,8 @@ from peft.tuners.lora import LoraLayer
 from tiny import answer_logits, backbone_of, plain_model, prompter_of, training_rows
 from torch import Tensor, nn
 
+from memmcl.adapters.format import Adapter, Factors, to_files
 from memmcl.backbone.forward import Backbone, Row
-from memmcl.experts.adapter import Adapter, Factors, to_files
 from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
 from memmcl.experts.train import Trained, train_adapter
 from memmcl.merge.build import Merger

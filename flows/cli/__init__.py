@@ -1,0 +1,5 @@
+"""The command line: a file per command."""
+
+from flows.cli.root import app, main
+
+__all__ = ["app", "main"]

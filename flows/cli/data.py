@@ -1,0 +1,269 @@
+"""`memmcl data`: what the subtasks are, whether rows can be used, and what they are like."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from flows.cli.common import Overrides, console
+from memmcl.config import load_config
+from memmcl.errors import DataError, brief
+from memmcl.suite.faults import Fault, Faults
+from memmcl.suite.subtasks import GROUPS, SUBTASKS, Subtask
+
+if TYPE_CHECKING:
+    from memmcl.suite.sources import Read
+    from memmcl.suite.stats import Lengths, PartStats
+
+data_app = typer.Typer(
+    help="The data of a run: which subtasks there are, whether their rows can be used, what the rows are like.",
+    no_args_is_help=True,
+)
+
+DataPath = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[PATH]", help="Directory or URL in SentiEval's layout; without it, the data of the configuration"
+    ),
+]
+RunFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML file of a run: its subtasks, and where their rows lie")
+]
+
+
+@data_app.command("list")
+def data_list(config: RunFile = None, set_: Overrides = None) -> None:
+    """List the subtasks: those of the catalogue, and those that a configuration adds.
+
+    For example:
+
+    $ memmcl data list
+    $ memmcl data list --config my.yaml
+    """
+    from tasks.run.inputs import catalogue
+
+    chosen = catalogue(load_config(config, set_ or []))
+    known = {**SUBTASKS, **chosen}
+    with_run = config is not None or bool(set_)
+    table = _table("name", "group", "answer", "metric", "data sets", *(("in the run",) if with_run else ()))
+    for name, subtask in known.items():
+        answer = f"({', '.join(subtask.tuple_fields)}), ..." if subtask.is_tuple else ", ".join(subtask.labels)
+        datasets = ", ".join(subtask.datasets) if name in SUBTASKS else "your own"
+        in_run = (("yes" if name in chosen else ""),) if with_run else ()
+        table.add_row(name, subtask.group, answer, subtask.metric, datasets, *in_run)
+    console.print(table)
+
+
+@data_app.command("check")
+def data_check(path: DataPath = None, config: RunFile = None, set_: Overrides = None) -> None:
+    """Read every row and list those that cannot be used; exit code 1 if there are any.
+
+    Warnings are about rows that are used, and about folders that nothing reads. With PATH and --config, the subtasks
+    are those of the configuration, and PATH takes the place of data.source.
+
+    For example:
+
+    $ memmcl data check my-data
+    $ memmcl data check --config my.yaml
+    """
+    from memmcl.suite.sources import read_sources
+    from memmcl.suite.stats import leakage
+
+    subtasks, arguments = _what_to_read(path, config, set_ or [])
+    faults = _Listed()
+    warnings = _unread(path, arguments["storage"]) if path else []
+    missing: list[str] = []
+    left_out: Counter[str] = Counter()
+    rows = 0
+    for subtask in subtasks:  # one by one: what one lacks does not hide what is wrong with the next
+        try:
+            read = read_sources([subtask], **arguments, faults=faults)
+        except DataError as error:
+            if str(error) not in missing:
+                missing.append(str(error))
+                console.print(missing[-1], soft_wrap=True)
+            continue
+        rows += sum(len(found) for found in read.pools[subtask.name].values())
+        left_out += read.dropped
+        warnings += [
+            f"{leak.dataset}: {leak.equal} {leak.part} rows have a text of its own test part; a run stops there, or "
+            f"drops them with data.on_overlap: drop"
+            for leak in leakage(read.pools)
+            if leak.equal and leak.dataset == leak.test_dataset
+        ]
+    warnings += [str(fault) for fault in faults.odd]
+    for warning in warnings:
+        console.print(f"warning: {warning}", soft_wrap=True)
+    for file, kinds in sorted(faults.by_file.items()):
+        counted = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+        console.print(f"{file}: {counted}", soft_wrap=True)
+    for reason, count in left_out.items():
+        console.print(f"left out: {count:,} {reason}", soft_wrap=True)
+    console.print(
+        f"{len(subtasks)} subtasks, {rows:,} rows that can be used, {len(faults) + len(missing):,} faults, "
+        f"{len(warnings):,} warnings"
+    )
+    raise typer.Exit(1 if len(faults) or missing else 0)
+
+
+@data_app.command("stats")
+def data_stats(
+    path: DataPath = None,
+    config: RunFile = None,
+    set_: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines")] = False,
+) -> None:
+    """Show how many rows each part has, how its labels are balanced, how long texts are, and what leaks.
+
+    Rows that cannot be used are left out and counted; `memmcl data check` lists them.
+
+    For example:
+
+    $ memmcl data stats
+    $ memmcl data stats my-data --json
+    """
+    from memmcl.suite.sources import read_sources
+    from memmcl.suite.stats import constants, describe, leakage
+
+    subtasks, arguments = _what_to_read(path, config, set_ or [])
+    read = read_sources(subtasks, **arguments)
+    parts, leaks = describe(subtasks, read.pools), leakage(read.pools)
+    best = constants(subtasks, read.pools)
+    left_out = _left_out(read)
+    if as_json:
+        shown = {
+            "parts": [asdict(part) for part in parts],
+            "leakage": [asdict(leak) for leak in leaks],
+            "constants": [asdict(constant) for constant in best],
+            "left_out": left_out,
+        }
+        console.print(json.dumps(shown, ensure_ascii=False), soft_wrap=True)
+        return
+    _show_parts(parts)
+    console.print("\nTexts that leak: rows of a part that equal a test text, or share 36 characters with one")
+    table = _table("data set", "part", "test texts of", "equal", "share")
+    for leak in leaks:
+        table.add_row(leak.dataset, leak.part, leak.test_dataset, str(leak.equal), str(leak.sharing))
+    console.print(table if leaks else "none")
+    console.print("\nThe one answer that scores best on the training rows, and its score on the test rows")
+    table = _table("subtask", "answer", "score")
+    for constant in best:
+        table.add_row(constant.subtask, constant.answer, f"{constant.score:.3f}")
+    console.print(table)
+    for reason, count in left_out.items():
+        console.print(f"left out: {count:,} {reason}", soft_wrap=True)
+
+
+class _Listed(Faults):
+    """Prints each fault as soon as it is found, and counts by file; keeps all warnings for later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_file: dict[str, Counter[str]] = {}
+        self.odd: list[Fault] = []
+
+    def add(self, fault: Fault) -> None:
+        super().add(fault)
+        self.by_file.setdefault(fault.place.rpartition(", ")[0], Counter())[fault.kind] += 1
+        console.print(str(fault), soft_wrap=True)
+
+    def warn(self, fault: Fault) -> None:
+        super().warn(fault)
+        self.odd.append(fault)
+
+
+def _what_to_read(
+    path: str | None, config: Path | None, overrides: Sequence[str]
+) -> tuple[list[Subtask], dict[str, Any]]:
+    """Return the subtasks, and the arguments of `read_sources`."""
+    from tasks.run.inputs import catalogue, read_arguments
+
+    settings = load_config(config, overrides)
+    arguments = read_arguments(settings)
+    if path is None:
+        return list(catalogue(settings).values()), arguments
+    arguments["source"] = path
+    if config is not None:
+        return list(catalogue(settings).values()), arguments
+    return _subtasks_in(path, arguments["storage"]), arguments
+
+
+def _subtasks_in(path: str, storage: dict[str, Any]) -> list[Subtask]:
+    """Return the subtasks of the catalogue that have a data set in a directory of SentiEval's layout."""
+    found = _datasets_in(path, storage)
+    present = [subtask for subtask in SUBTASKS.values() if found & set(_folders_of(subtask))]
+    if not present:
+        from memmcl.urls import public
+
+        raise DataError(
+            f"no data sets at {brief(public(path))}: expected a directory in SentiEval's layout, with folders as sc/mr "
+            f"or absa/aste_rest14; `memmcl data list` names all"
+        )
+    return present
+
+
+def _unread(path: str, storage: dict[str, Any]) -> list[str]:
+    known = {folder for subtask in SUBTASKS.values() for folder in _folders_of(subtask)}
+    return [
+        f"{folder}: no data set of the catalogue is called so; nothing reads this folder"
+        for folder in sorted(_datasets_in(path, storage) - known)
+    ]
+
+
+def _folders_of(subtask: Subtask) -> list[str]:
+    return [f"{subtask.group.lower()}/{name}" for name in subtask.datasets]
+
+
+def _datasets_in(path: str, storage: dict[str, Any]) -> set[str]:
+    """Return the folders GROUP/DATASET below `path`, or below `data` there."""
+    from memmcl.files.places import open_place, reading
+
+    with reading(path):
+        fs, root = open_place(path, storage)
+        for base in (root.rstrip("/"), f"{root.rstrip('/')}/data"):
+            groups = [group.lower() for group in GROUPS if fs.isdir(f"{base}/{group.lower()}")]
+            if groups:
+                return {
+                    f"{group}/{entry['name'].rstrip('/').rpartition('/')[2]}"
+                    for group in groups
+                    for entry in fs.ls(f"{base}/{group}", detail=True)
+                    if entry["type"] == "directory"
+                }
+    return set()
+
+
+def _left_out(read: Read) -> dict[str, int]:
+    """Return reason -> number of rows."""
+    unusable = {f"rows that cannot be used: {kind}": count for kind, count in sorted(read.faults.counts.items())}
+    return {**unusable, **read.dropped}
+
+
+def _show_parts(parts: Sequence[PartStats]) -> None:
+    table = _table("subtask", "data set", "part", "rows", "texts", "repeats", "answers", "missing")
+    for part in parts:
+        answers = ", ".join(f"{count} {label}" for label, count in part.labels.items())
+        if part.tuples is not None:
+            answers = f"{part.tuples:.2f} tuples a row"
+        counts = [f"{count:,}" for count in (part.rows, part.texts, part.repeats)]
+        table.add_row(part.subtask, part.dataset, part.part, *counts, answers, ", ".join(part.missing))
+    console.print(table)
+    console.print("\nLengths of texts: 5th percentile, median, 95th percentile, maximum")
+    table = _table("data set", "part", "characters", "words")
+    for part in parts:
+        table.add_row(part.dataset, part.part, _lengths(part.characters), _lengths(part.words))
+    console.print(table)
+
+
+def _lengths(lengths: Lengths) -> str:
+    return " / ".join(f"{value:,.0f}" for value in (lengths.p5, lengths.median, lengths.p95, lengths.max))
+
+
+def _table(*columns: str) -> Table:
+    return Table(*columns, box=None, header_style="bold")

@@ -1,0 +1,202 @@
+"""What the commands that merge a user's adapters share: options, how they are read, and how a result is shown."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from flows.cli.common import console
+from flows.terminal import Terminal, warn
+from memmcl.errors import ConfigError, ModelError, UsageError, shown
+
+if TYPE_CHECKING:
+    from memmcl.adapters.load import Brought
+    from memmcl.backbone.load import BaseRef
+    from memmcl.backbone.shapes import Shapes
+    from memmcl.merge.genome import Recipe
+    from tasks.search.own_merge import Output, OwnMerge
+
+METHOD_NAMES = (
+    "linear", "ties", "dare_linear", "dare_ties", "della", "breadcrumbs", "slerp", "tsv", "iso_cts", "regmean",
+)  # fmt: skip
+"""Those of `memmcl.merge.METHODS`, known before torch is loaded."""
+_NAME = re.compile(r"^[A-Za-z0-9][\w.-]{0,62}$")
+OPTIONS = {"model.name_or_path": "--base"}
+
+BaseName = Annotated[str | None, typer.Option(help="The adapters' base model: hub id, directory, GGUF, or pypi:NAME")]
+Experts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--expert",
+        metavar="NAME=PLACE",
+        help="A LoRA adapter as PEFT saves it: a folder, ORG/NAME on the hub, or the URL of a folder "
+        "(s3://, file://); repeat it for each",
+    ),
+]
+Method = Annotated[str, typer.Option(metavar="NAME", help=f"How task vectors are merged: {', '.join(METHOD_NAMES)}")]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option("--param", metavar="KEY=VALUE", help="A parameter of the method, as density=0.5; may be repeated"),
+]
+Out = Annotated[Path | None, typer.Option(help="Folder for the result; new or empty")]
+Rank = Annotated[
+    int | None, typer.Option(min=1, help="Compress the merge to an adapter of this rank, and say what is lost")
+]
+Full = Annotated[bool, typer.Option("--full", help="Write the whole model instead of an adapter")]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(help="With --full: type of the written weights; auto: that of the base's files"),
+]
+
+
+def required(base: str | None, expert: Sequence[str] | None, out: Path | None) -> tuple[str, dict[str, str], Path]:
+    """Return base, experts' places by name, and folder, or say which is missing or wrong."""
+    given = {"--base": base, "--expert": expert, "--out": out}
+    missing = [name for name, value in given.items() if not value]
+    if base is None or not expert or out is None or missing:
+        raise UsageError(f"expected --base, --expert and --out, got no {' and no '.join(missing)}")
+    return base, named_values("--expert", expert, "PLACE"), out
+
+
+def named_values(option: str, given: Sequence[str], what: str) -> dict[str, str]:
+    """Return the values of a repeated option by name."""
+    found: dict[str, str] = {}
+    for entry in given:
+        name, equals, value = entry.partition("=")
+        if not equals or not value or not _NAME.match(name):
+            raise UsageError(
+                f"{option} expects NAME={what}, got {shown(entry)}; names are of letters, digits, dots, hyphens, "
+                "underscores"
+            )
+        if name in found:
+            raise UsageError(f"{option} names {name} twice; give each a name of its own")
+        found[name] = value
+    return found
+
+
+def recipe_of(method: str, parameters: Sequence[str], seed: int) -> Recipe:
+    """Return how is merged, once the method has accepted its parameters."""
+    from memmcl.merge.genome import Recipe
+    from memmcl.merge.table import check_parameters
+
+    row = check_parameters(method, {})
+    values: dict[str, float | str] = {}
+    for name, value in named_values("--param", parameters, "VALUE").items():
+        values[name] = value
+        if name in row.genes:
+            values[name] = number(value, f"--param {name}: expected a number, got {shown(value)}")
+    try:
+        check_parameters(method, values)
+    except ConfigError as error:
+        raise ConfigError(f"--param: {error}") from error
+    return Recipe(method, values, seed)
+
+
+def check_form(method: str, rank: int | None, full: bool, dtype: str) -> None:
+    """Refuse forms of the result that do not go together, or that the method has not."""
+    from memmcl.merge.table import METHODS
+
+    if rank is not None and full:
+        raise UsageError("--rank makes an adapter and --full a whole model; give one of them")
+    if dtype != "auto" and not full:
+        raise UsageError("--dtype goes with --full; adapters are written in float32")
+    exact = [name for name, row in METHODS.items() if row.exact]
+    if method not in exact and rank is None and not full:
+        raise UsageError(
+            f"a merge by {method} is not of low rank, so that no adapter holds it exactly (as one does for "
+            f"{', '.join(exact)}): give --rank R for the nearest adapter of that rank, or --full for the whole model"
+        )
+
+
+def bring(base: str, places: Mapping[str, str]) -> tuple[Shapes, list[Brought], list[str]]:
+    """Return the base's shapes, the adapters, and warnings about them; refuse what does not fit."""
+    with console.status("reading the adapters"):
+        from memmcl.adapters.load import check_fit, other_base, read_brought
+
+        experts = [read_brought(name, place) for name, place in places.items()]
+    with console.status("looking at the base model"):
+        from memmcl.backbone.shapes import read_shapes
+
+        shapes = read_shapes(base)
+    for expert in experts:
+        check_fit(expert, shapes)
+    warnings = [warning for expert in experts if (warning := other_base(expert, shapes))]
+    for warning in warnings:
+        warn(warning)
+    return shapes, experts, warnings
+
+
+def weights_at(base: str) -> BaseRef:
+    """Find the base's weights, and digest them."""
+    with console.status("finding the base model"):
+        from memmcl.backbone.load import resolve_base
+
+        return resolve_base(base)
+
+
+def output_of(base: Shapes, rank: int | None, full: bool, dtype: str) -> Output:
+    """Return what is to be written."""
+    from tasks.search.own_merge import Output
+
+    if full and base.quantised:
+        raise ModelError(
+            f"{base.name} is quantised, and memmcl writes plain weights; name the model that it was made of"
+        )
+    return Output(full, rank, (base.dtype if dtype == "auto" else dtype) if full else "float32")
+
+
+def write(out: Path, asked: OwnMerge, warnings: Sequence[str]) -> dict[str, Any]:
+    """Write the merge to its folder, or find it there, made from the same; return its record."""
+    from memmcl.files.folder import made_before, new_folder
+    from tasks.search.own_merge import RECORD, write_own_merge
+
+    record = made_before(out.absolute(), RECORD, asked.made_from())
+    if record is not None:
+        console.print(f"{out} is there already, made with the same arguments; it is:", soft_wrap=True)
+        return record
+    with console.status("merging"), new_folder(out.absolute()) as folder:
+        return write_own_merge(folder, asked, warnings=warnings)
+
+
+def show_merge(out: Path, record: Mapping[str, Any]) -> None:
+    """Print what was merged, how, what was lost, and where it is."""
+    blocks = len(record["experts"][0]["coefficients"])
+    heads = ["weight"] if blocks == 1 else [f"block {number}" for number in range(1, blocks + 1)]
+    table = Table("expert", *heads, "rank", "modules", "from", box=None, header_style="bold")
+    for expert in record["experts"]:
+        values = [f"{value:.4g}" for value in expert["coefficients"]]
+        table.add_row(expert["name"], *values, str(expert["rank"]), str(expert["modules"]), expert["place"])
+    Terminal(width=1000).print(table)  # a place that is cut to the terminal cannot be copied
+    method, output, errors = record["method"], record["output"], record["errors"]
+    given = [f"{name} {value:g}" if isinstance(value, float | int) else f"{name} {value}" for name, value in
+             method["parameters"].items()]  # fmt: skip
+    seed = [] if method["seed"] is None else [f"seed {method['seed']}"]
+    console.print(f"method         {', '.join([method['name'], *given, *seed])}", soft_wrap=True)
+    if errors is not None:
+        worst = errors["worst"]
+        console.print(
+            f"relative error {errors['mean']:.4f} in the mean, {worst['error']:.4f} in the worst ({worst['module']})",
+            soft_wrap=True,
+        )
+    if output["form"] == "full":
+        console.print(f"model          {out} ({output['dtype']})", soft_wrap=True)
+    else:
+        exact = "" if errors is not None else ", exact"
+        console.print(f"adapter        {out} (rank {output['rank']}{exact})", soft_wrap=True)
+
+
+def number(text: str, message: str = "") -> float:
+    """Return a finite number, or refuse it with the message, which by default speaks of weights."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UsageError(message or f"--weights: expected a number, got {shown(text)}")
+    return value

@@ -1,0 +1,127 @@
+"""`memmcl search`: look at the searches of a run while they are at work or afterwards, and resume one by its id."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+
+from flows.cli.common import ConfigFile, StoreUrl, console, open_store_of, settings_of
+
+if TYPE_CHECKING:
+    from memmcl.store import Store
+    from tasks.run.journal import Entry, Journal
+
+search_app = typer.Typer(help="The merge searches of a run, finished or not.", no_args_is_help=True)
+RunId = Annotated[str, typer.Argument(help="First digits of a run's id, as `memmcl run` prints it")]
+EVERY = 3.0
+"""Seconds between two looks."""
+
+
+@search_app.command("show")
+def search_show(
+    run_id: RunId,
+    top: Annotated[int, typer.Option(min=0, help="Also show so many of the best candidates of each search")] = 0,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep looking until Ctrl-C")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what is known as JSON")] = False,
+    store: StoreUrl = None,
+    config: ConfigFile = None,
+) -> None:
+    """Show how far the searches of a run are, their best candidates, and what they spent.
+
+    It reads the store alone, so that it works from anywhere, and while the run is at work.
+
+    For example:
+
+    $ memmcl search show 3f9a --watch
+    $ memmcl search show 3f9a --top 5 --store s3://bucket/folder
+    """
+    from tasks.run.journal import read_journal, standing
+
+    opened = open_store_of(settings_of(store, config))
+    journal = read_journal(opened, run_id)
+    if as_json:
+        found = [
+            {"search": entry.name, "of": entry.evaluations, **standing(opened.records(f"searches/{entry.key}"))}
+            for entry in journal.searches
+        ]
+        print(json.dumps(found, indent=1))
+        return
+    if not watch:
+        console.print(_view(opened, journal, top))
+        return
+    with Live(_view(opened, journal, top), console=console, auto_refresh=False) as live:
+        try:
+            while True:
+                time.sleep(EVERY)
+                live.update(_view(opened, read_journal(opened, journal.run_id), top), refresh=True)
+        except KeyboardInterrupt:
+            pass
+
+
+@search_app.command("resume")
+def search_resume(run_id: RunId, store: StoreUrl = None, config: ConfigFile = None) -> None:
+    """Go on with a run that was killed, with the settings that it was started with; nothing told is evaluated again.
+
+    The same as `memmcl run` with the same file and the same --set, for whom these are no longer at hand.
+
+    For example:
+
+    $ memmcl search resume 3f9a
+    """
+    from flows.cli.run import go_on
+    from tasks.run.journal import read_journal
+
+    asked = settings_of(store, config)
+    go_on(read_journal(open_store_of(asked), run_id), asked)
+
+
+def _view(store: Store, journal: Journal, top: int) -> RenderableType:
+    from tasks.run.journal import standing
+
+    table = Table(
+        "search", "candidates", "stopped", "failed", "rows", "best", "fitness", "merge s", "evaluate s", "wait s",
+        box=None, header_style="bold", title=f"run {journal.run_id[:8]}, started {journal.started}",
+        title_justify="left",
+    )  # fmt: skip
+    parts: list[RenderableType] = [table]
+    for entry in journal.searches:
+        records = store.records(f"searches/{entry.key}")
+        found = standing(records)
+        table.add_row(
+            entry.name, f"{found['candidates']} of {entry.evaluations}", str(found["stopped"]), str(found["failed"]),
+            f"{found['rows']:,}", "-" if found["best"] is None else str(found["best"]), _number(found["fitness"]),
+            *(f"{found['seconds'][part]:.1f}" for part in ("merge", "evaluate", "wait")),
+        )  # fmt: skip
+        if top:
+            parts.append(_best(entry, records, top))
+    return Group(*parts)
+
+
+def _best(entry: Entry, records: dict[int, dict[str, Any]], top: int) -> Table:
+    table = Table(
+        "candidate", "fitness", *entry.subtasks, "genome", box=None, header_style="bold", title=entry.name,
+        title_justify="left",
+    )  # fmt: skip
+    ranked = sorted(records, key=lambda index: (_rank(records[index]), index))
+    for index in ranked[:top]:
+        record = records[index]
+        values = [_number(record["values"].get(name)) for name in entry.subtasks]
+        genome = " ".join(f"{gene:.3g}" for gene in record["genome"])
+        mark = f"{index} (stopped)" if record.get("stopped") else str(index)
+        table.add_row(mark, _number(record["fitness"]), *values, genome)
+    return table
+
+
+def _rank(record: dict[str, Any]) -> tuple[bool, float]:
+    fitness = record["fitness"]
+    return bool(record.get("stopped")) or fitness is None, -(fitness or 0.0)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,145 @@
+"""`memmcl store`: look into the artifact store, and clear it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from flows.cli.common import ConfigFile, StoreUrl, console, open_store_of, print_columns, settings_of
+from flows.cli.store_gc import store_gc, store_rm
+from memmcl.errors import UsageError, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from memmcl.config import RunConfig
+    from memmcl.store import Manifest, Problem, Store
+
+store_app = typer.Typer(
+    help="Look into the artifact store: every expert, search, evaluation and report of every run.", no_args_is_help=True
+)
+
+ArtifactKey = Annotated[str, typer.Argument(help="First digits of an artifact's key")]
+
+
+@store_app.command("ls")
+def store_ls(
+    kind: Annotated[str | None, typer.Argument(help="Only artifacts of this kind, as expert, search, run")] = None,
+    store: StoreUrl = None,
+    config: ConfigFile = None,
+) -> None:
+    """List artifacts, the newest first.
+
+    For example:
+
+    $ memmcl store ls expert --store my-store
+    """
+    from memmcl.store import summaries
+
+    opened = open_store_of(settings_of(store, config))
+    kinds = opened.objects.folders("manifests")
+    if kind is not None and kind not in kinds:
+        raise UsageError(
+            f"no artifact of kind {shown(kind)} in {opened.url}; kinds there: {', '.join(kinds) or 'none'}"
+        )
+    rows = (
+        (found.kind, found.key[:12], found.name, found.created[:19], f"{found.seconds:.1f}", f"{found.size:,}")
+        for found in summaries(opened, kind)
+    )
+    print_columns(("kind", "key", "name", "created", "seconds", "size"), rows)
+
+
+@store_app.command("show")
+def store_show(key: ArtifactKey, store: StoreUrl = None, config: ConfigFile = None) -> None:
+    """Show one artifact's manifest."""
+    console.print_json(_find(open_store_of(settings_of(store, config)), key).model_dump_json())
+
+
+@store_app.command("fetch")
+def store_fetch(
+    key: ArtifactKey,
+    directory: Annotated[Path, typer.Argument(help="Where its files go")],
+    store: StoreUrl = None,
+    config: ConfigFile = None,
+) -> None:
+    """Copy one artifact's files into a directory, every digest checked.
+
+    For example:
+
+    $ memmcl store fetch 3f9a1c ./adapter
+    """
+    opened = open_store_of(settings_of(store, config))
+    console.print(str(opened.fetch(_find(opened, key), directory)), soft_wrap=True)
+
+
+store_app.command("gc")(store_gc)
+store_app.command("rm")(store_rm)
+
+
+@store_app.command("verify")
+def store_verify(
+    repair: Annotated[
+        str | None,
+        typer.Option("--repair", metavar="RUN", help="First digits of a run's id: make again what is damaged of it"),
+    ] = None,
+    store: StoreUrl = None,
+    config: ConfigFile = None,
+) -> None:
+    """Read every object and check every digest; exit code 1 if anything is damaged.
+
+    What is damaged counts as absent: the next `memmcl run` of its run makes it again. So does --repair, which needs
+    the run's rows and base model, but neither its file nor its options.
+
+    For example:
+
+    $ memmcl store verify --store s3://bucket/folder
+    $ memmcl store verify --repair 3f9a
+    """
+    asked = settings_of(store, config)
+    opened = open_store_of(asked)
+    if repair is not None:
+        _repair(opened, repair, asked)
+        return
+    found = opened.verify()
+    _show(found.problems)
+    console.print(
+        f"{found.manifests} artifacts, {found.blobs} blobs, {found.bytes:,} bytes, {found.records} records, "
+        f"{found.pointers} pointers, {found.checkpoints} checkpoints, {len(found.problems)} problems",
+        soft_wrap=True,
+    )
+    if found.unsealed:
+        console.print(f"{found.unsealed} objects of earlier versions hold no digest of their own")
+    raise typer.Exit(1 if found.problems else 0)
+
+
+def _repair(store: Store, run_id: str, asked: RunConfig) -> None:
+    """Make again what is damaged of a run."""
+    from flows.cli.run import go_on
+    from tasks.run.journal import read_journal
+    from tasks.run.repair import clear_damage, damage_of
+
+    journal = read_journal(store, run_id)
+    _show(damage_of(store, journal.run_id))
+    for path in clear_damage(store, journal):
+        console.print(f"{path}: damaged, removed", soft_wrap=True)
+    go_on(journal, asked)
+    console.print(f"run {journal.run_id[:8]} is whole")
+
+
+def _show(problems: Sequence[Problem]) -> None:
+    for problem in problems:
+        console.print(Text.assemble((problem.where, "red"), ": ", problem.what), soft_wrap=True)
+
+
+def _find(store: Store, key: str) -> Manifest:
+    from memmcl.store import ArtifactRef, starting
+
+    found = starting(store, key)
+    if len(found) != 1:
+        what = "no artifact has" if not found else f"{len(found)} artifacts have"
+        raise UsageError(f"{what} a key that starts with {shown(key)} in {store.url}; `memmcl store ls` lists them")
+    ((kind, whole),) = found
+    return store.load(ArtifactRef(kind=kind, key=whole, name=kind))

@@ -1,0 +1,111 @@
+"""`memmcl store gc` and `memmcl store rm`: what nobody needs any more, removed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli.common import ConfigFile, StoreUrl, console, open_store_of, print_columns, settings_of
+from memmcl.errors import UsageError
+
+if TYPE_CHECKING:
+    from memmcl.store import Plan
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+SHOWN = 20  # runs that are listed one by one
+
+Delete = Annotated[bool, typer.Option("--delete", help="Remove it; without this it is only said what would go")]
+
+
+def store_gc(
+    keep_runs: Annotated[
+        int | None, typer.Option(min=0, help="Keep the newest so many finished runs; all of them by default")
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="Keep whatever is younger, as 12h, 7d or 4w; by default, a week for what belongs to no finished run",
+        ),
+    ] = None,
+    delete: Delete = False,
+    store: StoreUrl = None,
+    config: ConfigFile = None,
+) -> None:
+    """Remove what no run that is kept needs: older runs, what unfinished ones left, files that nobody names.
+
+    Champions, the runs that they would be rolled back to, and whatever runs at work use are always kept. Exit
+    code 1 where damage keeps something from being judged.
+
+    For example:
+
+    $ memmcl store gc --keep-runs 10
+    $ memmcl store gc --keep-runs 10 --older-than 30d --delete
+    """
+    from memmcl.store import Policy, collect
+
+    policy = Policy(keep_runs, None if older_than is None else seconds_of(older_than))
+    _show(collect(open_store_of(settings_of(store, config)), policy, delete=delete), delete)
+
+
+def store_rm(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="First digits of a run's id, finished or not")],
+    delete: Delete = False,
+    store: StoreUrl = None,
+    config: ConfigFile = None,
+) -> None:
+    """Remove one run: its report and journal, and what no other run needs. Never a champion, or a run at work.
+
+    For example:
+
+    $ memmcl store rm 3f9a1c
+    $ memmcl store rm 3f9a1c --delete
+    """
+    from memmcl.store import remove_run
+
+    _show(remove_run(open_store_of(settings_of(store, config)), run_id, delete=delete), delete, kept=False)
+
+
+def seconds_of(duration: str) -> float:
+    """Return a duration such as 90m, 12h, 7d or 4w in seconds.
+
+    Raises:
+        UsageError: it is none.
+    """
+    found = re.fullmatch(r"(\d{1,9})([smhdw])", duration)
+    if found is None:
+        raise UsageError(f"expected a duration such as 90m, 12h, 7d or 4w, got {duration[:40]!r}")
+    return int(found[1]) * UNITS[found[2]]
+
+
+def _show(plan: Plan, delete: bool, kept: bool = True) -> None:
+    if kept:
+        for run_id, why in list(plan.runs.items())[:SHOWN]:
+            console.print(f"kept     run {run_id[:8]}: {why}", soft_wrap=True)
+        if len(plan.runs) > SHOWN:
+            console.print(f"kept     {len(plan.runs) - SHOWN} more runs")
+        _lines("kept     ", plan.kept)
+    _lines("problem  ", plan.problems)
+    totals = plan.totals()
+    count, size = (sum(column) for column in zip(*totals.values(), strict=True)) if totals else (0, 0)
+    if totals:
+        print_columns(
+            ("what goes", "objects", "bytes"),
+            [(what, f"{objects:,}", f"{total:,}") for what, (objects, total) in totals.items()],
+        )
+    if not totals:
+        console.print("nothing goes")
+    elif delete:
+        console.print(f"removed {count:,} objects, {size:,} bytes")
+    else:
+        console.print(f"{count:,} objects, {size:,} bytes would go; --delete removes them")
+    if plan.problems:
+        raise typer.Exit(1)
+
+
+def _lines(mark: str, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(f"{mark}{line}", soft_wrap=True)

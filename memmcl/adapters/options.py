@@ -1,0 +1,122 @@
+"""The fields of PEFT's adapter_config.json that memmcl reads: their types, their defaults, and what they mean."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from memmcl.errors import ModelError, shown
+from memmcl.files.untrusted import parse_json
+
+PATTERN = 1_000
+"""Characters of one key of alpha_pattern or rank_pattern."""
+PATTERN_SECONDS = 10.0
+"""Seconds that matching all modules against all of those may take."""
+ALPHA = 1e6
+"""The largest lora_alpha, without its sign."""
+RANK = 1 << 16
+"""The largest rank."""
+
+Alpha = Annotated[float, Field(ge=-ALPHA, le=ALPHA)]
+Rank = Annotated[int, Field(ge=1, le=RANK)]
+
+
+class LoraOptions(BaseModel):
+    """What PEFT's `LoraConfig` would hold. Other fields are kept as they stand, in `model_extra`.
+
+    Types are those of JSON, and nothing is made to fit: "no" is no truth value, "16" no number.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+
+    peft_type: str = ""
+    r: Rank = 8
+    lora_alpha: Alpha = 8
+    use_rslora: bool | None = None
+    use_dora: bool | None = None
+    modules_to_save: list[str] | None = None
+    rank_pattern: dict[str, Rank] | None = None
+    alpha_pattern: dict[str, Alpha] | None = None
+    base_model_name_or_path: str | None = None
+
+    def alphas(self, modules: Iterable[str]) -> dict[str, float]:
+        """Return the lora_alpha of each module.
+
+        Raises:
+            ModelError: a key of alpha_pattern that is no pattern.
+        """
+        return by_pattern("alpha_pattern", self.alpha_pattern or {}, modules, self.lora_alpha)
+
+
+def read_options(config: bytes) -> LoraOptions:
+    """Read adapter_config.json.
+
+    Raises:
+        ModelError: it is no JSON object, or a field has a value that PEFT could not mean.
+    """
+    try:
+        fields: Any = parse_json(config)
+    except ValueError as error:
+        raise ModelError(f"not a PEFT adapter: adapter_config.json cannot be read: {error}") from error
+    if not isinstance(fields, dict):
+        raise ModelError(f"not a PEFT adapter: expected a JSON object in adapter_config.json, got {shown(fields)}")
+    try:
+        return LoraOptions.model_validate(fields)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])[:PATTERN]
+        what = problem["msg"][0].lower() + problem["msg"][1:]
+        raise ModelError(
+            f"adapter_config.json: {where}: {what}, got {shown(problem['input'])}; correct it, or save the adapter anew"
+        ) from error
+
+
+def by_pattern(field: str, patterns: Mapping[str, float], modules: Iterable[str], default: float) -> dict[str, float]:
+    """Return the value of each module: that of the first key that PEFT would match it by, else `default`.
+
+    A key is a regular expression for the end of a module's name, from a dot on: `(.*\\.)?(KEY)$`. RE2 matches it, in a
+    time that is linear in the name, whatever the key; it knows neither lookaround nor references to groups.
+
+    Raises:
+        ModelError: a key that RE2 cannot read, or keys that take too long.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    left = list(modules)
+    found = dict.fromkeys(left, default)
+    deadline = time.monotonic() + PATTERN_SECONDS
+    for key, value in patterns.items():
+        if len(key) > PATTERN:
+            raise ModelError(f"{field} has a key of {len(key):,} characters, more than {PATTERN:,}; name modules apart")
+        if not left:
+            break
+        try:
+            matches = pc.match_substring_regex(_strings(left), pattern=rf"^(?:(.*\.)?({key})$)").to_pylist()
+        except (pa.ArrowException, UnicodeEncodeError) as error:
+            reason = re.sub(r":[^:]*$", "", str(error).removeprefix("Invalid regular expression: "))
+            raise ModelError(
+                f"{field} has the key {shown(key)}, which is no pattern that memmcl matches ({reason[:80]}); write it "
+                "without lookaround and references, or name the modules"
+            ) from error
+        found |= {module: value for module, match in zip(left, matches, strict=True) if match}
+        left = [module for module, match in zip(left, matches, strict=True) if not match]
+        if time.monotonic() > deadline:
+            raise ModelError(
+                f"{field} takes longer than {PATTERN_SECONDS:g} s to be matched; write fewer or simpler keys"
+            )
+    return found
+
+
+def _strings(values: list[str]) -> Any:
+    """Return an Arrow array of strings; `pyarrow.array` would do so too, and import pandas first, for seconds."""
+    import pyarrow as pa
+
+    encoded = [value.encode() for value in values]
+    offsets = b"".join(end.to_bytes(4, "little") for end in accumulate(map(len, encoded), initial=0))
+    return pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))

@@ -1,0 +1,307 @@
+"""The plots of a report: `Results` in, `Plot` out; an empty tuple or None where there is nothing to draw.
+
+Those of the experts are in `memmcl.report.plots.experts`.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from memmcl.report.parts import ContextResult, Search
+from memmcl.report.plots.figure import (
+    COLOURS,
+    PANEL,
+    SERIES,
+    WIDE,
+    Plot,
+    draw,
+    frame,
+    heat_map,
+    rectangle,
+    row_names,
+    shorten,
+    whole_numbers,
+)
+from memmcl.report.results import Results
+from memmcl.report.verdict import plus_minus
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MEAN = 450
+MAX_BARS = 28
+
+
+def mean_plot(results: Results) -> Plot | None:
+    """Return every model's mean with its standard error, in document order; None without means."""
+    rows = [(mean.model, mean.mean, mean.se) for mean in results.means]
+    if not rows:
+        return None
+    alt = "Mean score over subtasks: " + _spoken(rows)
+    return _dot_plot(results, "mean", "Mean over the subtasks", rows, MEAN, alt)
+
+
+def subtask_plots(results: Results) -> tuple[Plot, ...]:
+    """Return one panel a subtask: every model's test score with its standard error."""
+    panels = []
+    for subtask in results.subtasks:
+        found = [results.score_of(model.name, subtask.name) for model in results.models]
+        rows = [(score.model, score.score, score.se) for score in found if score]
+        if rows:
+            alt = f"{subtask.metric} on {subtask.title}: {_spoken(rows)}"
+            title = f"{subtask.name} · {subtask.metric}"
+            panels.append(_dot_plot(results, f"score-{subtask.name}", title, rows, PANEL, alt))
+    return tuple(panels)
+
+
+def fitness_plots(results: Results) -> tuple[Plot, ...]:
+    """Return one panel a search: fitness in ask order, best so far, seeds, failures, the winner."""
+    panels = []
+    for number, search in enumerate(results.searches):
+        best = max((c.fitness for c in search.candidates if c.fitness is not None and not c.stopped), default=None)
+        failed = sum(c.fitness is None for c in search.candidates)
+        stopped = sum(c.stopped for c in search.candidates)
+        alt = (
+            f"{search.title}: {len(search.candidates)} evaluations, {stopped} stopped early, {failed} failed, best "
+            f"fitness {plus_minus(best)}"
+        )
+
+        def paint(figure: Figure, search: Search = search) -> None:
+            _paint_fitness(figure.add_subplot(), search)
+
+        panels.append(draw(f"fitness-{number}", paint, width=PANEL, height=230, alt=alt, title=search.title))
+    return tuple(panels)
+
+
+def seconds_plots(results: Results) -> tuple[Plot, ...]:
+    """Return one panel a search: seconds of each candidate, stacked as merge, evaluate, wait."""
+    panels = []
+    for number, search in enumerate(results.searches):
+        totals = {
+            part: sum(getattr(c.seconds, part) for c in search.candidates) for part in ("merge", "evaluate", "wait")
+        }
+        spoken = ", ".join(f"{part} {total:.1f} s" for part, total in totals.items())
+
+        def paint(figure: Figure, search: Search = search) -> None:
+            axes = figure.add_subplot()
+            frame(axes, "y")
+            x = [c.index for c in search.candidates]
+            bottom = [0.0] * len(x)
+            for part, colour in (
+                ("merge", SERIES[1]),
+                ("evaluate", SERIES[0]),
+                ("wait", COLOURS["baseline"]),
+            ):
+                height = [float(getattr(c.seconds, part)) for c in search.candidates]
+                axes.bar(x, height, bottom=bottom, color=colour, width=0.82, label=part)
+                bottom = [low + more for low, more in zip(bottom, height, strict=True)]
+            whole_numbers(axes)
+            axes.set(xlabel="candidate, in ask order", ylabel="seconds")
+            figure.legend(loc="outside upper left", ncols=3, handlelength=0.8, columnspacing=1.2)
+
+        alt = f"{search.title}, seconds of all candidates: {spoken}"
+        panels.append(draw(f"seconds-{number}", paint, width=PANEL, height=210, alt=alt, title=search.title))
+    return tuple(panels)
+
+
+def weights_plot(results: Results) -> Plot | None:
+    """Return the merge coefficients as a heat map, experts x layer blocks; None without a merge."""
+    merge = results.merge
+    if merge is None or not merge.experts or not merge.blocks:
+        return None
+    cells = [[(value, f"{value:.2f}".replace("-", "−")) for value in row] for row in merge.coefficients]
+    flat = [value for row in merge.coefficients for value in row]
+    low, high = min(*flat, 0.0), max(*flat, 0.0)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        heat_map(axes, cells, [shorten(n) for n in merge.experts], merge.blocks, low, high)
+        axes.set_xlabel("layer block")
+
+    shape = f"{len(merge.experts)} experts in {len(merge.blocks)} blocks"
+    alt = f"Merge coefficients of {shape}, {low:.2f} to {high:.2f}"
+    width = max(PANEL, min(WIDE, 120 + 62 * len(merge.blocks)))
+    return draw("weights", paint, width=width, height=58 + 30 * len(merge.experts), alt=alt)
+
+
+def difficulty_plot(results: Results) -> Plot | None:
+    """Return stacked bars of weight x scaled feature, subtasks in curriculum order; None without features."""
+    curriculum = results.curriculum
+    if not curriculum.features or not curriculum.order:
+        return None
+    scaled = {(f.subtask, f.feature): f.scaled for f in curriculum.features}
+    features = list(dict.fromkeys(f.feature for f in curriculum.features))
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        frame(axes, "x")
+        y = list(range(len(curriculum.order)))
+        left = [0.0] * len(y)
+        bars = []
+        for number, feature in enumerate(features):
+            weight = curriculum.weights.get(feature, 0.0)
+            width = [weight * scaled.get((name, feature), 0.0) for name in curriculum.order]
+            colour = SERIES[number % len(SERIES)]
+            bars.append(axes.barh(y, width, left=left, height=0.66, color=colour).patches[0])
+            left = [start + more for start, more in zip(left, width, strict=True)]
+        for row, total in enumerate(left):
+            axes.text(total + 0.006 * (max(left) or 1), row, f" {total:.2f}", va="center", fontsize=10)
+        row_names(axes, [shorten(name) for name in curriculum.order])
+        axes.set_xlabel("difficulty (weight × scaled feature, stacked)")
+        labels = [shorten(feature.replace("_", " ").strip(), 22) for feature in features]
+        figure.legend(
+            bars,
+            labels,
+            loc="outside upper left",
+            ncols=4,
+            handlelength=0.8,
+            handleheight=0.8,
+            columnspacing=1.4,
+        )
+
+    alt = "Difficulty, ascending: " + ", ".join(curriculum.order)
+    height = 74 + 28 * len(curriculum.order) + 18 * (len(features) // 4)
+    return draw("difficulty", paint, width=WIDE, height=height, alt=alt)
+
+
+def context_plot(results: Results) -> Plot | None:
+    """Return the context ablation: subtasks x contexts, test scores coloured by the gain over zero-shot.
+
+    The gain is taken to the context without demonstrations, or to the row's mean where there is none.
+    Framed: the context that the gate chose. None without test scores.
+    """
+    measured = [c for c in results.curriculum.contexts if c.test_score is not None]
+    if not measured:
+        return None
+    columns = list(dict.fromkeys(c.context for c in measured))
+    by_place: dict[tuple[str, str], ContextResult] = {(c.subtask, c.context): c for c in measured}
+    rows = list(dict.fromkeys([*results.curriculum.order, *(c.subtask for c in measured)]))
+    rows = [name for name in rows if any(c.subtask == name for c in measured)]
+    cells: list[list[tuple[float, str] | None]] = []
+    for name in rows:
+        scores = {c.context: float(c.test_score or 0.0) for c in measured if c.subtask == name}
+        plain = [scores[c.context] for c in measured if c.subtask == name and c.demonstrations == 0]
+        reference = plain[0] if plain else sum(scores.values()) / len(scores)
+        cells.append([(scores[c] - reference, f"{scores[c]:.3f}") if c in scores else None for c in columns])
+    chosen = [
+        (y, x) for y, n in enumerate(rows) for x, c in enumerate(columns) if (p := by_place.get((n, c))) and p.chosen
+    ]
+    reach = max(abs(cell[0]) for row in cells for cell in row if cell) or 0.05
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        heat_map(axes, cells, [shorten(name) for name in rows], columns, -reach, reach, size=(0.88, 0.8))
+        for row, column in chosen:
+            axes.add_patch(rectangle(column, row, 0.97, 0.95, fill=False, edgecolor=COLOURS["ink"], linewidth=1.8))
+
+    picked = ", ".join(f"{rows[y]}: {columns[x]}" for y, x in chosen) or "none"
+    alt = f"Test score of {len(columns)} contexts on {len(rows)} subtasks; chosen by the gate: {picked}"
+    return draw("contexts", paint, width=min(WIDE, 110 + 78 * len(columns)), height=40 + 32 * len(rows), alt=alt)
+
+
+def time_plot(results: Results) -> Plot | None:
+    """Return seconds by step of the run, in document order, one colour a stage; None without timings.
+
+    Beyond `MAX_BARS` bars the shortest ones of a stage are summed into one.
+    """
+    rows = _fold([(t.stage, t.name, t.seconds) for t in results.timings])
+    if not rows:
+        return None
+    stages = list(dict.fromkeys(stage for stage, _, _ in rows))
+    longest = max(seconds for _, _, seconds in rows) or 1.0
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        frame(axes, "x")
+        colours = [SERIES[stages.index(stage) % len(SERIES)] for stage, _, _ in rows]
+        axes.barh(range(len(rows)), [seconds for _, _, seconds in rows], color=colours, height=0.68)
+        for row, (_, _, seconds) in enumerate(rows):
+            axes.text(seconds + 0.008 * longest, row, f"{seconds:,.1f}", va="center", fontsize=10)
+        row_names(axes, [shorten(f"{stage} · {name}", 32) for stage, name, _ in rows])
+        axes.set(xlabel="seconds", xlim=(0, longest * 1.1))
+
+    totals = {stage: sum(s for other, _, s in rows if other == stage) for stage in stages}
+    alt = "Seconds by stage: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in totals.items())
+    return draw("time", paint, width=WIDE, height=44 + 21 * len(rows), alt=alt)
+
+
+def _dot_plot(
+    results: Results, name: str, title: str, rows: list[tuple[str, float, float]], width: int, alt: str
+) -> Plot:
+    kinds = {model.name: model.kind for model in results.models}
+    base = next((value for model, value, _ in rows if model == "base"), None)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        frame(axes, "x")
+        if base is not None:
+            axes.axvline(base, color=COLOURS["baseline"], linewidth=1, linestyle=(0, (2, 3)))
+        for row, (model, value, se) in enumerate(rows):
+            colour = COLOURS[kinds[model]]
+            hollow = kinds[model] == "expert"
+            axes.errorbar(
+                value, row, xerr=se, fmt="o", color=colour, ecolor=colour, elinewidth=1.6, markersize=7,
+                markerfacecolor=COLOURS["paper"] if hollow else colour, markeredgewidth=1.6,
+            )  # fmt: skip
+            if width == MEAN:
+                axes.annotate(
+                    plus_minus(value, se), (1.0, row), xycoords=("axes fraction", "data"), va="center",
+                    xytext=(6, 0), textcoords="offset points", fontsize=10,
+                    color=COLOURS["unified" if kinds[model] == "unified" else "ink"],
+                )  # fmt: skip
+        row_names(axes, [shorten(model, 24) for model, _, _ in rows])
+        low, high = min(v - se for _, v, se in rows), max(v + se for _, v, se in rows)
+        axes.set_xlim(min(0.0, low), max(high * 1.06, low + 0.05))
+        axes.locator_params(axis="x", nbins=6 if width == PANEL else 10)
+
+    return draw(name, paint, width=width, height=46 + 21 * len(rows), alt=alt, title=title)
+
+
+def _paint_fitness(axes: Axes, search: Search) -> None:
+    frame(axes, "both")
+    known = sorted((c.index, c.fitness, c.is_seed, c.stopped) for c in search.candidates if c.fitness is not None)
+    stopped = [(index, fitness) for index, fitness, _, lost in known if lost]
+    scored = [(index, fitness, seed) for index, fitness, seed, lost in known if not lost]
+    axes.plot([i for i, _ in stopped], [f for _, f in stopped], ".", color=COLOURS["ink"], markersize=3.5, alpha=0.35)
+    for seed, marker, colour in ((False, "o", COLOURS["merge"]), (True, "D", COLOURS["rival"])):
+        x, y = (
+            [i for i, _, is_seed in scored if is_seed == seed],
+            [f for _, f, is_seed in scored if is_seed == seed],
+        )
+        axes.plot(x, y, marker, color=colour, markersize=4.6, alpha=0.8)
+    if scored:
+        best = list(accumulate((fitness for _, fitness, _ in scored), max))
+        axes.step([index for index, _, _ in scored], best, where="post", color=COLOURS["unified"], zorder=1)
+    for index, fitness, _ in scored:
+        if index == search.winner:
+            axes.plot(index, fitness, "o", color=COLOURS["ink"], markersize=10, fillstyle="none")
+    failed = [c.index for c in search.candidates if c.fitness is None]
+    if failed:
+        axes.plot(
+            failed, [0.02] * len(failed), "x", color=COLOURS["bad"], transform=axes.get_xaxis_transform(),
+            markersize=6, clip_on=False,
+        )  # fmt: skip
+    whole_numbers(axes)
+    axes.margins(y=0.12)
+    axes.set(xlabel="evaluation, in ask order", ylabel="fitness")
+
+
+def _spoken(rows: list[tuple[str, float, float]]) -> str:
+    return ", ".join(f"{model} {plus_minus(value, se)}" for model, value, se in rows)
+
+
+def _fold(rows: list[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
+    if len(rows) <= MAX_BARS:
+        return rows
+    stages = list(dict.fromkeys(stage for stage, _, _ in rows))
+    kept = sorted(rows, key=lambda row: -row[2])[: max(0, MAX_BARS - len(stages))]
+    folded = []
+    for stage in stages:
+        mine = [row for row in rows if row[0] == stage]
+        folded += [row for row in mine if row in kept]
+        rest = [row for row in mine if row not in kept]
+        if rest:
+            folded.append((stage, f"{len(rest)} shorter ones", sum(seconds for _, _, seconds in rest)))
+    return folded

@@ -1,0 +1,74 @@
+"""The plots of a search with several objectives: the front, and the point that was taken."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from memmcl.evolve import pareto
+from memmcl.report.parts import Candidate, Search
+from memmcl.report.plots.figure import COLOURS, PANEL, Plot, draw, frame
+from memmcl.report.results import Results
+from memmcl.report.verdict import plus_minus
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_PAIRS = 3
+"""Pairs of objectives that are drawn of a search."""
+
+
+def front_plots(results: Results) -> tuple[Plot, ...]:
+    """Return, for each search with several objectives, a panel a pair of them: candidates, the front, the winner.
+
+    The front is that over all objectives, so that in a panel of two of them some of its points look dominated.
+    """
+    panels = []
+    for number, search in enumerate(results.searches):
+        shown = measured(search)
+        if len(search.objectives) < 2 or not shown:
+            continue
+        best = front(shown)
+        winner = next((one for one in shown if one.index == search.winner), None)
+        at = "no point of this search" if winner is None else _spoken(search, winner)
+        for pair, (i, j) in enumerate(list(combinations(range(len(search.objectives)), 2))[:MAX_PAIRS]):
+            x, y = search.objectives[i], search.objectives[j]
+            alt = f"{search.title}, {x} against {y}: {len(best)} of {len(shown)} candidates on the front, taken: {at}"
+
+            def paint(
+                figure: Figure, i: int = i, j: int = j, search: Search = search,
+                shown: list[Candidate] = shown, best: list[Candidate] = best, winner: Candidate | None = winner,
+            ) -> None:  # fmt: skip
+                axes = figure.add_subplot()
+                frame(axes, "both")
+                for group, colour, size in ((shown, COLOURS["merge"], 3.5), (best, COLOURS["unified"], 5.5)):
+                    points = [(one.objectives[i] or 0.0, one.objectives[j] or 0.0) for one in group]
+                    axes.plot(*zip(*points, strict=True), "o", color=colour, markersize=size, alpha=0.8)
+                if winner is not None:
+                    at = (winner.objectives[i] or 0.0, winner.objectives[j] or 0.0)
+                    axes.plot(*at, "o", color=COLOURS["ink"], markersize=10, fillstyle="none")
+                axes.margins(0.12)
+                axes.set(xlabel=search.objectives[i], ylabel=search.objectives[j])
+
+            title = f"{search.title}: {x}, {y}"
+            panels.append(draw(f"front-{number}-{pair}", paint, width=PANEL, height=230, alt=alt, title=title))
+    return tuple(panels)
+
+
+def measured(search: Search) -> list[Candidate]:
+    """Return the candidates that were put to all rows and did not fail, one of each genome."""
+    whole = (one for one in search.candidates if not one.stopped and not one.reused and one.objectives)
+    return [one for one in whole if all(value is not None for value in one.objectives)]
+
+
+def front(candidates: list[Candidate]) -> list[Candidate]:
+    """Return those that no other beats in one objective without losing in another."""
+    return [candidates[place] for place in pareto.front(np.array([one.objectives for one in candidates]))]
+
+
+def _spoken(search: Search, winner: Candidate) -> str:
+    return ", ".join(
+        f"{name} {plus_minus(value)}" for name, value in zip(search.objectives, winner.objectives, strict=True)
+    )

@@ -1,0 +1,132 @@
+"""A cluster that was joined: does every node have what tasks need there?"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from memmcl import __version__
+from memmcl.config import RayConfig
+from memmcl.errors import MemmclError, ServiceError
+from memmcl.store import Store
+from tasks.run.runtime import Run, find_base, log, open_store
+
+SECONDS = 120.0
+ROOM_SECONDS = 10.0
+"""For how long nodes may be on their way: just started, or lost and coming back."""
+GROUP = "ray.io/node-group"
+"""Ray's label of nodes that a group of theirs has, as KubeRay and Ray's launcher give it: there may be more of them."""
+
+
+def check_nodes(run: Run) -> None:
+    """Make sure that every node that can take work has this memmcl, the store and the base model.
+
+    Nodes share no disk, so a `file://` store that only this machine sees would lose every expert trained elsewhere;
+    a mark written here and read on each node tells. Nodes that come later are not checked: their tasks fail and
+    are retried elsewhere.
+
+    Raises:
+        ServiceError: a node lacks something; the message names the node and what it lacks. Or no node can hold a
+            worker, nor ever will.
+    """
+    check_room(run.config.ray)
+    mark = uuid.uuid4().hex
+    store = open_store(run)
+    token = store.swap_pointer(f"checks/{mark}", {"mark": mark}, None)
+    try:
+        cfg = run.config.ray
+        nodes = [node for node in ray.nodes() if node["Alive"] and _takes_work(node, cfg.cpus_per_worker)]
+        asked = [(node["NodeManagerHostname"], _ask(node["NodeID"], run, mark)) for node in nodes]
+        for host, answer in asked:
+            _judge(host, answer)
+    finally:
+        store.delete_pointer(f"checks/{mark}", token)
+    able = _with_room(nodes, cfg)
+    log().info("Ray cluster %s: %d nodes that take work", cfg.address, len(able))
+    if not able:
+        log().warning("%s; waiting for the cluster to grow", _lack(cfg, nodes))
+
+
+def check_room(cfg: RayConfig) -> None:
+    """Make sure that a worker has room on some node, or may have it once the cluster grows: Ray would wait for ever.
+
+    Raises:
+        ServiceError: no node is large enough, and none belongs to a group: nodes that were started by hand are all
+            there are.
+    """
+    deadline = time.monotonic() + ROOM_SECONDS
+    while True:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        if _with_room(nodes, cfg) or any(node["Labels"].get(GROUP) for node in nodes):
+            return
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    raise ServiceError(
+        f"{_lack(cfg, nodes)}; lower ray.cpus_per_worker or ray.gpus_per_worker, or start such a node, then run the "
+        "same command again: nothing told is lost"
+    )
+
+
+def place() -> str:
+    """Return where this task runs, for its log: host, the Ray node's id, and the GPUs that Ray gave it."""
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    node = ray.get_runtime_context().get_node_id()[:8] if ray.is_initialized() else "none"
+    return f"{socket.gethostname()}, node {node}" + (f", GPU {gpus}" if gpus else "")
+
+
+def _with_room(nodes: Sequence[dict[str, Any]], cfg: RayConfig) -> list[dict[str, Any]]:
+    """Return the nodes that a worker fits on while nothing else is there."""
+    least = {"CPU": cfg.cpus_per_worker, "GPU": cfg.gpus_per_worker}
+    return [node for node in nodes if all(node["Resources"].get(kind, 0) >= count for kind, count in least.items())]
+
+
+def _lack(cfg: RayConfig, nodes: Sequence[dict[str, Any]]) -> str:
+    sizes = sorted({tuple(node["Resources"].get(kind, 0) for kind in ("CPU", "GPU")) for node in nodes}, reverse=True)
+    there = ", ".join(f"{cpus:g} CPUs and {gpus:g} GPUs" for cpus, gpus in sizes)
+    return (
+        f"no Ray node has {cfg.cpus_per_worker:g} CPUs and {cfg.gpus_per_worker:g} GPUs for a worker; "
+        f"the nodes there are have {there or 'nothing'}"
+    )
+
+
+def _takes_work(node: dict[str, Any], cpus: float) -> bool:
+    return bool(node["Resources"].get("CPU", 0) >= cpus)
+
+
+def _ask(node_id: str, run: Run, mark: str) -> Any:
+    here = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return _look.options(num_cpus=0, scheduling_strategy=here, max_retries=1).remote(run, mark, __version__)
+
+
+def _judge(host: str, answer: Any) -> None:
+    try:
+        lacking = ray.get(answer, timeout=SECONDS)
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        lacking = f"its check failed ({str(error).strip().splitlines()[-1]}); is memmcl installed there?"
+    if lacking:
+        raise ServiceError(f"Ray node {host}: {lacking}")
+
+
+@ray.remote
+def _look(run: Run, mark: str, version: str) -> str:
+    """Return what this node lacks; empty when nothing."""
+    logging.getLogger("memmcl").setLevel(logging.ERROR)
+    if version != __version__:
+        return f"has memmcl {__version__}, the run was started with {version}; install the same version everywhere"
+    try:
+        value, _ = Store.from_spec(run.store).read_pointer(f"checks/{mark}")
+        if value is None:
+            return f"does not see the store {run.store['url']}; nodes share no disk: use an s3:// URL as store.url"
+        find_base(run.base, run.config.model.revision)
+    except MemmclError as error:
+        return str(error)
+    return ""

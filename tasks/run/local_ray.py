@@ -1,0 +1,163 @@
+"""A Ray of this process's own, which leaves nothing behind, and a Ray that is joined; both are watched."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from memmcl.errors import ServiceDied, ServiceError
+from memmcl.urls import first_line
+from tasks.run import reaper
+from tasks.run.leftovers import MARK, home, work_folder
+from tasks.run.private_ray import private
+from tasks.run.watch import AGAIN, Service, at_address, of_process, watched
+
+REJOIN_SECONDS = 30.0
+"""For how long the head of a cluster may be away; after a minute Ray would end this process, without a word of ours."""
+SOCKET_PATH = 107 if sys.platform == "linux" else 103
+"""The longest path of a unix socket."""
+_SOCKET = "/session_2026-11-28_02-40-24_270356_4194304/sockets/plasma_store"
+_DAEMONS = {"gcs_server": "control service (gcs_server)", "raylet": "node (raylet)"}
+"""What Ray calls the two that nothing goes on without, and what people are told."""
+
+_OBITUARIES = ("Raylet is terminated", "The node with node id")
+
+
+@contextmanager
+def local_ray(**options: Any) -> Iterator[None]:
+    """Start a Ray in a folder of its own; its processes end with the block, or with this process, however that ends.
+
+    options: of `ray.init`.
+
+    Raises:
+        ServiceDied: one of its daemons is gone.
+    """
+    with work_folder("ray", _place(), keep=True) as folder, _reaped(f"{MARK}={folder}"), _no_obituaries():
+        # SPT_NOENV: or titles are written over the environment.
+        with private(), _environment({MARK: str(folder), "SPT_NOENV": "1"}):
+            ray.init(_temp_dir=str(folder), **options)
+        node = ray._private.worker._global_node
+        logs = Path(node.get_session_dir_path()) / "logs"
+        with _until_lost(*(
+            of_process(
+                node.all_processes[name][0].process,
+                f"the {title} of the local Ray died; its logs are in {logs}; look for memory limits, then {AGAIN}",
+            )
+            for name, title in _DAEMONS.items()
+        )):  # fmt: skip
+            yield
+
+
+@contextmanager
+def joined_ray(**options: Any) -> Iterator[None]:
+    """Join a cluster until the block ends.
+
+    options: of `ray.init`.
+
+    Raises:
+        ServiceDied: its head, or its node on this machine, is gone.
+    """
+    ray.init(**options)
+    where = options["address"]
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    services = [at_address(f"the Ray cluster at {where}", host.strip("[]"), int(port), REJOIN_SECONDS)]
+    node = _own_node()
+    if node is not None:
+        said = f"this machine's node of the Ray cluster at {where} (raylet) died; start it again, then {AGAIN}"
+        services.append(Service(lambda: not node.is_running() or node.status() == psutil.STATUS_ZOMBIE, said))
+    with _until_lost(*services):
+        yield
+
+
+@contextmanager
+def _until_lost(*services: Service) -> Iterator[None]:
+    """Leave Ray at the end of the block, or when a service is gone; an error of Ray's own is one line."""
+    try:
+        with watched(*services, stop=ray.shutdown):
+            yield
+    except RayError as error:
+        if isinstance(error, RayTaskError):  # of a function that Ray ran
+            raise
+        raise ServiceDied(f"Ray failed ({type(error).__name__}: {first_line(error)}); {AGAIN}") from error
+
+
+def _place() -> Path:
+    """Return what the folder of a local Ray is made in: unix sockets lie in it, so that its path has to be short.
+
+    Raises:
+        ServiceError: $RAY_TMPDIR is too long.
+    """
+    chosen = os.environ.get("RAY_TMPDIR")
+    place = Path(chosen).absolute() if chosen else home()
+    longest = SOCKET_PATH - len("/ray-12345678") - len(_SOCKET)
+    if len(str(place)) <= longest:
+        return place
+    if chosen:
+        raise ServiceError(
+            f"RAY_TMPDIR is too long for the unix sockets of Ray: expected at most {longest} characters, got {chosen}"
+        )
+    return Path("/tmp")  # as Ray does itself where the usual place is a long one
+
+
+def _own_node() -> psutil.Process | None:
+    """Return the raylet that this process talks to, None where it cannot be found."""
+    socket = ray._private.worker._global_node.raylet_socket_name
+    for process in psutil.process_iter(["name", "cmdline"]):
+        if process.info["name"] == "raylet" and any(str(socket) in word for word in process.info["cmdline"] or []):
+            return process
+    return None
+
+
+@contextmanager
+def _no_obituaries() -> Iterator[None]:
+    """Leave out what Ray prints when a daemon dies, at once and with twenty lines of its log: we say it in one."""
+    worker = ray._private.worker
+    say = worker.print_to_stdstream
+
+    def without(data: dict[str, Any], *args: Any, **options: Any) -> None:
+        if not any(line.startswith(_OBITUARIES) for line in data["lines"]):
+            say(data, *args, **options)
+
+    worker.print_to_stdstream = without
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = say
+
+
+@contextmanager
+def _reaped(mark: str) -> Iterator[None]:
+    """Have what carries the mark end when the block has ended, or this process."""
+    child = subprocess.Popen(
+        [sys.executable, "-I", "-S", reaper.__file__, mark], stdin=subprocess.PIPE, start_new_session=True
+    )
+    assert child.stdin is not None
+    try:
+        yield
+    finally:
+        child.stdin.close()
+        child.wait()
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set variables for the processes that are started in the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

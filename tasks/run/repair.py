@@ -1,0 +1,24 @@
+"""What is damaged of one run, and what of it no stage would make again."""
+
+from __future__ import annotations
+
+from memmcl.store import Problem, Store
+from memmcl.store.verify import drop_damaged
+from tasks.run.journal import Journal, restore_journal
+from tasks.run.runtime import closure_of
+
+
+def damage_of(store: Store, run_id: str) -> tuple[Problem, ...]:
+    """Return what is damaged or missing of a finished run, and of all that it was made from."""
+    return closure_of(store, run_id).problems
+
+
+def clear_damage(store: Store, journal: Journal) -> list[str]:
+    """Remove the damaged records of a run and its searches, and damaged checkpoints; return their paths.
+
+    Manifests and blobs stay where they are: the stage that makes them again replaces them.
+    """
+    folders = [f"logs/runs/{journal.run_id}/", *(f"logs/searches/{entry.key}/" for entry in journal.searches)]
+    removed = [path for folder in [*folders, "checkpoints"] for path in drop_damaged(store.objects, folder)]
+    restore_journal(store, journal)
+    return removed

@@ -1,0 +1,65 @@
+"""What one search is, as small JSON that workers get with every candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from memmcl.merge.genome import GenomeSpace, Recipe, compose
+from tasks.run.runtime import Run
+
+Inner = dict[str, dict[str, tuple[float, ...]]]
+"""By part of the genome, its coefficients over experts."""
+
+
+class SearchSpec(BaseModel):
+    """One search: what its genes stand for, what it is scored on, what is tried first."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    key: str
+    strategy: str
+    parts: Inner
+    subtasks: tuple[str, ...]
+    seeds: tuple[tuple[str, tuple[float, ...]], ...]
+    evaluations: int
+    method: str = "linear"
+    parameters: dict[str, float | str] = {}
+    varied: tuple[tuple[str, float, float], ...] = ()
+    """(name, low, high) of the method's parameters that are genes."""
+    mask: bool = False
+    """Whether every coefficient has a gene that switches it on and off."""
+    recipes: dict[str, Recipe] = {}
+    """By part, where each merges in a way of its own: then a genome is one part at 1, and the others at 0."""
+    objectives: dict[str, tuple[str, ...]] = {}
+    """By name, the subtasks whose mean is one objective; empty: fitness alone counts."""
+    rows: Literal["weak", "selection"] = "weak"
+    fixed: bool = False
+    """Whether only the seeds are looked at, all of them on all rows: no race, no stagnation."""
+
+    def space(self, run: Run) -> GenomeSpace:
+        """Return the genome's layout."""
+        low, high = run.config.search.bounds
+        return GenomeSpace(tuple(self.parts), run.config.search.blocks, low, high, self.varied, self.mask)
+
+    def recipe(self, run: Run, genome: Sequence[float]) -> Recipe:
+        """Return how a genome merges: its method, with the parameters that are fixed and those that are genes."""
+        if self.recipes:
+            chosen = self.space(run).decode(genome)
+            return next(self.recipes[part] for part, values in chosen.items() if any(values))
+        found = {**self.parameters, **self.space(run).decode_parameters(genome)}
+        return Recipe(self.method, found, run.seed("masks"))
+
+    def coefficients(self, run: Run, genome: Sequence[float]) -> dict[str, tuple[float, ...]]:
+        """Return the coefficients over experts that a genome stands for."""
+        return compose(self.space(run).decode(genome), self.parts)
+
+    def genome(self, run: Run, coefficients: Sequence[float]) -> tuple[float, ...]:
+        """Return a seed with these coefficients: all of them on, parameters at their defaults within their bounds."""
+        from memmcl.merge import METHODS
+
+        first = (min(max(METHODS[self.method].genes[gene].default, low), high) for gene, low, high in self.varied)
+        return (*coefficients, *(1.0 for _ in self.space(run).binary), *first)

@@ -1,0 +1,1 @@
+"""The stages of the DAG: Prefect tasks, and what they read and publish."""

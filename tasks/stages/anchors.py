@@ -1,0 +1,165 @@
+"""Anchor rows: what experts are held to the base on; lent by other subtasks, the shipped corpus, or plain texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from memmcl import seeds
+from memmcl.config import ExpertsConfig
+from memmcl.errors import ConfigError, DataError
+from memmcl.experts.forced import LEAST, forced_rows, read_texts
+from memmcl.store import ArtifactRef, cache_key
+from memmcl.suite.examples import Example, from_table, normalised, to_table
+from memmcl.suite.faults import Faults
+from memmcl.suite.overlap import Blocklist
+from memmcl.suite.sources import read_sources
+from memmcl.suite.splits import Splits, digest_of
+from memmcl.suite.subtasks import SUBTASKS, Subtask
+from memmcl.urls import public
+from tasks.run.inputs import lenders, read_arguments
+from tasks.run.runtime import Run, load_manifest, lost, open_store, resident_prompter
+
+STAGE_VERSION = 2
+Lent = Mapping[str, Sequence[Example]]
+"""Rows by the subtask that lends them."""
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Anchor rows by subtask, and what their artifact says of itself: settings, and digests of rows and questions."""
+
+    rows: dict[str, list[Example]]
+    described: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The key of their artifact."""
+        return cache_key("anchors", inputs=(), config=self.described, stage_version=STAGE_VERSION, seed=0)
+
+
+def reads_anchors(cfg: ExpertsConfig) -> bool:
+    """Return whether experts need anchor rows at all: for the anchor, or to know what others use least."""
+    return cfg.anchor_weight > 0 or cfg.init == "osrm"
+
+
+def lend_anchors(run: Run, splits: Splits) -> Anchors | None:
+    """Return the anchor rows that this run lends by itself; None where its experts need none.
+
+    Where there is one subtask alone, nobody is there to lend it training rows: the corpus does.
+
+    Raises:
+        DataError: no such texts, or too few of them.
+    """
+    cfg = run.config.experts
+    if not reads_anchors(cfg):
+        return None
+    if cfg.anchor_source == "train" and len(splits.parts) > 1:
+        lent: Lent = {name: parts["train"][: cfg.anchor_rows] for name, parts in sorted(splits.parts.items())}
+    elif cfg.anchor_texts is not None:
+        lent = _of_texts(run, cfg.anchor_texts, splits)
+    else:
+        lent = _of_corpus(run, splits)
+    return describe(run, lent)
+
+
+def describe(run: Run, lent: Lent) -> Anchors:
+    """Return lent rows with all that decides what they are and how they are asked."""
+    cfg, known = run.config.experts, lenders(run.config)
+    rows = {name: list(found) for name, found in lent.items() if found}
+    digests = {name: digest_of(found, known.get(name)) for name, found in rows.items()}
+    return Anchors(rows, {"source": cfg.anchor_source, "anchor_rows": cfg.anchor_rows, "rows": digests})
+
+
+def anchors_key(run: Run, anchors: Anchors | None) -> str | None:
+    """Return the key of the anchor rows that the run uses: those pinned, or its own; None for none."""
+    if run.pinned.anchors is not None:
+        return run.pinned.anchors.key
+    return anchors.key if anchors is not None else None
+
+
+def publish_anchors(run: Run, splits: Splits, anchors: Anchors | None) -> ArtifactRef | None:
+    """Return the anchor rows that the run uses as an artifact, published if they are its own.
+
+    Raises:
+        CorruptArtifact: those of an earlier run are damaged, and this run's rows would lend others.
+    """
+    pinned = run.pinned.anchors
+    if pinned is not None and open_store(run).find(pinned.kind, pinned.key) is None:
+        anchors = lend_anchors(run, splits)
+        if anchors is None or anchors.key != pinned.key:
+            raise lost(run, pinned)
+    elif pinned is not None or anchors is None:
+        return pinned
+    found = open_store(run).find("anchors", anchors.key)
+    if found is not None:
+        return found.ref
+    counts = {name: len(rows) for name, rows in anchors.rows.items()}
+    table = to_table([row for rows in anchors.rows.values() for row in rows])
+    return open_store(run).publish(
+        "anchors", anchors.key, name="anchor rows", files={"rows.parquet": table}, config=anchors.described,
+        stage_version=STAGE_VERSION, metrics={"rows": sum(counts.values()), "by_subtask": counts},
+    ).ref  # fmt: skip
+
+
+def read_anchors(run: Run, ref: ArtifactRef) -> dict[str, list[Example]]:
+    """Return the anchor rows of every subtask that lends some."""
+    rows = iter(from_table(open_store(run).read(ref, "rows.parquet")))
+    counts: dict[str, int] = load_manifest(run, ref).metrics["by_subtask"]
+    return {name: list(islice(rows, count)) for name, count in counts.items()}
+
+
+def tests_of(splits: Splits) -> Blocklist:
+    """Return the block list of the test texts of all subtasks."""
+    return Blocklist.of(normalised(row.text) for parts in splits.parts.values() for row in parts["test"])
+
+
+def _of_corpus(run: Run, splits: Splits) -> Lent:
+    """Return training rows of the shipped corpus, of each subtask of the catalogue whose question fits a prompt."""
+    tested = tests_of(splits)
+    fitting = [subtask for subtask in SUBTASKS.values() if _fits(run, subtask)]
+    read = read_sources(fitting, source="embedded")
+    count = run.config.experts.anchor_rows
+    return {name: _untested(pools["train"], tested)[:count] for name, pools in sorted(read.pools.items())}
+
+
+def _of_texts(run: Run, url: str, splits: Splits) -> Lent:
+    """Deal plain texts in the order of a hash of their content, to the run's subtasks in turn, with forced answers.
+
+    Where the run has one subtask alone, they are dealt to those of the catalogue.
+    """
+    cfg, known = run.config.experts, lenders(run.config)
+    names = sorted(splits.parts) if len(splits.parts) > 1 else sorted(known)
+    asked = [known[name] for name in names if _fits(run, known[name])]
+    faults = Faults()
+    found = read_texts(url, storage=read_arguments(run.config)["storage"], faults=faults)
+    texts = sorted(found, key=lambda text: (seeds.digest(normalised(text)), text))
+    overlapping = tests_of(splits).overlapping([normalised(text) for text in texts])
+    usable = [text for text, tested in zip(texts, overlapping, strict=True) if not tested]
+    least = min(LEAST, cfg.anchor_rows) * len(asked)
+    if len(usable) < least:
+        raise DataError(
+            f"experts.anchor_texts: expected at least {least} texts for {len(asked)} subtasks, got {len(usable)} that "
+            f"can be used in {public(url)} ({int(overlapping.sum())} overlap with test texts, {len(faults)} are broken "
+            "rows); add texts, or take another anchor_source"
+        )
+    seed = run.seed("anchors")
+    return {
+        subtask.name: forced_rows(subtask, usable[number :: len(asked)][: cfg.anchor_rows], seed)
+        for number, subtask in enumerate(asked)
+    }
+
+
+def _untested(rows: Sequence[Example], tested: Blocklist) -> list[Example]:
+    overlapping = tested.overlapping([normalised(row.text) for row in rows])
+    return [row for row, tests in zip(rows, overlapping, strict=True) if not tests]
+
+
+def _fits(run: Run, subtask: Subtask) -> bool:
+    try:
+        resident_prompter(run).check(subtask)
+    except ConfigError:
+        return False
+    return True

@@ -1,0 +1,175 @@
+"""Experts, what they stand on, and the rivals of merging."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, State
+
+from memmcl.experts.train import STAGE_VERSION
+from memmcl.store import ArtifactRef, cache_key
+from memmcl.suite.prompts import Prompter
+from memmcl.suite.splits import Splits
+from tasks.run.inputs import lenders
+from tasks.run.models import WARM
+from tasks.run.runtime import Run, load_adapter, lost, open_store, read_rows, worth_retrying
+from tasks.stages.anchors import read_anchors
+from tasks.stages.data import split_ref
+from tasks.stages.training import Material, Plan, Rows, describe, split_rows, token_rows, train_or_reuse
+
+JOINT = "joint"
+WEAK = "weak"
+Refs = Mapping[str, ArtifactRef]
+"""By subtask."""
+
+
+@task(
+    name="warm start", task_run_name="warm start", cache_policy=NO_CACHE, retries=1, retry_condition_fn=worth_retrying
+)
+def train_warm(run: Run, train: Refs) -> State[ArtifactRef]:
+    """Train what all experts stand on: one adapter on all subtasks' rows, with its share of all their steps.
+
+    One that an earlier run pinned is part of the base, like the base's own weights.
+
+    Raises:
+        CorruptArtifact: the pinned one is damaged, and this run's rows would make another.
+    """
+    pinned, rows = run.pinned.warm, [train[name] for name in sorted(train)]
+    if pinned is not None:
+        if open_store(run).find(pinned.kind, pinned.key) is not None:
+            return Completed(name="Reused", message=f"{pinned} is pinned", data=pinned)
+        if _warm_key(run, rows) != pinned.key:
+            raise lost(run, pinned)
+    return train_or_reuse(
+        run, _warm_plan(run), inputs=rows, config=warm_config(run),
+        gather=lambda prompter: _pooled(run, prompter, train),
+    )  # fmt: skip
+
+
+@task(
+    name="expert", task_run_name="expert {subtask}", cache_policy=NO_CACHE, retries=1, retry_condition_fn=worth_retrying
+)
+def train_expert(
+    run: Run, subtask: str, train: ArtifactRef, anchors: ArtifactRef | None, warm: ArtifactRef | None
+) -> State[ArtifactRef]:
+    """Train the expert of one subtask: a delta on the warm start, if there is one.
+
+    Anchored while it learns, or after the fact: then it first learns plainly, which is an artifact of its own.
+    """
+    cfg = run.config.experts
+    own = max(1, round((1 - cfg.warm_start) * cfg.steps))
+    afterwards = cfg.anchor_after > 0
+    before = max(1, round((1 - cfg.anchor_after) * own))
+    first = Plan(
+        label=subtask, title=f"plain expert {subtask}" if afterwards else f"expert {subtask}",
+        seed=("expert", subtask), steps=before, init=cfg.init, anchored=cfg.anchor_weight > 0 and not afterwards,
+    )  # fmt: skip
+    lent = anchors if first.anchored or cfg.init == "osrm" else None
+    on = [ref for ref in (warm,) if ref is not None]
+    state = train_or_reuse(
+        run, first, inputs=[train, *([lent] if lent else []), *on], config=describe(run, first),
+        gather=lambda prompter: _own(run, prompter, subtask, train, lent), warm=warm,
+    )  # fmt: skip
+    if not afterwards:
+        return state
+    assert anchors is not None, "the configuration refuses anchor_after without an anchor"
+    plain = cast("ArtifactRef", state.data)
+    second = Plan(
+        label=f"{subtask}, after the fact", title=f"expert {subtask}", seed=("expert", subtask, "after"),
+        steps=max(1, own - before), anchored=True, teacher="self",
+    )  # fmt: skip
+    return train_or_reuse(
+        run, second, inputs=[train, plain, anchors, *on], config=describe(run, second),
+        gather=lambda prompter: _own(run, prompter, subtask, train, anchors, plain), warm=warm,
+    )  # fmt: skip
+
+
+@task(
+    name="joint LoRA", task_run_name="joint LoRA", cache_policy=NO_CACHE, retries=1, retry_condition_fn=worth_retrying
+)
+def train_joint(run: Run, train: Refs) -> State[ArtifactRef]:
+    """Train the rival of merging: one LoRA on all subtasks' rows, with as many steps as all experts together."""
+    plan = Plan(label=JOINT, title="joint LoRA", seed=("expert", JOINT), steps=run.config.experts.steps * len(train))
+    return train_or_reuse(
+        run, plan, inputs=[train[name] for name in sorted(train)], config=describe(run, plan),
+        gather=lambda prompter: _pooled(run, prompter, train),
+    )  # fmt: skip
+
+
+@task(name="weak LoRA", task_run_name="weak LoRA", cache_policy=NO_CACHE, retries=1, retry_condition_fn=worth_retrying)
+def train_weak(run: Run, weak: Refs) -> State[ArtifactRef]:
+    """Train a rival of merging on what searches see: one LoRA on all weak rows alone, with as many steps as the joint.
+
+    All of them are trained on: none is kept for validation.
+    """
+    steps = run.config.experts.steps * len(weak)
+    plan = Plan(label=WEAK, title="weak LoRA", seed=("expert", WEAK), steps=steps, keeps_rows=False)
+
+    def gather(prompter: Prompter) -> Material:
+        return Material({
+            name: token_rows(prompter, run.subtask(name), read_rows(run, ref)) for name, ref in sorted(weak.items())
+        })  # fmt: skip
+
+    return train_or_reuse(
+        run, plan, inputs=[weak[name] for name in sorted(weak)], config=describe(run, plan),
+        gather=gather,
+    )  # fmt: skip
+
+
+def warm_config(run: Run) -> dict[str, Any]:
+    """Return all that decides the run's own warm start, but for its rows: what a pinned one must share."""
+    return describe(run, _warm_plan(run), subtasks=sorted(run.config.data.subtasks))
+
+
+def warm_key(run: Run, splits: Splits) -> str | None:
+    """Return the key of the warm start that the run uses: the pinned one, or its own; None without one."""
+    if run.config.experts.warm_start == 0:
+        return None
+    if run.pinned.warm is not None:
+        return run.pinned.warm.key
+    return _warm_key(run, [split_ref(splits, name, "train") for name in sorted(splits.parts)])
+
+
+def _warm_key(run: Run, rows: Sequence[ArtifactRef]) -> str:
+    return cache_key(WARM, inputs=rows, config=warm_config(run), stage_version=STAGE_VERSION, seed=run.config.seed)
+
+
+def _warm_plan(run: Run) -> Plan:
+    cfg = run.config.experts
+    steps = max(1, round(cfg.warm_start * cfg.steps * len(run.config.data.subtasks)))
+    return Plan(label=WARM, title="warm start", seed=("expert", WARM), steps=steps, kind=WARM)
+
+
+def _pooled(run: Run, prompter: Prompter, train: Refs) -> Material:
+    """Return the training rows of all subtasks."""
+    rows: dict[str, Any] = {}
+    validation: dict[str, Any] = {}
+    for name, ref in sorted(train.items()):
+        used, kept = split_rows(run, read_rows(run, ref), name)
+        rows[name] = token_rows(prompter, run.subtask(name), used)
+        validation[name] = token_rows(prompter, run.subtask(name), kept)
+    return Material(rows, validation=_filled(validation))
+
+
+def _own(
+    run: Run, prompter: Prompter, subtask: str, train: ArtifactRef, anchors: ArtifactRef | None,
+    plain: ArtifactRef | None = None,
+) -> Material:  # fmt: skip
+    """Return the training rows of one subtask, and the anchor rows of all others."""
+    used, kept = split_rows(run, read_rows(run, train), subtask)
+    known = lenders(run.config)
+    lent = read_anchors(run, anchors) if anchors else {}
+    asked = run.subtask(subtask)
+    return Material(
+        rows={subtask: token_rows(prompter, asked, used)},
+        anchors={name: token_rows(prompter, known[name], rows) for name, rows in lent.items() if name != subtask},
+        validation=_filled({subtask: token_rows(prompter, asked, kept)}) if plain is None else {},
+        start=load_adapter(run, plain) if plain else None,
+    )
+
+
+def _filled(rows: Rows) -> Rows:
+    return {name: found for name, found in rows.items() if found}

@@ -1,0 +1,229 @@
+"""Champion and challenger: what changed since the champion, who is better on the same rows, who is promoted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
+from prefect.states import State
+
+from memmcl.config import parse_config
+from memmcl.errors import ServiceError
+from memmcl.evaluate.promotion import Judgement, Pair, SubtaskDuel, judge
+from memmcl.store import ArtifactRef, Champions, Manifest, Reign, Store, cache_key, promote, read_champions
+from memmcl.store.champion import now
+from memmcl.suite import metrics
+from memmcl.suite.splits import Splits
+from tasks.run.runtime import Run, closure_of, log, open_store, read_rows, reopen, reuse_or_make, worth_retrying
+from tasks.stages.contexts import gated_answers
+from tasks.stages.data import data_digests
+from tasks.stages.evaluate import EVALUATION_VERSION, score_answers
+from tasks.ui.history import root_flow_run_id
+
+JUDGEMENT_VERSION = 1
+Refs = Mapping[str, ArtifactRef]
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The champion as a retrain meets it: its place in the history, its run, what it made, its curriculum's order."""
+
+    champions: Champions
+    done: Manifest
+    run: Run
+    refs: Mapping[str, ArtifactRef]
+    order: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        """The first digits of its run's id."""
+        return self.run.id[:8]
+
+    def on_hardware_of(self, other: Run) -> Run:
+        """Return the champion's run as it is scored beside another: on the same kind of device, in the same type."""
+        base = self.run.base.model_copy(update={"device": other.base.device, "dtype": other.base.dtype})
+        return self.run.model_copy(update={"base": base})
+
+
+def find_champion(store: Store, name: str) -> Champion | None:
+    """Return the champion; None when there never was one.
+
+    Raises:
+        ServiceError: its report is damaged or gone: nothing can be compared with it.
+    """
+    champions = read_champions(store, name)
+    if champions.current is None:
+        return None
+    done = store.find("run", champions.current.run_id)
+    if done is None:
+        raise _not_whole(store, champions.current.run_id, "its report is damaged or gone")
+    run, refs, order = reopen(store, done)
+    return Champion(champions, done, run, refs, order)
+
+
+def check_whole(store: Store, champion: Champion) -> None:
+    """Make sure that the champion can be put to rows, before a challenger is made.
+
+    Raises:
+        ServiceError: something that it is made of is damaged: nothing can be compared with it.
+    """
+    problems = closure_of(store, champion.run.id).problems
+    if problems:
+        raise _not_whole(store, champion.run.id, f"{problems[0].where}: {problems[0].what}")
+
+
+def _not_whole(store: Store, run_id: str, what: str) -> ServiceError:
+    return ServiceError(
+        f"the champion, run {run_id[:8]}, is not whole in {store.url} ({what}); `memmcl store verify --repair "
+        f"{run_id[:8]}` makes it again; `memmcl champion rollback` takes the one before"
+    )
+
+
+def changed_rows(store: Store, champion: Champion, splits: Splits) -> list[dict[str, Any]]:
+    """Return for every subtask and part whether its rows are those that the champion was made from."""
+    before = json.loads(store.read(champion.done, "results.json"))["data"]["digests"]
+    after = data_digests(splits)
+    return [
+        {
+            "subtask": name,
+            **{part: _change(before.get(name, {}).get(part), after.get(name, {}).get(part)) for part in PARTS},
+        }
+        for name in sorted(before | after)
+    ]
+
+
+PARTS = ("train", "weak", "test")
+
+
+def _change(before: str | None, after: str | None) -> str:
+    if before is None or after is None:
+        return "new" if before is None else "gone"
+    return "same" if before == after else "changed"
+
+
+def settled(store: Store, run: Run, champion: Champion | None, splits: Splits) -> str | None:
+    """Return why there is nothing to do for this run's data and settings; None when there is."""
+    if champion is None:
+        return None
+    if run.id == champion.run.id:
+        whole = not closure_of(store, run.id).problems
+        return f"data and settings are those of the champion, run {champion.id}" if whole else None
+    for run_id in sorted(champion.champions.rolled_back):
+        if run_id == run.id or _made_from(store, run_id) == (data_digests(splits), run.config.what()):
+            return f"these data and settings made run {run_id[:8]}, which was champion and was rolled back"
+    earlier = _find_judgement(store, run, champion)
+    if earlier is not None and not earlier.metrics["promoted"]:
+        return f"these data and settings made run {run.id[:8]}, which is {earlier.metrics['reason']}"
+    return None
+
+
+def _made_from(store: Store, run_id: str) -> tuple[Any, Any] | None:
+    """Return digests of the rows and settings of a run: with other anchor rows the same have another id."""
+    done = store.find("run", run_id)
+    if done is None:
+        return None
+    results = json.loads(store.read(done, "results.json"))
+    return results["data"]["digests"], parse_config(results["run"]["config"], f"run {run_id[:8]}").what()
+
+
+@task(
+    name="champion on test rows", task_run_name="champion on {subtask}", cache_policy=NO_CACHE, retries=1,
+    retry_condition_fn=worth_retrying,
+)  # fmt: skip
+def score_champion(champion: Run, subtask: str, refs: Refs, order: Sequence[str], test: ArtifactRef
+                   ) -> State[ArtifactRef]:  # fmt: skip
+    """Put the champion, in the context that its own gate chose, to the challenger's test rows of one subtask."""
+    train = {name: refs[f"split:{name} train"] for name in order}
+    unified, gate = refs["unified:unified model"], refs[f"gate:context gate {subtask}"]
+
+    def make() -> tuple[dict[str, bytes], dict[str, Any]]:
+        asked, rows = champion.subtask(subtask), read_rows(champion, test)
+        gated = json.loads(open_store(champion).read(gate, "gate.json"))
+        answers = gated_answers(champion, asked, rows, unified, gated, train, order)
+        scores = {"gated": score_answers(champion, asked, rows, answers)}
+        log().info("champion on %s: %.3f", subtask, scores["gated"]["score"])
+        return {"scores.json": json.dumps(scores).encode()}, {}
+
+    return reuse_or_make(
+        champion, "evaluation", name=f"champion on {subtask}",
+        inputs=[unified, gate, test, *(train[name] for name in order)],
+        config={"subtask": subtask, "champion": champion.id, "model": champion.model_key()},
+        stage_version=EVALUATION_VERSION, make=make,
+    )  # fmt: skip
+
+
+@task(name="champion gate", task_run_name="champion gate", cache_policy=NO_CACHE)
+def judge_challenger(run: Run, challenger: Manifest, champion: Champion, scored: Refs) -> Judgement:
+    """Compare both on the same test rows, and keep what was found as an artifact.
+
+    scored: the champion's evaluation by subtask, of the subtasks that both know.
+    """
+    store = open_store(run)
+    ours = {f"{ref.kind}:{ref.name}": ref for ref in challenger.inputs}
+    pairs = {}
+    for name, ref in scored.items():
+        counts = [
+            json.loads(store.read(one, "scores.json"))["gated"]["counts"]
+            for one in (ours[f"evaluation:evaluation {name}"], ref)
+        ]
+        datasets = metrics.datasets_of(read_rows(run, ours[f"split:{name} test"]))
+        pairs[name] = Pair(*counts, partial(metrics.score_from_counts, run.subtask(name), datasets))
+    judged = judge(
+        pairs, margin=run.config.promotion.margin, samples=run.config.evaluation.bootstrap_samples,
+        seed=run.seed("champion gate"),
+    )  # fmt: skip
+    store.publish(
+        "judgement", _judgement_key(run, champion), name=f"run {run.id[:8]} against champion {champion.id}",
+        files={"judgement.json": json.dumps(asdict(judged), indent=1).encode()},
+        inputs=[challenger.ref, champion.done.ref, *(scored[name] for name in sorted(scored))],
+        config=run.config.promotion.model_dump(mode="json"), seed=run.config.seed, stage_version=JUDGEMENT_VERSION,
+        metrics={"promoted": judged.promoted, "reason": judged.reason, "difference": judged.difference,
+                 "se": judged.se},
+    )  # fmt: skip
+    return judged
+
+
+def read_judgement(store: Store, run: Run, champion: Champion) -> Judgement | None:
+    """Return what was found earlier about this run against this champion."""
+    manifest = _find_judgement(store, run, champion)
+    if manifest is None:
+        return None
+    found = json.loads(store.read(manifest, "judgement.json"))
+    return Judgement(**{**found, "duels": tuple(SubtaskDuel(**duel) for duel in found["duels"])})
+
+
+def take_place(run: Run, challenger: Manifest, champion: Champion | None, why: str) -> Reign:
+    """Make the challenger champion, and tell the world by the event `memmcl.champion.promoted`.
+
+    Raises:
+        Conflict: the champion changed since it was read.
+    """
+    store, name = open_store(run), run.config.promotion.champion
+    champions = champion.champions if champion else Champions(name, (), None)
+    reign = Reign(
+        run_id=run.id, name=run.config.name, since=now(), how="promotion", why=why,
+        unified=challenger.metrics["unified"], unified_se=challenger.metrics["unified_se"],
+        flow_run_id=root_flow_run_id(),
+    )  # fmt: skip
+    promote(store, champions, reign)
+    emit_event(
+        "memmcl.champion.promoted",
+        resource={"prefect.resource.id": f"memmcl.champion.{name}", "prefect.resource.name": name},
+        payload={"run_id": run.id, "why": why, "store": run.store["url"]},
+    )
+    return reign
+
+
+def _find_judgement(store: Store, run: Run, champion: Champion) -> Manifest | None:
+    return store.find("judgement", _judgement_key(run, champion))
+
+
+def _judgement_key(run: Run, champion: Champion) -> str:
+    config = {"challenger": run.id, "champion": champion.run.id, "margin": run.config.promotion.margin}
+    return cache_key("judgement", inputs=(), config=config, stage_version=JUDGEMENT_VERSION, seed=run.config.seed)

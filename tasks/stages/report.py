@@ -1,0 +1,72 @@
+"""The run's last artifacts: the report with its tables, and the model as a plain directory where that is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import State
+
+from memmcl.merge.export import write_full
+from memmcl.report import model_card, render_html, write_tables
+from memmcl.store import ArtifactRef
+from tasks.run.leftovers import work_folder
+from tasks.run.runtime import Run, find_base, load_adapter, log, open_store, reuse_or_make
+from tasks.stages.made import Made
+from tasks.stages.results import gather
+from tasks.ui.artifacts import show_results
+
+EXPORT_VERSION = 1
+REPORT_VERSION = 2
+
+
+@task(name="export", task_run_name="export full model", cache_policy=NO_CACHE)
+def export_full(run: Run, unified: ArtifactRef) -> State[ArtifactRef]:
+    """Publish the unified model as a plain Hugging Face directory."""
+
+    def make() -> tuple[dict[str, Path], dict[str, Any]]:
+        base = find_base(run.base, run.config.model.revision)
+        directory = scratch / "model"
+        directory.mkdir()
+        write_full(directory, base, load_adapter(run, unified), dtype=run.base.dtype, split=run.base.split)
+        return {path.name: path for path in sorted(directory.iterdir())}, {}
+
+    with work_folder("export") as scratch:
+        return reuse_or_make(
+            run, "model", name="unified model, full weights", inputs=[unified], config={"model": run.model_key()},
+            stage_version=EXPORT_VERSION, make=make,
+        )  # fmt: skip
+
+
+@task(name="report", task_run_name="report", cache_policy=NO_CACHE)
+def publish_report(run: Run, made: Made, started: float, peak_memory_gb: float) -> ArtifactRef:
+    """Gather the results, draw the report, and publish both as the run's last artifact: it marks the run finished.
+
+    Where that is whole, something else of a finished run was damaged and has been made again: the report stays.
+    """
+    found = open_store(run).find("run", run.id)
+    if found is not None:
+        log().info("report: in the store, reused")
+        return found.ref
+    results = gather(run, made, started, peak_memory_gb)
+    files: dict[str, bytes] = {
+        "report.html": render_html(results).encode(),
+        "results.json": results.model_dump_json(indent=1).encode(),
+        "base.json": run.base.model_dump_json().encode(),
+        "adapter.md": model_card(results, base_model=run.base.name, adapter=True).encode(),
+        "model.md": model_card(results, base_model=run.base.name, adapter=False).encode(),
+        **write_tables(results),
+    }
+    unified = results.mean_of("unified")
+    base = results.mean_of("base")
+    assert unified is not None and base is not None
+    log().info("unified %.3f ± %.3f, base %.3f ± %.3f", unified.mean, unified.se, base.mean, base.se)
+    show_results(results)
+    return open_store(run).publish(
+        "run", run.id, name=run.config.name, files=files, inputs=made.refs(), config=run.config.what(),
+        seed=run.config.seed, stage_version=REPORT_VERSION, seconds=results.wall_seconds,
+        metrics={"unified": unified.mean, "unified_se": unified.se, "base": base.mean, "base_se": base.se,
+                 "flow_run_id": results.run.flow_run_id},
+    ).ref  # fmt: skip

@@ -1,0 +1,181 @@
+"""The results document of a run, gathered from the artifacts it made."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from memmcl.curriculum.difficulty import DEFAULT_WEIGHTS
+from memmcl.evaluate import bootstrap
+from memmcl.evolve.fitness import nai
+from memmcl.report import Results
+from memmcl.suite import metrics
+from memmcl.suite.examples import Example
+from tasks.run.runtime import Run, load_manifest, open_store, read_rows
+from tasks.stages.experts import JOINT, WEAK
+from tasks.stages.made import Made, measure_difficulty
+from tasks.stages.merge import read_search
+from tasks.stages.parts import (
+    context_part,
+    expert_parts,
+    interference_parts,
+    merge_part,
+    run_part,
+    score_part,
+    search_parts,
+    subtask_part,
+    task_vectors_part,
+    timings_part,
+)
+
+MODELS = {
+    "base": ("Base, zero-shot", "baseline", "The untouched base model."),
+    "constant": ("Best constant answer", "baseline", "The one answer that scores best on the training rows."),
+    "experts": ("Each expert on its own subtask", "expert", "One model a subtask: the ceiling of a merge."),
+    "uniform": ("Uniform average", "merge", "All experts with the coefficient 1 / n."),
+    "sum": ("Plain sum", "merge", "All experts with the coefficient 1: nothing is searched or tuned."),
+    "arithmetic": ("Task arithmetic", "merge", "All experts with one coefficient, tuned on the weak rows."),
+    "ties": ("TIES", "merge", "All experts merged by TIES, its scale tuned on the weak rows."),
+    "tsv": ("TSV", "merge", "All experts merged by task singular vectors, one coefficient tuned on the weak rows."),
+    "unified": ("Unified model", "unified", "The two-stage merge search, zero-shot."),
+    "unified+context": (
+        "Unified model, gated context", "unified", "The same model, each subtask in the context that its gate chose.",
+    ),
+    WEAK: ("LoRA on the weak rows", "rival", "One LoRA on all weak rows alone, with as many steps as the joint LoRA."),
+    JOINT: ("Joint LoRA", "rival", "One LoRA on all subtasks' rows, with as many steps as all experts together."),
+}  # fmt: skip
+ANSWERS = {"unified+context": "gated"}
+"""Models whose scores have another name."""
+RETAINING = ("sum", "unified")
+"""Merges of which is told how much of each expert they keep."""
+COMPARED = (
+    *(("unified", other) for other in ("base", "uniform", "sum", "arithmetic", "ties", "tsv", WEAK, JOINT)),
+    ("unified+context", "unified"),
+)  # fmt: skip
+
+
+def gather(run: Run, made: Made, started: float, peak_memory_gb: float) -> Results:
+    """Return the results document of a run, all read from the store."""
+    store = open_store(run)
+    reports, order = measure_difficulty(run, made.splits)
+    scores = {name: json.loads(store.read(ref, "scores.json")) for name, ref in made.evaluations.items()}
+    gates = {name: json.loads(store.read(ref, "gate.json")) for name, ref in made.gates.items()}
+    manifests = [load_manifest(run, ref) for ref in made.refs()]
+    present = [name for name in MODELS if all(_answers(name) in by for by in scores.values())]
+    rows = {
+        part: {name: read_rows(run, refs[part]) for name, refs in made.splits.items()} for part in ("train", "test")
+    }
+    document = {
+        "run": run_part(run),
+        "subtasks": [subtask_part(run, name, made, rows["train"][name][0], reports[name]) for name in order],
+        "models": [
+            dict(zip(("name", "title", "kind", "description"), (name, *MODELS[name]), strict=True)) for name in present
+        ],
+        "scores": [
+            score_part(run, model, name, scores[name][_answers(model)], gates[name])
+            for model in present for name in order
+        ],
+        "means": [_mean(model, [scores[name][_answers(model)] for name in order]) for model in present],
+        "comparisons": _comparisons(run, present, scores, rows["test"]),
+        "retention": [_retention(model, name, scores[name]) for model in RETAINING for name in order],
+        "interference": interference_parts(order, scores),
+        "task_vectors": task_vectors_part(run, made),
+        "searches": [
+            part for name, ref in made.searches.items() for part in search_parts(run, name, read_search(run, ref))
+        ],
+        "merge": merge_part(run, made),
+        "experts": list(expert_parts(run, made)),
+        "curriculum": {
+            "weights": {**DEFAULT_WEIGHTS, **(run.config.curriculum.weights or {})},
+            "order": order,
+            "features": [
+                {"subtask": name, "feature": feature, "raw": report.raw[feature], "scaled": report.scaled[feature]}
+                for name, report in reports.items() for feature in report.raw
+            ],
+            "contexts": [
+                context_part(name, kind, gates[name], scores[name])
+                for name in order for kind in run.config.curriculum.contexts
+            ],
+        },
+        "timings": timings_part(manifests),
+        "wall_seconds": time.time() - started,
+        "peak_memory_gb": round(peak_memory_gb, 2),
+        "data": {"source": run.config.data.source, **json.loads(store.read(made.data, "data.json"))},
+        "notes": _notes(run, made),
+    }  # fmt: skip
+    return Results.model_validate(document)
+
+
+def _answers(model: str) -> str:
+    return ANSWERS.get(model, model)
+
+
+def _mean(model: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    mean, error = bootstrap.mean_with_error([(entry["score"], entry["se"]) for entry in found])
+    return {"model": model, "mean": mean, "se": error}
+
+
+def _comparisons(
+    run: Run,
+    present: Sequence[str],
+    scores: Mapping[str, Mapping[str, Any]],
+    tests: Mapping[str, Sequence[Example]],
+) -> list[dict[str, Any]]:
+    """Return paired differences of the means, over the same test rows."""
+    compared = []
+    for a, b in COMPARED:
+        if a not in present or b not in present:
+            continue
+        pairs = [
+            (
+                found[_answers(a)]["counts"],
+                found[_answers(b)]["counts"],
+                partial(metrics.score_from_counts, run.subtask(name), metrics.datasets_of(tests[name])),
+            )
+            for name, found in scores.items()
+        ]
+        samples = run.config.evaluation.bootstrap_samples
+        paired = bootstrap.paired_mean_difference(pairs, samples=samples, seed=run.seed("compare", a, b))
+        rows = sum(found["base"]["n"] for found in scores.values())
+        compared.append(
+            {
+                "a": a,
+                "b": b,
+                "difference": paired.difference,
+                "se": paired.standard_error,
+                "p": paired.p_value,
+                "n": rows,
+            }
+        )
+    return compared
+
+
+def _retention(model: str, name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    merged, base, expert = (found[one]["score"] for one in (model, "base", "experts"))
+    kept = merged / expert if expert > 0 else None
+    return {"model": model, "subtask": name, "retention": kept, "nai": nai(merged, base, expert)}
+
+
+def _notes(run: Run, made: Made) -> list[str]:
+    notes = [
+        "Scores of several subtasks may rest on the same sentences; the error of their mean takes them as independent.",
+        "Seconds of experts, contexts and evaluation are those of one worker; several worked at once.",
+    ]
+    if made.trained.warm is not None:
+        notes.append(
+            f"Experts stand on a warm start ({made.trained.warm.key[:12]}): one adapter trained on all subtasks first, "
+            "part of every expert and every merge at the coefficient 1. The base is the plain base everywhere."
+        )
+    if run.config.data.weak_source == "pseudo":
+        notes.append(
+            "Weak rows had no labels: each expert labelled texts of its own subtask, and the most confident were kept. "
+            "Searches, gates and calibration saw no gold label; train and test rows have theirs."
+        )
+    if run.config.data.source == "embedded":
+        notes.append(
+            "The embedded corpus was written for this project: these figures compare models, they are no benchmark."
+        )
+    return notes

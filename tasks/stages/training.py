@@ -1,0 +1,255 @@
+"""One training as a stage: its key, its checkpoints, what people see of it, the files and numbers it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect.states import State
+
+from memmcl.adapters import format as adapter
+from memmcl.backbone.activations import prune_activations
+from memmcl.backbone.forward import Row
+from memmcl.config import ExpertsConfig
+from memmcl.errors import StoreError, TrainingError
+from memmcl.experts import checkpoint
+from memmcl.experts.settings import Anchoring, Init, LoraShape, Optimisation, Stopping, Teacher
+from memmcl.experts.train import STAGE_VERSION, Moved, Trained, train_adapter
+from memmcl.merge.build import merged_factors
+from memmcl.merge.export import adapter_files
+from memmcl.store import ArtifactRef, cache_key
+from memmcl.suite.examples import Example
+from memmcl.suite.prompts import Prompter
+from memmcl.suite.subtasks import Subtask
+from tasks.run.cluster import place
+from tasks.run.models import WARM, folded
+from tasks.run.runtime import (
+    Run,
+    load_adapter,
+    log,
+    open_store,
+    release_memory,
+    resident,
+    resident_activations,
+    reuse_or_make,
+)
+from tasks.ui.progress import shown
+
+Rows = Mapping[str, Sequence[Row]]
+"""Rows by subtask."""
+
+STANDALONE = "standalone"
+"""The folder in an expert's artifact that holds it with its warm start, as one adapter on the plain base."""
+
+_ADAPTER = {"target_modules", "rank", "alpha", "rslora", "dropout"}
+_OPTIMISER = {
+    "batch_size", "micro_batch_size", "learning_rate", "schedule", "warmup", "weight_decay", "clip",
+    "gradient_checkpointing",
+}  # fmt: skip
+_ANCHOR = {"anchor_weight", "anchor_every", "anchor_delay", "anchor_batch_size"}
+_VALIDATION = {"validate_every", "patience"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training, apart from its rows.
+
+    label: what it is called in logs and tables; title: what its artifact is called. seed: its names.
+    keeps_rows: whether rows are kept out for validation; they tell who learns from gold answers which step is best.
+    teacher: see `train_adapter`.
+    """
+
+    label: str
+    title: str
+    seed: tuple[str, ...]
+    steps: int
+    kind: str = "expert"
+    init: Init = "kaiming"
+    anchored: bool = False
+    keeps_rows: bool = True
+    teacher: Teacher = "gold"
+
+    def reads(self, cfg: ExpertsConfig) -> dict[str, Any]:
+        """Return the settings that decide what comes of it; nothing else may change its key."""
+        names = _ADAPTER | _OPTIMISER
+        if self.anchored:
+            names |= _ANCHOR
+        if self.keeps_rows and cfg.validation_rows:
+            names |= {"validation_rows"} | (_VALIDATION if self.teacher == "gold" else set())
+        settings = cfg.model_dump(mode="json", include=names)
+        return {"experts": {**settings, "init": self.init}, "steps": self.steps, "teacher": self.teacher}
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a training is made from. start: the adapter that it starts from, None for a new one."""
+
+    rows: Rows
+    anchors: Rows = field(default_factory=dict)
+    validation: Rows = field(default_factory=dict)
+    start: adapter.Adapter | None = None
+
+
+def describe(run: Run, plan: Plan, **more: Any) -> dict[str, Any]:
+    """Return the configuration in the artifact of a training."""
+    return {"training": list(plan.seed), **plan.reads(run.config.experts), **more, "model": run.model_key()}
+
+
+def train_or_reuse(
+    run: Run,
+    plan: Plan,
+    *,
+    inputs: Sequence[ArtifactRef],
+    config: Mapping[str, Any],
+    gather: Callable[[Prompter], Material],
+    warm: ArtifactRef | None = None,
+) -> State[ArtifactRef]:
+    """Return the artifact of a training: from the store if it is there, else trained, from its last checkpoint.
+
+    warm: what the adapter is a delta on; it is folded into the base while it trains.
+    """
+    key = cache_key(plan.kind, inputs=inputs, config=config, stage_version=STAGE_VERSION, seed=run.config.seed)
+
+    def make() -> tuple[dict[str, bytes], dict[str, Any]]:
+        with folded(run, [warm]) if warm else nullcontext(resident(run)) as (_, prompter):
+            trained = _train(run, plan, gather(prompter), key)
+        release_memory()
+        prune_activations()
+        return _files(run, plan, trained, warm), _metrics(run, trained)
+
+    state = reuse_or_make(
+        run, plan.kind, name=plan.title, inputs=inputs, config=config, stage_version=STAGE_VERSION, make=make
+    )
+    open_store(run).drop_checkpoint(key)
+    return state
+
+
+def split_rows(run: Run, examples: Sequence[Example], subtask: str) -> tuple[Sequence[Example], Sequence[Example]]:
+    """Return the training rows that are trained on, and those that are kept for validation: the last ones.
+
+    Raises:
+        TrainingError: nothing is left to train on.
+    """
+    kept = run.config.experts.validation_rows
+    if kept >= len(examples):
+        raise TrainingError(
+            f"{subtask} has {len(examples)} training rows, and experts.validation_rows keeps {kept} of them; lower it, "
+            "or raise data.train_rows"
+        )
+    return examples[: len(examples) - kept], examples[len(examples) - kept :]
+
+
+def token_rows(prompter: Prompter, subtask: Subtask, examples: Sequence[Example]) -> list[Row]:
+    """Return the examples as token ids: prompt, and the answer with its end token."""
+    return [Row(prompter.prompt(subtask, row), (prompter.answer(row.answer),)) for row in examples]
+
+
+def _train(run: Run, plan: Plan, material: Material, key: str) -> Trained:
+    """Train from the last checkpoint that can be used; where there is none, from the first step."""
+    store, cfg = open_store(run), run.config.experts
+    rows = sum(len(found) for found in material.rows.values())
+    log().info("%s: training on %d rows, %d steps of %d; on %s", plan.label, rows, plan.steps, cfg.batch_size, place())
+    data = store.read_checkpoint(key)
+    if data is not None:
+        try:
+            done = checkpoint.decode(data)[0].step
+        except TrainingError as error:
+            log().warning("%s: trained anew: %s", plan.label, error)
+        else:
+            log().info("%s: goes on from step %d of %d", plan.label, done, plan.steps)
+            return _session(run, plan, material, key, data, done)
+    return _session(run, plan, material, key, None, 0)
+
+
+def _session(run: Run, plan: Plan, material: Material, key: str, resume: bytes | None, done: int) -> Trained:
+    cfg = run.config.experts
+    moved = False
+
+    def save(data: bytes) -> None:
+        try:
+            open_store(run).save_checkpoint(key, data)
+        except StoreError as error:  # what it costs is time, and only if the training is killed
+            log().warning("%s: no checkpoint at this step: %s", plan.label, error)
+
+    with shown(plan.title, plan.steps, start=done) as move:
+
+        def progress(now: Moved) -> None:
+            nonlocal moved
+            moved = True
+            move(now.step, now.steps, f"loss {now.loss:.3f}, {now.tokens_per_second:,.0f} tokens/s")
+
+        try:
+            return train_adapter(
+                resident(run)[0],
+                material.rows,
+                material.anchors,
+                lora=LoraShape(cfg.target_modules, cfg.rank, cfg.alpha, cfg.rslora, cfg.dropout, plan.init),
+                optimisation=_optimisation(cfg, plan.steps),
+                anchoring=_anchoring(cfg) if plan.anchored else None,
+                seed=run.seed(*plan.seed),
+                activations=resident_activations(run),
+                validation=material.validation,
+                stopping=Stopping(cfg.validate_every, cfg.patience) if material.validation else None,
+                start=material.start,
+                teacher=plan.teacher,
+                save=save,
+                save_every=cfg.checkpoint_every,
+                resume=resume,
+                progress=progress,
+            )
+        except TrainingError as error:
+            if resume is None or moved:
+                raise
+            log().warning("%s: trained anew: %s", plan.label, error)
+    return _session(run, plan, material, key, None, 0)
+
+
+def _optimisation(cfg: ExpertsConfig, steps: int) -> Optimisation:
+    return Optimisation(
+        steps=steps,
+        batch_size=cfg.batch_size,
+        learning_rate=cfg.learning_rate,
+        warmup=cfg.warmup,
+        curve=cfg.schedule,
+        weight_decay=cfg.weight_decay,
+        clip=cfg.clip,
+        micro_batch=cfg.micro_batch_size,
+        recompute=cfg.gradient_checkpointing,
+    )
+
+
+def _anchoring(cfg: ExpertsConfig) -> Anchoring:
+    return Anchoring(cfg.anchor_weight, cfg.anchor_batch_size, cfg.anchor_every, cfg.anchor_delay)
+
+
+def _files(run: Run, plan: Plan, trained: Trained, warm: ArtifactRef | None) -> dict[str, bytes]:
+    """Return a PEFT adapter; where it is a delta on a warm start, beside it both as one adapter on the plain base."""
+    cfg = run.config.experts
+    files = adapter.to_files(
+        trained.factors, base_name=run.base.name, rank=cfg.rank, alpha=cfg.alpha, rslora=cfg.rslora
+    )
+    if warm is None:
+        return files
+    both = {WARM: load_adapter(run, warm), plan.label: trained.factors}
+    ones = dict.fromkeys(both, (1.0,))
+    whole = merged_factors(both, ones, lowest=run.base.split, layers=run.base.layers)
+    standalone = adapter_files(whole, base_name=run.base.name)
+    return {**files, **{f"{STANDALONE}/{name}": data for name, data in standalone.items()}}
+
+
+def _metrics(run: Run, trained: Trained) -> dict[str, Any]:
+    return {
+        "loss": [round(value, 5) for value in trained.loss],
+        "anchor": [None if value is None else round(value, 6) for value in trained.anchor],
+        "validation": [[step, round(value, 5)] for step, value in trained.validation],
+        "best_step": trained.best_step,
+        "stopped_early": trained.stopped_early,
+        "steps": len(trained.loss),
+        "batch_size": run.config.experts.batch_size,
+        "micro_batch": trained.micro_batch,
+        "trainable_parameters": trained.parameters,
+        "tokens_per_second": round(trained.tokens / trained.seconds, 1),
+        "gpu_bytes": trained.gpu_bytes,
+    }

@@ -1,0 +1,52 @@
+"""Weak rows without labels: each expert labels plain text of its own subtask (METHOD.md 'Weak data', pseudo)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import State
+
+from memmcl.errors import DataError
+from memmcl.evaluate.pseudo import keep_confident, label_rows
+from memmcl.store import ArtifactRef
+from memmcl.suite.examples import to_table
+from tasks.run.models import adapted_model, make_probe, offsets_of
+from tasks.run.runtime import Run, log, read_rows, reuse_or_make, worth_retrying
+
+STAGE_VERSION = 1
+
+
+@task(
+    name="pseudo labels",
+    task_run_name="pseudo labels {subtask} {part}",
+    cache_policy=NO_CACHE,
+    retries=1,
+    retry_condition_fn=worth_retrying,
+)
+def label_weak(run: Run, subtask: str, part: str, expert: ArtifactRef, texts: ArtifactRef) -> State[ArtifactRef]:
+    """Label weak or selection texts of a subtask by its expert; keep as many of the most confident as are wanted."""
+    cfg = run.config
+    keep = {"weak": cfg.data.weak_rows, "selection": cfg.data.selection_rows}[part]
+
+    def make() -> tuple[dict[str, bytes], dict[str, Any]]:
+        asked, rows = run.subtask(subtask), read_rows(run, texts)
+        with adapted_model(run, expert) as (backbone, prompter):
+            probe = make_probe(run, backbone, prompter, asked, rows)
+            labelled = label_rows(probe, offsets_of(run, probe))
+        kept = keep_confident(rows, labelled, keep=keep, is_tuple=asked.is_tuple)
+        if not kept:
+            raise DataError(
+                f"the expert of {subtask} gave no readable answer to {len(rows)} texts, so there are no weak rows; "
+                "train it longer (experts.steps), or use labelled weak rows (data.weak_source)"
+            )
+        log().info("%s: %d of %d texts labelled by the expert are weak rows", subtask, len(kept), len(rows))
+        return {"rows.parquet": to_table(kept)}, {"rows": len(kept), "texts": len(rows)}
+
+    evaluation = cfg.evaluation.model_dump(mode="json", include={"batch_size", "max_new_tokens", "calibration"})
+    return reuse_or_make(
+        run, "weak", name=f"{part} {subtask}", inputs=[expert, texts],
+        config={"weak_rows": keep, "evaluation": evaluation, "model": run.model_key()},
+        stage_version=STAGE_VERSION, make=make,
+    )  # fmt: skip
