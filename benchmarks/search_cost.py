@@ -175,7 +175,7 @@ def cost(place: Ground, rivals: Rivals, asked: argparse.Namespace, lines: Lines,
         plain = run.model_copy(update={"config": run.config.model_copy(update={
             "evaluation": run.config.evaluation.model_copy(update={"calibration": False})})})  # fmt: skip
         return {
-            name: metrics.score_subtask(lab.subtasks[name], lab.parts[name]["weak"], weak_answers(plain, probes[name]))
+            name: metrics.score_subtask(lab.subtasks[name], lab.parts[name]["weak"], weak_answers(plain.config.evaluation, probes[name]))
             for name in lab.subtasks
         }
 
@@ -210,7 +210,7 @@ def lab_probe(name: str, place: Ground) -> Any:
     from tasks.run.runtime import resident
 
     run = place.run({})
-    return make_probe(run, *resident(run), run.subtask(name), place.lab.parts[name]["weak"])
+    return make_probe(run.config.evaluation, resident(run.model), run.subtask(name), place.lab.parts[name]["weak"])
 
 
 def breakdown(place: Ground, lines: Lines, asked: argparse.Namespace, draw: np.random.Generator) -> None:

@@ -47,7 +47,7 @@ def data_list(config: RunFile = None, set_: Overrides = None) -> None:
     $ memmcl data list
     $ memmcl data list --config my.yaml
     """
-    from tasks.run.inputs import catalogue
+    from memmcl.suite.configured import catalogue
 
     chosen = catalogue(load_config(config, set_ or []))
     known = {**SUBTASKS, **chosen}
@@ -183,7 +183,7 @@ def _what_to_read(
     path: str | None, config: Path | None, overrides: Sequence[str]
 ) -> tuple[list[Subtask], dict[str, Any]]:
     """Return the subtasks, and the arguments of `read_sources`."""
-    from tasks.run.inputs import catalogue, read_arguments
+    from memmcl.suite.configured import catalogue, read_arguments
 
     settings = load_config(config, overrides)
     arguments = read_arguments(settings)

@@ -16,7 +16,7 @@ from flows.terminal import Terminal, warn
 from memmcl.errors import ConfigError, ModelError, UsageError, shown
 
 if TYPE_CHECKING:
-    from memmcl.adapters.load import Brought
+    from memmcl.adapters.load import UserAdapter
     from memmcl.backbone.load import BaseRef
     from memmcl.backbone.shapes import Shapes
     from memmcl.merge.genome import Recipe
@@ -114,12 +114,12 @@ def check_form(method: str, rank: int | None, full: bool, dtype: str) -> None:
         )
 
 
-def bring(base: str, places: Mapping[str, str]) -> tuple[Shapes, list[Brought], list[str]]:
+def bring(base: str, places: Mapping[str, str]) -> tuple[Shapes, list[UserAdapter], list[str]]:
     """Return the base's shapes, the adapters, and warnings about them; refuse what does not fit."""
     with console.status("reading the adapters"):
-        from memmcl.adapters.load import check_fit, other_base, read_brought
+        from memmcl.adapters.load import check_fit, other_base, read_user_adapter
 
-        experts = [read_brought(name, place) for name, place in places.items()]
+        experts = [read_user_adapter(name, place) for name, place in places.items()]
     with console.status("looking at the base model"):
         from memmcl.backbone.shapes import read_shapes
 

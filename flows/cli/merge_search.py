@@ -39,7 +39,7 @@ from memmcl.urls import redact
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from memmcl.adapters.load import Brought
+    from memmcl.adapters.load import UserAdapter
     from memmcl.backbone.load import BaseRef
     from memmcl.backbone.shapes import Shapes
     from memmcl.evolve import Proposal
@@ -185,10 +185,10 @@ def _check_out(out: Path, key: str | None = None) -> None:
 
 def _plan(
     settings: RunConfig, base: str, places: Mapping[str, str], weak: str, evaluations: int | None
-) -> tuple[OwnSearch, Shapes, list[Brought], list[str], BaseRef]:
+) -> tuple[OwnSearch, Shapes, list[UserAdapter], list[str], BaseRef]:
     """Read everything, refuse what does not fit, and return the search with what it is made of."""
     from memmcl.suite.weak import read_weak_rows
-    from tasks.run.inputs import lenders, read_arguments
+    from memmcl.suite.configured import lenders, read_arguments
 
     storage = read_arguments(settings)["storage"]
     rows = read_weak_rows(

@@ -15,6 +15,7 @@ from memmcl.backbone.shapes import Shapes
 from memmcl.errors import VALUE, ConfigError, DataError, ModelError, brief, shown
 from memmcl.files import allowed
 from memmcl.files.places import existing_path, open_file, open_place, reading
+from memmcl.store import ArtifactRef, Store
 from memmcl.urls import first_line, public, refuse_secret
 
 FILES = (CONFIG_FILE, WEIGHTS_FILE)
@@ -29,7 +30,7 @@ _NOT_HELD = (
 
 
 @dataclass(frozen=True)
-class Brought:
+class UserAdapter:
     """One adapter. place: where it was read; files: the two of a PEFT folder; base_name: what they call its base."""
 
     name: str
@@ -49,7 +50,7 @@ class Brought:
         return max(len(pair.a) for pair in self.factors.values())
 
 
-def read_brought(name: str, place: str) -> Brought:
+def read_user_adapter(name: str, place: str) -> UserAdapter:
     """Read the adapter at `place`: a folder, the URL of one, or ORG/NAME on the hub, with @REVISION if need be.
 
     Raises:
@@ -64,10 +65,10 @@ def read_brought(name: str, place: str) -> Brought:
     except ConfigError as error:
         raise ConfigError(f"expert {name}: {public(place)}: {error}") from error
     options = read_options(files[CONFIG_FILE])
-    return Brought(name, public(place), files, factors, options.base_model_name_or_path)
+    return UserAdapter(name, public(place), files, factors, options.base_model_name_or_path)
 
 
-def check_fit(expert: Brought, base: Shapes) -> None:
+def check_fit(expert: UserAdapter, base: Shapes) -> None:
     """Refuse an adapter of another base.
 
     Raises:
@@ -88,7 +89,7 @@ def check_fit(expert: Brought, base: Shapes) -> None:
             )
 
 
-def other_base(expert: Brought, base: Shapes) -> str | None:
+def other_base(expert: UserAdapter, base: Shapes) -> str | None:
     """Return a warning where the adapter names another base than `base`, else None.
 
     Only the last part of a name counts: the same model lies at one path here, at another there, and on the hub.
@@ -204,3 +205,9 @@ def read_adapter(weights: bytes, config: bytes) -> dict[str, Any]:
     if found:
         raise ModelError(f"expected plain LoRA, got {found[0]}; convert the adapter, or retrain it without")
     return factors
+
+
+def load_published(store: Store, ref: ArtifactRef) -> Adapter:
+    """Return the LoRA factors of an adapter in the store."""
+    manifest = store.load(ref)
+    return from_files(store.read(manifest, WEIGHTS_FILE), store.read(manifest, CONFIG_FILE))

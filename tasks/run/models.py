@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import numpy as np
-
 from memmcl.backbone.forward import Backbone
+from memmcl.backbone.resident import resident
 from memmcl.errors import ModelError
-from memmcl.evaluate import calibration
-from memmcl.evaluate.scoring import Probe
 from memmcl.merge.build import Merger
 from memmcl.merge.genome import Coefficients
 from memmcl.store import ArtifactRef
-from memmcl.suite.examples import Example
-from memmcl.suite.prompts import Demonstration, Prompter
-from memmcl.suite.subtasks import Subtask
-from tasks.run.runtime import Run, load_adapter, load_manifest, resident
+from memmcl.suite.prompts import Prompter
+from tasks.run.runtime import Run, load_adapter, load_manifest
 
 WARM = "warm"
 """The warm start: a kind of artifact, and its name in tables of coefficients."""
@@ -58,7 +53,7 @@ def adapted_model(run: Run, trained: ArtifactRef) -> Iterator[tuple[Backbone, Pr
 @contextmanager
 def folded(run: Run, adapters: Sequence[ArtifactRef]) -> Iterator[tuple[Backbone, Prompter]]:
     """Hold the sum of the adapters in the resident backbone's weights; put the base back at the end."""
-    backbone, prompter = resident(run)
+    backbone, prompter = resident(run.model)
     loaded = {str(number): load_adapter(run, ref) for number, ref in enumerate(adapters)}
     merger = Merger(backbone, loaded, blocks=1)
     try:
@@ -66,30 +61,3 @@ def folded(run: Run, adapters: Sequence[ArtifactRef]) -> Iterator[tuple[Backbone
         yield backbone, prompter
     finally:
         merger.reset()
-
-
-def make_probe(
-    run: Run, backbone: Backbone, prompter: Prompter, subtask: Subtask, rows: Sequence[Example],
-    demonstrations: Sequence[Demonstration] = (),
-) -> Probe:  # fmt: skip
-    """Return the rows as a probe, with the run's batch size and answer length."""
-    cfg = run.config.evaluation
-    return Probe(
-        backbone, prompter, subtask, rows, demonstrations=demonstrations,
-        batch_size=cfg.batch_size, max_new_tokens=cfg.max_new_tokens,
-    )  # fmt: skip
-
-
-def weak_answers(run: Run, probe: Probe) -> list[str]:
-    """Return the answers of the weights of now to weak rows; label scores, run once, are calibrated on these rows."""
-    if probe.subtask.is_tuple:
-        return probe.answers()
-    scores = probe.label_scores()
-    return probe.best_labels(scores, calibration.fit(scores, "median") if run.config.evaluation.calibration else None)
-
-
-def offsets_of(run: Run, weak: Probe) -> np.ndarray | None:
-    """Return what to take from label scores, found on weak rows; None for tuples and without calibration."""
-    if weak.subtask.is_tuple or not run.config.evaluation.calibration:
-        return None
-    return calibration.fit(weak.label_scores(), "median")

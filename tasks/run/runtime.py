@@ -7,7 +7,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,17 @@ from prefect.states import Completed, State
 from pydantic import BaseModel, ConfigDict
 
 from memmcl import seeds
-from memmcl.adapters import format as adapter
-from memmcl.backbone.activations import Activations, activations_directory
-from memmcl.backbone.forward import Backbone
-from memmcl.backbone.load import BaseRef, check_device, load_base, load_tokenizer, resolve_base
+from memmcl.adapters.format import Adapter
+from memmcl.adapters.load import load_published
+from memmcl.backbone.resident import Base, ModelSpec
 from memmcl.config import RunConfig, parse_config
-from memmcl.errors import CorruptArtifact, MemmclError, ModelError, StoreAccessError
+from memmcl.errors import CorruptArtifact, MemmclError, StoreAccessError
+from memmcl.search.problem import store_at
 from memmcl.store import ArtifactRef, Closure, Manifest, Store, cache_key
 from memmcl.suite.examples import Example, from_table
-from memmcl.suite.prompts import Prompter
 from memmcl.suite.subtasks import Subtask
 from memmcl.urls import redacted
-from tasks.run.inputs import catalogue
+from memmcl.suite.configured import catalogue
 from tasks.run.journal import Pinned
 from tasks.ui.logs import clean_logs
 
@@ -35,20 +33,6 @@ Files = Mapping[str, bytes | Path]
 
 
 clean_logs()  # Ray's workers import this module before they run anything
-
-
-class Base(BaseModel):
-    """The base model as every worker must find it: digest, and how it is run."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    digest: str
-    licence: str | None
-    dtype: str
-    device: str
-    layers: int
-    split: int
 
 
 class Run(BaseModel):
@@ -73,12 +57,15 @@ class Run(BaseModel):
         """Return the seed of a named piece of this run."""
         return seeds.derive(self.config.seed, *names)
 
-    def model_key(self) -> dict[str, Any]:
-        """Return what the numbers of every stage depend on: weights, type, device, split, prompt length."""
-        return {
-            **self.base.model_dump(include={"digest", "dtype", "device", "split"}),
-            "max_prompt_tokens": self.config.data.max_prompt_tokens,
-        }
+    @property
+    def model(self) -> ModelSpec:
+        """The base model, and how a worker runs it."""
+        cfg = self.config
+        threads = max(1, int(cfg.ray.cpus_per_worker))
+        return ModelSpec(
+            base=self.base, revision=cfg.model.revision, threads=threads,
+            max_prompt_tokens=cfg.data.max_prompt_tokens,
+        )
 
 
 def worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
@@ -96,61 +83,7 @@ def worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
 
 def open_store(run: Run) -> Store:
     """Return the run's store; one connection per process."""
-    return _store(tuple(sorted(run.store.items())))
-
-
-@lru_cache(maxsize=4)
-def _store(spec: tuple[tuple[str, str | None], ...]) -> Store:
-    return Store.from_spec(dict(spec))
-
-
-def resident(run: Run) -> tuple[Backbone, Prompter]:
-    """Return the base model and the prompter, loaded once per process.
-
-    Whoever changes the backbone's weights puts them back before returning.
-    """
-    return _resident(*_residence(run)), resident_prompter(run)
-
-
-def resident_activations(run: Run) -> Activations:
-    """Return the trunk's activations of the resident model, in this process's memory and on this machine's disk."""
-    return _activations(*_residence(run))
-
-
-def resident_prompter(run: Run) -> Prompter:
-    """Return the prompter without loading the model."""
-    return _prompter(run.base, run.config.model.revision, run.config.data.max_prompt_tokens)
-
-
-def _residence(run: Run) -> tuple[Base, str | None, int]:
-    return run.base, run.config.model.revision, max(1, int(run.config.ray.cpus_per_worker))
-
-
-@lru_cache(maxsize=1)
-def _resident(base: Base, revision: str | None, threads: int) -> Backbone:
-    import torch
-
-    torch.set_num_threads(threads)
-    found = _found(base, revision)
-    tokenizer = load_tokenizer(found)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return Backbone(load_base(found, base.dtype, check_device(base.device)), pad, base.split)
-
-
-@lru_cache(maxsize=1)
-def _activations(base: Base, revision: str | None, threads: int) -> Activations:
-    backbone = _resident(base, revision, threads)
-    return Activations(backbone, activations_directory(_found(base, revision), backbone))
-
-
-@lru_cache(maxsize=1)
-def _prompter(base: Base, revision: str | None, max_tokens: int) -> Prompter:
-    return Prompter(load_tokenizer(_found(base, revision)), max_tokens)
-
-
-@lru_cache(maxsize=1)
-def _found(base: Base, revision: str | None) -> BaseRef:
-    return find_base(base, revision)
+    return store_at(run.store)
 
 
 def reopen(store: Store, done: Manifest) -> tuple[Run, dict[str, ArtifactRef], tuple[str, ...]]:
@@ -172,17 +105,6 @@ def release_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
-
-
-def find_base(base: Base, revision: str | None) -> BaseRef:
-    """Find the base on this machine, and make sure that it is the one the run was started with."""
-    found = resolve_base(base.name, revision)
-    if found.digest != base.digest:
-        raise ModelError(
-            f"{base.name} has the digest {found.digest[:12]} here, the run was started with {base.digest[:12]}; "
-            "put the same model on every machine, or start a new run"
-        )
-    return found
 
 
 def reuse_or_make(
@@ -244,11 +166,9 @@ def read_rows(run: Run, ref: ArtifactRef) -> list[Example]:
     return from_table(open_store(run).read(ref, "rows.parquet"))
 
 
-def load_adapter(run: Run, ref: ArtifactRef) -> dict[str, adapter.Factors]:
-    """Return the factors of a trained adapter."""
-    manifest = load_manifest(run, ref)
-    store = open_store(run)
-    return adapter.from_files(store.read(manifest, adapter.WEIGHTS_FILE), store.read(manifest, adapter.CONFIG_FILE))
+def load_adapter(run: Run, ref: ArtifactRef) -> Adapter:
+    """Return the LoRA factors of a trained adapter."""
+    return load_published(open_store(run), ref)
 
 
 def load_manifest(run: Run, ref: ArtifactRef) -> Manifest:

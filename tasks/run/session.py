@@ -72,7 +72,7 @@ def open_run(config: RunConfig, inputs: Inputs | None = None, pins: Callable[[Ru
         dtype=resolve_dtype(config.model.dtype, device), layers=layers, split=max(0, layers - adapted),
     )  # fmt: skip
     run = Run(id="", config=config, base=base, store=inputs.store.spec, command=history.started_by())
-    prompter = resident_prompter(run)
+    prompter = resident_prompter(run.model)
     for name in config.data.subtasks:
         prompter.check(run.subtask(name))
     run = run.model_copy(update={"pinned": pins(run) if pins else Pinned()})

@@ -19,7 +19,7 @@ from memmcl.suite.sources import read_sources
 from memmcl.suite.splits import Splits, digest_of
 from memmcl.suite.subtasks import SUBTASKS, Subtask
 from memmcl.urls import public
-from tasks.run.inputs import lenders, read_arguments
+from memmcl.suite.configured import lenders, read_arguments
 from tasks.run.runtime import Run, load_manifest, lost, open_store, resident_prompter
 
 STAGE_VERSION = 2
@@ -159,7 +159,7 @@ def _untested(rows: Sequence[Example], tested: Blocklist) -> list[Example]:
 
 def _fits(run: Run, subtask: Subtask) -> bool:
     try:
-        resident_prompter(run).check(subtask)
+        resident_prompter(run.model).check(subtask)
     except ConfigError:
         return False
     return True

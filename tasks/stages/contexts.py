@@ -106,7 +106,7 @@ def context_probe(
 ) -> Probe:
     """Return the rows behind the demonstrations of a context."""
     shots = [(run.subtask(name), row) for name, row in context.demonstrations]
-    return make_probe(run, backbone, prompter, subtask, rows, shots)
+    return make_probe(run.config.evaluation, (backbone, prompter), subtask, rows, shots)
 
 
 def context_answers(
@@ -149,7 +149,7 @@ def context_key(run: Run) -> dict[str, Any]:
         "evaluation": run.config.evaluation.model_dump(
             mode="json", include={"batch_size", "max_new_tokens", "calibration"}
         ),
-        "model": run.model_key(),
+        "model": run.model.key(),
     }
 
 

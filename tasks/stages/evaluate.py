@@ -114,8 +114,9 @@ def _model_answers(
 
     Label scores are calibrated on the weak rows where the run says so. Who is both is asked once.
     """
-    backbone, prompter = resident(run)
-    probe, weak_probe = (make_probe(run, backbone, prompter, subtask, part) for part in (rows, weak))
+    backbone, prompter = resident(run.model)
+    model, cfg = (backbone, prompter), run.config.evaluation
+    probe, weak_probe = (make_probe(cfg, model, subtask, part) for part in (rows, weak))
     loaded = {name: load_adapter(run, ref) for name, ref in contestants.adapters.items()}
     merger = Merger(backbone, loaded, blocks=run.config.search.blocks, pinned=contestants.pinned)
     answers: Answers = {}
@@ -123,13 +124,13 @@ def _model_answers(
 
     def ask(coefficients: Coefficients, asked: Probe, recipe: Recipe = LINEAR) -> list[str]:
         merger.apply(coefficients, recipe)
-        return asked.answers(offsets_of(run, weak_probe))
+        return asked.answers(offsets_of(run.config.evaluation, weak_probe))
 
     try:
         for name, table in contestants.models.items():
             answers[name] = ask(table, probe, contestants.recipes.get(name, LINEAR))
         if first:
-            few = make_probe(run, backbone, prompter, subtask, first)
+            few = make_probe(cfg, model, subtask, first)
             for name, table in contestants.alone.items():
                 linear = {other: it for other, it in contestants.models.items() if other not in contestants.recipes}
                 same = next((other for other, theirs in linear.items() if theirs == table), None)

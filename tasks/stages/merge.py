@@ -17,14 +17,15 @@ from memmcl.evolve import Proposal, seed_genomes
 from memmcl.merge import METHODS
 from memmcl.merge.export import adapter_files, merged_adapter
 from memmcl.merge.genome import Recipe
+from memmcl.search.plan import Coefficients, Finalist, Plan, make_spec
+from memmcl.search.problem import Problem
+from memmcl.search.spec import Parts, SearchSpec
 from memmcl.store import ArtifactRef
 from memmcl.suite.subtasks import GROUPS
 from tasks.run.journal import note_search
 from tasks.run.models import WARM, start_of, with_start
 from tasks.run.runtime import Run, load_adapter, open_store, reuse_or_make
-from tasks.search.driver import run_courses
-from tasks.search.plans import Coefficients, Finalist, Plan, make_spec
-from tasks.search.spec import Inner, SearchSpec
+from tasks.search.driver import RayDriver
 from tasks.ui.artifacts import show_board
 from tasks.ui.progress import shown
 
@@ -49,16 +50,14 @@ class Grounds(BaseModel):
     references: dict[str, ArtifactRef]
     selection: dict[str, ArtifactRef]
 
-    def of(self, names: Sequence[str]) -> list[ArtifactRef]:
-        """Return what a search over these subtasks is made from."""
-        parts = (self.experts, self.weak, self.references, self.selection)
-        return [refs[name] for refs in parts for name in names if name in refs]
-
-    def bench(self) -> dict[str, dict[str, ArtifactRef]]:
-        """Return the arguments of a bench."""
-        return {
-            "experts": self.experts, "weak": self.weak, "references": self.references, "selection": self.selection
-        }  # fmt: skip
+    def problem(self, run: Run) -> Problem:
+        """Return what searches on these grounds are about."""
+        return Problem(
+            store=run.store, model=run.model, search=run.config.search, evaluation=run.config.evaluation,
+            seed=run.config.seed, subtasks={name: run.subtask(name) for name in self.experts},
+            experts=self.experts, weak=self.weak, references=self.references, selection=self.selection,
+            base_adapters=start_of(run, self.experts),
+        )
 
 
 @task(name="stage 1", task_run_name="stage 1: group models", cache_policy=NO_CACHE)
@@ -67,36 +66,38 @@ def search_groups(run: Run, grounds: Grounds) -> State[dict[str, ArtifactRef]]:
 
     All of them share the workers of one Tuner. Returns the searches by group, and the baselines' by name.
     """
-    cfg, names = run.config.search, sorted(grounds.experts)
-    itself: Inner = {name: {name: (1.0,) * cfg.blocks} for name in names}
+    cfg, names, problem = run.config.search, sorted(grounds.experts), grounds.problem(run)
+    itself: Parts = {name: {name: (1.0,) * cfg.blocks} for name in names}
     plans = []
     for group, members in groups_of(run, grounds.experts).items():
         seeds = seed_genomes(members, cfg.blocks, cfg.bounds, cfg.lambdas)
-        inputs = grounds.of(members)
-        spec = make_spec(run, group, {m: itself[m] for m in members}, members, seeds, cfg.stage1_evaluations, inputs)
-        plans.append(Plan(run, spec, inputs, selection=bool(grounds.selection)))
-    inputs = grounds.of(names)
+        inputs = problem.inputs(members)
+        spec = make_spec(problem, group, {m: itself[m] for m in members}, members, seeds, cfg.stage1_evaluations, inputs)
+        plans.append(Plan(problem, spec, inputs, selection=bool(grounds.selection)))
+    inputs = problem.inputs(names)
     fixed = [
         seed
         for seed in seed_genomes(names, cfg.blocks, cfg.bounds, cfg.lambdas)
         if not seed[0].startswith(("base", "expert"))
     ]
-    spec = make_spec(run, ARITHMETIC, itself, names, fixed, len(fixed), inputs, method="linear", fixed=True)
-    plans.append(Plan(run, spec, inputs))
-    plans += [Plan(run, rival_spec(run, rival, itself, names, inputs), inputs) for rival in cfg.rivals]
-    return _run_stage(run, plans, grounds)
+    spec = make_spec(problem, ARITHMETIC, itself, names, fixed, len(fixed), inputs, method="linear", fixed=True)
+    plans.append(Plan(problem, spec, inputs))
+    plans += [Plan(problem, rival_spec(problem, rival, itself, names, inputs), inputs) for rival in cfg.rivals]
+    return _run_stage(run, problem, plans)
 
 
-def rival_spec(run: Run, method: str, parts: Inner, names: Sequence[str], inputs: Sequence[ArtifactRef]) -> SearchSpec:
+def rival_spec(
+    problem: Problem, method: str, parts: Parts, names: Sequence[str], inputs: Sequence[ArtifactRef]
+) -> SearchSpec:
     """Return the grid of one other method: its scale, or one coefficient for all experts."""
-    cfg, count = run.config.search, len(names) * run.config.search.blocks
+    cfg, count = problem.search, len(names) * problem.search.blocks
     if METHODS[method].normalises:
         seeds = [(f"scale:{scale:g}", (*(1.0,) * count, scale)) for scale in SCALES]
         varied: tuple[tuple[str, float, float], ...] = (("scale", min(SCALES), max(SCALES)),)
     else:
         seeds = [(f"{method}:{value:g}", (value,) * count) for value in cfg.lambdas]
         varied = ()
-    return make_spec(run, method, parts, names, seeds, len(seeds), inputs, method=method, varied=varied, fixed=True)
+    return make_spec(problem, method, parts, names, seeds, len(seeds), inputs, method=method, varied=varied, fixed=True)
 
 
 @task(name="stage 2", task_run_name="stage 2: unified model", cache_policy=NO_CACHE)
@@ -105,15 +106,15 @@ def search_unified(run: Run, stage1: Refs, grounds: Grounds) -> State[dict[str, 
 
     A joint search of all coefficients may follow. The baselines of stage 1 are among those that may win.
     """
-    cfg, names = run.config.search, sorted(grounds.experts)
+    cfg, names, problem = run.config.search, sorted(grounds.experts), grounds.problem(run)
     groups = {name: stage1[name] for name in sorted(stage1) if name in GROUPS}
-    models: Inner = {group: winner_of(read_search(run, ref))[0] for group, ref in groups.items()}
+    models: Parts = {group: winner_of(read_search(run, ref))[0] for group, ref in groups.items()}
     seeds = seed_genomes(sorted(models), cfg.blocks, cfg.bounds, cfg.lambdas)
-    inputs = [*groups.values(), *grounds.of(names)]
-    spec = make_spec(run, STAGE_2, models, names, seeds, cfg.stage2_evaluations, inputs)
+    inputs = [*groups.values(), *problem.inputs(names)]
+    spec = make_spec(problem, STAGE_2, models, names, seeds, cfg.stage2_evaluations, inputs)
     others = [_found(run, name, ref) for name, ref in sorted(stage1.items()) if name not in GROUPS]
-    plan = Plan(run, spec, inputs, joint=cfg.joint_evaluations, others=others, selection=bool(grounds.selection))
-    return _run_stage(run, [plan], grounds)
+    plan = Plan(problem, spec, inputs, joint=cfg.joint_evaluations, others=others, selection=bool(grounds.selection))
+    return _run_stage(run, problem, [plan])
 
 
 def _found(run: Run, name: str, ref: ArtifactRef) -> Finalist:
@@ -148,7 +149,7 @@ def build_unified(run: Run, search: ArtifactRef, experts: Refs) -> State[Artifac
 
     return reuse_or_make(
         run, "unified", name="unified model", inputs=[search, *adapters.values()],
-        config={"model": run.model_key(), **({"rank": rank} if rank else {})}, stage_version=UNIFIED_VERSION, make=make,
+        config={"model": run.model.key(), **({"rank": rank} if rank else {})}, stage_version=UNIFIED_VERSION, make=make,
     )  # fmt: skip
 
 
@@ -169,7 +170,7 @@ def winner_of(search: Mapping[str, Any]) -> Winner:
     return {name: tuple(row) for name, row in search["coefficients"].items()}, Recipe(**search["recipe"])
 
 
-def _run_stage(run: Run, plans: Sequence[Plan], grounds: Grounds) -> State[dict[str, ArtifactRef]]:
+def _run_stage(run: Run, problem: Problem, plans: Sequence[Plan]) -> State[dict[str, ArtifactRef]]:
     store = open_store(run)
     found = {plan.name: store.find("search", plan.key) for plan in plans}
     done = {name: manifest.ref for name, manifest in found.items() if manifest is not None}
@@ -188,7 +189,7 @@ def _run_stage(run: Run, plans: Sequence[Plan], grounds: Grounds) -> State[dict[
                 show_board(run, title, board.rows())
 
         courses = [plan.course(partial(note_search, store, run)) for plan in missing]
-        run_courses(run, courses, grounds.bench(), told)
+        RayDriver(run.config.ray).run(problem, courses, told)
     seconds = time.perf_counter() - started
     for plan, course in zip(missing, courses, strict=True):
         done[plan.name] = plan.publish(course.phases, seconds).ref

@@ -52,7 +52,7 @@ def run_part(run: Run) -> dict[str, Any]:
 def subtask_part(run: Run, name: str, made: Made, shown: Example, report: DifficultyReport) -> dict[str, Any]:
     """Return one subtask with its rows, its difficulty and an example."""
     subtask = run.subtask(name)
-    prompter = resident_prompter(run)
+    prompter = resident_prompter(run.model)
     refs = made.splits[name] | {"weak": made.trained.weak[name]}
     return {
         "name": name,

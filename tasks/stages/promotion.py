@@ -153,7 +153,7 @@ def score_champion(champion: Run, subtask: str, refs: Refs, order: Sequence[str]
     return reuse_or_make(
         champion, "evaluation", name=f"champion on {subtask}",
         inputs=[unified, gate, test, *(train[name] for name in order)],
-        config={"subtask": subtask, "champion": champion.id, "model": champion.model_key()},
+        config={"subtask": subtask, "champion": champion.id, "model": champion.model.key()},
         stage_version=EVALUATION_VERSION, make=make,
     )  # fmt: skip
 

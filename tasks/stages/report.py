@@ -35,7 +35,7 @@ def export_full(run: Run, unified: ArtifactRef) -> State[ArtifactRef]:
 
     with work_folder("export") as scratch:
         return reuse_or_make(
-            run, "model", name="unified model, full weights", inputs=[unified], config={"model": run.model_key()},
+            run, "model", name="unified model, full weights", inputs=[unified], config={"model": run.model.key()},
             stage_version=EXPORT_VERSION, make=make,
         )  # fmt: skip
 

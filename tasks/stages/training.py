@@ -94,7 +94,7 @@ class Material:
 
 def describe(run: Run, plan: Plan, **more: Any) -> dict[str, Any]:
     """Return the configuration in the artifact of a training."""
-    return {"training": list(plan.seed), **plan.reads(run.config.experts), **more, "model": run.model_key()}
+    return {"training": list(plan.seed), **plan.reads(run.config.experts), **more, "model": run.model.key()}
 
 
 def train_or_reuse(
@@ -113,7 +113,7 @@ def train_or_reuse(
     key = cache_key(plan.kind, inputs=inputs, config=config, stage_version=STAGE_VERSION, seed=run.config.seed)
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
-        with folded(run, [warm]) if warm else nullcontext(resident(run)) as (_, prompter):
+        with folded(run, [warm]) if warm else nullcontext(resident(run.model)) as (_, prompter):
             trained = _train(run, plan, gather(prompter), key)
         release_memory()
         prune_activations()
@@ -182,14 +182,14 @@ def _session(run: Run, plan: Plan, material: Material, key: str, resume: bytes |
 
         try:
             return train_adapter(
-                resident(run)[0],
+                resident(run.model)[0],
                 material.rows,
                 material.anchors,
                 lora=LoraShape(cfg.target_modules, cfg.rank, cfg.alpha, cfg.rslora, cfg.dropout, plan.init),
                 optimisation=_optimisation(cfg, plan.steps),
                 anchoring=_anchoring(cfg) if plan.anchored else None,
                 seed=run.seed(*plan.seed),
-                activations=resident_activations(run),
+                activations=resident_activations(run.model),
                 validation=material.validation,
                 stopping=Stopping(cfg.validate_every, cfg.patience) if material.validation else None,
                 start=material.start,

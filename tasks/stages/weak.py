@@ -33,8 +33,8 @@ def label_weak(run: Run, subtask: str, part: str, expert: ArtifactRef, texts: Ar
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
         asked, rows = run.subtask(subtask), read_rows(run, texts)
         with adapted_model(run, expert) as (backbone, prompter):
-            probe = make_probe(run, backbone, prompter, asked, rows)
-            labelled = label_rows(probe, offsets_of(run, probe))
+            probe = make_probe(run.config.evaluation, (backbone, prompter), asked, rows)
+            labelled = label_rows(probe, offsets_of(run.config.evaluation, probe))
         kept = keep_confident(rows, labelled, keep=keep, is_tuple=asked.is_tuple)
         if not kept:
             raise DataError(
@@ -47,6 +47,6 @@ def label_weak(run: Run, subtask: str, part: str, expert: ArtifactRef, texts: Ar
     evaluation = cfg.evaluation.model_dump(mode="json", include={"batch_size", "max_new_tokens", "calibration"})
     return reuse_or_make(
         run, "weak", name=f"{part} {subtask}", inputs=[expert, texts],
-        config={"weak_rows": keep, "evaluation": evaluation, "model": run.model_key()},
+        config={"weak_rows": keep, "evaluation": evaluation, "model": run.model.key()},
         stage_version=STAGE_VERSION, make=make,
     )  # fmt: skip

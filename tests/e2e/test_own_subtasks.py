@@ -232,7 +232,7 @@ def test_another_instruction_is_another_expert(place: Desk, tiny_base: Path) -> 
     config = own_config(tiny_base, place.root)
     config["data"]["custom"][0]["instruction"] = "How soon must someone come? Say urgent, can wait or spam."
     from memmcl.config import parse_config
-    from tasks.run.inputs import read_splits
+    from memmcl.suite.configured import read_splits
 
     before, after = (read_splits(parse_config(one)) for one in (own_config(tiny_base, place.root), config))
     assert before.digest("tickets", "train") != after.digest("tickets", "train")

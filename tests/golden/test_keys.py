@@ -17,7 +17,7 @@ from e2e_driver import tiny_config
 from prefect.logging import disable_run_logger
 from tiny import corpus, random_factors
 
-from memmcl.adapters.load import Brought
+from memmcl.adapters.load import UserAdapter
 from memmcl.backbone.load import resolve_base
 from memmcl.backbone.shapes import read_shapes
 from memmcl.config import parse_config
@@ -172,7 +172,7 @@ def brought_keys(base: Path, folder: Path) -> dict[str, str]:
     shapes, adapters = read_shapes(str(base)), []
     for seed, name in enumerate(("sent2", "other")):
         files = {"adapter_config.json": b"{}", "adapter_model.safetensors": name.encode()}
-        adapters.append(Brought(name, name, files, random_factors(base, layers=(2, 3), seed=seed), None))
+        adapters.append(UserAdapter(name, name, files, random_factors(base, layers=(2, 3), seed=seed), None))
     rows = [
         WeakRows(name, get_subtask(name), "sent2" if name == "sent2" else None, tuple(corpus(name, 6)))
         for name in ("sent2", "irony")

@@ -15,7 +15,7 @@ from seaweed import REGION
 from servers import S3Server
 
 from memmcl.adapters.format import CONFIG_FILE, Factors, to_files
-from memmcl.adapters.load import read_brought
+from memmcl.adapters.load import read_user_adapter
 from memmcl.errors import DataError, ModelError
 from memmcl.suite.sources import Read, Source, read_sources
 from memmcl.suite.subtasks import SUBTASKS
@@ -99,13 +99,13 @@ def test_an_adapter_is_read(s3: S3Server, storage: Mapping[str, Any], monkeypatc
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint_url)
     monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
     place = f"s3://{s3.bucket}/adapters/mine"
-    found = read_brought("mine", place)
+    found = read_user_adapter("mine", place)
     assert (found.files, found.place, found.base_name, found.rank) == (files, place, "b", 2)
     fs.rm(f"{s3.bucket}/adapters/mine/{CONFIG_FILE}")
     with pytest.raises(ModelError, match=r"expert mine: s3://.*/adapters/mine has no adapter_config\.json; give a"):
-        read_brought("mine", place)
+        read_user_adapter("mine", place)
     with pytest.raises(ModelError, match=r"expert mine: s3://no-such-bucket/mine has no|there is no s3://no-such"):
-        read_brought("mine", "s3://no-such-bucket/mine")
+        read_user_adapter("mine", "s3://no-such-bucket/mine")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(ModelError, match="expert mine: no access to s3://"):
-        read_brought("mine", place)
+        read_user_adapter("mine", place)

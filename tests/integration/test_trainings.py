@@ -231,7 +231,7 @@ def test_an_expert_on_a_warm_start_is_a_delta_on_it(make: Make, tiny_base: Path,
         alone = probe_logits(backbone.model)
     torch.testing.assert_close(probe_logits(whole), ours, atol=1e-4, rtol=1e-4)
     assert (ours - alone).abs().max() > 1e-3, "what it stands on matters"
-    untouched = probe_logits(resident(place.run)[0].model)
+    untouched = probe_logits(resident(place.run.model)[0].model)
     torch.testing.assert_close(untouched, probe_logits(plain_model(tiny_base)), atol=0, rtol=0)
 
 
@@ -292,7 +292,7 @@ def test_candidates_of_a_search_hold_the_warm_start_whatever_their_genes(make: M
     bench.close()
     with folded(place.run, [warm]) as (backbone, prompter):
         rows = runtime.read_rows(place.run, place.weak["irony"])
-        probe = make_probe(place.run, backbone, prompter, place.run.subtask("irony"), rows)
+        probe = make_probe(place.run.config.evaluation, (backbone, prompter), place.run.subtask("irony"), rows)
         alone = probe.gold_logprob() - measured["irony"]["expert"]["loglik"]
     assert nothing == pytest.approx(float(torch.tensor(alone).exp()), rel=1e-4)
 
@@ -366,7 +366,7 @@ def test_a_training_goes_on_from_its_checkpoint_bit_by_bit(
 ) -> None:
     whole, broken = (make(warm_start=0, dropout=0.1, validation_rows=3, validate_every=2) for _ in range(2))
     assert killed_at(broken, "irony", 2) == 4
-    resident(broken.run)  # as it was before: the same process would go on with it
+    resident(broken.run.model)  # as it was before: the same process would go on with it
     with caplog.at_level(logging.INFO, logger="memmcl.test"):
         again = broken.manifest(broken.expert("irony"))
     assert f"irony: goes on from step 4 of {STEPS}" in caplog.text
@@ -451,7 +451,7 @@ def test_validation_rows_are_the_last_and_not_trained_on(make: Make, monkeypatch
     trained = place.manifest(place.expert("irony", place.warm()))
     joint, own = seen
     examples = runtime.read_rows(place.run, place.train["irony"])
-    tokens = training.token_rows(resident(place.run)[1], place.run.subtask("irony"), examples)
+    tokens = training.token_rows(resident(place.run.model)[1], place.run.subtask("irony"), examples)
     assert own["rows"] == {"irony": tokens[:-3]}
     assert own["validation"] == {"irony": tokens[-3:]}
     assert (own["stopping"].every, own["stopping"].patience) == (2, 1)

@@ -11,7 +11,7 @@ import pytest
 from tiny import make_sixteen
 from web import web_server
 
-from memmcl.adapters.load import read_brought
+from memmcl.adapters.load import read_user_adapter
 from memmcl.backbone.load import resolve_base
 from memmcl.config import parse_config
 from memmcl.errors import ConfigError, DataError
@@ -25,7 +25,7 @@ from memmcl.suite.fetch import Listed, Listing, fetch_sentieval
 from memmcl.suite.files import read_files
 from memmcl.suite.sources import Source, read_sources
 from memmcl.suite.subtasks import SUBTASKS
-from tasks.run.inputs import read_splits
+from memmcl.suite.configured import read_splits
 
 VARIABLE = allowed.VARIABLE
 IRONY = SUBTASKS["irony"]
@@ -235,7 +235,7 @@ def test_models_and_adapters_are_judged(monkeypatch: pytest.MonkeyPatch, tmp_pat
             resolve_base(place)
     for place in (str(tmp_path), "other/adapter@main", f"file://{tmp_path}", "s3://bucket/adapter"):
         with pytest.raises(ConfigError, match=r"expert a: .*may not be opened"):
-            read_brought("a", place)
+            read_user_adapter("a", place)
 
 
 def test_stores_and_outputs_are_judged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

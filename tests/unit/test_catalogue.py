@@ -20,7 +20,7 @@ from memmcl.suite.prompts import query_text
 from memmcl.suite.sources import PARTS
 from memmcl.suite.splits import Splits, load_splits
 from memmcl.suite.subtasks import GROUPS, SUBTASKS
-from tasks.run.inputs import catalogue, read_splits
+from memmcl.suite.configured import catalogue, read_splits
 
 CATALOGUE = {
     "SC": ["doc2", "doc5", "sent2", "sent3", "sent5", "asc"],

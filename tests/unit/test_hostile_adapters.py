@@ -24,7 +24,7 @@ from tiny import random_factors
 from flows.cli import root as cli
 from memmcl.adapters import options as peft_options
 from memmcl.adapters.format import CONFIG_FILE, WEIGHTS_FILE, from_files, to_files
-from memmcl.adapters.load import read_brought
+from memmcl.adapters.load import read_user_adapter
 from memmcl.adapters.options import ALPHA, by_pattern, read_options
 from memmcl.errors import MESSAGE, VALUE, ModelError
 
@@ -157,14 +157,14 @@ def test_hostile_weights(tmp_path: Path, name: str) -> None:
     weights, expected = WEIGHTS[name]
     place = folder(tmp_path / "adapter", weights)
     del weights
-    refused(lambda: read_brought("mine", str(place)), expected)
+    refused(lambda: read_user_adapter("mine", str(place)), expected)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_hostile_configs(tmp_path: Path, name: str) -> None:
     options, expected = CONFIGS[name]
     place = folder(tmp_path / "adapter", options=options)
-    refused(lambda: read_brought("mine", str(place)), expected)
+    refused(lambda: read_user_adapter("mine", str(place)), expected)
 
 
 @pytest.mark.parametrize("url", [False, True], ids=["path", "URL"])
@@ -176,7 +176,7 @@ def test_a_sparse_file_of_60_gigabytes_is_not_read(tmp_path: Path, url: bool, cl
     place = folder(tmp_path / "adapter", start)
     os.truncate(place / WEIGHTS_FILE, size + len(start) if claimed else size)
     expected = "memmcl reads 8,589,934,592 at most" if claimed else "it is cut off, or damaged"
-    refused(lambda: read_brought("mine", f"file://{place}" if url else str(place)), expected, most=64 << 20)
+    refused(lambda: read_user_adapter("mine", f"file://{place}" if url else str(place)), expected, most=64 << 20)
 
 
 def test_the_command_line_says_it_in_one_line(
@@ -206,7 +206,7 @@ def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     place = folder(tmp_path / "adapter")
     (place / WEIGHTS_FILE).unlink()
     os.mkfifo(place / WEIGHTS_FILE)
-    refused(lambda: read_brought("mine", str(place)), f"has no {WEIGHTS_FILE}")
+    refused(lambda: read_user_adapter("mine", str(place)), f"has no {WEIGHTS_FILE}")
 
 
 # --- what is sound stays sound
@@ -256,7 +256,7 @@ def test_absent_fields_are_pefts() -> None:
 
 def test_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     place = folder(tmp_path / "adapter", options=b"\xef\xbb\xbf" + config())
-    assert read_brought("mine", str(place)).rank == 2
+    assert read_user_adapter("mine", str(place)).rank == 2
 
 
 @pytest.mark.timeout(120)

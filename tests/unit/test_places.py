@@ -9,7 +9,7 @@ from tiny import make_sixteen
 
 from memmcl.config import RunConfig, parse_config
 from memmcl.errors import ConfigError, DataError
-from tasks.run.inputs import read_splits
+from memmcl.suite.configured import read_splits
 from tasks.run.runtime import Base, Run
 from tasks.run.session import check_place
 from tasks.stages.data import check_unchanged, rows_digest

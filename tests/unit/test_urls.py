@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
-from memmcl.adapters.load import read_brought
+from memmcl.adapters.load import read_user_adapter
 from memmcl.config import RunConfig, load_config, parse_config
 from memmcl.errors import ConfigError
 from memmcl.files.places import reading
@@ -166,7 +166,7 @@ def test_a_record_in_the_log_is_clean(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_stores_and_adapters_take_no_secret_either(tmp_path: Path) -> None:
     for url in SECRET_URLS:
-        for call in (lambda: Store.open(url), lambda: read_brought("a", url)):  # noqa: B023
+        for call in (lambda: Store.open(url), lambda: read_user_adapter("a", url)):  # noqa: B023
             with pytest.raises(ConfigError) as caught:
                 call()
             assert SECRET not in str(caught.value)

@@ -8,24 +8,33 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from memmcl.merge.genome import GenomeSpace, Recipe, compose
-from tasks.run.runtime import Run
+from memmcl.merge.table import METHODS
 
-Inner = dict[str, dict[str, tuple[float, ...]]]
-"""By part of the genome, its coefficients over experts."""
+Parts = dict[str, dict[str, tuple[float, ...]]]
+"""By part of the genome, its coefficients over experts, one per layer block."""
 
 
 class SearchSpec(BaseModel):
-    """One search: what its genes stand for, what it is scored on, what is tried first."""
+    """One search: what its genes stand for, what it is scored on, what is tried first.
+
+    key: of the log in the store that its records lie in. seeds: (origin, genome) of the candidates that come first.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     key: str
     strategy: str
-    parts: Inner
+    parts: Parts
     subtasks: tuple[str, ...]
     seeds: tuple[tuple[str, tuple[float, ...]], ...]
     evaluations: int
+    blocks: int
+    """Layer blocks with a coefficient of their own."""
+    bounds: tuple[float, float]
+    """Lowest and highest coefficient."""
+    mask_seed: int
+    """Seed of the random masks of the merge method."""
     method: str = "linear"
     parameters: dict[str, float | str] = {}
     varied: tuple[tuple[str, float, float], ...] = ()
@@ -38,28 +47,26 @@ class SearchSpec(BaseModel):
     """By name, the subtasks whose mean is one objective; empty: fitness alone counts."""
     rows: Literal["weak", "selection"] = "weak"
     fixed: bool = False
-    """Whether only the seeds are looked at, all of them on all rows: no race, no stagnation."""
+    """Whether only the seeds are evaluated, all of them on all rows: no race, no stagnation."""
 
-    def space(self, run: Run) -> GenomeSpace:
-        """Return the genome's layout."""
-        low, high = run.config.search.bounds
-        return GenomeSpace(tuple(self.parts), run.config.search.blocks, low, high, self.varied, self.mask)
+    @property
+    def space(self) -> GenomeSpace:
+        """The genome's layout."""
+        return GenomeSpace(tuple(self.parts), self.blocks, *self.bounds, self.varied, self.mask)
 
-    def recipe(self, run: Run, genome: Sequence[float]) -> Recipe:
+    def recipe(self, genome: Sequence[float]) -> Recipe:
         """Return how a genome merges: its method, with the parameters that are fixed and those that are genes."""
         if self.recipes:
-            chosen = self.space(run).decode(genome)
+            chosen = self.space.decode(genome)
             return next(self.recipes[part] for part, values in chosen.items() if any(values))
-        found = {**self.parameters, **self.space(run).decode_parameters(genome)}
-        return Recipe(self.method, found, run.seed("masks"))
+        parameters = {**self.parameters, **self.space.decode_parameters(genome)}
+        return Recipe(self.method, parameters, self.mask_seed)
 
-    def coefficients(self, run: Run, genome: Sequence[float]) -> dict[str, tuple[float, ...]]:
+    def coefficients(self, genome: Sequence[float]) -> dict[str, tuple[float, ...]]:
         """Return the coefficients over experts that a genome stands for."""
-        return compose(self.space(run).decode(genome), self.parts)
+        return compose(self.space.decode(genome), self.parts)
 
-    def genome(self, run: Run, coefficients: Sequence[float]) -> tuple[float, ...]:
+    def genome(self, coefficients: Sequence[float]) -> tuple[float, ...]:
         """Return a seed with these coefficients: all of them on, parameters at their defaults within their bounds."""
-        from memmcl.merge import METHODS
-
-        first = (min(max(METHODS[self.method].genes[gene].default, low), high) for gene, low, high in self.varied)
-        return (*coefficients, *(1.0 for _ in self.space(run).binary), *first)
+        defaults = (min(max(METHODS[self.method].genes[gene].default, low), high) for gene, low, high in self.varied)
+        return (*coefficients, *(1.0 for _ in self.space.binary), *defaults)

@@ -1,4 +1,4 @@
-"""What evaluates candidates: the resident model, all experts' factors, and the rows of every subtask."""
+"""Scores of candidates: merges put into the resident model, and the model put to the rows of every subtask."""
 
 from __future__ import annotations
 
@@ -10,21 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from memmcl.backbone.resident import resident
 from memmcl.errors import DataError, SearchError
+from memmcl.evaluate.asking import make_probe, weak_answers
 from memmcl.evaluate.choice import Choices
 from memmcl.evaluate.given import GivenAnswers, PartValues
 from memmcl.evaluate.scoring import Probe
 from memmcl.evolve.fitness import blended, fitness, loglik_retention, retention, shrunk
 from memmcl.evolve.racing import Hurdle, Race
 from memmcl.merge.build import Merger
-from memmcl.store import ArtifactRef
+from memmcl.search.problem import Problem, choices_of, read_reference
+from memmcl.search.spec import SearchSpec
 from memmcl.suite import metrics
-from tasks.run.models import make_probe, start_of, weak_answers, with_start
-from tasks.run.runtime import Run, load_adapter, open_store, read_rows, resident
-from tasks.search.spec import SearchSpec
-from tasks.stages.references import choices_of, read_reference
 
-Refs = Mapping[str, ArtifactRef]
 Kinds = dict[str, float]
 """By kind of fitness, the value of one subtask."""
 GOLD, OWN = "gold", "own"
@@ -32,21 +30,18 @@ SMOOTH = {"choice": GOLD, "loglik": GOLD, "agree": OWN}
 """Kinds of fitness that a pass over one answer a row gives, and which answer: the gold one, or the expert's own."""
 
 
-class Bench:
+class Scorer:
     """Puts merges into the resident model, and the model to rows.
 
-    What the experts stand on is part of every candidate, at the coefficient 1.
+    Base adapters are part of every candidate, at the coefficient 1.
     """
 
-    def __init__(self, run: Run, experts: Refs, weak: Refs, references: Refs, selection: Refs) -> None:
-        self._run = run
-        self._backbone, self._prompter = resident(run)
-        self._start = start_of(run, experts)
-        loaded = {name: load_adapter(run, ref) for name, ref in {**experts, **self._start}.items()}
-        self._merger = Merger(self._backbone, loaded, run.config.search.blocks, pinned=list(self._start))
-        self._refs = {"weak": weak, "selection": selection}
-        self._references = references
-        self._subtasks: dict[tuple[str, str], _Subtask] = {}
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._search = problem.search
+        backbone, _ = resident(problem.model)
+        self._merger = Merger(backbone, problem.adapters(), self._search.blocks, pinned=list(problem.base_adapters))
+        self._subtasks: dict[tuple[str, str], _Rows] = {}
 
     def evaluate(self, spec: SearchSpec, genome: Sequence[float], hurdles: Sequence[Hurdle | None]) -> dict[str, Any]:
         """Return the record of one candidate.
@@ -56,12 +51,12 @@ class Bench:
         many it was put to; seconds to merge and to evaluate. A number that is not finite is None: the candidate failed.
         """
         started = time.perf_counter()
-        coefficients = spec.coefficients(self._run, genome)
-        whole = with_start(coefficients, self._start, self._run.config.search.blocks)
-        self._merger.apply(whole, spec.recipe(self._run, genome))
+        coefficients = spec.coefficients(genome)
+        ones = dict.fromkeys(self._problem.base_adapters, (1.0,) * self._search.blocks)
+        self._merger.apply({**coefficients, **ones}, spec.recipe(genome))
         merged = time.perf_counter()
         measured = self._race(spec, hurdles)
-        shrink = self._run.config.search.shrink
+        shrink = self._search.shrink
         measured["fitness"] = shrunk(measured["fitness"], coefficients.values(), shrink)
         if "objectives" in measured:
             measured["objectives"] = [shrunk(one, coefficients.values(), shrink) for one in measured["objectives"]]
@@ -84,15 +79,15 @@ class Bench:
             if hurdle is not None and rungs[-1] < hurdle.least:
                 return self._record(spec, subtasks, values, rungs, hurdle.offset)
         kinds = {name: next(stream) for name, stream in streams.items()}
-        if "metric" in self._run.config.search.weights:
+        if "metric" in self._search.weights:
             kinds = {name: {**kinds[name], "metric": subtask.metric()} for name, subtask in subtasks.items()}
         return self._record(spec, subtasks, {name: self._blend(found) for name, found in kinds.items()}, rungs, None)
 
     def _blend(self, kinds: Kinds) -> float:
-        return blended(kinds, self._run.config.search.weights)
+        return blended(kinds, self._search.weights)
 
     def _record(
-        self, spec: SearchSpec, subtasks: Mapping[str, _Subtask], values: Mapping[str, float],
+        self, spec: SearchSpec, subtasks: Mapping[str, _Rows], values: Mapping[str, float],
         rungs: Sequence[float], offset: float | None,
     ) -> dict[str, Any]:  # fmt: skip
         """Return what is known of a candidate; offset: what is added to the values of one that was stopped."""
@@ -109,37 +104,40 @@ class Bench:
             ]
         return found
 
-    def _subtask(self, rows: str, name: str) -> _Subtask:
+    def _subtask(self, rows: str, name: str) -> _Rows:
         if (rows, name) not in self._subtasks:
-            ref = self._refs[rows].get(name)
-            if ref is None:
-                raise SearchError(f"there are no {rows} rows of {name}")
-            self._subtasks[rows, name] = _Subtask(self._run, name, rows, ref, self._references[name])
+            self._subtasks[rows, name] = _Rows(self._problem, name, rows)
         return self._subtasks[rows, name]
 
 
-class _Subtask:
-    """Rows of one subtask, what they are held to, and how they are put to the weights of now."""
+class _Rows:
+    """Rows of one subtask, their reference, and how they are put to the weights of now."""
 
-    def __init__(self, run: Run, name: str, rows: str, ref: ArtifactRef, reference: ArtifactRef) -> None:
-        self._run, self._asked = run, run.subtask(name)
-        self._examples = read_rows(run, ref)
-        self._expert, expected = read_reference(open_store(run), reference, rows)
+    def __init__(self, problem: Problem, name: str, which: str) -> None:
+        examples = problem.read_rows(which, name)
+        if examples is None:
+            raise SearchError(f"there are no {which} rows of {name}")
+        self._examples, self._asked = examples, problem.subtasks[name]
+        self._evaluation = problem.evaluation
+        self._expert, expected = read_reference(problem.open_store(), problem.references[name], which)
         self._probe: Probe | None = None
-        backbone, prompter = self._model = resident(run)
-        self._kinds = [kind for kind in run.config.search.weights if kind in SMOOTH] or (
-            ["loglik"] if run.config.search.rungs else []
-        )
-        self.ends = Race(run.config.search.rungs).ends(len(self._examples))
+        self._model = resident(problem.model)
+        search = problem.search
+        self._kinds = [kind for kind in search.weights if kind in SMOOTH] or (["loglik"] if search.rungs else [])
+        self.ends = Race(search.rungs).ends(len(self._examples))
         ends = sorted(set(self.ends))  # of few rows, several rungs end at the same one
-        answers = {GOLD: [row.answer for row in self._examples], OWN: self._expert.get("answers")}
+        answers: dict[str, Any] = {GOLD: [row.answer for row in self._examples], OWN: self._expert.get("answers")}
         self._given = {
             which: GivenAnswers(
-                backbone, prompter, self._asked, self._examples, answers[which], ends=ends,
+                *self._model,
+                self._asked,
+                self._examples,
+                answers[which],
+                ends=ends,
                 expert=expected if which == OWN else None,
             )
             for which in sorted({SMOOTH[kind] for kind in self._kinds})
-        }  # fmt: skip
+        }
         self._sums = np.cumsum(self._expert["logprobs"])
         self._choices = choices_of(self._expert)
 
@@ -166,16 +164,16 @@ class _Subtask:
         return loglik_retention(logprob / tokens, float(self._sums[rows - 1]) / tokens)
 
     def _choice(self, parts: Sequence[Choices], expert: Choices) -> float:
-        calibrated = self._run.config.evaluation.calibration
+        calibrated = self._evaluation.calibration
         found = Choices.joined(parts).logshares(calibrated)
         return loglik_retention(found.mean(), expert.head(len(found)).logshares(calibrated).mean())
 
     def metric(self) -> float:
         """Return the retention of the metric; NaN where label scores are not numbers."""
         if self._probe is None:
-            self._probe = make_probe(self._run, *self._model, self._asked, self._examples)
+            self._probe = make_probe(self._evaluation, self._model, self._asked, self._examples)
         try:
-            answers = weak_answers(self._run, self._probe)
+            answers = weak_answers(self._evaluation, self._probe)
         except DataError:  # label scores are no numbers
             return math.nan
         return retention(metrics.score_subtask(self._asked, self._examples, answers), self._expert["score"])

@@ -1,4 +1,4 @@
-"""All candidates of a search as a table."""
+"""What a search leaves in the store: its document, and all its candidates as a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Searches as they are planned, followed to their end, and published."""
+"""Searches as they are planned, followed to their end, and published: phases, finalists, the document of the result."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from memmcl.errors import SearchError
 from memmcl.evolve import Proposal
 from memmcl.merge.genome import Recipe
+from memmcl.search.course import Course, Phase
+from memmcl.search.document import candidates_table
+from memmcl.search.problem import Problem
+from memmcl.search.spec import Parts, SearchSpec
 from memmcl.store import ArtifactRef, Manifest, cache_key
 from memmcl.suite.subtasks import GROUPS
-from tasks.run.runtime import Run, open_store
-from tasks.search.candidates import candidates_table
-from tasks.search.driver import Course, Phase
-from tasks.search.spec import Inner, SearchSpec
 
 STAGE_VERSION = 3
 FINAL, JOINT_PHASE = "final", "joint"
@@ -50,7 +50,7 @@ class Plan:
     elsewhere that may win. selection: whether selection rows decide between finalists; otherwise the weak rows do.
     """
 
-    run: Run
+    problem: Problem
     first: SearchSpec
     inputs: list[ArtifactRef]
     joint: int = 0
@@ -65,7 +65,7 @@ class Plan:
     @property
     def key(self) -> str:
         """The key of the artifact that it ends in."""
-        cfg = self.run.config.search
+        cfg = self.problem.search
         config = {
             "first": self.first.key, "joint": self.joint, "finalists": cfg.finalists if self.selection else 0,
             "others": [[one.title, one.coefficients, asdict(one.recipe), one.fitness] for one in self.others],
@@ -94,8 +94,8 @@ class Plan:
     def _joint_spec(self, phases: Sequence[Phase]) -> SearchSpec:
         """Return the search of all coefficients at once, which begins with all that was found so far."""
         experts = sorted({name for inner in self.first.parts.values() for name in inner})
-        blocks, (low, high) = self.run.config.search.blocks, self.run.config.search.bounds
-        alone: Inner = {name: {name: (1.0,) * blocks} for name in experts}
+        blocks, (low, high) = self.problem.search.blocks, self.problem.search.bounds
+        alone: Parts = {name: {name: (1.0,) * blocks} for name in experts}
         found = [one for one in self.finalists(phases) if one.recipe.method == self.first.method]
         starts = {
             one.title: tuple(min(max(value, low), high) for name in experts
@@ -103,16 +103,16 @@ class Plan:
             for one in found
         }  # fmt: skip
         return make_spec(
-            self.run, self._joint_name, alone, self.first.subtasks, list(starts.items()), self.joint,
+            self.problem, self._joint_name, alone, self.first.subtasks, list(starts.items()), self.joint,
             [*self.inputs, self.first.key], method=self.first.method,
         )  # fmt: skip
 
     def _final_spec(self, finalists: Sequence[Finalist]) -> SearchSpec:
         """Return the decision: every finalist on the selection rows."""
-        blocks, names = self.run.config.search.blocks, [f"{place} {one.title}" for place, one in enumerate(finalists)]
+        blocks, names = self.problem.search.blocks, [f"{place} {one.title}" for place, one in enumerate(finalists)]
         ones = {name: [1.0 if other == name else 0.0 for other in names for _ in range(blocks)] for name in names}
         return make_spec(
-            self.run, f"{self.name} {FINAL}",
+            self.problem, f"{self.name} {FINAL}",
             {name: one.coefficients for name, one in zip(names, finalists, strict=True)}, self.first.subtasks,
             list(ones.items()), len(names), [*self.inputs, self.first.key], fixed=True, rows="selection",
             recipes={name: one.recipe for name, one in zip(names, finalists, strict=True)},
@@ -124,7 +124,7 @@ class Plan:
         for phase in phases:
             records = phase.core.records
             ranked = phase.core.ranked()
-            best = ranked[: self.run.config.search.finalists]
+            best = ranked[: self.problem.search.finalists]
             seeds = [proposal for proposal in ranked if proposal.generation == 0][:1]
             found += [
                 self._finalist(phase.spec, one, records[one.index]["fitness"])
@@ -139,7 +139,7 @@ class Plan:
         return list(merges.values())
 
     def _finalist(self, spec: SearchSpec, one: Proposal, fitness: float) -> Finalist:
-        coefficients, recipe = spec.coefficients(self.run, one.genome), spec.recipe(self.run, one.genome)
+        coefficients, recipe = spec.coefficients(one.genome), spec.recipe(one.genome)
         return Finalist(spec.name, one.origin, one.index, coefficients, recipe, fitness)
 
     def publish(self, phases: Sequence[Phase], seconds: float) -> Manifest:
@@ -152,9 +152,9 @@ class Plan:
         winner = finalists[place]
         inside = next((number for number, one in enumerate(searched) if one.spec.name == winner.search), None)
         document = {
-            **_searched(self.run, searched[0]),
+            **_searched(searched[0]),
             "winner": winner.index if inside == 0 else None,
-            "joint": _searched(self.run, searched[1]) | {"winner": winner.index if inside == 1 else None}
+            "joint": _searched(searched[1]) | {"winner": winner.index if inside == 1 else None}
             if len(searched) > 1 else None,
             "finalists": [
                 {"title": one.title, "search": one.search, "index": one.index, "origin": one.origin,
@@ -165,14 +165,14 @@ class Plan:
             "recipe": asdict(winner.recipe),
             "fitness": winner.fitness,
         }  # fmt: skip
-        return open_store(self.run).publish(
+        return self.problem.open_store().publish(
             "search", self.key, name=f"search {self.name}",
             files={
                 "search.json": json.dumps(document, indent=1).encode(),
                 "candidates.parquet": candidates_table(document),
             },
             inputs=self.inputs,
-            config=self.run.config.search.model_dump(mode="json"), seed=self.run.config.seed,
+            config=self.problem.search.model_dump(mode="json"), seed=self.problem.seed,
             stage_version=STAGE_VERSION, seconds=seconds,
             metrics={
                 "fitness": winner.fitness, "origin": winner.origin, "winner": winner.title,
@@ -182,7 +182,7 @@ class Plan:
 
 
 def make_spec(
-    run: Run, name: str, parts: Inner, subtasks: Sequence[str], seeds: Sequence[tuple[str, Sequence[float]]],
+    problem: Problem, name: str, parts: Parts, subtasks: Sequence[str], seeds: Sequence[tuple[str, Sequence[float]]],
     evaluations: int, inputs: Sequence[ArtifactRef | str], *, method: str | None = None,
     varied: tuple[tuple[str, float, float], ...] | None = None, fixed: bool = False, rows: str = "weak",
     recipes: Mapping[str, Recipe] | None = None,
@@ -191,7 +191,7 @@ def make_spec(
 
     method: None for the run's, with its parameters and genes. fixed: the seeds are all that is looked at.
     """
-    cfg = run.config.search
+    cfg = problem.search
     own = method is None or method == cfg.method
     if varied is None:
         varied = (
@@ -202,42 +202,44 @@ def make_spec(
         "search": cfg.model_dump(mode="json", exclude=NOT_IN_KEYS),
         "evaluations": evaluations, "method": method, "fixed": fixed, "rows": rows, "varied": varied, "seeds": seeds,
         "recipes": {part: asdict(recipe) for part, recipe in (recipes or {}).items()}, "parts": parts,
-        "evaluation": run.config.evaluation.model_dump(
+        "evaluation": problem.evaluation.model_dump(
             mode="json", include={"batch_size", "max_new_tokens", "calibration"}
         ),
-        "model": run.model_key(),
+        "model": problem.model.key(),
         "first": [one for one in inputs if isinstance(one, str)],
     }  # fmt: skip
     refs = [one for one in inputs if not isinstance(one, str)]
     spec = SearchSpec(
         name=name, key=cache_key("search", inputs=refs, config=config, stage_version=STAGE_VERSION,
-                                 seed=run.config.seed),
+                                 seed=problem.seed),
         strategy=cfg.strategy, parts=parts, subtasks=tuple(subtasks), seeds=(), evaluations=evaluations,
+        blocks=cfg.blocks, bounds=cfg.bounds, mask_seed=problem.mask_seed,
         method=method or cfg.method, parameters=cfg.parameters if own else {}, varied=varied,
         mask=cfg.mask and not fixed, recipes=dict(recipes or {}),
-        objectives=_objectives(run, subtasks) if cfg.strategy == "nsga2" and not fixed else {}, rows=rows, fixed=fixed,
+        objectives=_objectives(problem, subtasks) if cfg.strategy == "nsga2" and not fixed else {},
+        rows=rows, fixed=fixed,
     )  # fmt: skip
-    whole = [(origin, tuple(g) if fixed else spec.genome(run, g)) for origin, g in seeds]
+    whole = [(origin, tuple(g) if fixed else spec.genome(g)) for origin, g in seeds]
     return spec.model_copy(update={"seeds": tuple(whole)})
 
 
-def _objectives(run: Run, subtasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _objectives(problem: Problem, subtasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Return the objectives of a multi-objective search, by name; a single group is traded off by its subtasks."""
     groups = {
-        group: tuple(name for name in subtasks if run.subtask(name).group == group)
-        for group in GROUPS if any(run.subtask(name).group == group for name in subtasks)
+        group: tuple(name for name in subtasks if problem.subtasks[name].group == group)
+        for group in GROUPS if any(problem.subtasks[name].group == group for name in subtasks)
     }  # fmt: skip
-    if run.config.search.objectives == "groups" and len(groups) > 1:
+    if problem.search.objectives == "groups" and len(groups) > 1:
         return groups
     return {name: (name,) for name in subtasks}
 
 
-def _searched(run: Run, phase: Phase) -> dict[str, Any]:
+def _searched(phase: Phase) -> dict[str, Any]:
     """Return a phase with all its candidates."""
     records = phase.core.records
     return {
         "spec": phase.spec.model_dump(mode="json"),
-        "genes": list(phase.spec.space(run).genes),
+        "genes": list(phase.spec.space.genes),
         "stopped_early": phase.core.stopped_early,
         "candidates": [
             {"index": one.index, "origin": one.origin, "generation": one.generation, "parents": list(one.parents),

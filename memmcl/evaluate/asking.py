@@ -1,0 +1,48 @@
+"""Rows put to the weights of now, by the settings of `evaluation`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from memmcl.backbone.forward import Backbone
+from memmcl.config import EvaluationConfig
+from memmcl.evaluate import calibration
+from memmcl.evaluate.scoring import Probe
+from memmcl.suite.examples import Example
+from memmcl.suite.prompts import Demonstration, Prompter
+from memmcl.suite.subtasks import Subtask
+
+
+def make_probe(
+    cfg: EvaluationConfig,
+    model: tuple[Backbone, Prompter],
+    subtask: Subtask,
+    rows: Sequence[Example],
+    demonstrations: Sequence[Demonstration] = (),
+) -> Probe:
+    """Return the rows as a probe, with the batch size and the answer length of the settings."""
+    return Probe(
+        *model,
+        subtask,
+        rows,
+        demonstrations=demonstrations,
+        batch_size=cfg.batch_size,
+        max_new_tokens=cfg.max_new_tokens,
+    )
+
+
+def weak_answers(cfg: EvaluationConfig, probe: Probe) -> list[str]:
+    """Return the answers of the weights of now to weak rows; label scores, run once, are calibrated on these rows."""
+    if probe.subtask.is_tuple:
+        return probe.answers()
+    scores = probe.label_scores()
+    return probe.best_labels(scores, calibration.fit(scores, "median") if cfg.calibration else None)
+
+
+def offsets_of(cfg: EvaluationConfig, weak: Probe) -> np.ndarray | None:
+    """Return (labels,) float64 to take from label scores, found on weak rows; None for tuples, or uncalibrated."""
+    if weak.subtask.is_tuple or not cfg.calibration:
+        return None
+    return calibration.fit(weak.label_scores(), "median")

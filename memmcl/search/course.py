@@ -1,0 +1,158 @@
+"""A search with the phases that follow it, and what every driver does with one: hand candidates out, keep results."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from memmcl import seeds
+from memmcl.evolve import LookAhead, Proposal, build_strategy
+from memmcl.evolve.racing import Race
+from memmcl.search.problem import Problem
+from memmcl.search.spec import SearchSpec
+from memmcl.store import Store
+
+T = TypeVar("T")
+WINDOWS = 2
+"""Populations that a race's hurdles are taken from."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One search of a course, and its core."""
+
+    spec: SearchSpec
+    core: LookAhead
+
+
+Next = Callable[[Sequence[Phase]], SearchSpec | None]
+"""Returns the search that follows the phases that have ended, None at the end of the course."""
+
+OnResult = Callable[[SearchSpec, Proposal, Mapping[str, Any]], None]
+"""Called with every result, once it is in the store."""
+
+
+@dataclass
+class Course:
+    """A search and what follows it, over one set of rows and experts.
+
+    follow: names the next phase. begun: called as a phase begins. phases: those that have ended, and the one at work.
+    """
+
+    follow: Next
+    begun: Callable[[SearchSpec], None] = lambda spec: None
+    phases: list[Phase] = field(default_factory=list)
+
+    @property
+    def core(self) -> LookAhead:
+        """The core at work."""
+        return self.phases[-1].core
+
+    def advance(self, problem: Problem, store: Store) -> bool:
+        """Start the next phases for as long as those at hand have ended; return whether one is at work."""
+        while not self.phases or self.core.finished:
+            spec = self.follow(self.phases)
+            if spec is None:
+                return False
+            self.begun(spec)
+            self.phases.append(Phase(spec, core_of(problem, spec, store)))
+        return True
+
+
+class Driver(Protocol):
+    """Takes courses to their end. With the same seed, every driver finds the same winner."""
+
+    def session(self, problem: Problem) -> AbstractContextManager[None]:
+        """Return the block in which it can work."""
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function where candidates are evaluated; what it leaves in memory is gone afterwards."""
+
+    def run(self, problem: Problem, courses: Sequence[Course], on_result: OnResult) -> None:
+        """Evaluate candidates until all courses have ended.
+
+        Raises:
+            MemmclError: a candidate cannot be evaluated; results so far are in the store.
+        """
+
+
+class Dispatcher:
+    """Hands out the candidates of several courses in turn, and gives results back to them.
+
+    Every result is in the store before a strategy hears of it, so that a search that is killed loses only what was in
+    flight. Of a course that ends for lack of time, the candidates that are listed (`fixed`) are evaluated nevertheless.
+    """
+
+    def __init__(self, problem: Problem, courses: Sequence[Course], on_result: OnResult) -> None:
+        self._problem = problem
+        self._store = problem.open_store()
+        self._on_result = on_result
+        self._handed_out = 0
+        self.open: dict[int, tuple[Phase, Proposal]] = {}
+        """By number, the candidates that are out."""
+        minutes = problem.search.minutes
+        self._deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
+        self.active = list(courses)
+
+    def hand_out(self) -> list[tuple[int, Phase, Proposal]]:
+        """Return all that the courses have now, numbered."""
+        if time.monotonic() > self._deadline:
+            self._out_of_time()
+        self.active = [course for course in self.active if course.advance(self._problem, self._store)]
+        found: list[tuple[int, Phase, Proposal]] = []
+        turns = deque(self.active)
+        while turns:
+            course = turns.popleft()
+            phase = course.phases[-1]
+            proposal = phase.core.next()
+            if proposal is None:
+                continue
+            turns.append(course)
+            self._handed_out += 1
+            self.open[self._handed_out] = phase, proposal
+            found.append((self._handed_out, phase, proposal))
+        return found
+
+    def keep(self, number: int, record: Mapping[str, Any]) -> None:
+        """Store the result of a candidate, and tell its course."""
+        phase, proposal = self.open.pop(number)
+        stored = self._store.append(f"searches/{phase.spec.key}", proposal.index, record)
+        if stored.get("genome") != list(proposal.genome):  # the first record stands, and says nothing of this genome
+            stored = dict(record)
+        phase.core.done(proposal.index, stored)
+        self._on_result(phase.spec, proposal, stored)
+
+    def _out_of_time(self) -> None:
+        for course in self.active:
+            if course.phases and not course.phases[-1].spec.fixed and not course.core.stopped_early:
+                course.core.stop()
+
+
+def core_of(problem: Problem, spec: SearchSpec, store: Store) -> LookAhead:
+    """Return a search's core, with all that an earlier process found."""
+    cfg, space = problem.search, spec.space
+    options = {} if spec.fixed else {"update": cfg.update, "restarts": cfg.restarts, "objectives": len(spec.objectives)}
+    strategy = build_strategy(
+        "random" if spec.fixed else spec.strategy,
+        genes=space.size,
+        bounds=space.bounds,
+        seeds=spec.seeds,
+        seed=seeds.derive(problem.seed, "search", spec.name),
+        population=cfg.population,
+        sigma=cfg.sigma,
+        binary=space.binary,
+        **options,
+    )
+    race = Race(cfg.rungs, cfg.keep, WINDOWS * cfg.population) if cfg.rungs and not spec.fixed else None
+    return LookAhead(
+        strategy,
+        budget=spec.evaluations,
+        lookahead=cfg.lookahead,
+        records=store.records(f"searches/{spec.key}"),
+        stagnation=None if spec.fixed else cfg.stagnation,
+        race=race,
+    )

@@ -1,0 +1,100 @@
+"""What a search is about: all that a candidate's score depends on, small enough to travel to every worker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load as load_tensors
+
+from memmcl import seeds
+from memmcl.adapters.format import Adapter
+from memmcl.adapters.load import load_published
+from memmcl.backbone.resident import ModelSpec
+from memmcl.config import EvaluationConfig, SearchConfig
+from memmcl.evaluate.choice import Choices
+from memmcl.evaluate.given import Distributions
+from memmcl.store import ArtifactRef, Store
+from memmcl.suite.examples import Example, from_table
+from memmcl.suite.subtasks import Subtask
+
+WEAK, SELECTION = "weak", "selection"
+REFERENCE, DISTRIBUTIONS = "reference.json", "expert.safetensors"
+Refs = Mapping[str, ArtifactRef]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Experts of one base, and the rows that their merges are scored on.
+
+    store: as `Store.spec` tells it. subtasks: by name of the rows, what they are asked. experts: by name.
+    base_adapters: those that every merge adds as they are, as a warm start that the experts are deltas on. weak,
+    selection: rows by name; selection rows decide between finalists, and may be missing. references: by name of the
+    rows, what the reference model reaches on them. seed: of the run; strategies and random masks derive theirs from it.
+    """
+
+    store: dict[str, str | None]
+    model: ModelSpec
+    search: SearchConfig
+    evaluation: EvaluationConfig
+    seed: int
+    subtasks: Mapping[str, Subtask]
+    experts: Refs
+    weak: Refs
+    references: Refs
+    selection: Refs = field(default_factory=dict)
+    base_adapters: Refs = field(default_factory=dict)
+
+    @property
+    def mask_seed(self) -> int:
+        """The seed of the random masks of merge methods."""
+        return seeds.derive(self.seed, "masks")
+
+    def open_store(self) -> Store:
+        """Return the store; one connection per process."""
+        return store_at(self.store)
+
+    def inputs(self, names: list[str]) -> list[ArtifactRef]:
+        """Return what a search over these subtasks is made from."""
+        groups = (self.experts, self.weak, self.references, self.selection)
+        return [refs[name] for refs in groups for name in names if name in refs]
+
+    def adapters(self) -> dict[str, Adapter]:
+        """Return the LoRA factors of all experts and base adapters, by name."""
+        store, refs = self.open_store(), {**self.experts, **self.base_adapters}
+        return {name: load_published(store, ref) for name, ref in refs.items()}
+
+    def read_rows(self, which: str, name: str) -> list[Example] | None:
+        """Return the weak or selection rows of this name; None where there are none."""
+        ref = {WEAK: self.weak, SELECTION: self.selection}[which].get(name)
+        return None if ref is None else from_table(self.open_store().read(ref, "rows.parquet"))
+
+
+def store_at(spec: Mapping[str, str | None]) -> Store:
+    """Return the store that `Store.spec` described; one connection per process."""
+    return _store(tuple(sorted(spec.items())))
+
+
+@lru_cache(maxsize=4)
+def _store(spec: tuple[tuple[str, str | None], ...]) -> Store:
+    return Store.from_spec(dict(spec))
+
+
+def read_reference(store: Store, ref: ArtifactRef, rows: str) -> tuple[dict[str, Any], Distributions | None]:
+    """Return what the expert reaches on weak or selection rows, and what it expects there, if that is kept."""
+    document = json.loads(store.read(ref, REFERENCE))
+    found = (document if rows == WEAK else document[rows])["expert"]
+    if DISTRIBUTIONS not in store.load(ref).blobs:
+        return found, None
+    tensors = load_tensors(store.read(ref, DISTRIBUTIONS))
+    return found, Distributions(tensors[f"{rows}.ids"].long(), tensors[f"{rows}.logprobs"].float())
+
+
+def choices_of(values: Mapping[str, Any]) -> Choices | None:
+    """Return the choices of the rows that were measured; None of tuples."""
+    found = values["choices"]
+    return Choices(**{name: np.array(value) for name, value in found.items()}) if found else None

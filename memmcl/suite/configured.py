@@ -1,0 +1,85 @@
+"""Rows and subtasks as the settings of a run ask for them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from memmcl.config import RunConfig, SubtaskConfig
+from memmcl.errors import ConfigError, shown
+from memmcl.suite.sources import Source
+from memmcl.suite.splits import Splits, load_splits
+from memmcl.suite.subtasks import SUBTASKS, Subtask, get_subtask
+
+_TAKEN = ("base", "constant", "experts", "joint", "mean", "sum", "unified", "uniform", "warm", "weak")
+"""Names that tables and adapters use for something else."""
+
+
+def read_splits(config: RunConfig) -> Splits:
+    """Read the rows that `config.data` asks for.
+
+    Raises:
+        MemmclError: an unknown subtask, or rows that are missing or cannot be used.
+    """
+    data = config.data
+    pool = data.pseudo_pool if data.weak_source == "pseudo" else 1.0
+    return load_splits(
+        list(catalogue(config).values()),
+        **read_arguments(config),
+        train_rows=data.train_rows,
+        weak_rows=math.ceil(data.weak_rows * pool),
+        selection_rows=math.ceil(data.selection_rows * pool),
+        test_rows=data.test_rows,
+        on_overlap=data.on_overlap,
+        on_error=data.on_error,
+    )
+
+
+def read_arguments(config: RunConfig) -> dict[str, Any]:
+    """Return where rows are read from, and how, as arguments of `read_sources` and `load_splits`."""
+    data = config.data
+    own = {subtask.name: subtask.data for subtask in data.custom}
+    region = {"client_kwargs": {"region_name": config.store.region}} if config.store.region else {}
+    endpoint = {"endpoint_url": config.store.endpoint_url} if config.store.endpoint_url else {}
+    return {
+        "source": data.source,
+        "sources": {name: Source(**source.model_dump()) for name, source in (own | data.sources).items()},
+        "pool_rows": data.pool_rows,
+        "max_characters": data.max_characters,
+        "weak_labels": data.weak_source == "labelled",
+        "storage": endpoint | region,
+    }
+
+
+def catalogue(config: RunConfig) -> dict[str, Subtask]:
+    """Return the subtasks of a run by name, those of the catalogue and the user's own, in the run's order.
+
+    Raises:
+        ConfigError: an unknown subtask, or one of the user's own with a name that is taken.
+    """
+    own = {defined.name: _own_subtask(defined) for defined in config.data.custom}
+    taken = sorted(set(own) & {*SUBTASKS, *_TAKEN})
+    if taken:
+        raise ConfigError(f"the name {shown(taken[0])} is taken; call your subtask something else")
+    return {name: own[name] if name in own else get_subtask(name) for name in config.data.subtasks}
+
+
+def lenders(config: RunConfig) -> dict[str, Subtask]:
+    """Return every subtask that anchor rows may be of: all of the catalogue, and those of the run."""
+    return {**SUBTASKS, **catalogue(config)}
+
+
+def _own_subtask(defined: SubtaskConfig) -> Subtask:
+    return Subtask(
+        name=defined.name,
+        group=defined.group,
+        title=defined.title or defined.name,
+        instruction=defined.instruction,
+        labels=defined.labels,
+        tuple_fields=defined.tuple_fields,
+        needs=defined.needs,
+        metric=defined.scored_by,
+        positive_label=defined.positive_label,
+        figurative=defined.figurative,
+        datasets=(defined.name,),
+    )
