@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from lab import WARM, Lab
+from tasks.search.bench import Bench
 
 from memmcl import seeds
 from memmcl.adapters.format import Adapter, to_files
 from memmcl.backbone.load import read_layers, resolve_base
+from memmcl.backbone.resident import Base
 from memmcl.config import RunConfig, parse_config
 from memmcl.evolve import Proposal
+from memmcl.search.plan import Plan
 from memmcl.store import ArtifactRef, Store
 from memmcl.suite.examples import to_table
-from tasks.run.runtime import Base, Run, open_store, read_rows
-from tasks.search.bench import Bench
+from tasks.run.runtime import Run, open_store, read_rows
 from tasks.search.driver import Phase
-from tasks.search.plans import Plan
 from tasks.stages.merge import Grounds
 from tasks.stages.references import DOCUMENT, measure_rows
 

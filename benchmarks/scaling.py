@@ -23,13 +23,14 @@ from typing import Any
 
 import ray
 
+from memmcl.backbone.resident import Base
 from memmcl.config import SearchConfig, parse_config
 from memmcl.evolve import build_strategy
+from memmcl.search.spec import SearchSpec
 from memmcl.seeds import digest
 from memmcl.store import Store
-from tasks.run.runtime import Base, Run
+from tasks.run.runtime import Run
 from tasks.search.driver import Course, Evaluator, run_courses
-from tasks.search.spec import SearchSpec
 
 GENES = 8
 Spans = list[tuple[int, float, float]]

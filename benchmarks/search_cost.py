@@ -36,16 +36,17 @@ from ground import Ground, ground
 from lab import WARM, Lab
 from merging import Lines, Seconds, spread, timed
 from merging_rivals import by_mergekit, write_experts
+from tasks.search.bench import Bench
 
 from memmcl.adapters.format import Adapter
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import resolve_base
 from memmcl.backbone.recording import Recordings
+from memmcl.evaluate.asking import weak_answers
 from memmcl.evolve import seed_genomes
+from memmcl.search.plan import Plan, make_spec
 from memmcl.suite import metrics, parsing
-from tasks.run.models import weak_answers, with_start
-from tasks.search.bench import Bench
-from tasks.search.plans import Plan, make_spec
+from tasks.run.models import with_start
 
 OURS, LIKELIHOOD, DISK = "ours, metric", "ours, likelihood", "by disk, generated"
 MEANS = {"ours, a search's mean": "loglik", "ours, the same by metric": "metric"}
@@ -175,7 +176,9 @@ def cost(place: Ground, rivals: Rivals, asked: argparse.Namespace, lines: Lines,
         plain = run.model_copy(update={"config": run.config.model_copy(update={
             "evaluation": run.config.evaluation.model_copy(update={"calibration": False})})})  # fmt: skip
         return {
-            name: metrics.score_subtask(lab.subtasks[name], lab.parts[name]["weak"], weak_answers(plain.config.evaluation, probes[name]))
+            name: metrics.score_subtask(
+                lab.subtasks[name], lab.parts[name]["weak"], weak_answers(plain.config.evaluation, probes[name])
+            )
             for name in lab.subtasks
         }
 
@@ -206,8 +209,8 @@ def unmeasured(lab: Lab) -> int:
 
 def lab_probe(name: str, place: Ground) -> Any:
     """Return the weak rows of a subtask in the bench's own model."""
-    from tasks.run.models import make_probe
-    from tasks.run.runtime import resident
+    from memmcl.backbone.resident import resident
+    from memmcl.evaluate.asking import make_probe
 
     run = place.run({})
     return make_probe(run.config.evaluation, resident(run.model), run.subtask(name), place.lab.parts[name]["weak"])

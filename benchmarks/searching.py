@@ -36,9 +36,9 @@ from memmcl.evolve import Proposal, seed_genomes
 from memmcl.experts.settings import LoraShape, Optimisation
 from memmcl.merge.build import Merger
 from memmcl.merge.genome import LINEAR, Coefficients, Recipe
+from memmcl.search.plan import Plan, make_spec
 from tasks.run.runtime import Run
 from tasks.search.driver import Phase
-from tasks.search.plans import Plan, make_spec
 from tasks.stages.merge import rival_spec
 
 GROUPS = ("sent2", "asc", "emotion")

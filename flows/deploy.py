@@ -21,10 +21,11 @@ from prefect.types.entrypoint import EntrypointType
 from prefect.workers.process import ProcessWorker
 from pydantic import ValidationError
 
-from memmcl import __version__, seeds
+from memmcl import seeds
 from memmcl.config import RunConfig, read_yaml
 from memmcl.errors import ConfigError, ServiceError, UsageError, shown
 from memmcl.store.objects import normalise
+from memmcl.version import __version__
 
 AUTOMATIONS = "automations.yaml"
 """Beside the file of the deployments."""

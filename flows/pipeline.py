@@ -14,9 +14,11 @@ from memmcl.files import allowed
 from memmcl.store import ArtifactRef, Lease
 from tasks.run.cluster import check_nodes
 from tasks.run.journal import Pinned
+from tasks.run.memory import PeakMemory
+from tasks.run.ray_session import ray_session
 from tasks.run.ray_tasks import RayTaskRunner, remote_options
 from tasks.run.runtime import Run, log
-from tasks.run.session import PeakMemory, check_place, finished, held, open_run, ray_session
+from tasks.run.session import check_place, finished, held, open_run
 from tasks.stages.contexts import gate_contexts
 from tasks.stages.data import SplitRefs, longest_first, publish_splits
 from tasks.stages.evaluate import evaluate_subtask
@@ -77,7 +79,7 @@ def make_model(run: Run, lease: Lease, started: float) -> ArtifactRef:
     """Run all stages on the Ray session that is open, and return the run's last artifact."""
     config = run.config
     if config.ray.address:
-        check_nodes(run)
+        check_nodes(config.ray, run.store, run.model)
     log().info("run %s: %d subtasks on %s", run.id[:8], len(config.data.subtasks), run.base.name)
     log().info(allowed.described())
     with PeakMemory() as memory:

@@ -14,9 +14,10 @@ from memmcl.evaluate.promotion import Judgement
 from memmcl.store import ArtifactRef, Manifest
 from tasks.run.inputs import find_inputs
 from tasks.run.pins import pins_of
+from tasks.run.ray_session import ray_session
 from tasks.run.ray_tasks import RayTaskRunner
 from tasks.run.runtime import Run, load_manifest, log, open_store
-from tasks.run.session import check_place, finished, held, open_run, ray_session
+from tasks.run.session import check_place, finished, held, open_run
 from tasks.stages.promotion import (
     Champion,
     changed_rows,

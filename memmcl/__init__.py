@@ -12,13 +12,14 @@ Whatever is named here is loaded when it is first used: `import memmcl` loads no
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from memmcl.version import __version__
+
 if TYPE_CHECKING:
     from memmcl.api.merging import Merge as Merge
     from memmcl.api.merging import merge_experts as merge_experts
     from memmcl.api.searching import SearchResult as SearchResult
     from memmcl.api.searching import search_merge as search_merge
 
-__version__ = "0.1.0"
 _HOMES = {
     "Merge": "memmcl.api.merging",
     "SearchResult": "memmcl.api.searching",
@@ -26,7 +27,7 @@ _HOMES = {
     "search_merge": "memmcl.api.searching",
 }
 """Public name -> the module that it is loaded from (PEP 562)."""
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604 - names of the table above
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:

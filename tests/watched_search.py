@@ -17,14 +17,14 @@ from typing import Any
 
 from memmcl.adapters import format as adapter
 from memmcl.evolve import seed_genomes
+from memmcl.search.plan import Plan, make_spec
+from memmcl.search.spec import SearchSpec
 from memmcl.store import ArtifactRef
 from memmcl.suite.examples import to_table
+from tasks.run.ray_session import ray_session
 from tasks.run.runtime import Run, open_store
-from tasks.run.session import ray_session
 from tasks.search import driver as search
-from tasks.search.plans import Plan, make_spec
 from tasks.search.queue import Candidate
-from tasks.search.spec import SearchSpec
 
 MEMBERS = ("sent2", "irony", "emotion")
 SEARCHES = {"pair": (MEMBERS[1:], 18, 14), "trio": (MEMBERS, 28, 0)}

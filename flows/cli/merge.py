@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -18,23 +18,15 @@ from flows.cli.merge_common import (
     Out,
     Parameters,
     Rank,
-    bring,
-    check_form,
     named_values,
     number,
-    output_of,
-    recipe_of,
+    parameters_of,
     required,
+    save,
     show_merge,
-    weights_at,
-    write,
 )
 from flows.cli.merge_search import search
 from memmcl.errors import UsageError, shown
-
-if TYPE_CHECKING:
-    from memmcl.merge.genome import Recipe
-    from tasks.search.own_merge import Texts
 
 merge_app = typer.Typer(invoke_without_command=True, no_args_is_help=True)
 
@@ -85,84 +77,58 @@ def merge(
             raise UsageError(f"options of `memmcl merge {context.invoked_subcommand}` go behind it; move them there")
         return
     base, named, out = required(base, expert, out)
-    coefficients = {name: (weight,) for name, weight in weights_of(weights, list(named)).items()}
     quiet_environment()
     with our_options(OPTIONS):
-        recipe = recipe_of(method, param or [], seed)
-        check_form(recipe.method, rank, full, dtype)
-        read = _texts(recipe, texts or [], [name for name, values in coefficients.items() if any(values)])
-        shapes, experts, warnings = bring(base, named)
-        from tasks.search.own_merge import OwnMerge
+        from memmcl.api.merging import merge_experts
 
-        asked = OwnMerge(
-            shapes, experts, coefficients, recipe, output_of(shapes, rank, full, dtype), _run_texts(read, text_tokens),
-            weights_at(base) if full or read else None,
-        )  # fmt: skip
-        show_merge(out, write(out, asked, warnings))
+        taken = weights_of(weights, list(named))
+        parameters = parameters_of(method, param or [])
+        with console.status("reading the adapters and the base"):
+            merged = merge_experts(
+                base,
+                named,
+                weights=taken,
+                method=method,
+                parameters=parameters,
+                rank=rank,
+                full=full,
+                dtype=dtype,
+                texts=read_texts_of(texts or []),
+                text_tokens=text_tokens,
+                seed=seed,
+            )
+        show_merge(out, save(out, merged))
 
 
 merge_app.command("search")(search)
 
 
-def weights_of(given: str | None, names: Sequence[str]) -> dict[str, float]:
-    """Return the weight of each expert."""
+def weights_of(given: str | None, names: Sequence[str]) -> dict[str, float] | list[float] | None:
+    """Return the numbers of --weights, in the order of the experts or by name."""
     if given is None:
-        return dict.fromkeys(names, 1.0)
+        return None
     parts = [part.strip() for part in given.split(",")]
     by_name = [part.partition("=") for part in parts if "=" in part]
-    if by_name and len(by_name) != len(parts):
+    if not by_name:
+        return [number(value) for value in parts]
+    if len(by_name) != len(parts):
         raise UsageError(
             f"--weights takes numbers in the order of the experts, or NAME=NUMBER each; got {shown(given)}"
         )
-    if not by_name and len(parts) != len(names):
-        raise UsageError(f"--weights has {len(parts)} numbers for {len(names)} experts ({', '.join(names)})")
-    pairs = [(name.strip(), value) for name, _, value in by_name] or list(zip(names, parts, strict=True))
-    found = dict.fromkeys(names, 1.0)
-    for name, value in pairs:
-        if name not in found:
-            raise UsageError(f"--weights names {name}, which is no expert; known ones: {', '.join(names)}")
-        found[name] = number(value)
-    if len({name for name, _ in pairs}) < len(pairs):
+    if len({name.strip() for name, _, _ in by_name}) < len(by_name):
         raise UsageError(f"--weights names an expert twice: {shown(given)}")
-    if not any(found.values()):
-        raise UsageError("all weights are zero; the merge would be the base itself")
-    return found
+    return {name.strip(): number(value) for name, _, value in by_name}
 
 
-def _texts(recipe: Recipe, given: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
-    """Return the texts of each expert that takes part, for a method that needs them."""
-    from memmcl.merge.table import METHODS
-
-    files = named_values("--texts", given, "FILE")
-    if not METHODS[recipe.method].grams:
-        if files:
-            raise UsageError(f"--texts is for regmean; {recipe.method} needs none")
-        return {}
-    unknown = [name for name in files if name not in names]
-    missing = [name for name in names if name not in files]
-    if unknown or missing:
-        what = f"some for {unknown[0]}, which takes no part" if unknown else f"none for {', '.join(missing)}"
-        raise UsageError(f"{recipe.method} needs unlabelled texts of each expert, --texts NAME=FILE; got {what}")
+def read_texts_of(files: Sequence[str]) -> dict[str, list[str]]:
+    """Return the texts of each NAME=FILE; texts that cannot be used are left out and counted."""
     from memmcl.experts.forced import read_texts
     from memmcl.suite.faults import Faults
 
     found = {}
-    for name in names:
+    for name, place in named_values("--texts", files, "FILE").items():
         faults = Faults()
-        found[name] = read_texts(files[name], faults=faults)
+        found[name] = read_texts(place, faults=faults)
         if len(faults):
             console.print(f"left out: {len(faults)} texts of {name}, first {faults.first[0]}", soft_wrap=True)
     return found
-
-
-def _run_texts(read: Mapping[str, Sequence[str]], tokens: int) -> Texts:
-    from tasks.search.own_merge import Texts
-
-    if not read:
-        return Texts()
-    import torch
-
-    from memmcl.backbone.load import resolve_dtype
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Texts(read, tokens, resolve_dtype("auto", device), device)

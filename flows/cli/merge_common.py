@@ -13,21 +13,29 @@ from rich.table import Table
 
 from flows.cli.common import console
 from flows.terminal import Terminal, warn
-from memmcl.errors import ConfigError, ModelError, UsageError, shown
+from memmcl.errors import ConfigError, UsageError, shown
 
 if TYPE_CHECKING:
-    from memmcl.adapters.load import UserAdapter
-    from memmcl.backbone.load import BaseRef
-    from memmcl.backbone.shapes import Shapes
-    from memmcl.merge.genome import Recipe
-    from tasks.search.own_merge import Output, OwnMerge
+    from memmcl.api.merging import Merge
 
 METHOD_NAMES = (
     "linear", "ties", "dare_linear", "dare_ties", "della", "breadcrumbs", "slerp", "tsv", "iso_cts", "regmean",
 )  # fmt: skip
 """Those of `memmcl.merge.METHODS`, known before torch is loaded."""
 _NAME = re.compile(r"^[A-Za-z0-9][\w.-]{0,62}$")
-OPTIONS = {"model.name_or_path": "--base"}
+OPTIONS = {
+    "model.name_or_path": "--base",
+    "rank makes an adapter and full a whole": "--rank makes an adapter and --full a whole",
+    "dtype goes with full": "--dtype goes with --full",
+    "give a rank for": "give --rank R for",
+    "or full for": "or --full for",
+    "weights has": "--weights has",
+    "weights names": "--weights names",
+    "weights: ": "--weights: ",
+    "texts is for": "--texts is for",
+    "unlabelled texts of each expert; got": "unlabelled texts of each expert, --texts NAME=FILE; got",
+}
+"""What messages say -> what it is called on this command line."""
 
 BaseName = Annotated[str | None, typer.Option(help="The adapters' base model: hub id, directory, GGUF, or pypi:NAME")]
 Experts = Annotated[
@@ -80,9 +88,8 @@ def named_values(option: str, given: Sequence[str], what: str) -> dict[str, str]
     return found
 
 
-def recipe_of(method: str, parameters: Sequence[str], seed: int) -> Recipe:
-    """Return how is merged, once the method has accepted its parameters."""
-    from memmcl.merge.genome import Recipe
+def parameters_of(method: str, parameters: Sequence[str]) -> dict[str, float | str]:
+    """Return the parameters of a merge method by name, numbers as numbers."""
     from memmcl.merge.table import check_parameters
 
     row = check_parameters(method, {})
@@ -95,73 +102,19 @@ def recipe_of(method: str, parameters: Sequence[str], seed: int) -> Recipe:
         check_parameters(method, values)
     except ConfigError as error:
         raise ConfigError(f"--param: {error}") from error
-    return Recipe(method, values, seed)
+    return values
 
 
-def check_form(method: str, rank: int | None, full: bool, dtype: str) -> None:
-    """Refuse forms of the result that do not go together, or that the method has not."""
-    from memmcl.merge.table import METHODS
-
-    if rank is not None and full:
-        raise UsageError("--rank makes an adapter and --full a whole model; give one of them")
-    if dtype != "auto" and not full:
-        raise UsageError("--dtype goes with --full; adapters are written in float32")
-    exact = [name for name, row in METHODS.items() if row.exact]
-    if method not in exact and rank is None and not full:
-        raise UsageError(
-            f"a merge by {method} is not of low rank, so that no adapter holds it exactly (as one does for "
-            f"{', '.join(exact)}): give --rank R for the nearest adapter of that rank, or --full for the whole model"
-        )
-
-
-def bring(base: str, places: Mapping[str, str]) -> tuple[Shapes, list[UserAdapter], list[str]]:
-    """Return the base's shapes, the adapters, and warnings about them; refuse what does not fit."""
-    with console.status("reading the adapters"):
-        from memmcl.adapters.load import check_fit, other_base, read_user_adapter
-
-        experts = [read_user_adapter(name, place) for name, place in places.items()]
-    with console.status("looking at the base model"):
-        from memmcl.backbone.shapes import read_shapes
-
-        shapes = read_shapes(base)
-    for expert in experts:
-        check_fit(expert, shapes)
-    warnings = [warning for expert in experts if (warning := other_base(expert, shapes))]
-    for warning in warnings:
-        warn(warning)
-    return shapes, experts, warnings
-
-
-def weights_at(base: str) -> BaseRef:
-    """Find the base's weights, and digest them."""
-    with console.status("finding the base model"):
-        from memmcl.backbone.load import resolve_base
-
-        return resolve_base(base)
-
-
-def output_of(base: Shapes, rank: int | None, full: bool, dtype: str) -> Output:
-    """Return what is to be written."""
-    from tasks.search.own_merge import Output
-
-    if full and base.quantised:
-        raise ModelError(
-            f"{base.name} is quantised, and memmcl writes plain weights; name the model that it was made of"
-        )
-    return Output(full, rank, (base.dtype if dtype == "auto" else dtype) if full else "float32")
-
-
-def write(out: Path, asked: OwnMerge, warnings: Sequence[str]) -> dict[str, Any]:
+def save(out: Path, merge: Merge) -> dict[str, Any]:
     """Write the merge to its folder, or find it there, made from the same; return its record."""
-    from memmcl.files.folder import made_before, new_folder
-    from tasks.search.own_merge import RECORD, write_own_merge
-
-    record = made_before(out.absolute(), RECORD, asked.made_from())
+    record = merge.saved(out)
     if record is not None:
         console.print(f"{out} is there already, made with the same arguments; it is:", soft_wrap=True)
         return record
-    with console.status("merging"), new_folder(out.absolute()) as folder:
-        return write_own_merge(folder, asked, warnings=warnings)
+    for warning in merge.warnings:
+        warn(warning)
+    with console.status("merging"):
+        return merge.save(out)
 
 
 def show_merge(out: Path, record: Mapping[str, Any]) -> None:

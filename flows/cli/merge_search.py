@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,29 +21,19 @@ from flows.cli.merge_common import (
     Out,
     Parameters,
     Rank,
-    bring,
-    check_form,
-    output_of,
-    recipe_of,
+    parameters_of,
     required,
+    save,
     show_merge,
-    weights_at,
-    write,
 )
 from memmcl.config import RunConfig, load_config
-from memmcl.errors import SearchError, UsageError
-from memmcl.urls import redact
+from memmcl.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from memmcl.adapters.load import UserAdapter
-    from memmcl.backbone.load import BaseRef
-    from memmcl.backbone.shapes import Shapes
+    from memmcl.api.searching import MergeSearch, SearchResult
     from memmcl.evolve import Proposal
-    from tasks.search.driver import Told
-    from tasks.search.own_search import OwnSearch
-    from tasks.search.spec import SearchSpec
+    from memmcl.search.course import Driver, OnResult
+    from memmcl.search.spec import SearchSpec
 
 _SETTINGS = OPTIONS | {
     "data.max_prompt_tokens": "--set data.max_prompt_tokens",
@@ -127,31 +115,29 @@ def search(
     quiet_environment()
     with our_options(_SETTINGS):
         settings = _settings(config, set_ or [], given, param or [])
-        check_form(settings.search.method, rank, full, dtype)
-        _check_out(out)
-        asked, shapes, experts, warnings, weights = _plan(settings, base, named, weak, evaluations)
-        _check_out(out, asked.plan.key)
-        from tasks.search.candidates import candidates_table
-        from tasks.search.own_search import run_search
-
-        with _bar(asked) as (told, say):
-            document = run_search(asked, told, say)
-        _leaderboard(asked, document)
-        if not any(any(row) for row in document["coefficients"].values()):
-            raise SearchError(
-                "the base alone does best on these rows, so that there is nothing to write; look whether the rows are "
-                "what the experts are for"
-            )
+        from memmcl.api.merging import check_form
+        from memmcl.api.searching import plan_search
         from memmcl.merge.genome import Recipe
-        from tasks.search.own_merge import OwnMerge
 
-        merge = OwnMerge(
-            shapes, experts, {name: tuple(row) for name, row in document["coefficients"].items()},
-            Recipe(**document["recipe"]), output_of(shapes, rank, full, dtype), weights=weights,
-            search=_facts(asked, document), tables={"candidates.parquet": candidates_table(document)},
-        )  # fmt: skip
-        show_merge(out, write(out, merge, warnings))
+        check_form(Recipe(settings.search.method), rank, full, dtype)
+        _check_out(out)
+        with console.status("reading adapters and rows"):
+            planned = plan_search(settings, open_store_of(settings), base, named, weak, evaluations)
+        counts = ", ".join(f"{count} of {name}" for name, count in planned.counts.items())
+        console.print(f"weak rows      {counts}", soft_wrap=True)
+        console.print(f"search         {planned.plan.key[:8]}, store {planned.store.url}", soft_wrap=True)
+        _check_out(out, planned.plan.key)
+        with _bar(planned) as on_result:
+            found = planned.run(_driver(settings), on_result)
+        _leaderboard(found)
+        show_merge(out, save(out, found.merge(rank=rank, full=full, dtype=dtype)))
     console.print(f"candidates     {out / 'candidates.parquet'}", soft_wrap=True)
+
+
+def _driver(settings: RunConfig) -> Driver:
+    from tasks.search.driver import RayDriver
+
+    return RayDriver(settings.ray)
 
 
 def _settings(
@@ -161,7 +147,7 @@ def _settings(
     ours = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)]
     settings = load_config(config, ours)
     if parameters:
-        fixed = settings.search.parameters | dict(recipe_of(settings.search.method, parameters, 0).parameters)
+        fixed = settings.search.parameters | parameters_of(settings.search.method, parameters)
         settings = load_config(config, [*ours, f"search.parameters={json.dumps(fixed)}"])
     return settings
 
@@ -171,8 +157,8 @@ def _check_out(out: Path, key: str | None = None) -> None:
 
     Now, and not when the search is over.
     """
+    from memmcl.api.merging import RECORD
     from memmcl.files.folder import made_before
-    from tasks.search.own_merge import RECORD
 
     try:
         found = json.loads((out / RECORD).read_text())["made_from"]["search"]
@@ -183,88 +169,50 @@ def _check_out(out: Path, key: str | None = None) -> None:
         raise UsageError(f"{out} holds what other arguments made; name a new or empty folder")
 
 
-def _plan(
-    settings: RunConfig, base: str, places: Mapping[str, str], weak: str, evaluations: int | None
-) -> tuple[OwnSearch, Shapes, list[UserAdapter], list[str], BaseRef]:
-    """Read everything, refuse what does not fit, and return the search with what it is made of."""
-    from memmcl.suite.weak import read_weak_rows
-    from memmcl.suite.configured import lenders, read_arguments
-
-    storage = read_arguments(settings)["storage"]
-    rows = read_weak_rows(
-        weak, catalogue=lenders(settings), experts=list(places), max_characters=settings.data.max_characters,
-        storage=storage, labelled=settings.search.labelled,
-    )  # fmt: skip
-    shapes, experts, warnings = bring(base, places)
-    weights = weights_at(base)
-    with console.status("opening the store"):
-        store = open_store_of(settings)
-        from tasks.search.own_search import plan_search
-
-        count = evaluations or settings.search.stage1_evaluations
-        command = redact(shlex.join(["memmcl", *sys.argv[1:]]))
-        planned = plan_search(settings, store, weights, shapes, experts, rows, count, command)
-    told = ", ".join(f"{len(found.rows)} of {found.name}" for found in rows)
-    console.print(f"weak rows      {told}", soft_wrap=True)
-    console.print(f"search         {planned.plan.key[:8]}, store {store.url}", soft_wrap=True)
-    return planned, shapes, experts, warnings, weights
-
-
 @contextmanager
-def _bar(asked: OwnSearch) -> Iterator[tuple[Told, Callable[[str], None]]]:
+def _bar(planned: MergeSearch) -> Iterator[OnResult]:
     """Show how far a search is: a bar in a terminal, about ten lines elsewhere."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[best]}"),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[best]}"),
         TimeRemainingColumn(),
-    )  # fmt: skip
-    total, before = asked.spec.evaluations, asked.standing
+    )
+    total, before = planned.spec.evaluations, planned.progress
     done, best = before["candidates"], float("-inf") if before["fitness"] is None else before["fitness"]
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("starting", total=total, best="")
+        task = bar.add_task("measuring references", total=total, best="")
 
-        def told(_: SearchSpec, __: Proposal, record: Mapping[str, Any]) -> None:
+        def show(_: SearchSpec, __: Proposal, record: Mapping[str, Any]) -> None:
             nonlocal best, done
             done += 1
             best = max(best, record["fitness"] if record["fitness"] is not None and not record["stopped"] else best)
-            bar.update(task, completed=done, best=f"best {best:.4f}")
+            bar.update(task, completed=done, description="searching", best=f"best {best:.4f}")
             if not console.is_terminal and (done * 10 // total > (done - 1) * 10 // total):
                 console.print(f"searching      {done} of {total}, best {best:.4f}")
 
-        yield told, lambda phase: bar.update(task, description=phase)
+        yield show
 
 
-def _leaderboard(asked: OwnSearch, document: Mapping[str, Any]) -> None:
-    """Print the merges that anyone would try by hand, and the winner; then what the rows were held to."""
-    names = list(asked.spec.subtasks)
+def _leaderboard(found: SearchResult) -> None:
+    """Print the merges that anyone would try by hand, and the winner; then what retention is measured in."""
+    names, document = list(found.search.spec.subtasks), found.document
     table = Table("candidate", "fitness", *(names if len(names) > 1 else ()), box=None, header_style="bold")
     winner = document["winner"]
     shown = [one for one in document["candidates"] if one["origin"].startswith("seed:") and one["index"] != winner]
-    best = next(one for one in document["candidates"] if one["index"] == winner)
-    for candidate in [*shown, best]:
+    for candidate in [*shown, found.winner]:
         origin = candidate["origin"].removeprefix("seed:")
         title = f"winner ({origin})" if candidate["index"] == winner else origin
         values = [_number(candidate["values"][name]) for name in names] if len(names) > 1 else []
         fitness = _number(candidate["fitness"])
         table.add_row(title, fitness, *values, style="bold" if candidate["index"] == winner else None)
     console.print(table)
-    held = ", ".join(f"{name}: {found['held_to']}" for name, found in asked.measured().items())
-    console.print(f"retention      1 is what this model reaches: {held}", soft_wrap=True)
+    references = ", ".join(f"{name}: {model}" for name, model in found.references.items())
+    console.print(f"retention      1 is what this model reaches: {references}", soft_wrap=True)
 
 
 def _number(value: float | None) -> str:
     return "failed" if value is None else f"{value:.4f}"
-
-
-def _facts(asked: OwnSearch, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the record of the merge says of its search."""
-    winner = next(one for one in document["candidates"] if one["index"] == document["winner"])
-    cfg = asked.run.config.search
-    return {
-        "key": asked.plan.key, "store": asked.store.url, "strategy": cfg.strategy, "fitness": cfg.fitness,
-        "evaluations": len(document["candidates"]), "seed": asked.run.config.seed, "blocks": cfg.blocks,
-        "rows": asked.rows, "held_to": {name: found["held_to"] for name, found in asked.measured().items()},
-        "winner": winner["index"], "origin": winner["origin"], "best": winner["fitness"],
-        "values": winner["values"],
-    }  # fmt: skip

@@ -37,11 +37,11 @@ from flows.cli.run import go
 from flows.cli.search import search_app
 from flows.cli.store import store_app
 from flows.terminal import Commands, fail
-from memmcl import __version__
 from memmcl.config import load_config
 from memmcl.errors import MemmclError, ServiceError, UsageError
 from memmcl.logs import clean_handler
 from memmcl.urls import redact
+from memmcl.version import __version__
 from tasks.run.leftovers import keep_error
 from tasks.run.watch import ends_process
 

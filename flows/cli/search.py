@@ -41,13 +41,14 @@ def search_show(
     $ memmcl search show 3f9a --watch
     $ memmcl search show 3f9a --top 5 --store s3://bucket/folder
     """
-    from tasks.run.journal import read_journal, standing
+    from memmcl.search.records import progress_of
+    from tasks.run.journal import read_journal
 
     opened = open_store_of(settings_of(store, config))
     journal = read_journal(opened, run_id)
     if as_json:
         found = [
-            {"search": entry.name, "of": entry.evaluations, **standing(opened.records(f"searches/{entry.key}"))}
+            {"search": entry.name, "of": entry.evaluations, **progress_of(opened.records(f"searches/{entry.key}"))}
             for entry in journal.searches
         ]
         print(json.dumps(found, indent=1))
@@ -82,7 +83,7 @@ def search_resume(run_id: RunId, store: StoreUrl = None, config: ConfigFile = No
 
 
 def _view(store: Store, journal: Journal, top: int) -> RenderableType:
-    from tasks.run.journal import standing
+    from memmcl.search.records import progress_of
 
     table = Table(
         "search", "candidates", "stopped", "failed", "rows", "best", "fitness", "merge s", "evaluate s", "wait s",
@@ -92,7 +93,7 @@ def _view(store: Store, journal: Journal, top: int) -> RenderableType:
     parts: list[RenderableType] = [table]
     for entry in journal.searches:
         records = store.records(f"searches/{entry.key}")
-        found = standing(records)
+        found = progress_of(records)
         table.add_row(
             entry.name, f"{found['candidates']} of {entry.evaluations}", str(found["stopped"]), str(found["failed"]),
             f"{found['rows']:,}", "-" if found["best"] is None else str(found["best"]), _number(found["fitness"]),

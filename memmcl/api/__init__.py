@@ -1,1 +1,1 @@
-"""What the front door opens: merging, searching, anchoring, runs, a model in use. The command line is a skin over it."""
+"""What the front door opens: merging, searching, anchoring, runs, a model in use. The command line is a skin."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from memmcl import __version__, seeds
+from memmcl import seeds
 from memmcl.adapters.format import Adapter
 from memmcl.adapters.load import UserAdapter, check_fit, other_base, read_user_adapter
 from memmcl.api.notebook import html_table
@@ -35,6 +35,7 @@ from memmcl.merge.genome import Coefficients, Recipe
 from memmcl.merge.grams import input_moments
 from memmcl.merge.table import METHODS, check_parameters
 from memmcl.report.merge_card import merge_card
+from memmcl.version import __version__
 
 STAGE_VERSION = 1
 RECORD = "merge.json"
@@ -149,9 +150,17 @@ class Merge:
 
 
 def merge_experts(
-    base: str, experts: Mapping[str, str], *, weights: Mapping[str, float] | Sequence[float] | None = None,
-    method: str = "linear", parameters: Mapping[str, float | str] | None = None, rank: int | None = None,
-    full: bool = False, dtype: str = "auto", texts: Mapping[str, Sequence[str]] | None = None, text_tokens: int = 512,
+    base: str,
+    experts: Mapping[str, str],
+    *,
+    weights: Mapping[str, float] | Sequence[float] | None = None,
+    method: str = "linear",
+    parameters: Mapping[str, float | str] | None = None,
+    rank: int | None = None,
+    full: bool = False,
+    dtype: str = "auto",
+    texts: Mapping[str, Sequence[str]] | None = None,
+    text_tokens: int = 512,
     seed: int = 0,
 ) -> Merge:
     """Merge LoRA adapters of one base; `save` writes the result.
@@ -186,14 +195,18 @@ def merge_experts(
         device = resolve_device("auto", 0)
         run_texts = Texts(asked, text_tokens, resolve_dtype("auto", device), device)
     return Merge(
-        shapes, adapters, coefficients, recipe, output_of(shapes, rank, full, dtype), run_texts,
-        resolve_base(base) if full or asked else None, warnings=tuple(warnings),
+        shapes,
+        adapters,
+        coefficients,
+        recipe,
+        output_of(shapes, rank, full, dtype),
+        run_texts,
+        resolve_base(base) if full or asked else None,
+        warnings=tuple(warnings),
     )
 
 
-def weights_of(
-    weights: Mapping[str, float] | Sequence[float] | None, names: Sequence[str]
-) -> dict[str, float]:
+def weights_of(weights: Mapping[str, float] | Sequence[float] | None, names: Sequence[str]) -> dict[str, float]:
     """Return the weight of each expert, 1 where none is given.
 
     Raises:
@@ -236,9 +249,7 @@ def check_form(recipe: Recipe, rank: int | None, full: bool, dtype: str) -> None
         )
 
 
-def check_texts(
-    recipe: Recipe, texts: Mapping[str, Sequence[str]], names: Sequence[str]
-) -> dict[str, Sequence[str]]:
+def check_texts(recipe: Recipe, texts: Mapping[str, Sequence[str]], names: Sequence[str]) -> dict[str, Sequence[str]]:
     """Return the texts of each expert that takes part, for a method that needs them.
 
     Raises:

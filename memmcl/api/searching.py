@@ -100,8 +100,14 @@ class SearchResult:
         made_of, recipe = self.search, Recipe(**self.document["recipe"])
         check_form(Recipe(recipe.method), rank, full, dtype)
         return Merge(
-            made_of.shapes, made_of.adapters, self.best, recipe, output_of(made_of.shapes, rank, full, dtype),
-            weights=made_of.base, search=self._facts(), tables={"candidates.parquet": candidates_table(self.document)},
+            made_of.shapes,
+            made_of.adapters,
+            self.best,
+            recipe,
+            output_of(made_of.shapes, rank, full, dtype),
+            weights=made_of.base,
+            search=self._facts(),
+            tables={"candidates.parquet": candidates_table(self.document)},
             warnings=made_of.warnings,
         )
 
@@ -115,10 +121,18 @@ class SearchResult:
         """Return what the record of the merge says of its search."""
         problem, cfg, winner = self.search.problem, self.search.problem.search, self.winner
         return {
-            "key": self.search.plan.key, "store": self.search.store.url, "strategy": cfg.strategy,
-            "fitness": cfg.fitness, "evaluations": len(self.document["candidates"]), "seed": problem.seed,
-            "blocks": cfg.blocks, "rows": self.search.rows, "held_to": dict(self.references),
-            "winner": winner["index"], "origin": winner["origin"], "best": winner["fitness"],
+            "key": self.search.plan.key,
+            "store": self.search.store.url,
+            "strategy": cfg.strategy,
+            "fitness": cfg.fitness,
+            "evaluations": len(self.document["candidates"]),
+            "seed": problem.seed,
+            "blocks": cfg.blocks,
+            "rows": self.search.rows,
+            "held_to": dict(self.references),
+            "winner": winner["index"],
+            "origin": winner["origin"],
+            "best": winner["fitness"],
             "values": winner["values"],
         }
 
@@ -201,8 +215,14 @@ class MergeSearch:
 
 
 def search_merge(
-    base: str, experts: Mapping[str, str], weak: str, *, evaluations: int | None = None,
-    settings: RunConfig | Mapping[str, Any] | None = None, store: str | None = None, driver: Driver | None = None,
+    base: str,
+    experts: Mapping[str, str],
+    weak: str,
+    *,
+    evaluations: int | None = None,
+    settings: RunConfig | Mapping[str, Any] | None = None,
+    store: str | None = None,
+    driver: Driver | None = None,
     on_result: OnResult = lambda *_: None,
 ) -> SearchResult:
     """Search the weights of LoRA adapters on a few rows; `save` of the result writes the best merge.
@@ -253,8 +273,12 @@ def plan_search(
     if BASE in experts:
         raise ConfigError(f"{BASE} is what the base itself is called; give the expert another name")
     rows = read_weak_rows(
-        weak, catalogue=lenders(config), experts=list(experts), max_characters=config.data.max_characters,
-        storage=read_arguments(config)["storage"], labelled=cfg.labelled,
+        weak,
+        catalogue=lenders(config),
+        experts=list(experts),
+        max_characters=config.data.max_characters,
+        storage=read_arguments(config)["storage"],
+        labelled=cfg.labelled,
     )
     _check_fitness(cfg.weights, rows)
     shapes, adapters, warnings = read_experts(base, experts)
@@ -262,8 +286,14 @@ def plan_search(
 
 
 def plan(
-    config: RunConfig, store: Store, base: BaseRef, shapes: Shapes, adapters: Sequence[UserAdapter],
-    weak: Sequence[WeakRows], evaluations: int | None, warnings: tuple[str, ...] = (),
+    config: RunConfig,
+    store: Store,
+    base: BaseRef,
+    shapes: Shapes,
+    adapters: Sequence[UserAdapter],
+    weak: Sequence[WeakRows],
+    evaluations: int | None,
+    warnings: tuple[str, ...] = (),
 ) -> MergeSearch:
     """Publish adapters and rows that were read, and return their search; see `plan_search`."""
     cfg = config.search
@@ -279,8 +309,15 @@ def plan(
         for name, models in rivals.items()
     }
     problem = Problem(
-        store=store.spec, model=model, search=cfg, evaluation=config.evaluation, seed=config.seed,
-        subtasks={found.name: found.subtask for found in weak}, experts=published, weak=rows, references=references,
+        store=store.spec,
+        model=model,
+        search=cfg,
+        evaluation=config.evaluation,
+        seed=config.seed,
+        subtasks={found.name: found.subtask for found in weak},
+        experts=published,
+        weak=rows,
+        references=references,
     )
     inputs = [refs[name] for refs in (published, rows, references) for name in sorted(refs)]
     parts: Parts = {name: {name: (1.0,) * cfg.blocks} for name in names}
@@ -310,8 +347,11 @@ def _model_of(config: RunConfig, base: BaseRef, shapes: Shapes, adapters: Sequen
     local = Path(base.name).expanduser()
     found = Base(
         name=str(local.absolute()) if local.exists() else base.name,  # workers work in folders of their own
-        digest=base.digest, licence=shapes.licence, device=device,
-        dtype=resolve_dtype(config.model.dtype, device), layers=shapes.layers,
+        digest=base.digest,
+        licence=shapes.licence,
+        device=device,
+        dtype=resolve_dtype(config.model.dtype, device),
+        layers=shapes.layers,
         split=lowest_layer([adapter.factors for adapter in adapters]),
     )
     threads = max(1, int(config.ray.cpus_per_worker))

@@ -31,9 +31,7 @@ def measure_references(problem: Problem, rivals: Rivals, driver: Driver) -> None
         ModelError, SearchError: the base or an adapter cannot be used; the worker was lost again and again.
     """
     store = problem.open_store()
-    missing = {
-        name: rivals[name] for name, ref in problem.references.items() if store.find(ref.kind, ref.key) is None
-    }
+    missing = {name: rivals[name] for name, ref in problem.references.items() if store.find(ref.kind, ref.key) is None}
     if not missing:
         return
     found: Measured | str = driver.call(measure, problem, missing)
@@ -43,9 +41,13 @@ def measure_references(problem: Problem, rivals: Rivals, driver: Driver) -> None
     for name, (values, files) in found.items():
         ref, models = problem.references[name], list(rivals[name])
         store.publish(
-            ref.kind, ref.key, name=ref.name, files={REFERENCE: json.dumps(values).encode(), **files},
+            ref.kind,
+            ref.key,
+            name=ref.name,
+            files={REFERENCE: json.dumps(values).encode(), **files},
             inputs=[*(problem.experts[model] for model in models if model != BASE), problem.weak[name]],
-            config={"brought": models, **settings}, stage_version=REFERENCE_VERSION,
+            config={"brought": models, **settings},
+            stage_version=REFERENCE_VERSION,
             metrics={"held_to": values["held_to"], "measured": values["measured"]},
         )
 
@@ -86,6 +88,8 @@ def measure(problem: Problem, rivals: Rivals) -> Measured | str:
 def _document(values: Mapping[str, Values], models: Sequence[str], unit: str) -> dict[str, Any]:
     best = models[0] if len(models) == 1 else max(models, key=lambda model: (values[model][unit], model))
     return {
-        "base": values[BASE], "expert": values[best], "held_to": best,
+        "base": values[BASE],
+        "expert": values[best],
+        "held_to": best,
         "measured": {model: brief_of(values[model]) for model in models},
     }

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from memmcl import __version__, seeds
+from memmcl import seeds
 from memmcl.errors import ArtifactNotFound, CorruptArtifact, StoreError
 from memmcl.files import allowed
 from memmcl.store import checkpoints, pointers
@@ -44,6 +44,7 @@ from memmcl.store.objects import Objects, normalise, open_objects
 from memmcl.store.reuse import reuse
 from memmcl.store.sealed import seal, unseal
 from memmcl.store.verify import Verification, verify
+from memmcl.version import __version__
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from memmcl import __version__
 from memmcl.errors import UsageError
 from memmcl.files import allowed
 from memmcl.urls import public
+from memmcl.version import __version__
 
 PAUSES = (0.5, 1.0, 2.0, 4.0)
 """Seconds between the tries for a file; the server's Retry-After may make a pause longer."""

@@ -13,11 +13,13 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from memmcl import __version__
+from memmcl.backbone.resident import ModelSpec, find_base
 from memmcl.config import RayConfig
 from memmcl.errors import MemmclError, ServiceError
+from memmcl.search.problem import store_at
 from memmcl.store import Store
-from tasks.run.runtime import Run, find_base, log, open_store
+from memmcl.version import __version__
+from tasks.run.runtime import log
 
 SECONDS = 120.0
 ROOM_SECONDS = 10.0
@@ -26,25 +28,24 @@ GROUP = "ray.io/node-group"
 """Ray's label of nodes that a group of theirs has, as KubeRay and Ray's launcher give it: there may be more of them."""
 
 
-def check_nodes(run: Run) -> None:
+def check_nodes(cfg: RayConfig, spec: dict[str, str | None], model: ModelSpec) -> None:
     """Make sure that every node that can take work has this memmcl, the store and the base model.
 
     Nodes share no disk, so a `file://` store that only this machine sees would lose every expert trained elsewhere;
-    a mark written here and read on each node tells. Nodes that come later are not checked: their tasks fail and
-    are retried elsewhere.
+    a mark written here and read on each node tells. Nodes that come later are not checked: their tasks fail and are
+    retried elsewhere. spec: of the store, as `Store.spec` has it.
 
     Raises:
         ServiceError: a node lacks something; the message names the node and what it lacks. Or no node can hold a
             worker, nor ever will.
     """
-    check_room(run.config.ray)
+    check_room(cfg)
     mark = uuid.uuid4().hex
-    store = open_store(run)
+    store = store_at(spec)
     token = store.swap_pointer(f"checks/{mark}", {"mark": mark}, None)
     try:
-        cfg = run.config.ray
         nodes = [node for node in ray.nodes() if node["Alive"] and _takes_work(node, cfg.cpus_per_worker)]
-        asked = [(node["NodeManagerHostname"], _ask(node["NodeID"], run, mark)) for node in nodes]
+        asked = [(node["NodeManagerHostname"], _ask(node["NodeID"], spec, model, mark)) for node in nodes]
         for host, answer in asked:
             _judge(host, answer)
     finally:
@@ -102,9 +103,9 @@ def _takes_work(node: dict[str, Any], cpus: float) -> bool:
     return bool(node["Resources"].get("CPU", 0) >= cpus)
 
 
-def _ask(node_id: str, run: Run, mark: str) -> Any:
+def _ask(node_id: str, spec: dict[str, str | None], model: ModelSpec, mark: str) -> Any:
     here = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return _look.options(num_cpus=0, scheduling_strategy=here, max_retries=1).remote(run, mark, __version__)
+    return _look.options(num_cpus=0, scheduling_strategy=here, max_retries=1).remote(spec, model, mark, __version__)
 
 
 def _judge(host: str, answer: Any) -> None:
@@ -117,16 +118,16 @@ def _judge(host: str, answer: Any) -> None:
 
 
 @ray.remote
-def _look(run: Run, mark: str, version: str) -> str:
+def _look(spec: dict[str, str | None], model: ModelSpec, mark: str, version: str) -> str:
     """Return what this node lacks; empty when nothing."""
     logging.getLogger("memmcl").setLevel(logging.ERROR)
     if version != __version__:
         return f"has memmcl {__version__}, the run was started with {version}; install the same version everywhere"
     try:
-        value, _ = Store.from_spec(run.store).read_pointer(f"checks/{mark}")
+        value, _ = Store.from_spec(spec).read_pointer(f"checks/{mark}")
         if value is None:
-            return f"does not see the store {run.store['url']}; nodes share no disk: use an s3:// URL as store.url"
-        find_base(run.base, run.config.model.revision)
+            return f"does not see the store {spec['url']}; nodes share no disk: use an s3:// URL as store.url"
+        find_base(model.base, model.revision)
     except MemmclError as error:
         return str(error)
     return ""

@@ -10,6 +10,7 @@ from memmcl.store import Store
 from memmcl.suite.configured import read_splits
 from memmcl.suite.splits import Splits
 
+
 @dataclass(frozen=True)
 class Inputs:
     """The store, the rows, the base model and how many layers it has."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,8 @@ from memmcl.errors import DataError, shown
 from memmcl.store import ArtifactRef, Store
 
 if TYPE_CHECKING:  # who only looks at a run loads no model
+    from memmcl.search.spec import SearchSpec
     from tasks.run.runtime import Run
-    from tasks.search.spec import SearchSpec
 
 
 class Pinned(BaseModel):
@@ -113,30 +112,6 @@ def _said_by_report(store: Store, run_id: str) -> dict[str, Any]:
     kept = {kind: ref for kind in Pinned.model_fields for ref in done.inputs if ref.kind == kind}
     config = json.loads(store.read(done, "results.json"))["run"]["config"]
     return {"config": config, "started": done.created, "pinned": kept}
-
-
-def standing(records: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return how far a search with these records is: how many, the best, and what was spent; ready to be shown."""
-    whole = {
-        index: record for index, record in records.items()
-        if record["fitness"] is not None and not record.get("stopped")
-    }  # fmt: skip
-    best = min(whole, key=lambda index: (-whole[index]["fitness"], index), default=None)
-    return {
-        "candidates": len(records),
-        "stopped": sum(bool(record.get("stopped")) for record in records.values()),
-        "failed": sum(record["fitness"] is None for record in records.values()),
-        "rows": sum(record.get("rows", 0) for record in records.values()),
-        "best": best,
-        "fitness": whole[best]["fitness"] if best is not None else None,
-        "values": whole[best]["values"] if best is not None else {},
-        "seconds": _seconds(records),
-    }
-
-
-def _seconds(records: Mapping[int, Mapping[str, Any]]) -> dict[str, float]:
-    parts = ("merge", "evaluate", "wait")
-    return {part: sum(record["seconds"].get(part, 0.0) for record in records.values()) for part in parts}
 
 
 def _log(run_id: str) -> str:

@@ -22,10 +22,10 @@ from memmcl.config import RunConfig, parse_config
 from memmcl.errors import CorruptArtifact, MemmclError, StoreAccessError
 from memmcl.search.problem import store_at
 from memmcl.store import ArtifactRef, Closure, Manifest, Store, cache_key
+from memmcl.suite.configured import catalogue
 from memmcl.suite.examples import Example, from_table
 from memmcl.suite.subtasks import Subtask
 from memmcl.urls import redacted
-from memmcl.suite.configured import catalogue
 from tasks.run.journal import Pinned
 from tasks.ui.logs import clean_logs
 
@@ -63,7 +63,9 @@ class Run(BaseModel):
         cfg = self.config
         threads = max(1, int(cfg.ray.cpus_per_worker))
         return ModelSpec(
-            base=self.base, revision=cfg.model.revision, threads=threads,
+            base=self.base,
+            revision=cfg.model.revision,
+            threads=threads,
             max_prompt_tokens=cfg.data.max_prompt_tokens,
         )
 

@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import logging
-import math
-import os
-import signal
-import socket
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-import ray
 from prefect.runtime import deployment
 
 from memmcl import seeds
 from memmcl.backbone.load import resolve_device, resolve_dtype
-from memmcl.config import RayConfig, RunConfig
-from memmcl.errors import ConfigError, MemmclError, ServiceDied, ServiceError, shown
+from memmcl.backbone.resident import Base, resident_prompter
+from memmcl.config import RunConfig
+from memmcl.errors import ConfigError, ServiceDied, shown
 from memmcl.experts import train
 from memmcl.merge.table import check_search
+from memmcl.search import plan
 from memmcl.store import Lease, Manifest
-from memmcl.urls import first_line
 from tasks.run.inputs import Inputs, find_inputs
 from tasks.run.journal import Pinned, note_run
-from tasks.run.local_ray import joined_ray, local_ray
-from tasks.run.runtime import Base, Run, closure_of, open_store, resident_prompter
-from tasks.search import plans
+from tasks.run.runtime import Run, closure_of, open_store
 from tasks.stages import anchors, contexts, data, evaluate, merge, references, report, weak
 from tasks.stages.anchors import anchors_key, lend_anchors
 from tasks.stages.data import data_digests, rows_digest
 from tasks.stages.experts import warm_key
 from tasks.ui import history
-from tasks.ui.progress import choose_display
 
 logger = logging.getLogger(__name__)
 STAGE_VERSIONS = {
@@ -42,7 +33,7 @@ STAGE_VERSIONS = {
     "anchors": anchors.STAGE_VERSION,
     "expert": train.STAGE_VERSION,
     "reference": references.REFERENCE_VERSION,
-    "search": plans.STAGE_VERSION,
+    "search": plan.STAGE_VERSION,
     "unified": merge.UNIFIED_VERSION,
     "gate": contexts.GATE_VERSION,
     "weak": weak.STAGE_VERSION,
@@ -157,101 +148,3 @@ def held(run: Run) -> Iterator[Lease]:
         except BaseException:  # a signal or a cancellation: the same
             history.close_interrupted()
             raise
-
-
-@contextmanager
-def ray_session(cfg: RayConfig) -> Iterator[None]:
-    """Join the Ray cluster at `cfg.address`, or start one here that ends with the block. One that was joined stays.
-
-    Raises:
-        ServiceError: the cluster cannot be reached, or a local one cannot start.
-        ServiceDied: it is gone in the midst of the work.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    if cfg.address:
-        _check_reachable(cfg.address)
-    choose_display()
-    in_main = threading.current_thread() is threading.main_thread()
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    with ExitStack() as stack:
-        try:
-            if cfg.address:
-                stack.enter_context(joined_ray(address=cfg.address, logging_level="warning", namespace="memmcl"))
-            else:
-                os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # they hold the model
-                stack.enter_context(local_ray(
-                    num_cpus=math.ceil(cfg.workers * cfg.cpus_per_worker), include_dashboard=False,
-                    logging_level="warning", object_store_memory=256 * 2**20, namespace="memmcl",
-                ))  # fmt: skip
-        except MemmclError:
-            raise
-        except Exception as error:  # a node that is not up in time is one of no class of its own
-            where = f"reach the Ray cluster at {cfg.address}" if cfg.address else "start a local Ray"
-            raise ServiceError(f"cannot {where}: {first_line(error)}; check ray.address and free memory") from error
-        if in_main:
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would keep Prefect from cancelling in good order
-        if not cfg.address:
-            _check_gpus(cfg)
-        yield
-
-
-def _check_gpus(cfg: RayConfig) -> None:
-    found = float(ray.cluster_resources().get("GPU", 0))
-    if found < cfg.gpus_per_worker:
-        raise ServiceError(
-            f"ray.gpus_per_worker is {cfg.gpus_per_worker:g}, but Ray sees {found:g} GPUs on this machine; "
-            "set it to 0, or name a cluster with GPUs as ray.address"
-        )
-
-
-def _check_reachable(address: str, seconds: float = 10.0) -> None:
-    """Look whether something listens at host:port; Ray itself would try for a quarter of an hour."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        return  # "auto" and the like: Ray finds out at once
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), seconds).close()
-    except (OSError, OverflowError) as error:
-        raise ServiceError(
-            f"nothing answers at ray.address {address} ({error}); start that cluster, correct the address, "
-            "or leave it out for a local Ray"
-        ) from error
-
-
-class PeakMemory:
-    """Samples the memory of this process and all below it (proportional set size, GiB) while the block runs."""
-
-    def __init__(self, every: float = 3.0) -> None:
-        self.gib = 0.0
-        self._every = every
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
-
-    def __enter__(self) -> PeakMemory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        while True:
-            self.gib = max(self.gib, tree_memory())
-            if self._stop.wait(self._every):
-                return
-
-
-def tree_memory() -> float:
-    """Return the memory in GiB that this process and all below it take, shared pages counted once."""
-    total = 0
-    me = psutil.Process()
-    for process in [me, *me.children(recursive=True)]:
-        try:
-            info = process.memory_full_info()
-            total += getattr(info, "pss", info.uss)
-        except (psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError):
-            continue
-    return total / 2**30

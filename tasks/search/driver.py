@@ -10,10 +10,14 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
+import ray
+from prefect.logging import disable_run_logger
 from ray import tune
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.search import Searcher
 
 from memmcl.config import RayConfig
@@ -21,13 +25,15 @@ from memmcl.errors import MemmclError, SearchError
 from memmcl.files.failures import FULL
 from memmcl.search.course import Course, Dispatcher, OnResult
 from memmcl.search.problem import Problem
-from tasks.run.cluster import check_room
+from tasks.run.cluster import check_nodes, check_room
 from tasks.run.leftovers import work_folder
 from tasks.run.private_ray import withhold_credentials
+from tasks.run.ray_session import ray_session
 from tasks.search.queue import Queue, RayQueue
 from tasks.search.worker import Worker
 
 RETRIES = 3
+T = TypeVar("T")
 
 
 class Multiplexer(Searcher):
@@ -88,7 +94,9 @@ class Multiplexer(Searcher):
         """Queue all that the courses have; first: before what was queued and not taken yet."""
         for number, phase, proposal in self._dispatcher.hand_out():
             candidate = {
-                "number": number, "spec": phase.spec.model_dump_json(), "genome": list(proposal.genome),
+                "number": number,
+                "spec": phase.spec.model_dump_json(),
+                "genome": list(proposal.genome),
                 "hurdles": [
                     None if one is None else [one.least, one.offset] for one in phase.core.hurdles(proposal.index)
                 ],
@@ -152,6 +160,38 @@ class RayDriver:
         self._cfg = cfg
         self._worker = worker
 
+    @contextmanager
+    def session(self, problem: Problem) -> Iterator[None]:
+        """Join the cluster at `ray.address`, or start a Ray that ends with the block.
+
+        Raises:
+            ServiceError: the cluster cannot be reached or lacks something; a local one cannot start.
+        """
+        with ray_session(self._cfg):
+            if self._cfg.address:
+                with disable_run_logger():  # there is no Prefect run
+                    check_nodes(self._cfg, problem.store, problem.model)
+            yield
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in a process that is ended by force: the model that it loads leaves with it.
+
+        Raises:
+            SearchError: the process was lost again and again.
+        """
+        worker = _Caller.options(num_cpus=self._cfg.cpus_per_worker, num_gpus=self._cfg.gpus_per_worker).remote()
+        try:
+            found: T = ray.get(worker.call.remote(function, *arguments))
+        except (RayActorError, OutOfMemoryError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise SearchError(
+                f"the worker that measures references was lost ({first}); look for memory limits in the Ray log, then "
+                "run the same command again"
+            ) from error
+        finally:
+            ray.kill(worker)
+        return found
+
     def run(self, problem: Problem, courses: Sequence[Course], on_result: OnResult) -> None:
         """Run all courses to their end; see `memmcl.search.course.Driver`.
 
@@ -162,7 +202,7 @@ class RayDriver:
         """
         queue = RayQueue()
         try:
-            searcher = Multiplexer(problem, courses, on_result, queue)
+            searcher = Multiplexer(problem, courses, _OnlyHere(on_result), queue)
             if searcher.ended:
                 return
             check_room(self._cfg)
@@ -173,6 +213,26 @@ class RayDriver:
             raise searcher.error
         if searcher.active:
             raise SearchError("Ray Tune ended before the search did; run the same command again: nothing told is lost")
+
+
+class _OnlyHere:
+    """Calls `on_result` in this process; a copy of it, as Tune makes one of the whole searcher, calls nobody."""
+
+    def __init__(self, on_result: OnResult) -> None:
+        self._on_result: OnResult | None = on_result
+
+    def __call__(self, *found: Any) -> None:
+        if self._on_result is not None:
+            self._on_result(*found)
+
+    def __getstate__(self) -> dict[str, None]:
+        return {"_on_result": None}
+
+
+@ray.remote(max_restarts=2, max_task_retries=2)
+class _Caller:
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
 
 
 def _tune(cfg: RayConfig, searcher: Multiplexer, trainable: type[tune.Trainable]) -> None:

@@ -8,10 +8,12 @@ from itertools import islice
 from typing import Any
 
 from memmcl import seeds
+from memmcl.backbone.resident import resident_prompter
 from memmcl.config import ExpertsConfig
 from memmcl.errors import ConfigError, DataError
 from memmcl.experts.forced import LEAST, forced_rows, read_texts
 from memmcl.store import ArtifactRef, cache_key
+from memmcl.suite.configured import lenders, read_arguments
 from memmcl.suite.examples import Example, from_table, normalised, to_table
 from memmcl.suite.faults import Faults
 from memmcl.suite.overlap import Blocklist
@@ -19,8 +21,7 @@ from memmcl.suite.sources import read_sources
 from memmcl.suite.splits import Splits, digest_of
 from memmcl.suite.subtasks import SUBTASKS, Subtask
 from memmcl.urls import public
-from memmcl.suite.configured import lenders, read_arguments
-from tasks.run.runtime import Run, load_manifest, lost, open_store, resident_prompter
+from tasks.run.runtime import Run, load_manifest, lost, open_store
 
 STAGE_VERSION = 2
 Lent = Mapping[str, Sequence[Example]]

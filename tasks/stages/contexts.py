@@ -16,13 +16,14 @@ from memmcl.backbone.forward import Backbone
 from memmcl.curriculum.context import Context, build_context
 from memmcl.curriculum.gate import Option, choose
 from memmcl.evaluate import bootstrap, calibration
+from memmcl.evaluate.asking import make_probe
 from memmcl.evaluate.scoring import Probe
 from memmcl.store import ArtifactRef
 from memmcl.suite import metrics
 from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Prompter
 from memmcl.suite.subtasks import Subtask
-from tasks.run.models import adapted_model, make_probe
+from tasks.run.models import adapted_model
 from tasks.run.runtime import Run, log, read_rows, reuse_or_make, worth_retrying
 
 GATE_VERSION = 3

@@ -11,9 +11,9 @@ from prefect.cache_policies import NO_CACHE
 from memmcl import seeds
 from memmcl.errors import DataError
 from memmcl.store import ArtifactRef, cache_key
+from memmcl.suite.configured import read_splits
 from memmcl.suite.examples import to_table
 from memmcl.suite.splits import Splits
-from memmcl.suite.configured import read_splits
 from tasks.run.runtime import Run, log, open_store, read_rows
 from tasks.stages.anchors import Anchors, anchors_key, lend_anchors, publish_anchors
 from tasks.ui.artifacts import show_faults

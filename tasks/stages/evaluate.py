@@ -14,7 +14,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import State
 from pydantic import BaseModel, ConfigDict
 
+from memmcl.backbone.resident import resident
 from memmcl.evaluate import bootstrap
+from memmcl.evaluate.asking import make_probe, offsets_of
 from memmcl.evaluate.scoring import Probe
 from memmcl.merge.build import Merger
 from memmcl.merge.genome import LINEAR, Coefficients, Recipe
@@ -22,8 +24,7 @@ from memmcl.store import ArtifactRef
 from memmcl.suite import metrics, parsing
 from memmcl.suite.examples import Example
 from memmcl.suite.subtasks import Subtask
-from tasks.run.models import make_probe, offsets_of
-from tasks.run.runtime import Run, load_adapter, log, open_store, read_rows, resident, reuse_or_make, worth_retrying
+from tasks.run.runtime import Run, load_adapter, log, open_store, read_rows, reuse_or_make, worth_retrying
 from tasks.stages.contexts import context_answers, context_key
 
 EVALUATION_VERSION = 4

@@ -11,9 +11,9 @@ from prefect.states import Completed, State
 
 from memmcl.experts.train import STAGE_VERSION
 from memmcl.store import ArtifactRef, cache_key
+from memmcl.suite.configured import lenders
 from memmcl.suite.prompts import Prompter
 from memmcl.suite.splits import Splits
-from memmcl.suite.configured import lenders
 from tasks.run.models import WARM
 from tasks.run.runtime import Run, load_adapter, lost, open_store, read_rows, worth_retrying
 from tasks.stages.anchors import read_anchors

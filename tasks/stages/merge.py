@@ -53,9 +53,16 @@ class Grounds(BaseModel):
     def problem(self, run: Run) -> Problem:
         """Return what searches on these grounds are about."""
         return Problem(
-            store=run.store, model=run.model, search=run.config.search, evaluation=run.config.evaluation,
-            seed=run.config.seed, subtasks={name: run.subtask(name) for name in self.experts},
-            experts=self.experts, weak=self.weak, references=self.references, selection=self.selection,
+            store=run.store,
+            model=run.model,
+            search=run.config.search,
+            evaluation=run.config.evaluation,
+            seed=run.config.seed,
+            subtasks={name: run.subtask(name) for name in self.experts},
+            experts=self.experts,
+            weak=self.weak,
+            references=self.references,
+            selection=self.selection,
             base_adapters=start_of(run, self.experts),
         )
 
@@ -72,7 +79,8 @@ def search_groups(run: Run, grounds: Grounds) -> State[dict[str, ArtifactRef]]:
     for group, members in groups_of(run, grounds.experts).items():
         seeds = seed_genomes(members, cfg.blocks, cfg.bounds, cfg.lambdas)
         inputs = problem.inputs(members)
-        spec = make_spec(problem, group, {m: itself[m] for m in members}, members, seeds, cfg.stage1_evaluations, inputs)
+        parts = {name: itself[name] for name in members}
+        spec = make_spec(problem, group, parts, members, seeds, cfg.stage1_evaluations, inputs)
         plans.append(Plan(problem, spec, inputs, selection=bool(grounds.selection)))
     inputs = problem.inputs(names)
     fixed = [

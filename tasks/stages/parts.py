@@ -12,13 +12,14 @@ from typing import Any
 
 import psutil
 
+from memmcl.backbone.resident import resident_prompter
 from memmcl.curriculum.difficulty import DifficultyReport
 from memmcl.merge.compare import compare
 from memmcl.merge.genome import Recipe
 from memmcl.store import ArtifactRef, Manifest
 from memmcl.suite.examples import Example
 from tasks.run.models import WARM
-from tasks.run.runtime import Run, load_adapter, load_manifest, resident_prompter
+from tasks.run.runtime import Run, load_adapter, load_manifest
 from tasks.stages.evaluate import INTERFERENCE
 from tasks.stages.made import Made
 from tasks.stages.merge import ARITHMETIC, STAGE_2, read_search, winner_of

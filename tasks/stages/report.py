@@ -9,11 +9,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import State
 
+from memmcl.backbone.resident import find_base
 from memmcl.merge.export import write_full
 from memmcl.report import model_card, render_html, write_tables
 from memmcl.store import ArtifactRef
 from tasks.run.leftovers import work_folder
-from tasks.run.runtime import Run, find_base, load_adapter, log, open_store, reuse_or_make
+from tasks.run.runtime import Run, load_adapter, log, open_store, reuse_or_make
 from tasks.stages.made import Made
 from tasks.stages.results import gather
 from tasks.ui.artifacts import show_results

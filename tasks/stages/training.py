@@ -12,6 +12,7 @@ from prefect.states import State
 from memmcl.adapters import format as adapter
 from memmcl.backbone.activations import prune_activations
 from memmcl.backbone.forward import Row
+from memmcl.backbone.resident import resident, resident_activations
 from memmcl.config import ExpertsConfig
 from memmcl.errors import StoreError, TrainingError
 from memmcl.experts import checkpoint
@@ -25,16 +26,7 @@ from memmcl.suite.prompts import Prompter
 from memmcl.suite.subtasks import Subtask
 from tasks.run.cluster import place
 from tasks.run.models import WARM, folded
-from tasks.run.runtime import (
-    Run,
-    load_adapter,
-    log,
-    open_store,
-    release_memory,
-    resident,
-    resident_activations,
-    reuse_or_make,
-)
+from tasks.run.runtime import Run, load_adapter, log, open_store, release_memory, reuse_or_make
 from tasks.ui.progress import shown
 
 Rows = Mapping[str, Sequence[Row]]

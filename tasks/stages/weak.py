@@ -9,10 +9,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import State
 
 from memmcl.errors import DataError
+from memmcl.evaluate.asking import make_probe, offsets_of
 from memmcl.evaluate.pseudo import keep_confident, label_rows
 from memmcl.store import ArtifactRef
 from memmcl.suite.examples import to_table
-from tasks.run.models import adapted_model, make_probe, offsets_of
+from tasks.run.models import adapted_model
 from tasks.run.runtime import Run, log, read_rows, reuse_or_make, worth_retrying
 
 STAGE_VERSION = 1

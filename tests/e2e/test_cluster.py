@@ -35,13 +35,14 @@ from flows.pipeline import train_experts
 from memmcl.config import load_config
 from tasks.run.cluster import check_nodes
 from tasks.stages.data import publish_splits
-from tasks.run.session import held, open_run, ray_session
+from tasks.run.ray_session import ray_session
+from tasks.run.session import held, open_run
 
 @flow(flow_run_name="fan out")
 def fan_out(config):
     run = open_run(config)
     with held(run), ray_session(config.ray):
-        check_nodes(run)
+        check_nodes(run.config.ray, run.store, run.model)
         splits, anchors, _ = publish_splits(run)
         train_experts(run, splits, anchors)
 

@@ -29,7 +29,7 @@ import json, shutil, sys
 from pathlib import Path
 from flows.retrain import retrain
 from memmcl.config import load_config
-from tasks.run.session import ray_session
+from tasks.run.ray_session import ray_session
 
 settings = load_config(Path(sys.argv[1]))
 with ray_session(settings.ray):

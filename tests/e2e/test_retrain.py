@@ -73,7 +73,7 @@ from flows import retrain
 from memmcl.config import PromotionConfig, load_config
 from memmcl.store import Store
 from tasks.run.runtime import reopen
-from tasks.run.session import ray_session
+from tasks.run.ray_session import ray_session
 
 config, run_id, name, ready, go = Path(sys.argv[1]), *sys.argv[2:4], *map(Path, sys.argv[4:6])
 store = Store.open(load_config(config).store.url)

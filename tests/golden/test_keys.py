@@ -18,16 +18,17 @@ from prefect.logging import disable_run_logger
 from tiny import corpus, random_factors
 
 from memmcl.adapters.load import UserAdapter
+from memmcl.api.searching import plan
+from memmcl.backbone import resident
 from memmcl.backbone.load import resolve_base
 from memmcl.backbone.shapes import read_shapes
 from memmcl.config import parse_config
 from memmcl.store import ArtifactRef, Manifest, Store
 from memmcl.suite.subtasks import get_subtask
 from memmcl.suite.weak import WeakRows
-from tasks.run import inputs, runtime
+from tasks.run import inputs
 from tasks.run.runtime import Run
 from tasks.run.session import open_run
-from tasks.search.own_search import plan_search
 from tasks.stages.contexts import gate_contexts
 from tasks.stages.data import publish_splits
 from tasks.stages.evaluate import evaluate_subtask
@@ -89,7 +90,7 @@ def open_tiny(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Map
     """Open the tiny run on a base whose name and digest are always the same."""
     found = resolve_base(str(tiny_base))
     monkeypatch.setattr(inputs, "resolve_base", lambda *_: replace(found, name="org/tiny", digest=DIGEST))
-    monkeypatch.setattr(runtime, "find_base", lambda *_: found)
+    monkeypatch.setattr(resident, "find_base", lambda *_: found)
 
     def opened(more: Mapping[str, Any]) -> Run:
         tree = tiny_config(Path("org/tiny"))
@@ -179,8 +180,9 @@ def brought_keys(base: Path, folder: Path) -> dict[str, str]:
     ]
     weights = replace(resolve_base(str(base)), name="org/tiny", digest=DIGEST)
     store = Store.open(config.store.url)
-    found = plan_search(config, store, weights, shapes, adapters, rows, 11, "memmcl merge search")
-    groups = {"expert": found.experts, "weak": found.weak, "reference": found.references}
+    found = plan(config, store, weights, shapes, adapters, rows, 11)
+    problem = found.problem
+    groups = {"expert": problem.experts, "weak": problem.weak, "reference": problem.references}
     refs = {f"{group} {name}": ref.key for group, refs in groups.items() for name, ref in refs.items()}
     return {what: key[:12] for what, key in {**refs, "first": found.spec.key, "search": found.plan.key}.items()}
 
@@ -189,6 +191,6 @@ def brought_keys(base: Path, folder: Path) -> dict[str, str]:
 def test_a_search_on_what_a_user_brings_asks_for_the_keys_of_before(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "find_base", lambda *_: resolve_base(str(tiny_base)))
+    monkeypatch.setattr(resident, "find_base", lambda *_: resolve_base(str(tiny_base)))
     found = brought_keys(tiny_base, tmp_path)
     assert found == json.loads(GOLDEN.read_text())["brought"], json.dumps(found, indent=1)

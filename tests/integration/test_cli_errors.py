@@ -469,7 +469,7 @@ def test_a_port_that_is_in_use(call: Call, config: Path, command: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
 def test_a_ray_cluster_that_does_not_answer(scheme: str) -> None:
-    from tasks.run.session import ray_session
+    from tasks.run.ray_session import ray_session
 
     address = f"{scheme}127.0.0.1:{free_ports(1)[0]}"
     expected = rf"nothing answers at ray\.address {address} \(.*Connection refused\); start that cluster, correct the"

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from e2e_driver import tiny_config
+from tasks.search.bench import Bench
 from tiny import corpus, random_factors
 
 from memmcl.adapters import format as adapter
@@ -25,14 +26,13 @@ from memmcl.errors import ModelError, SearchError, ServiceError
 from memmcl.evolve import seed_genomes
 from memmcl.evolve.bayesian import Process
 from memmcl.evolve.racing import Hurdle
+from memmcl.search.plan import Plan, make_spec
 from memmcl.store import ArtifactRef
 from memmcl.suite.examples import to_table
 from tasks.run import cluster
 from tasks.run.runtime import Run, open_store
 from tasks.run.session import open_run
-from tasks.search.bench import Bench
 from tasks.search.driver import Course, Multiplexer
-from tasks.search.plans import Plan, make_spec
 from tasks.search.queue import Candidate
 from tasks.stages import references
 

@@ -26,6 +26,7 @@ from memmcl.adapters import format as adapter
 from memmcl.config import parse_config
 from memmcl.errors import SearchError, ServiceError, StoreFull
 from memmcl.evolve import LookAhead, Proposal, seed_genomes
+from memmcl.search.spec import SearchSpec
 from memmcl.store import ArtifactRef
 from memmcl.store.manifest import blob_path
 from memmcl.suite.examples import to_table
@@ -35,7 +36,6 @@ from tasks.run.session import open_run
 from tasks.search import driver as search
 from tasks.search.driver import Course, run_courses
 from tasks.search.queue import Candidate, RayQueue
-from tasks.search.spec import SearchSpec
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 pytestmark = pytest.mark.timeout(900)

@@ -16,25 +16,27 @@ import pytest
 import torch
 from e2e_driver import tiny_config
 from prefect.states import Completed, State
+from tasks.search.bench import Bench
 from tiny import plain_model, probe_logits
 
 from memmcl.adapters import format as adapter
+from memmcl.backbone.resident import resident
 from memmcl.config import parse_config
 from memmcl.errors import CorruptArtifact, ModelError, TrainingError
+from memmcl.evaluate.asking import make_probe
 from memmcl.experts import checkpoint
 from memmcl.experts.train import STAGE_VERSION
 from memmcl.report.parts import Expert
+from memmcl.search.spec import SearchSpec
 from memmcl.store import ArtifactRef, Manifest, Store, cache_key
 from memmcl.store.manifest import manifest_path
 from memmcl.suite.splits import Splits
 from tasks.run import runtime
 from tasks.run.inputs import find_inputs
 from tasks.run.journal import Pinned
-from tasks.run.models import adapted_model, folded, make_probe, standing_on, start_of
-from tasks.run.runtime import Run, open_store, resident
+from tasks.run.models import adapted_model, folded, standing_on, start_of
+from tasks.run.runtime import Run, open_store
 from tasks.run.session import open_run
-from tasks.search.bench import Bench
-from tasks.search.spec import SearchSpec
 from tasks.stages import data, experts, made, parts, references, training, weak
 from tasks.stages.training import Plan
 

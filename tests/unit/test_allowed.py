@@ -21,11 +21,11 @@ from memmcl.files.folder import made_before, new_folder
 from memmcl.files.places import open_place
 from memmcl.store import Store
 from memmcl.suite import hub
+from memmcl.suite.configured import read_splits
 from memmcl.suite.fetch import Listed, Listing, fetch_sentieval
 from memmcl.suite.files import read_files
 from memmcl.suite.sources import Source, read_sources
 from memmcl.suite.subtasks import SUBTASKS
-from memmcl.suite.configured import read_splits
 
 VARIABLE = allowed.VARIABLE
 IRONY = SUBTASKS["irony"]

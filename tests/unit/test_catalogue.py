@@ -13,6 +13,7 @@ from tiny import SENTIEVAL, make_sixteen, prompter_of
 from memmcl.config import load_config, parse_config
 from memmcl.curriculum import difficulties, order_subtasks
 from memmcl.errors import ConfigError, DataError
+from memmcl.suite.configured import catalogue, read_splits
 from memmcl.suite.examples import Example, normalised
 from memmcl.suite.metrics import DATASETS
 from memmcl.suite.parsing import match_label, parse_tuples
@@ -20,7 +21,6 @@ from memmcl.suite.prompts import query_text
 from memmcl.suite.sources import PARTS
 from memmcl.suite.splits import Splits, load_splits
 from memmcl.suite.subtasks import GROUPS, SUBTASKS
-from memmcl.suite.configured import catalogue, read_splits
 
 CATALOGUE = {
     "SC": ["doc2", "doc5", "sent2", "sent3", "sent5", "asc"],

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from tiny import make_sixteen
 
+from memmcl.backbone.resident import Base
 from memmcl.config import RunConfig, parse_config
 from memmcl.errors import ConfigError, DataError
 from memmcl.suite.configured import read_splits
-from tasks.run.runtime import Base, Run
+from tasks.run.runtime import Run
 from tasks.run.session import check_place
 from tasks.stages.data import check_unchanged, rows_digest
 
