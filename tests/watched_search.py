@@ -18,13 +18,16 @@ from typing import Any
 from memmcl.adapters import format as adapter
 from memmcl.evolve import seed_genomes
 from memmcl.search.plan import Plan, make_spec
+from memmcl.search.problem import Problem
 from memmcl.search.spec import SearchSpec
 from memmcl.store import ArtifactRef
 from memmcl.suite.examples import to_table
 from tasks.run.ray_session import ray_session
 from tasks.run.runtime import Run, open_store
-from tasks.search import driver as search
+from tasks.search.driver import RayDriver
 from tasks.search.queue import Candidate
+from tasks.search.worker import Worker
+from tasks.stages.merge import Grounds
 
 MEMBERS = ("sent2", "irony", "emotion")
 SEARCHES = {"pair": (MEMBERS[1:], 18, 14), "trio": (MEMBERS, 28, 0)}
@@ -35,16 +38,14 @@ SECONDS = 0.6
 Refs = dict[str, ArtifactRef]
 
 
-class Watched(search.Evaluator):
+class Watched(Worker):
     """A worker that notes what it begins, and takes its time."""
 
-    def _open(self, bench: dict[str, Any]) -> None:
-        self._notes = Path(bench.pop("notes"))
-        super()._open(bench)
+    notes = ""
 
     def _evaluate(self, spec: SearchSpec, candidate: Candidate) -> dict[str, Any]:
         note = [os.environ.get("MEMMCL_TEST_TREE", ""), os.getpid(), spec.key, candidate["genome"]]
-        with self._notes.open("ab", buffering=0) as notes:
+        with Path(self.notes).open("ab", buffering=0) as notes:
             notes.write(json.dumps(note).encode() + b"\n")  # one write of a file opened to append: whole lines
         time.sleep(SECONDS)
         return super()._evaluate(spec, candidate)
@@ -73,27 +74,29 @@ def write_case(run: Run, base: Path, path: Path) -> None:
     path.write_text(json.dumps({"run": run.model_dump(mode="json"), **refs}))
 
 
-def plans_of(case: dict[str, Any]) -> tuple[Run, dict[str, Refs], list[Plan]]:
-    """Return the run, references to what was published, and the searches."""
+def plans_of(case: dict[str, Any]) -> tuple[Run, Problem, list[Plan]]:
+    """Return the run, what is searched on, and the searches."""
     run = Run.model_validate(case["run"])
     parts = ("experts", "weak", "references")
     refs = {part: {name: ArtifactRef(**ref) for name, ref in case[part].items()} for part in parts}
+    problem = Grounds(**refs, selection={}).problem(run)
     cfg, plans = run.config.search, []
     for title, (members, evaluations, joint) in SEARCHES.items():
         inputs = [refs[part][name] for part in parts for name in members]
         seeds = seed_genomes(list(members), cfg.blocks, cfg.bounds, cfg.lambdas)
         each = {name: {name: (1.0,) * cfg.blocks} for name in members}
-        spec = make_spec(run, title, each, members, seeds, evaluations, inputs)
-        plans.append(Plan(run, spec, inputs, joint=joint))
-    return run, refs, plans
+        spec = make_spec(problem, title, each, members, seeds, evaluations, inputs)
+        plans.append(Plan(problem, spec, inputs, joint=joint))
+    return run, problem, plans
 
 
 def main(case: Path, notes: Path) -> None:
     """Run the searches to their end and print the winners."""
-    run, refs, plans = plans_of(json.loads(case.read_text()))
+    run, problem, plans = plans_of(json.loads(case.read_text()))
     courses = [plan.course() for plan in plans]
+    worker = type("Watched", (Watched,), {"notes": str(notes)})
     with ray_session(run.config.ray):
-        search.run_courses(run, courses, {**refs, "selection": {}, "notes": str(notes)}, lambda *_: None, Watched)
+        RayDriver(run.config.ray, worker).run(problem, courses, lambda *_: None)
     winners = {}
     for plan, course in zip(plans, courses, strict=True):
         done = plan.publish(course.phases, 0.0)

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from e2e_driver import tiny_config
-from tasks.search.bench import Bench
 from tiny import corpus, random_factors
 
 from memmcl.adapters import format as adapter
@@ -26,19 +25,23 @@ from memmcl.errors import ModelError, SearchError, ServiceError
 from memmcl.evolve import seed_genomes
 from memmcl.evolve.bayesian import Process
 from memmcl.evolve.racing import Hurdle
+from memmcl.search.course import Course
 from memmcl.search.plan import Plan, make_spec
+from memmcl.search.problem import Problem
+from memmcl.search.scorer import Scorer
 from memmcl.store import ArtifactRef
 from memmcl.suite.examples import to_table
 from tasks.run import cluster
 from tasks.run.runtime import Run, open_store
 from tasks.run.session import open_run
-from tasks.search.driver import Course, Multiplexer
+from tasks.search.driver import Multiplexer
 from tasks.search.queue import Candidate
 from tasks.stages import references
+from tasks.stages.merge import Grounds
 
 MEMBERS = ("sent2", "irony")
 EVALUATIONS = 12
-Made = tuple[Run, Plan, dict[str, dict[str, ArtifactRef]]]
+Made = tuple[Run, Plan, Problem]
 
 
 @pytest.fixture
@@ -71,8 +74,9 @@ def make(tmp_path: Path, tiny_base: Path) -> Callable[..., Made]:
         cfg, inputs = run.config.search, [ref for found in refs.values() for ref in found.values()]
         seeds = seed_genomes(list(MEMBERS), cfg.blocks, cfg.bounds, cfg.lambdas)
         each = {name: {name: (1.0,) * cfg.blocks} for name in MEMBERS}
-        spec = make_spec(run, "both", each, MEMBERS, seeds, EVALUATIONS, inputs)
-        return run, Plan(run, spec, inputs), refs
+        problem = Grounds(**refs, selection={}).problem(run)
+        spec = make_spec(problem, "both", each, MEMBERS, seeds, EVALUATIONS, inputs)
+        return run, Plan(problem, spec, inputs), problem
 
     return made
 
@@ -96,15 +100,15 @@ class Waiting:
 
 def search(made: Made) -> Course:
     """Run a planned search to its end."""
-    run, plan, refs = made
+    _, plan, problem = made
     course = plan.course()
     queue = Waiting()
-    searcher = Multiplexer(run, [course], lambda *_: None, queue)
-    with closing(Bench(run, **refs, selection={})) as bench:
+    searcher = Multiplexer(problem, [course], lambda *_: None, queue)
+    with closing(Scorer(problem)) as scorer:
         while queue.candidates and not searcher.ended:
             candidate = queue.candidates.popleft()
             hurdles = [None if one is None else Hurdle(*one) for one in candidate["hurdles"]]
-            record = bench.evaluate(plan.first, candidate["genome"], hurdles)
+            record = scorer.evaluate(plan.first, candidate["genome"], hurdles)
             searcher.on_trial_result("worker", {"number": candidate["number"], "record": json.dumps(record)})
     if searcher.error is not None:
         raise searcher.error
@@ -113,9 +117,9 @@ def search(made: Made) -> Course:
 
 
 def test_workers_that_are_lost_before_they_take_anything_end_the_search(make: Callable[..., Made]) -> None:
-    run, plan, _ = make()
+    _, plan, problem = make()
     queue = Waiting()
-    searcher = Multiplexer(run, [plan.course()], lambda *_: None, queue)
+    searcher = Multiplexer(problem, [plan.course()], lambda *_: None, queue)
     handed_out = len(queue.candidates)
     for worker in "abc":
         assert searcher.suggest(worker) == {}
@@ -130,14 +134,14 @@ def test_workers_that_are_lost_before_they_take_anything_end_the_search(make: Ca
 
 
 def test_a_result_that_comes_after_a_failure_is_kept_and_nothing_more_handed_out(make: Callable[..., Made]) -> None:
-    run, plan, refs = make()
+    run, plan, problem = make()
     queue = Waiting()
-    searcher = Multiplexer(run, [plan.course()], lambda *_: None, queue)
+    searcher = Multiplexer(problem, [plan.course()], lambda *_: None, queue)
     first, second, *_ = queue.candidates
     handed_out = len(queue.candidates)
     searcher.on_trial_complete("one", {"error": "it does not work"})
-    with closing(Bench(run, **refs, selection={})) as bench:
-        record = bench.evaluate(plan.first, second["genome"], [])
+    with closing(Scorer(problem)) as scorer:
+        record = scorer.evaluate(plan.first, second["genome"], [])
     searcher.on_trial_result("two", {"number": second["number"], "record": json.dumps(record)})
     assert [found["genome"] for found in stored(run, plan)] == [second["genome"]] != [first["genome"]]
     assert len(queue.candidates) == handed_out
@@ -145,8 +149,8 @@ def test_a_result_that_comes_after_a_failure_is_kept_and_nothing_more_handed_out
 
 
 def test_no_more_workers_are_asked_for_than_there_are_candidates(make: Callable[..., Made]) -> None:
-    run, plan, _ = make()
-    searcher = Multiplexer(run, [plan.course()], lambda *_: None, Waiting())
+    run, plan, problem = make()
+    searcher = Multiplexer(problem, [plan.course()], lambda *_: None, Waiting())
     asked = [searcher.suggest(str(worker)) for worker in range(run.config.search.lookahead + 3)]
     assert asked == [{}] * (run.config.search.lookahead + 1) + [None] * 2
 
@@ -217,7 +221,7 @@ def record_files(run: Run, plan: Plan) -> list[Path]:
 def test_a_candidate_whose_values_are_no_numbers_fails_and_never_wins(
     make: Callable[..., Made], settings: dict[str, Any], rungs: list[None], rows: int
 ) -> None:
-    run, plan, refs = made = make(broken=["irony"], **settings)
+    run, plan, problem = made = make(broken=["irony"], **settings)
     course = search(made)
     records = stored(run, plan)
     failed = [record for record in records if record["genome"][1] != 0]
@@ -228,7 +232,7 @@ def test_a_candidate_whose_values_are_no_numbers_fails_and_never_wins(
         assert (record["rungs"], record["stopped"], record["rows"]) == (rungs, bool(rungs), rows)
         assert record.get("objectives", [None, None]) == [None, None]
     assert all(math.isfinite(record["fitness"]) for record in records if record not in failed)
-    again = search((run, plan, refs))
+    again = search((run, plan, problem))
     assert again.core.records == course.core.records, "from the records alone"
 
     done = plan.publish(course.phases, 0.0)
@@ -259,13 +263,13 @@ def test_a_told_score_with_a_flipped_bit_is_not_believed(
     path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
     assert json.loads(path.read_text())[1]["fitness"] != said, "still JSON, with another score"
     evaluated = []
-    evaluate = Bench.evaluate
+    evaluate = Scorer.evaluate
 
-    def counting(bench: Bench, spec: Any, genome: Any, hurdles: Any) -> Any:
+    def counting(scorer: Scorer, spec: Any, genome: Any, hurdles: Any) -> Any:
         evaluated.append(tuple(genome))
-        return evaluate(bench, spec, genome, hurdles)
+        return evaluate(scorer, spec, genome, hurdles)
 
-    monkeypatch.setattr(Bench, "evaluate", counting)
+    monkeypatch.setattr(Scorer, "evaluate", counting)
     again = search(made)
     assert evaluated == [whole.core.proposals[int(path.stem)].genome]
     assert again.core.best()[0] == winner
@@ -277,9 +281,9 @@ def test_a_told_score_with_a_flipped_bit_is_not_believed(
 
 @pytest.mark.parametrize("rungs", [[], [0.4]])
 def test_where_every_candidate_fails_the_search_ends_and_says_so(make: Callable[..., Made], rungs: list[float]) -> None:
-    run, plan, refs = make(broken=MEMBERS, rungs=rungs)
+    run, plan, problem = make(broken=MEMBERS, rungs=rungs)
     plan.first = plan.first.model_copy(update={"seeds": plan.first.seeds[1:]})  # without the base
-    course = search((run, plan, refs))
+    course = search((run, plan, problem))
     assert {record["fitness"] for record in stored(run, plan)} == {None}
     with pytest.raises(SearchError, match=r"^search both: no candidate has a finite fitness; see the log for their"):
         plan.publish(course.phases, 0.0)
@@ -287,13 +291,13 @@ def test_where_every_candidate_fails_the_search_ends_and_says_so(make: Callable[
 
 
 def test_nothing_is_held_to_an_expert_whose_likelihoods_are_no_numbers(make: Callable[..., Made]) -> None:
-    run, _, refs = make(broken=["irony"])
+    run, _, problem = make(broken=["irony"])
     rows = {"weak": corpus("irony", 6)}
-    sound, _ = references.measure_rows(run, run.subtask("irony"), rows, refs["experts"]["sent2"])
+    sound, _ = references.measure_rows(run, run.subtask("irony"), rows, problem.experts["sent2"])
     assert np.isfinite(sound["expert"]["logprobs"]).all()
     expected = r"^expert irony: the likelihoods of 6 of 6 rows of irony are not finite; look whether its weights are"
     with pytest.raises(ModelError, match=expected):
-        references.measure_rows(run, run.subtask("irony"), rows, refs["experts"]["irony"])
+        references.measure_rows(run, run.subtask("irony"), rows, problem.experts["irony"])
 
 
 @pytest.mark.parametrize("settings", [{}, {"fitness": "metric"}], ids=str)
@@ -302,17 +306,17 @@ def test_a_race_over_one_weak_row(make: Callable[..., Made], settings: dict[str,
     raced = make(rows=(1, 6), rungs=[0.3, 0.5], **settings)
     plain = make(rows=(1, 6), store="plain", **settings)
     course = search(raced)
-    with closing(Bench(plain[0], **plain[2], selection={})) as bench:
+    with closing(Scorer(plain[2])) as scorer:
         for record in stored(*raced[:2]):
-            whole = bench.evaluate(plain[1].first, record["genome"], [])
+            whole = scorer.evaluate(plain[1].first, record["genome"], [])
             assert record["rows"] in (1 + 2, 1 + 3) if record["stopped"] else record["rows"] == 1 + 6
             if not settings or not record["stopped"]:
                 assert record["values"]["sent2"] == pytest.approx(whole["values"]["sent2"], rel=1e-5)
             if not record["stopped"]:
                 assert record["fitness"] == pytest.approx(whole["fitness"], rel=1e-5)
-    with closing(Bench(raced[0], **raced[2], selection={})) as bench:
+    with closing(Scorer(raced[2])) as scorer:
         for hurdles in ([Hurdle(9.0, 0.25), None], [None, Hurdle(9.0, 0.25)]):
-            record = bench.evaluate(raced[1].first, [0.5, 0.5], hurdles)
+            record = scorer.evaluate(raced[1].first, [0.5, 0.5], hurdles)
             assert record["stopped"]
             assert record["rows"] == 1 + len(record["rungs"]) + 1
             assert record["fitness"] == pytest.approx(record["rungs"][-1] + 0.25)

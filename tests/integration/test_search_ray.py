@@ -26,6 +26,8 @@ from memmcl.adapters import format as adapter
 from memmcl.config import parse_config
 from memmcl.errors import SearchError, ServiceError, StoreFull
 from memmcl.evolve import LookAhead, Proposal, seed_genomes
+from memmcl.search.course import Course
+from memmcl.search.problem import Problem
 from memmcl.search.spec import SearchSpec
 from memmcl.store import ArtifactRef
 from memmcl.store.manifest import blob_path
@@ -33,9 +35,10 @@ from memmcl.suite.examples import to_table
 from tasks.run import cluster as cluster_checks
 from tasks.run.runtime import Run, open_store
 from tasks.run.session import open_run
-from tasks.search import driver as search
-from tasks.search.driver import Course, run_courses
+from tasks.search.driver import Multiplexer, RayDriver
 from tasks.search.queue import Candidate, RayQueue
+from tasks.search.worker import Worker
+from tasks.stages.merge import Grounds
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 pytestmark = pytest.mark.timeout(900)
@@ -59,15 +62,18 @@ class Case:
     told: list[str] = field(default_factory=list)
 
     @property
+    def problem(self) -> Problem:
+        """What is searched on."""
+        grounds = Grounds(experts=self.experts, weak=self.weak, references=self.references, selection={})
+        return grounds.problem(self.run)
+
+    @property
     def root(self) -> Path:
         """The store's directory."""
         return Path(open_store(self.run).url.removeprefix("file://"))
 
     def search(
-        self,
-        after: Callable[[int], None] = lambda told: None,
-        evaluator: type[search.Evaluator] = search.Evaluator,
-        **more: str,
+        self, after: Callable[[int], None] = lambda told: None, worker: type[Worker] = Worker
     ) -> list[LookAhead]:
         """Run the searches; `after` is called after each result with their number so far."""
 
@@ -77,9 +83,8 @@ class Case:
             self.told.append(spec.name)
             after(len(self.told))
 
-        bench = {"experts": self.experts, "weak": self.weak, "references": self.references, "selection": {}, **more}
         courses = [Course(lambda phases, spec=spec: None if phases else spec) for spec in self.specs]
-        run_courses(self.run, courses, bench, told, evaluator)
+        RayDriver(self.run.config.ray, worker).run(self.problem, courses, told)
         return [course.core for course in courses]
 
 
@@ -133,7 +138,8 @@ def make_case(cluster: None, tmp_path_factory: pytest.TempPathFactory, tiny_base
                         (origin, tuple(genome))
                         for origin, genome in seed_genomes(list(members), cfg.blocks, cfg.bounds, cfg.lambdas)
                     ),
-                    evaluations=EVALUATIONS[title],
+                    evaluations=EVALUATIONS[title], blocks=cfg.blocks, bounds=cfg.bounds,
+                    mask_seed=run.seed("masks"),
                 )
             )  # fmt: skip
         return Case(run, specs, experts, weak, references)
@@ -176,12 +182,19 @@ def test_one_worker_and_two_find_the_same(
         assert len(set(fitnesses)) > evaluations / 2, "fitness tells candidates apart"
 
 
-class Meeting(search.Evaluator):
+class Meeting(Worker):
     """A worker; to the first of them that has a second candidate in its hands something happens, once."""
 
-    def _open(self, bench: dict[str, Any]) -> None:
-        self._happened, self._begun = Path(bench.pop("happened")), 0
-        super()._open(bench)
+    happened = ""
+
+    @classmethod
+    def noted(cls, path: Path) -> type[Worker]:
+        """Return it with the file that notes what happened."""
+        return type(cls.__name__, (cls,), {"happened": str(path)})
+
+    def _open(self, problem: Problem) -> None:
+        self._happened, self._begun = Path(self.happened), 0
+        super()._open(problem)
 
     def _evaluate(self, spec: SearchSpec, candidate: Candidate) -> dict[str, Any]:
         self._begun += 1
@@ -217,7 +230,7 @@ def test_a_killed_worker_costs_one_candidate_its_retry(
 
     case = make_case(2)
     try:
-        assert outcome(case.search(disturb, Stopping, happened=str(stopped))) == alone[1]
+        assert outcome(case.search(disturb, Stopping.noted(stopped))) == alone[1]
     finally:
         with suppress(FileNotFoundError, psutil.NoSuchProcess):
             psutil.Process(int(stopped.read_text())).kill()
@@ -262,7 +275,7 @@ def test_what_other_workers_have_in_their_hands_when_one_fails_is_kept(
 ) -> None:
     case = make_case(2)
     with pytest.raises(SearchError, match=r"^(pair|trio): it does not work$"):
-        case.search(evaluator=Failing, happened=str(tmp_path / "failed"))
+        case.search(worker=Failing.noted(tmp_path / "failed"))
     assert len(case.told) == len(list(tmp_path.glob("* ended"))) > 0
     store = open_store(case.run)
     assert sum(len(store.records(f"searches/{spec.key}")) for spec in case.specs) == len(case.told)
@@ -344,12 +357,12 @@ def test_a_disk_that_is_full_when_a_result_comes_is_one_line_and_loses_nothing(
 def test_a_disk_that_is_full_under_rays_own_files_is_one_line_and_loses_nothing(
     alone: tuple[Case, Outcome], make_case: Callable[[int], Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: search.Multiplexer, checkpoint_path: str) -> None:
+    def full(self: Multiplexer, checkpoint_path: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", checkpoint_path)
 
     case = make_case(1)
     with monkeypatch.context() as patch:  # Tune has the searcher write beside its own state
-        patch.setattr(search.Multiplexer, "save", full)
+        patch.setattr(Multiplexer, "save", full)
         with pytest.raises(
             SearchError, match=r"^no space left for Ray's own files .*; free space there, or name other"
         ) as caught:

@@ -16,7 +16,6 @@ import pytest
 import torch
 from e2e_driver import tiny_config
 from prefect.states import Completed, State
-from tasks.search.bench import Bench
 from tiny import plain_model, probe_logits
 
 from memmcl.adapters import format as adapter
@@ -27,6 +26,7 @@ from memmcl.evaluate.asking import make_probe
 from memmcl.experts import checkpoint
 from memmcl.experts.train import STAGE_VERSION
 from memmcl.report.parts import Expert
+from memmcl.search.scorer import Scorer
 from memmcl.search.spec import SearchSpec
 from memmcl.store import ArtifactRef, Manifest, Store, cache_key
 from memmcl.store.manifest import manifest_path
@@ -38,6 +38,7 @@ from tasks.run.models import adapted_model, folded, standing_on, start_of
 from tasks.run.runtime import Run, open_store
 from tasks.run.session import open_run
 from tasks.stages import data, experts, made, parts, references, training, weak
+from tasks.stages.merge import Grounds
 from tasks.stages.training import Plan
 
 MEMBERS = ("sent2", "irony", "emotion")
@@ -281,17 +282,18 @@ def test_candidates_of_a_search_hold_the_warm_start_whatever_their_genes(make: M
         )
         for name, ref in trained.items()
     }  # fmt: skip
-    bench = Bench(place.run, trained, {name: place.weak[name] for name in trained}, refs, {})
+    grounds = Grounds(experts=trained, weak={name: place.weak[name] for name in trained}, references=refs, selection={})
+    scorer = Scorer(grounds.problem(place.run))
     spec = SearchSpec(
         name="pair", key="0" * 64, strategy="random", parts={name: {name: (1.0,)} for name in trained},
-        subtasks=("irony",), seeds=(), evaluations=1,
+        subtasks=("irony",), seeds=(), evaluations=1, blocks=1, bounds=(0.0, 1.5), mask_seed=0,
     )  # fmt: skip
-    own = bench.evaluate(spec, (0.0, 1.0), ())
+    own = scorer.evaluate(spec, (0.0, 1.0), ())
     assert own["values"]["irony"] == pytest.approx(1.0, abs=1e-4)
     assert set(measured["irony"]) == {"base", "expert", "constant"}
     assert measured["irony"]["constant"]["answer"] in place.run.subtask("irony").labels
-    nothing = bench.evaluate(spec, (0.0, 0.0), ())["values"]["irony"]
-    bench.close()
+    nothing = scorer.evaluate(spec, (0.0, 0.0), ())["values"]["irony"]
+    scorer.close()
     with folded(place.run, [warm]) as (backbone, prompter):
         rows = runtime.read_rows(place.run, place.weak["irony"])
         probe = make_probe(place.run.config.evaluation, (backbone, prompter), place.run.subtask("irony"), rows)
