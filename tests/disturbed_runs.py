@@ -111,6 +111,12 @@ def await_end(running: Running, since: float, told: Disturbance) -> int | None:
         time.sleep(0.05)
     code = running.process.returncode
     told.seconds = time.monotonic() - since
+    while left := running.members():
+        if time.monotonic() - since > ENDS:
+            told.wrong = f"left running: {sorted({process.name() for process in left})}"
+            return code
+        time.sleep(0.1)
+    told.left = time.monotonic() - since
     out, err = running.texts()
     lines = [line for line in err.splitlines() if line.startswith("error:")]
     told.said = lines[0] if lines else ""
@@ -119,12 +125,6 @@ def await_end(running: Running, since: float, told: Disturbance) -> int | None:
         told.wrong = "a traceback in the terminal"
     if code > 0 and (len(lines) != 1 or "defect of memmcl" in lines[0]):
         told.wrong = f"expected one line of an error that is ours, got {lines or err[-300:]}"
-    while left := running.members():
-        if time.monotonic() - since > ENDS:
-            told.wrong = f"left running: {sorted({process.name() for process in left})}"
-            return code
-        time.sleep(0.1)
-    told.left = time.monotonic() - since
     return code
 
 
