@@ -29,9 +29,10 @@ from tasks.anchors import anchors_key, lend_anchors
 from tasks.data import data_digests, rows_digest
 from tasks.experts import warm_key
 from tasks.inputs import Inputs, find_inputs
-from tasks.journal import Pinned, note_run
+from tasks.journal import Pinned, note_run, read_journal
 from tasks.local_ray import joined_ray, local_ray
 from tasks.progress import choose_display
+from tasks.repair import drop_damaged_records
 from tasks.runtime import Base, Run, closure_of, open_store, resident_prompter
 
 logger = logging.getLogger(__name__)
@@ -144,7 +145,11 @@ def held(run: Run) -> Iterator[Lease]:
     """
     with Lease(open_store(run), run.id, {"flow_run_id": history.root_flow_run_id()}) as lease:
         history.close_abandoned(lease)
-        note_run(open_store(run), run)
+        store = open_store(run)
+        note_run(store, run)
+        for path in drop_damaged_records(store, read_journal(store, run.id)):
+            logger.warning("%s: damaged, removed", path)
+            note_run(store, run)  # it may have been the note
         try:
             yield lease
         except ServiceDied:  # tasks on Ray ended without a word

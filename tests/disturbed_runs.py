@@ -130,7 +130,9 @@ def await_end(running: Running, since: float, told: Disturbance) -> int | None:
 
 def differences(place: Store, whole: Desk) -> list[str]:
     """Return what in a finished store is not, bit by bit, what an undisturbed run makes."""
-    found = [f"{problem.where}: {problem.what}" for problem in place.verify().problems]
+    problems = place.verify().problems
+    named = [problem for problem in problems if "belongs to no artifact" not in problem.what]  # others are garbage
+    found = [f"{problem.where}: {problem.what}" for problem in named]
     for kind in SAME:
         theirs = {one.key: one.blobs for one in whole.store.list(kind)}
         if {one.key: one.blobs for one in place.list(kind)} != theirs:
