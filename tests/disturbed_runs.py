@@ -111,6 +111,12 @@ def await_end(running: Running, since: float, told: Disturbance) -> int | None:
         time.sleep(0.05)
     code = running.process.returncode
     told.seconds = time.monotonic() - since
+    while left := running.members():
+        if time.monotonic() - since > ENDS:
+            told.wrong = f"left running: {sorted({process.name() for process in left})}"
+            return code
+        time.sleep(0.1)
+    told.left = time.monotonic() - since
     out, err = running.texts()
     lines = [line for line in err.splitlines() if line.startswith("error:")]
     told.said = lines[0] if lines else ""
@@ -119,18 +125,14 @@ def await_end(running: Running, since: float, told: Disturbance) -> int | None:
         told.wrong = "a traceback in the terminal"
     if code > 0 and (len(lines) != 1 or "defect of memmcl" in lines[0]):
         told.wrong = f"expected one line of an error that is ours, got {lines or err[-300:]}"
-    while left := running.members():
-        if time.monotonic() - since > ENDS:
-            told.wrong = f"left running: {sorted({process.name() for process in left})}"
-            return code
-        time.sleep(0.1)
-    told.left = time.monotonic() - since
     return code
 
 
 def differences(place: Store, whole: Desk) -> list[str]:
     """Return what in a finished store is not, bit by bit, what an undisturbed run makes."""
-    found = [f"{problem.where}: {problem.what}" for problem in place.verify().problems]
+    problems = place.verify().problems
+    named = [problem for problem in problems if "belongs to no artifact" not in problem.what]  # others are garbage
+    found = [f"{problem.where}: {problem.what}" for problem in named]
     for kind in SAME:
         theirs = {one.key: one.blobs for one in whole.store.list(kind)}
         if {one.key: one.blobs for one in place.list(kind)} != theirs:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from memmcl.urls import first_line
 from tasks.run import reaper
 from tasks.run.leftovers import MARK, home, work_folder
 from tasks.run.private_ray import private
-from tasks.run.watch import AGAIN, Service, at_address, of_process, watched
+from tasks.run.watch import AGAIN, Service, at_address, before_exit, of_process, watched
 
 REJOIN_SECONDS = 30.0
 """For how long the head of a cluster may be away; after a minute Ray would end this process, without a word of ours."""
@@ -41,19 +42,19 @@ def local_ray(**options: Any) -> Iterator[None]:
     Raises:
         ServiceDied: one of its daemons is gone.
     """
-    with work_folder("ray", _place(), keep=True) as folder, _reaped(f"{MARK}={folder}"), _no_obituaries():
+    with work_folder("ray", _place(), keep=True) as folder, _reaped(f"{MARK}={folder}") as tell, _no_obituaries():
         # SPT_NOENV: or titles are written over the environment.
         with private(), _environment({MARK: str(folder), "SPT_NOENV": "1"}):
             ray.init(_temp_dir=str(folder), **options)
         node = ray._private.worker._global_node
         logs = Path(node.get_session_dir_path()) / "logs"
-        with _until_lost(*(
-            of_process(
-                node.all_processes[name][0].process,
-                f"the {title} of the local Ray died; its logs are in {logs}; look for memory limits, then {AGAIN}",
-            )
+        said = {
+            name: f"the {title} of the local Ray died; its logs are in {logs}; look for memory limits, then {AGAIN}"
             for name, title in _DAEMONS.items()
-        )):  # fmt: skip
+        }
+        daemons = {name: node.all_processes[name][0].process for name in _DAEMONS}
+        tell({"pid": daemons["raylet"].pid, "said": said["raylet"]})
+        with _until_lost(*(of_process(process, said[name]) for name, process in daemons.items())):
             yield
 
 
@@ -71,11 +72,13 @@ def joined_ray(**options: Any) -> Iterator[None]:
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     services = [at_address(f"the Ray cluster at {where}", host.strip("[]"), int(port), REJOIN_SECONDS)]
     node = _own_node()
-    if node is not None:
-        said = f"this machine's node of the Ray cluster at {where} (raylet) died; start it again, then {AGAIN}"
-        services.append(Service(lambda: not node.is_running() or node.status() == psutil.STATUS_ZOMBIE, said))
-    with _until_lost(*services):
-        yield
+    with _reaped(f"{MARK}=none of {os.getpid()}") as tell:
+        if node is not None:
+            said = f"this machine's node of the Ray cluster at {where} (raylet) died; start it again, then {AGAIN}"
+            services.append(Service(lambda: not node.is_running() or node.status() == psutil.STATUS_ZOMBIE, said))
+            tell({"pid": node.pid, "said": said})
+        with _until_lost(*services):
+            yield
 
 
 @contextmanager
@@ -135,16 +138,32 @@ def _no_obituaries() -> Iterator[None]:
 
 
 @contextmanager
-def _reaped(mark: str) -> Iterator[None]:
-    """Have what carries the mark end when the block has ended, or this process."""
+def _reaped(mark: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Have what carries the mark end when the block has ended, or this process.
+
+    Yields what takes a line to say for this process, should Ray end it when its raylet has died.
+    """
     child = subprocess.Popen(
         [sys.executable, "-I", "-S", reaper.__file__, mark], stdin=subprocess.PIPE, start_new_session=True
     )
     assert child.stdin is not None
+    pipe = child.stdin
+
+    def tell(line: dict[str, Any]) -> None:
+        pipe.write(json.dumps(line).encode() + b"\n")
+        pipe.flush()
+
+    def farewell() -> None:
+        with suppress(OSError, ValueError):
+            pipe.write(reaper.FAREWELL)
+            pipe.flush()
+
     try:
-        yield
+        with before_exit(farewell):
+            yield tell
     finally:
-        child.stdin.close()
+        farewell()
+        pipe.close()
         child.wait()
 
 

@@ -5,17 +5,24 @@
 Its standard input is a pipe from that process: the end of the pipe is the end of the process. Ray's own daemons end
 with their parent, its workers two seconds later, its agents a minute later; nothing would end a worker that hangs.
 All of them carry MARK, `NAME=VALUE`, in their environment. It imports nothing but the standard library: it stays small.
+
+Through the pipe comes a line of JSON, {"pid": ..., "said": ...}, when Ray is up, and FAREWELL when the process leaves
+it in good order. Ray itself ends a process that talks to a raylet that has died (`_exit(1)` in its plasma client): no
+farewell comes then, and what is to be said is said here.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import select
 import signal
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
+FAREWELL = b"farewell\n"
 SECONDS = 10.0
 """For how long processes that are killed are looked at; one that waits for a disk cannot end."""
 
@@ -43,10 +50,31 @@ def end_marked(mark: str, seconds: float = SECONDS) -> bool:
     return True
 
 
+def listen() -> str:
+    """Wait for the end of standard input; return what is to be said of it, empty where all is said."""
+    told, node, died = b"", -1, False
+    while True:
+        ready, _, _ = select.select([0, *([node] if node >= 0 and not died else [])], [], [])
+        if 0 not in ready:
+            died = True  # while the process that needs it was still there
+            continue
+        piece = os.read(0, 4096)
+        if not piece:
+            break
+        told += piece
+        if node < 0 and b"\n" in told and hasattr(os, "pidfd_open"):
+            with suppress(OSError):
+                node = os.pidfd_open(json.loads(told.partition(b"\n")[0])["pid"])
+    if not died or told.endswith(FAREWELL):
+        return ""
+    return str(json.loads(told.partition(b"\n")[0])["said"])
+
+
 def main(mark: str) -> None:
-    """Wait for the end of standard input, then end what carries the mark."""
-    while os.read(0, 64):
-        pass
+    """Wait for the end of standard input, say what is left to say, then end what carries the mark."""
+    said = listen()
+    if said:
+        print(f"error: {said}", file=sys.stderr, flush=True)
     end_marked(mark)
 
 

@@ -18,7 +18,12 @@ def clear_damage(store: Store, journal: Journal) -> list[str]:
 
     Manifests and blobs stay where they are: the stage that makes them again replaces them.
     """
-    folders = [f"logs/runs/{journal.run_id}/", *(f"logs/searches/{entry.key}/" for entry in journal.searches)]
-    removed = [path for folder in [*folders, "checkpoints"] for path in drop_damaged(store.objects, folder)]
+    removed = [*drop_damaged_records(store, journal), *drop_damaged(store.objects, "checkpoints")]
     restore_journal(store, journal)
     return removed
+
+
+def drop_damaged_records(store: Store, journal: Journal) -> list[str]:
+    """Remove the damaged records of a run and its searches, which nobody would write again; return their paths."""
+    folders = [f"logs/runs/{journal.run_id}/", *(f"logs/searches/{entry.key}/" for entry in journal.searches)]
+    return [path for folder in folders for path in drop_damaged(store.objects, folder)]

@@ -34,6 +34,7 @@ ERROR_FIRST = 1.0
 AGAIN = "run the same command again: nothing that was told or published is lost"
 
 _say: Callable[[str], None] | None = None
+_farewells: list[Callable[[], None]] = []
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,16 @@ def ends_process(say: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         _say = before
+
+
+@contextmanager
+def before_exit(farewell: Callable[[], None]) -> Iterator[None]:
+    """Have `farewell` called where the process is ended in this block because work in it does not come to its end."""
+    _farewells.append(farewell)
+    try:
+        yield
+    finally:
+        _farewells.remove(farewell)
 
 
 @contextmanager
@@ -171,6 +182,8 @@ class _Watch:
         if not self._ended.wait(UNWIND) and _say is not None:
             self.unmute()
             _say(self.died)
+            for farewell in _farewells:
+                farewell()
             os._exit(1)
 
     def _look(self) -> None:
