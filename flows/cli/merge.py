@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -79,10 +79,14 @@ def merge(
     base, named, out = required(base, expert, out)
     quiet_environment()
     with our_options(OPTIONS):
-        from memmcl.api.merging import merge_experts
+        from memmcl.api import merging
 
         taken = weights_of(weights, list(named))
-        parameters = parameters_of(method, param or [])
+        recipe = merging.Recipe(method, parameters_of(method, param or []), seed)
+        files = named_values("--texts", texts or [], "FILE")
+        counting = [name for name, weight in merging.weights_of(taken, list(named)).items() if weight]
+        merging.check_form(recipe, rank, full, dtype)
+        merging.check_texts(recipe, dict.fromkeys(files, ()), counting)
         with console.status("reading the adapters and the base"):
             merged = merge_experts(
                 base,
@@ -120,13 +124,13 @@ def weights_of(given: str | None, names: Sequence[str]) -> dict[str, float] | li
     return {name.strip(): number(value) for name, _, value in by_name}
 
 
-def read_texts_of(files: Sequence[str]) -> dict[str, list[str]]:
-    """Return the texts of each NAME=FILE; texts that cannot be used are left out and counted."""
+def read_texts_of(files: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the texts of each file; texts that cannot be used are left out and counted."""
     from memmcl.experts.forced import read_texts
     from memmcl.suite.faults import Faults
 
     found = {}
-    for name, place in named_values("--texts", files, "FILE").items():
+    for name, place in files.items():
         faults = Faults()
         found[name] = read_texts(place, faults=faults)
         if len(faults):

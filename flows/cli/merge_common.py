@@ -31,7 +31,7 @@ OPTIONS = {
     "or full for": "or --full for",
     "weights has": "--weights has",
     "weights names": "--weights names",
-    "weights: ": "--weights: ",
+    "weights: expected": "--weights: expected",
     "texts is for": "--texts is for",
     "unlabelled texts of each expert; got": "unlabelled texts of each expert, --texts NAME=FILE; got",
 }

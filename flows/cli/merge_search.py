@@ -118,11 +118,14 @@ def search(
         from memmcl.api.merging import check_form
         from memmcl.api.searching import plan_search
         from memmcl.merge.genome import Recipe
+        from tasks.search.driver import check_store
 
         check_form(Recipe(settings.search.method), rank, full, dtype)
         _check_out(out)
         with console.status("reading adapters and rows"):
-            planned = plan_search(settings, open_store_of(settings), base, named, weak, evaluations)
+            store_of_search = open_store_of(settings)
+            check_store(store_of_search.url)
+            planned = plan_search(settings, store_of_search, base, named, weak, evaluations)
         counts = ", ".join(f"{count} of {name}" for name, count in planned.counts.items())
         console.print(f"weak rows      {counts}", soft_wrap=True)
         console.print(f"search         {planned.plan.key[:8]}, store {planned.store.url}", soft_wrap=True)

@@ -100,8 +100,7 @@ class Dispatcher:
 
     def hand_out(self) -> list[tuple[int, Phase, Proposal]]:
         """Return all that the courses have now, numbered."""
-        if time.monotonic() > self._deadline:
-            self._out_of_time()
+        self._look_at_the_clock()
         self.active = [course for course in self.active if course.advance(self._problem, self._store)]
         found: list[tuple[int, Phase, Proposal]] = []
         turns = deque(self.active)
@@ -119,6 +118,7 @@ class Dispatcher:
 
     def keep(self, number: int, record: Mapping[str, Any]) -> None:
         """Store the result of a candidate, and tell its course."""
+        self._look_at_the_clock()
         phase, proposal = self.open.pop(number)
         stored = self._store.append(f"searches/{phase.spec.key}", proposal.index, record)
         if stored.get("genome") != list(proposal.genome):  # the first record stands, and says nothing of this genome
@@ -126,8 +126,8 @@ class Dispatcher:
         phase.core.done(proposal.index, stored)
         self._on_result(phase.spec, proposal, stored)
 
-    def _out_of_time(self) -> None:
-        for course in self.active:
+    def _look_at_the_clock(self) -> None:
+        for course in self.active if time.monotonic() > self._deadline else ():
             if course.phases and not course.phases[-1].spec.fixed and not course.core.stopped_early:
                 course.core.stop()
 

@@ -21,7 +21,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.search import Searcher
 
 from memmcl.config import RayConfig
-from memmcl.errors import MemmclError, SearchError
+from memmcl.errors import ConfigError, MemmclError, SearchError
 from memmcl.files.failures import FULL
 from memmcl.search.course import Course, Dispatcher, OnResult
 from memmcl.search.problem import Problem
@@ -233,6 +233,16 @@ class _OnlyHere:
 class _Caller:
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
+
+
+def check_store(url: str) -> None:
+    """Refuse a store that workers cannot see.
+
+    Raises:
+        ConfigError: it is neither of files nor a bucket.
+    """
+    if not url.startswith(("file://", "s3://")):
+        raise ConfigError(f"store.url: workers are processes of their own and cannot see {url}; use file or s3")
 
 
 def _tune(cfg: RayConfig, searcher: Multiplexer, trainable: type[tune.Trainable]) -> None:

@@ -24,9 +24,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from flows.cli import root as cli
 from flows.cli.merge_common import METHOD_NAMES
 from memmcl.adapters.format import CONFIG_FILE, WEIGHTS_FILE
+from memmcl.api.merging import CARD, RECORD
 from memmcl.files import folder as folders
 from memmcl.merge import METHODS, merge_task_vectors
-from tasks.search.own_merge import CARD, RECORD
 
 Call = Callable[..., tuple[int, str, str]]
 Deltas = dict[str, dict[str, torch.Tensor]]
@@ -270,7 +270,7 @@ def test_regmean_looks_at_what_each_expert_sees(
     call: Call, given: list[object], brought: dict[str, Path], deltas: Deltas, tiny_base: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("memmcl.backbone.load.resolve_dtype", lambda *_: "float32")
+    monkeypatch.setattr("memmcl.api.merging.resolve_dtype", lambda *_: "float32")
     texts = {name: [row.text for row in corpus(subtask, 5)] for name, subtask in
              zip(("plain", "mixed"), ("sent2", "irony"), strict=True)}  # fmt: skip
     (tmp_path / "plain.txt").write_text("\n".join(texts["plain"]))
@@ -384,7 +384,7 @@ def test_a_folder_is_the_result_or_is_left_alone(call: Call, given: list[object]
 
 def test_a_killed_merge_leaves_nothing_that_looks_whole(call: Call, given: list[object]) -> None:
     script = (
-        "import os, signal, sys\nfrom memmcl.experts import folder\n"
+        "import os, signal, sys\nfrom memmcl.files import folder\n"
         "folder.seal = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "from flows.cli import main\nmain()\n"
     )

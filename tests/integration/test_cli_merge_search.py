@@ -6,8 +6,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import corpus, naive_logprob, plain_model, probe_logits, random_factors, tokenizer_of
 
+from flows.cli import merge_search
 from flows.cli import root as cli
 from memmcl.adapters.format import WEIGHTS_FILE, to_files
+from memmcl.search.local import LocalDriver
 from memmcl.store import Store
-from tasks.run.runtime import open_store
-from tasks.search import own_references, own_search
-from tasks.search.bench import Bench
-from tasks.search.driver import Course, Told
-from tasks.search.own_references import OwnRun
 from tasks.search.queue import RayQueue
 
 pytestmark = pytest.mark.timeout(900)
@@ -109,21 +105,8 @@ def given(tiny_base: Path, brought: dict[str, Path], weak: Path) -> list[object]
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this process do what workers of Ray do: how it is spread over them is not what is tested."""
-
-    def run_here(run: OwnRun, courses: Sequence[Course], made: Mapping[str, Any], told: Told) -> None:
-        bench, (course,) = Bench(run, **made), courses
-        while course.advance(run, open_store(run)):
-            spec, core = course.phases[-1].spec, course.core
-            proposal = core.next()
-            assert proposal is not None
-            core.done(proposal.index, bench.evaluate(spec, proposal.genome, core.hurdles(proposal.index)))
-            told(spec, proposal, core.records[proposal.index])
-        bench.close()
-
-    monkeypatch.setattr(own_references, "_measured_elsewhere", own_references._measure)
-    monkeypatch.setattr(own_search, "run_courses", run_here)
-    monkeypatch.setattr(own_search, "ray_session", nullcontext)
+    """Have the command search in this process, without Ray."""
+    monkeypatch.setattr(merge_search, "_driver", lambda settings: LocalDriver())
 
 
 def result(folder: str) -> dict[str, Any]:
@@ -314,7 +297,7 @@ def test_where_no_merge_beats_the_base_none_is_written(
         (["--set", "search.genes={density: [0, 1]}"], 2, "linear takes no parameter; got 'density'"),
         (["--set", "data.max_prompt_tokens=16"], 2, "--set data.max_prompt_tokens is 16, but the"),
         (["--workers", 9], 2, "search.lookahead (4) must be at least --workers (9)"),
-        (["--expert", "base=none"], 1, "expert base: there is no none"),
+        (["--expert", "base=none"], 2, "base is what the base itself is called; give the expert another name"),
         (["--expert", "a=none"], 1, "expert a: there is no none"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
