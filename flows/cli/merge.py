@@ -88,16 +88,16 @@ def merge(
         merging.check_form(recipe, rank, full, dtype)
         merging.check_texts(recipe, dict.fromkeys(files, ()), counting)
         with console.status("reading the adapters and the base"):
-            merged = merge_experts(
+            merged = merging.merge_experts(
                 base,
                 named,
                 weights=taken,
                 method=method,
-                parameters=parameters,
+                parameters=recipe.parameters,
                 rank=rank,
                 full=full,
                 dtype=dtype,
-                texts=read_texts_of(texts or []),
+                texts=read_texts_of(files),
                 text_tokens=text_tokens,
                 seed=seed,
             )
