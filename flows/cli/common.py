@@ -143,13 +143,17 @@ def _made(done: Manifest, kind: str) -> list[ArtifactRef]:
 
 @contextmanager
 def our_options(names: Mapping[str, str]) -> Iterator[None]:
-    """Let messages name the options of a command where they name settings of a run: by setting, the option."""
+    """Let messages name the options of a command where they name settings or arguments: by their words, the option's.
+
+    Words that end in a colon are replaced at the beginning of a message alone.
+    """
     try:
         yield
     except MemmclError as error:
         message = str(error)
-        for setting, option in names.items():
-            message = message.replace(setting, option)
+        for words, option in names.items():
+            if not words.endswith(": ") or message.startswith(words):
+                message = message.replace(words, option, 1 if words.endswith(": ") else -1)
         raise type(error)(message) from error
 
 

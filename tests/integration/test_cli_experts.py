@@ -241,7 +241,7 @@ def test_adapters_of_another_base(call: Call, given: dict[str, Any], tmp_path: P
     ("content", "expected"),
     [
         (None, "--template: cannot read {path} (No such file or directory); give a text file"),
-        (b"Mood of {txt}?", "--template: expected {{text}} in {path}, found none; write it where the text goes"),
+        (b"Mood of {txt}?", "--template: expected {{text}} in it, found none; write it where the text goes"),
         (b"\xff{text}", "--template: {path} is not UTF-8; convert it"),
         (b"word " * 300 + b"{text}", "the template alone takes 303 tokens, and --max-prompt-tokens is 192; raise it"),
     ],
