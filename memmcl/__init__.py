@@ -5,6 +5,8 @@
     memmcl.merge_experts("org/base", {"a": "lora-a", "b": "org/b"}, method="ties", rank=32).save("out")
     found = memmcl.search_merge("org/base", {"a": "lora-a", "b": "org/b"}, weak="weak.jsonl", evaluations=40)
     found.save("merged")
+    run = memmcl.open_run("memmcl-store", "latest")
+    memmcl.load_model("memmcl-store").predict(["The food was great."], subtasks=["sent2", "uabsa"])
 
 Whatever is named here is loaded when it is first used: `import memmcl` loads no torch.
 """
@@ -15,15 +17,29 @@ from typing import TYPE_CHECKING, Any
 from memmcl.version import __version__
 
 if TYPE_CHECKING:
+    from memmcl.api.anchoring import AnchorSettings as AnchorSettings
+    from memmcl.api.anchoring import anchor_expert as anchor_expert
     from memmcl.api.merging import Merge as Merge
     from memmcl.api.merging import merge_experts as merge_experts
+    from memmcl.api.model import Prediction as Prediction
+    from memmcl.api.model import SentimentModel as SentimentModel
+    from memmcl.api.model import load_model as load_model
+    from memmcl.api.runs import FinishedRun as FinishedRun
+    from memmcl.api.runs import open_run as open_run
     from memmcl.api.searching import SearchResult as SearchResult
     from memmcl.api.searching import search_merge as search_merge
 
 _HOMES = {
+    "AnchorSettings": "memmcl.api.anchoring",
+    "FinishedRun": "memmcl.api.runs",
     "Merge": "memmcl.api.merging",
+    "Prediction": "memmcl.api.model",
     "SearchResult": "memmcl.api.searching",
+    "SentimentModel": "memmcl.api.model",
+    "anchor_expert": "memmcl.api.anchoring",
+    "load_model": "memmcl.api.model",
     "merge_experts": "memmcl.api.merging",
+    "open_run": "memmcl.api.runs",
     "search_merge": "memmcl.api.searching",
 }
 """Public name -> the module that it is loaded from (PEP 562)."""

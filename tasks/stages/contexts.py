@@ -13,13 +13,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import State
 
 from memmcl.backbone.forward import Backbone
-from memmcl.curriculum.context import Context, build_context
+from memmcl.curriculum.choose import context_of
+from memmcl.curriculum.context import Context
 from memmcl.curriculum.gate import Option, choose
 from memmcl.evaluate import bootstrap, calibration
 from memmcl.evaluate.asking import make_probe
 from memmcl.evaluate.scoring import Probe
 from memmcl.store import ArtifactRef
 from memmcl.suite import metrics
+from memmcl.suite.configured import catalogue
 from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Prompter
 from memmcl.suite.subtasks import Subtask
@@ -85,21 +87,8 @@ def contexts_of(
 ) -> list[Context]:
     """Return the run's contexts of one subtask; demonstrations are train rows."""
     cfg = run.config.curriculum
-    shown = {name: read_rows(run, train[name]) for name in order}
-    return [
-        build_context(
-            kind,
-            subtask.name,
-            order=order,
-            demonstrations=shown,
-            own_shots=cfg.own_shots,
-            others_per_subtask=cfg.shots_per_subtask,
-            budget_tokens=cfg.budget_tokens,
-            count_tokens=lambda name, row: prompter.demonstration_tokens(run.subtask(name), row, subtask),
-            seed=run.seed("context", subtask.name),
-        )
-        for kind in cfg.contexts
-    ]
+    shown, known = {name: read_rows(run, train[name]) for name in order}, catalogue(run.config)
+    return [context_of(kind, cfg, known, subtask, prompter, shown, order, run.config.seed) for kind in cfg.contexts]
 
 
 def context_probe(

@@ -1,0 +1,197 @@
+"""A model in use: the unified model of a run, each subtask in the context that its gate chose."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from memmcl.adapters.load import load_published
+from memmcl.api.notebook import html_table
+from memmcl.api.runs import LATEST, FinishedRun, open_run
+from memmcl.backbone.forward import Backbone
+from memmcl.backbone.resident import ModelSpec, resident
+from memmcl.curriculum.choose import context_of
+from memmcl.errors import UsageError
+from memmcl.evaluate.asking import make_probe
+from memmcl.merge.build import Merger
+from memmcl.store import Store
+from memmcl.suite.configured import catalogue
+from memmcl.suite.examples import Example, from_table
+from memmcl.suite.parsing import parse_tuples
+from memmcl.suite.prompts import Prompter
+from memmcl.suite.subtasks import Subtask
+
+ASPECTS = "uabsa"
+"""The subtask whose answer tells which aspects a text speaks of."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An answer of the model. about: what it was asked about, by field, as {"aspect": "food"}.
+
+    label: of a subtask with labels, and probability: its share among the labels, in (0, 1]. tuples: of a subtask whose
+    answers are tuples; None where the text cannot be read as such. text: what was generated. missing: the fields
+    without which the question cannot be asked; then there is no answer.
+    """
+
+    subtask: str
+    input: str
+    about: Mapping[str, str]
+    label: str | None = None
+    probability: float | None = None
+    tuples: tuple[tuple[str, ...], ...] | None = None
+    text: str | None = None
+    missing: tuple[str, ...] = ()
+
+
+class Predictions(list[Prediction]):
+    """Answers, in the order of the texts, then of the subtasks."""
+
+    def table(self) -> pa.Table:
+        """Return them as a table, one a row."""
+        rows = [asdict(one) | {"about": json.dumps(dict(one.about)), "missing": list(one.missing)} for one in self]
+        return pa.Table.from_pylist([{**row, "tuples": json.dumps(row["tuples"])} for row in rows])
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (one.input[:80], one.subtask, ", ".join(one.about.values()), one.label or one.tuples or "",
+             "" if one.probability is None else f"{one.probability:.2f}")
+            for one in self
+        ]  # fmt: skip
+        return html_table(("text", "subtask", "about", "answer", "probability"), rows)
+
+
+@dataclass(frozen=True, repr=False)
+class SentimentModel:
+    """The unified model of a finished run. It stays loaded in this process."""
+
+    run: FinishedRun
+    spec: ModelSpec
+    subtasks: Mapping[str, Subtask]
+
+    def predict(
+        self,
+        texts: str | Sequence[str],
+        *,
+        subtasks: Sequence[str] | None = None,
+        aspects: Sequence[str] = (),
+        targets: Sequence[str] = (),
+    ) -> Predictions:
+        """Answer subtasks about texts.
+
+        Args:
+            texts: one text, or several.
+            subtasks: names of the run's; None: all.
+            aspects: what aspect polarity is asked about; without it, the aspects that the model itself finds.
+            targets: for a subtask that needs something else, as stance; as many as it needs are taken.
+
+        Raises:
+            UsageError: an unknown subtask, or an empty text.
+        """
+        asked = [texts] if isinstance(texts, str) else list(texts)
+        if not asked or not all(text.strip() for text in asked):
+            raise UsageError("expected texts to analyse, got an empty one")
+        names = list(self.run.order) if subtasks is None else list(subtasks)
+        unknown = [name for name in names if name not in self.subtasks]
+        if unknown:
+            raise UsageError(f"unknown subtask {unknown[0]}; those of the run are {', '.join(self.run.order)}")
+        found: dict[tuple[int, str], list[Prediction]] = {}
+        with self._adapted() as model:
+            spoken_of = [list(aspects) for _ in asked]
+            for name in sorted(names, key=lambda name: (name != ASPECTS, names.index(name))):
+                questions = [(at, about) for at, of in enumerate(spoken_of) for about in self._about(name, of, targets)]
+                for (at, _), answer in zip(questions, self._ask(model, name, asked, questions), strict=True):
+                    found.setdefault((at, name), []).append(answer)
+                    if name == ASPECTS and not aspects:
+                        spoken_of[at] += [first for first, *_ in answer.tuples or ()]
+        return Predictions(one for at in range(len(asked)) for name in names for one in found.get((at, name), []))
+
+    def _about(self, name: str, aspects: Sequence[str], targets: Sequence[str]) -> list[dict[str, str] | None]:
+        """Return the fields of each question; None for one that cannot be asked."""
+        needs = self.subtasks[name].needs
+        if not needs:
+            return [{}]
+        if needs == ("aspect",):
+            return [{"aspect": aspect} for aspect in dict.fromkeys(aspects)] or [None]
+        return [dict(zip(needs, targets, strict=False)) if len(targets) >= len(needs) else None]
+
+    def _ask(
+        self,
+        model: tuple[Backbone, Prompter],
+        name: str,
+        texts: Sequence[str],
+        questions: Sequence[tuple[int, dict[str, str] | None]],
+    ) -> list[Prediction]:
+        subtask = self.subtasks[name]
+        rows = [
+            Example.create("question", texts[at], subtask.labels[0] if subtask.labels else (), about)
+            for at, about in questions if about is not None
+        ]  # fmt: skip
+        answers = iter(self._answers(model, subtask, rows) if rows else [])
+        return [
+            Prediction(name, texts[at], {}, missing=subtask.needs)
+            if about is None
+            else Prediction(name, texts[at], about, **next(answers))
+            for at, about in questions
+        ]
+
+    def _answers(
+        self, model: tuple[Backbone, Prompter], subtask: Subtask, rows: Sequence[Example]
+    ) -> list[dict[str, Any]]:
+        store, refs, cfg = self.run.store, self.run.artifacts, self.run.config
+        gate = json.loads(store.read(refs[f"gate:context gate {subtask.name}"], "gate.json"))
+        chosen = next(entry for entry in gate if entry["chosen"])
+        shown = {name: from_table(store.read(refs[f"split:{name} train"], "rows.parquet")) for name in self.run.order}
+        context = context_of(
+            chosen["context"], cfg.curriculum, self.subtasks, subtask, model[1], shown, self.run.order, cfg.seed
+        )
+        shots = [(self.subtasks[name], row) for name, row in context.demonstrations]
+        probe = make_probe(cfg.evaluation, model, subtask, rows, shots)
+        if subtask.is_tuple:
+            return [_tuples(subtask, text) for text in probe.answers()]
+        scores = probe.label_scores() - (np.array(chosen["offsets"]) if chosen["offsets"] else 0.0)
+        shares = np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
+        best = shares.argmax(axis=1)
+        found = zip(best, shares, strict=True)
+        return [{"label": subtask.labels[one], "probability": float(row[one])} for one, row in found]
+
+    @contextmanager
+    def _adapted(self) -> Iterator[tuple[Backbone, Prompter]]:
+        """Hold the unified model in the resident backbone's weights; put the base back at the end."""
+        backbone, prompter = resident(self.spec)
+        adapter = load_published(self.run.store, self.run.artifacts["unified:unified model"])
+        merger = Merger(backbone, {"unified": adapter}, blocks=1)
+        try:
+            merger.apply({"unified": (1.0,)})
+            yield backbone, prompter
+        finally:
+            merger.reset()
+
+    def __repr__(self) -> str:
+        return f"SentimentModel(run {self.run.id[:8]} on {self.spec.base.name}: {', '.join(self.run.order)})"
+
+
+def load_model(store: str | Store = "memmcl-store", run: str = LATEST) -> SentimentModel:
+    """Load the unified model of a finished run; see `open_run`. What was trained on a GPU answers on a CPU too.
+
+    Raises:
+        MemmclError: no such run, or its base model is not here.
+    """
+    found = open_run(store, run)
+    base = found.base if torch.cuda.is_available() else found.base.model_copy(update={"device": "cpu"})
+    cfg = found.config
+    spec = ModelSpec(base=base, revision=cfg.model.revision, max_prompt_tokens=cfg.data.max_prompt_tokens,
+                     threads=torch.get_num_threads())  # fmt: skip
+    return SentimentModel(found, spec, catalogue(cfg))
+
+
+def _tuples(subtask: Subtask, text: str) -> dict[str, Any]:
+    parsed = parse_tuples(text, len(subtask.tuple_fields), subtask.tuple_fields)
+    return {"text": text, "tuples": None if parsed.rejected else tuple(parsed.tuples)}
