@@ -9,7 +9,7 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.table import Table
@@ -42,6 +42,9 @@ from memmcl.errors import MemmclError, ServiceError, UsageError
 from memmcl.logs import clean_handler
 from memmcl.urls import redact
 from memmcl.version import __version__
+
+if TYPE_CHECKING:
+    from memmcl.api.model import Prediction
 from tasks.run.leftovers import keep_error
 from tasks.run.watch import ends_process
 
@@ -189,14 +192,27 @@ def predict(
     settings = settings_of(store, config)
     opened = open_store_of(settings)
     manifest = find_run(opened, run_id, settings.promotion.champion)
-    from flows.predict import answer_all
+    from memmcl.api.model import load_model
 
     with console.status("loading the unified model"), mendable(opened, manifest.key):
-        answers = answer_all(opened, manifest, text, aspects=aspect or [], targets=target or [])
+        model = load_model(opened, manifest.key)
+        found = model.predict(text, aspects=aspect or [], targets=target or [])
     table = Table("subtask", "about", "answer", "confidence", box=None, header_style="bold")
-    for answer in answers:
-        table.add_row(answer.title, answer.about, answer.answer, answer.confidence)
+    for one in found:
+        table.add_row(model.subtasks[one.subtask].title, *_answer(one))
     console.print(table)
+
+
+def _answer(found: Prediction) -> tuple[str, str, str]:
+    """Return what a prediction is about, the answer, and how sure the model is of it."""
+    if found.missing == ("aspect",):
+        return "", "(no aspect found; name one with --aspect)", ""
+    if found.missing:
+        return "", f"(needs {', '.join(found.missing)}; give --target {len(found.missing)} times)", ""
+    about = ", ".join(found.about.values()) or "the text"
+    if found.label is not None:
+        return about, found.label, f"{found.probability:.2f}"
+    return about, f"{'' if found.tuples is not None else 'unreadable: '}{found.text}", ""
 
 
 @app.command()

@@ -52,7 +52,7 @@ def test_the_contracts_are_kept(tree: Path) -> None:
         ("memmcl/seeds.py", "def late():\n    import ray", CLIENTS, "memmcl.seeds -> ray"),
         ("memmcl/config.py", "import memmcl.report", INSIDE, "memmcl.config -> memmcl.report"),
         ("tasks/stages/data.py", "import flows.cli", LAYERS, "tasks.stages.data -> flows.cli"),
-        ("flows/predict.py", "import prefect_ray", LAZY, "flows.predict -> prefect_ray"),
+        ("flows/retrain.py", "import prefect_ray", LAZY, "flows.retrain -> prefect_ray"),
     ],
 )
 def test_a_planted_import_is_caught(tree: Path, module: str, line: str, contract: str, named: str) -> None:
