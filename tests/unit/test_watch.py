@@ -122,7 +122,8 @@ def test_work_that_does_not_end_is_ended_with_the_process_and_nothing_else_is_sa
 
 @pytest.mark.timeout(60)
 def test_the_output_is_back_when_the_work_has_ended() -> None:
-    program = STUCK.replace("while True", "if True") + "    raise ConnectionError('lost')\n"
+    program = STUCK.replace("while True", "if True").replace("UNWIND = 0.5", "UNWIND = 60.0")
+    program += "    raise ConnectionError('lost')\n"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.stdout == "before\n"
     assert "words" not in ended.stderr
