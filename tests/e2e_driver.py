@@ -353,10 +353,11 @@ def planted(environment: Mapping[str, str] = SECRETS) -> list[str]:
 
 def keep(folder: Path, kept: Path) -> None:
     """Give each file below `folder` a second name in `kept`, so that its content outlives it."""
-    for path in folder.rglob("*"):
-        with suppress(OSError):  # it ended meanwhile, or has its second name
-            if path.is_file() and not path.is_symlink():
-                (kept / f"{path.stat().st_ino}-{path.name}").hardlink_to(path)
+    for top, _, names in os.walk(folder):  # which passes over folders that are removed meanwhile
+        for path in (Path(top, name) for name in names):
+            with suppress(OSError):  # it ended meanwhile, or has its second name
+                if path.is_file() and not path.is_symlink():
+                    (kept / f"{path.stat().st_ino}-{path.name}").hardlink_to(path)
 
 
 def traces(secrets: Iterable[str], *folders: Path) -> list[str]:
