@@ -29,7 +29,7 @@ from tasks.anchors import anchors_key, lend_anchors
 from tasks.data import data_digests, rows_digest
 from tasks.experts import warm_key
 from tasks.inputs import Inputs, find_inputs
-from tasks.journal import Pinned, note_run, read_journal
+from tasks.journal import Pinned, note_run
 from tasks.local_ray import joined_ray, local_ray
 from tasks.progress import choose_display
 from tasks.repair import drop_damaged_records
@@ -143,13 +143,12 @@ def held(run: Run) -> Iterator[Lease]:
     Raises:
         LeaseHeld: another live process works on the same run.
     """
-    with Lease(open_store(run), run.id, {"flow_run_id": history.root_flow_run_id()}) as lease:
+    store = open_store(run)
+    with Lease(store, run.id, {"flow_run_id": history.root_flow_run_id()}) as lease:
         history.close_abandoned(lease)
-        store = open_store(run)
-        note_run(store, run)
-        for path in drop_damaged_records(store, read_journal(store, run.id)):
+        for path in drop_damaged_records(store, run.id):
             logger.warning("%s: damaged, removed", path)
-            note_run(store, run)  # it may have been the note
+        note_run(store, run)
         try:
             yield lease
         except ServiceDied:  # tasks on Ray ended without a word

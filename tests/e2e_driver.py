@@ -28,8 +28,9 @@ from prefect.client.schemas.filters import (
     TaskRunFilter,
     TaskRunFilterFlowRunId,
 )
+from prefect.states import State
 
-from memmcl.store import Manifest, Store
+from memmcl.store import ArtifactRef, Manifest, Store
 
 SECONDS = 900.0
 """How long a test waits for anything, however busy the machine; no test is about how long it took."""
@@ -280,6 +281,12 @@ def one_line(ended: Ended) -> str:
     assert line.startswith("error: "), ended
     assert "Traceback" not in ended.out
     return line
+
+
+def ref_of(state: State[ArtifactRef]) -> ArtifactRef:
+    """Return what a stage that was called as a function made, or found."""
+    assert isinstance(state.data, ArtifactRef)
+    return state.data
 
 
 def manifest(store: Store, kind: str, name: str) -> Manifest:

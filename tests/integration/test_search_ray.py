@@ -287,7 +287,8 @@ def test_a_corrupt_or_missing_expert_is_one_line_and_loses_nothing(
     info = store.load(case.experts["irony"]).blobs[adapter.WEIGHTS_FILE]
     blob = case.root / blob_path(info.sha256)
     healthy = blob.read_bytes()
-    for damaged, said in ((_flipped(healthy), "does not match its digest"), (None, "is missing from")):
+    flipped = healthy[:-1] + bytes([healthy[-1] ^ 1])
+    for damaged, said in ((flipped, "does not match its digest"), (None, "is missing from")):
         if damaged is None:
             blob.unlink()
         else:
@@ -310,10 +311,6 @@ def test_a_corrupt_or_missing_expert_is_one_line_and_loses_nothing(
     assert {path: after[path] for path in records} == {path: before[path] for path in records}
     assert len(records) == TOLD_BEFORE * len(case.specs)
     assert len(handed_out) == len(case.told) == len(alone[0].told) - len(records), "only what was missing"
-
-
-def _flipped(data: bytes) -> bytes:
-    return data[:-1] + bytes([data[-1] ^ 1])
 
 
 def test_a_disk_that_is_full_when_a_result_comes_is_one_line_and_loses_nothing(

@@ -20,6 +20,14 @@ from tasks.watch import Service, at_address, of_process, watched
 SAID = "the service died; do something"
 
 
+@pytest.fixture(autouse=True)
+def _sigint() -> Iterator[None]:
+    """The watch interrupts by SIGINT, which is ignored where a shell started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def service() -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(["sleep", "600"]) as process:
