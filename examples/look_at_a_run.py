@@ -1,6 +1,6 @@
 """Look at a finished run: its scores, its predictions, its candidates, and its model on texts of yours.
 
-    python examples/look_at_a_run.py STORE "A text." "Another text."
+Usage: ``python examples/look_at_a_run.py STORE "A text." "Another text."``
 """
 
 import sys

@@ -28,8 +28,9 @@ from prefect.client.schemas.filters import (
     TaskRunFilter,
     TaskRunFilterFlowRunId,
 )
+from prefect.states import State
 
-from memmcl.store import Manifest, Store
+from memmcl.store import ArtifactRef, Manifest, Store
 
 SECONDS = 900.0
 """How long a test waits for anything, however busy the machine; no test is about how long it took."""
@@ -282,6 +283,12 @@ def one_line(ended: Ended) -> str:
     return line
 
 
+def ref_of(state: State[ArtifactRef]) -> ArtifactRef:
+    """Return what a stage that was called as a function made, or found."""
+    assert isinstance(state.data, ArtifactRef)
+    return state.data
+
+
 def manifest(store: Store, kind: str, name: str) -> Manifest:
     """Return the one artifact of this kind and name."""
     (found,) = [one for one in store.list(kind) if one.name == name]
@@ -353,10 +360,11 @@ def planted(environment: Mapping[str, str] = SECRETS) -> list[str]:
 
 def keep(folder: Path, kept: Path) -> None:
     """Give each file below `folder` a second name in `kept`, so that its content outlives it."""
-    for path in folder.rglob("*"):
-        with suppress(OSError):  # it ended meanwhile, or has its second name
-            if path.is_file() and not path.is_symlink():
-                (kept / f"{path.stat().st_ino}-{path.name}").hardlink_to(path)
+    for top, _, names in os.walk(folder):  # which passes over folders that are removed meanwhile
+        for path in (Path(top, name) for name in names):
+            with suppress(OSError):  # it ended meanwhile, or has its second name
+                if path.is_file() and not path.is_symlink():
+                    (kept / f"{path.stat().st_ino}-{path.name}").hardlink_to(path)
 
 
 def traces(secrets: Iterable[str], *folders: Path) -> list[str]:

@@ -2,9 +2,9 @@
 
 What a listing tells (kind and key of every artifact, and a stamp that changes with its manifest) is always taken from
 the listing. The few fields that people want of all artifacts at once are kept beside it, per kind, in the object
-`index/<kind>`: a row per manifest under its stamp. It is derived. A row whose stamp is not the listing's,
-or that is not there, is read from its manifest; a row without a manifest is dropped; an index that is damaged counts as
-empty; and it is written anew once it lacks more than a few rows. Whatever is opened is read from its manifest.
+`index/<kind>`: a row per manifest under its stamp. It is derived. A row whose stamp is not the listing's, or that is
+not there, is read from its manifest; a row without a manifest is dropped; an index that is damaged counts as empty; and
+it is written anew once it lacks more than a few rows. Whatever is opened is read from its manifest.
 """
 
 from __future__ import annotations

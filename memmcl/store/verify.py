@@ -105,7 +105,9 @@ def drop_damaged(objects: Objects, folder: str) -> list[str]:
 
     They count as not written, and nobody may ever write them again. What a writer puts in their place meanwhile stays.
     """
-    return [path for path in objects.sizes(folder) if _drop_if_damaged(objects, path)]
+    paths = list(objects.sizes(folder))
+    dropped = objects.map(lambda path: _drop_if_damaged(objects, path), paths)
+    return [path for path, gone in zip(paths, dropped, strict=True) if gone]
 
 
 def _drop_if_damaged(objects: Objects, path: str) -> bool:

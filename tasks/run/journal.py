@@ -93,6 +93,11 @@ def read_journal(store: Store, run_id: str) -> Journal:
         ) from error
 
 
+def searches_of(store: Store, run_id: str) -> list[str]:
+    """Return the keys of the searches that a run has begun, as far as its whole records tell."""
+    return [record["key"] for index, record in store.records(_log(run_id)).items() if index]
+
+
 def restore_journal(store: Store, journal: Journal) -> None:
     """Write down again what a run was started with, where that was damaged or never written."""
     said = journal.model_dump(mode="json", include={"config", "pinned", "started"})

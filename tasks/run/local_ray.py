@@ -72,7 +72,7 @@ def joined_ray(**options: Any) -> Iterator[None]:
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     services = [at_address(f"the Ray cluster at {where}", host.strip("[]"), int(port), REJOIN_SECONDS)]
     node = _own_node()
-    with _reaped(f"{MARK}=none of {os.getpid()}") as tell:
+    with _reaped() as tell:
         if node is not None:
             said = f"this machine's node of the Ray cluster at {where} (raylet) died; start it again, then {AGAIN}"
             services.append(Service(lambda: not node.is_running() or node.status() == psutil.STATUS_ZOMBIE, said))
@@ -138,29 +138,28 @@ def _no_obituaries() -> Iterator[None]:
 
 
 @contextmanager
-def _reaped(mark: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Have what carries the mark end when the block has ended, or this process.
+def _reaped(*marks: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Have what carries the marks end when the block has ended, or this process.
 
     Yields what takes a line to say for this process, should Ray end it when its raylet has died.
     """
     child = subprocess.Popen(
-        [sys.executable, "-I", "-S", reaper.__file__, mark], stdin=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-I", "-S", reaper.__file__, *marks], stdin=subprocess.PIPE, start_new_session=True
     )
     assert child.stdin is not None
     pipe = child.stdin
 
-    def tell(line: dict[str, Any]) -> None:
-        pipe.write(json.dumps(line).encode() + b"\n")
-        pipe.flush()
+    def write(line: bytes) -> None:
+        with suppress(OSError, ValueError):  # somebody killed it
+            pipe.write(line)
+            pipe.flush()
 
     def farewell() -> None:
-        with suppress(OSError, ValueError):
-            pipe.write(reaper.FAREWELL)
-            pipe.flush()
+        write(reaper.FAREWELL)
 
     try:
         with before_exit(farewell):
-            yield tell
+            yield lambda told: write(json.dumps(told).encode() + b"\n")
     finally:
         farewell()
         pipe.close()

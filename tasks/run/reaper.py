@@ -1,10 +1,11 @@
 """Ends what is left of a local Ray when the process that started it has ended, in whatever way.
 
-    python -I -S reaper.py MARK
+    python -I -S reaper.py [MARK]
 
 Its standard input is a pipe from that process: the end of the pipe is the end of the process. Ray's own daemons end
 with their parent, its workers two seconds later, its agents a minute later; nothing would end a worker that hangs.
-All of them carry MARK, `NAME=VALUE`, in their environment. It imports nothing but the standard library: it stays small.
+All of them carry MARK, `NAME=VALUE`, in their environment; none is given for a Ray that others started. It imports
+nothing but the standard library: it stays small.
 
 Through the pipe comes a line of JSON, {"pid": ..., "said": ...}, when Ray is up, and FAREWELL when the process leaves
 it in good order. Ray itself ends a process that talks to a raylet that has died (`_exit(1)` in its plasma client): no
@@ -52,31 +53,37 @@ def end_marked(mark: str, seconds: float = SECONDS) -> bool:
 
 def listen() -> str:
     """Wait for the end of standard input; return what is to be said of it, empty where all is said."""
-    told, node, died = b"", -1, False
+    told, said, node, died = b"", "", -1, False
     while True:
-        ready, _, _ = select.select([0, *([node] if node >= 0 and not died else [])], [], [])
+        ready, _, _ = select.select([0] if node < 0 or died else [0, node], [], [])
         if 0 not in ready:
             died = True  # while the process that needs it was still there
             continue
         piece = os.read(0, 4096)
         if not piece:
-            break
+            return said if died and not told.endswith(FAREWELL) else ""
         told += piece
-        if node < 0 and b"\n" in told and hasattr(os, "pidfd_open"):
-            with suppress(OSError):
-                node = os.pidfd_open(json.loads(told.partition(b"\n")[0])["pid"])
-    if not died or told.endswith(FAREWELL):
-        return ""
-    return str(json.loads(told.partition(b"\n")[0])["said"])
+        line, end, _ = told.partition(b"\n")
+        if end and line + end != FAREWELL and not said:
+            found = json.loads(line)
+            said, node = str(found["said"]), _watched(found["pid"])
 
 
-def main(mark: str) -> None:
-    """Wait for the end of standard input, say what is left to say, then end what carries the mark."""
+def _watched(pid: int) -> int:
+    """Return what tells of the end of a process; -1 where it has ended, or this system has no such thing."""
+    with suppress(OSError):
+        return os.pidfd_open(pid) if hasattr(os, "pidfd_open") else -1
+    return -1
+
+
+def main(*marks: str) -> None:
+    """Wait for the end of standard input, say what is left to say, then end what carries the marks."""
     said = listen()
     if said:
         print(f"error: {said}", file=sys.stderr, flush=True)
-    end_marked(mark)
+    for mark in marks:
+        end_marked(mark)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

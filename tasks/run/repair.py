@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memmcl.store import Problem, Store
 from memmcl.store.verify import drop_damaged
-from tasks.run.journal import Journal, restore_journal
+from tasks.run.journal import Journal, restore_journal, searches_of
 from tasks.run.runtime import closure_of
 
 
@@ -18,12 +18,12 @@ def clear_damage(store: Store, journal: Journal) -> list[str]:
 
     Manifests and blobs stay where they are: the stage that makes them again replaces them.
     """
-    removed = [*drop_damaged_records(store, journal), *drop_damaged(store.objects, "checkpoints")]
+    removed = [*drop_damaged_records(store, journal.run_id), *drop_damaged(store.objects, "checkpoints")]
     restore_journal(store, journal)
     return removed
 
 
-def drop_damaged_records(store: Store, journal: Journal) -> list[str]:
+def drop_damaged_records(store: Store, run_id: str) -> list[str]:
     """Remove the damaged records of a run and its searches, which nobody would write again; return their paths."""
-    folders = [f"logs/runs/{journal.run_id}/", *(f"logs/searches/{entry.key}/" for entry in journal.searches)]
+    folders = [f"logs/runs/{run_id}/", *(f"logs/searches/{key}/" for key in searches_of(store, run_id))]
     return [path for folder in folders for path in drop_damaged(store.objects, folder)]

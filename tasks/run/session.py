@@ -19,7 +19,7 @@ from memmcl.merge.table import check_search
 from memmcl.search import plan
 from memmcl.store import Lease, Manifest
 from tasks.run.inputs import Inputs, find_inputs
-from tasks.run.journal import Pinned, note_run, read_journal
+from tasks.run.journal import Pinned, note_run
 from tasks.run.repair import drop_damaged_records
 from tasks.run.runtime import Run, closure_of, open_store
 from tasks.stages import anchors, contexts, data, evaluate, merge, references, report, weak
@@ -136,13 +136,12 @@ def held(run: Run) -> Iterator[Lease]:
     Raises:
         LeaseHeld: another live process works on the same run.
     """
-    with Lease(open_store(run), run.id, {"flow_run_id": history.root_flow_run_id()}) as lease:
+    store = open_store(run)
+    with Lease(store, run.id, {"flow_run_id": history.root_flow_run_id()}) as lease:
         history.close_abandoned(lease)
-        store = open_store(run)
-        note_run(store, run)
-        for path in drop_damaged_records(store, read_journal(store, run.id)):
+        for path in drop_damaged_records(store, run.id):
             logger.warning("%s: damaged, removed", path)
-            note_run(store, run)  # it may have been the note
+        note_run(store, run)
         try:
             yield lease
         except ServiceDied:  # tasks on Ray ended without a word

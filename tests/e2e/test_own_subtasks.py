@@ -86,7 +86,7 @@ def own_config(base: Path, folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def bucket(s3: S3Server) -> dict[str, str]:
     """Where the run's store is, as settings."""
-    return {"url": f"s3://{s3.bucket}/runs", "endpoint_url": s3.endpoint_url, "region": "us-east-1"}
+    return {"url": f"s3://{s3.bucket}/own", "endpoint_url": s3.endpoint_url, "region": "us-east-1"}
 
 
 @pytest.fixture(scope="module")

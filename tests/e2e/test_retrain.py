@@ -473,8 +473,6 @@ def _text(name: str) -> str:
 
 def retrain(place: Desk) -> Outcome:
     """Retrain in a process of its own, and return how it ended."""
-    sessions = place.ray_folder / "ray"
-    before = set(sessions.glob("session_*"))
     started = time.monotonic()
     ended = place.watch("-c", RETRAIN, place.config, program=Path(sys.executable))
     seconds = time.monotonic() - started
@@ -482,8 +480,8 @@ def retrain(place: Desk) -> Outcome:
     said = json.loads(ended.out.splitlines()[-1])
     return Outcome(
         name=said["name"], type=said["type"], message=said["message"], flow_run_id=UUID(said["flow_run_id"]),
-        seconds=seconds, ray=set(sessions.glob("session_*")) > before, files=frozen(place.cwd / "memmcl-store"),
-        history=read_champions(place.store, "champion").history,
+        seconds=seconds, ray="raylet" in (place.root / "sockets.txt").read_text(),
+        files=frozen(place.cwd / "memmcl-store"), history=read_champions(place.store, "champion").history,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e_driver import tiny_config
+from e2e_driver import ref_of, tiny_config
 from prefect.logging import disable_run_logger
 from tiny import corpus, random_factors
 
@@ -102,10 +102,6 @@ def open_tiny(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Map
         return open_run(parse_config(tree))
 
     return opened
-
-
-def ref_of(state: Any) -> ArtifactRef:
-    return state.data if isinstance(state.data, ArtifactRef) else state.result()
 
 
 def keys(run: Run) -> dict[str, str]:

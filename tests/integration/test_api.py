@@ -35,7 +35,8 @@ def experts(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> dict[s
 @pytest.fixture(scope="module")
 def weak(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Rows of two subtasks, one of which an expert is called like."""
-    rows = [{"subtask": name, "text": row.text, "label": row.gold} for name in ("sent2", "irony") for row in corpus(name, 6)]
+    chosen = [(name, row) for name in ("sent2", "irony") for row in corpus(name, 6)]
+    rows = [{"subtask": name, "text": row.text, "label": row.gold} for name, row in chosen]
     path = tmp_path_factory.mktemp("weak") / "weak.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
@@ -61,7 +62,7 @@ def test_a_merge_is_saved_once(tiny_base: Path, experts: dict[str, str], tmp_pat
         ({"weights": {"third": 1.0}}, UsageError, "weights names third, which is no expert"),
         ({"weights": [0, 0]}, UsageError, "all weights are zero"),
         ({"rank": 4, "full": True}, UsageError, "rank makes an adapter and full a whole model"),
-        ({"method": "regmean", "full": True}, UsageError, "regmean needs unlabelled texts of each expert; got none for"),
+        ({"method": "regmean", "full": True}, UsageError, "regmean needs unlabelled texts of each expert"),
     ],
 )
 def test_arguments_that_do_not_go_together(
@@ -83,7 +84,12 @@ def test_ray_and_this_process_find_the_same(
         settings = {**SETTINGS, "ray": {"workers": 2}}
         config = memmcl.api.searching.parse_config(settings)
         there = memmcl.search_merge(
-            str(tiny_base), experts, weak, evaluations=11, settings=config, store=str(tmp_path / "store"),
+            str(tiny_base),
+            experts,
+            weak,
+            evaluations=11,
+            settings=config,
+            store=str(tmp_path / "store"),
             driver=RayDriver(config.ray),
         )
     finally:
@@ -92,7 +98,12 @@ def test_ray_and_this_process_find_the_same(
         assert here.candidates[name] == there.candidates[name], name
     assert (here.best, here.fitness, here.references) == (there.best, there.fitness, there.references)
     again = memmcl.search_merge(
-        str(tiny_base), experts, weak, evaluations=11, settings=config, store=str(tmp_path / "store"),
+        str(tiny_base),
+        experts,
+        weak,
+        evaluations=11,
+        settings=config,
+        store=str(tmp_path / "store"),
         driver=LocalDriver(),
     )
     assert again.document == there.document, "found in the store"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from e2e_driver import tiny_config
+from e2e_driver import ref_of, tiny_config
 from prefect.states import Completed, State
 from tiny import plain_model, probe_logits
 
@@ -77,11 +77,6 @@ class Place:
 
 
 Make = Callable[..., Place]
-
-
-def ref_of(state: State[ArtifactRef]) -> ArtifactRef:
-    assert isinstance(state.data, ArtifactRef)
-    return state.data
 
 
 @pytest.fixture(autouse=True)

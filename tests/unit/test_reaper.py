@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 
 import pytest
@@ -57,3 +60,14 @@ def test_a_process_that_said_it_itself_is_not(node: subprocess.Popen[bytes], wai
 
 def test_a_process_that_was_killed_while_its_node_lived_is_not(waiting: subprocess.Popen[bytes]) -> None:
     assert said(waiting) == ""
+
+
+def test_a_ray_that_never_came_up_is_nothing_to_speak_of_and_what_is_marked_ends() -> None:
+    """The farewell is all that comes then."""
+    mark = f"MEMMCL_TEST={uuid.uuid4().hex}"
+    name, _, value = mark.partition("=")
+    with subprocess.Popen(["sleep", "60"], env={**os.environ, name: value}) as left:
+        command = [sys.executable, "-I", "-S", reaper.__file__, mark]
+        ended = subprocess.run(command, input=reaper.FAREWELL, capture_output=True, timeout=20)
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        assert left.wait(5) == -signal.SIGKILL

@@ -20,6 +20,14 @@ from tasks.run.watch import Service, at_address, of_process, watched
 SAID = "the service died; do something"
 
 
+@pytest.fixture(autouse=True)
+def _sigint() -> Iterator[None]:
+    """The watch interrupts by SIGINT, which is ignored where a shell started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def service() -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(["sleep", "600"]) as process:
@@ -122,7 +130,8 @@ def test_work_that_does_not_end_is_ended_with_the_process_and_nothing_else_is_sa
 
 @pytest.mark.timeout(60)
 def test_the_output_is_back_when_the_work_has_ended() -> None:
-    program = STUCK.replace("while True", "if True") + "    raise ConnectionError('lost')\n"
+    program = STUCK.replace("while True", "if True").replace("UNWIND = 0.5", "UNWIND = 60.0")
+    program += "    raise ConnectionError('lost')\n"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.stdout == "before\n"
     assert "words" not in ended.stderr
