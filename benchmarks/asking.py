@@ -54,8 +54,10 @@ def searched(asked: argparse.Namespace, name: str, records: Records, *, forgetfu
     strategy = build_strategy(name, genes=asked.genes, bounds=(0.0, 1.5), seeds=[], seed=1, sigma=0.15)
     core = LookAhead(
         Forgetful(strategy) if forgetful else strategy,
-        budget=asked.candidates, lookahead=asked.lookahead, records=records,
-    )  # fmt: skip
+        budget=asked.candidates,
+        lookahead=asked.lookahead,
+        records=records,
+    )
     while (proposal := core.next()) is not None:
         core.done(proposal.index, {"fitness": -math.fsum((gene - 0.5) ** 2 for gene in proposal.genome)})
     return core

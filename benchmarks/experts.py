@@ -123,17 +123,31 @@ class Trial:
         return dict(zip(self.names, drawn / drawn.mean(), strict=True))
 
     def _train(
-        self, name: str, rows: Mapping[str, Any], steps: int, variant: Variant, rate: float,
-        others: Mapping[str, Any] | None = None, anchoring: Anchoring | None = None, warm: Adapter | None = None,
-        start: Adapter | None = None, teacher: str = "gold",
-    ) -> Adapter:  # fmt: skip
+        self,
+        name: str,
+        rows: Mapping[str, Any],
+        steps: int,
+        variant: Variant,
+        rate: float,
+        others: Mapping[str, Any] | None = None,
+        anchoring: Anchoring | None = None,
+        warm: Adapter | None = None,
+        start: Adapter | None = None,
+        teacher: str = "gold",
+    ) -> Adapter:
         started = time.perf_counter()
         trained = self.lab.train(
-            rows, others or {}, name=name, seed=self.seed,
+            rows,
+            others or {},
+            name=name,
+            seed=self.seed,
             lora=LoraShape(MODULES, variant.rank, 2.0 * variant.rank, init=variant.init if others else "kaiming"),  # type: ignore[arg-type]
-            optimisation=Optimisation(steps, self.batch, rate), anchoring=anchoring, warm=warm, start=start,
+            optimisation=Optimisation(steps, self.batch, rate),
+            anchoring=anchoring,
+            warm=warm,
+            start=start,
             teacher=teacher,
-        )  # fmt: skip
+        )
         print(
             f"  {variant.name} seed {self.seed}: {name} {steps} steps, {time.perf_counter() - started:.0f} s",
             flush=True,
@@ -185,8 +199,18 @@ def mean(scores: Mapping[str, Mapping[str, float]] | None, key: str) -> float:
     return float(np.mean([found[key] for found in scores.values()])) if scores else float("nan")
 
 
-COLUMNS = ("own", "sum", "sum / own", "NAI of sum", "merged", "merged / own", "NAI of merged", "balanced own",
-           "balanced sum", "balanced merged")  # fmt: skip
+COLUMNS = (
+    "own",
+    "sum",
+    "sum / own",
+    "NAI of sum",
+    "merged",
+    "merged / own",
+    "NAI of merged",
+    "balanced own",
+    "balanced sum",
+    "balanced merged",
+)
 
 
 def measures(scores: Mapping[str, Any], base: float) -> dict[str, float]:
@@ -243,9 +267,17 @@ def main() -> None:
         print(table([json.loads(line) for line in asked.out.read_text().splitlines()]))
         return
     lab = Lab(
-        asked.data, asked.subtasks, asked.keep, train_rows=asked.train_rows, weak_rows=asked.weak_rows,
-        test_rows=asked.test_rows, scored=asked.scored, model=asked.model, dtype=asked.dtype, device=asked.device,
-    )  # fmt: skip
+        asked.data,
+        asked.subtasks,
+        asked.keep,
+        train_rows=asked.train_rows,
+        weak_rows=asked.weak_rows,
+        test_rows=asked.test_rows,
+        scored=asked.scored,
+        model=asked.model,
+        dtype=asked.dtype,
+        device=asked.device,
+    )
     for seed in asked.seeds:
         trial = Trial(lab, seed, asked.steps, asked.batch)
         for text in asked.variants:
@@ -259,10 +291,16 @@ def main() -> None:
                 else:
                     scores = trial.run(variant, GRID)
             line = {
-                "variant": asdict(variant), "seed": seed, "steps": asked.steps, "batch": asked.batch,
-                "train_rows": asked.train_rows, "scored": asked.scored, "subtasks": asked.subtasks, "scores": scores,
+                "variant": asdict(variant),
+                "seed": seed,
+                "steps": asked.steps,
+                "batch": asked.batch,
+                "train_rows": asked.train_rows,
+                "scored": asked.scored,
+                "subtasks": asked.subtasks,
+                "scores": scores,
                 "seconds": time.perf_counter() - started,
-            }  # fmt: skip
+            }
             with asked.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             if not asked.matrix:

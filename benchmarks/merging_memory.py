@@ -44,9 +44,14 @@ SHAPES = ["576x576", "576x1536", "2048x2048", "2048x8192"]
 ONCE = 2**21
 """Modules of more entries are merged densely only once: it takes minutes."""
 LLAMA = {
-    "hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192, "num_attention_heads": 32,
-    "num_key_value_heads": 8, "vocab_size": 32_000, "tie_word_embeddings": False,
-}  # fmt: skip
+    "hidden_size": 2048,
+    "num_hidden_layers": 16,
+    "intermediate_size": 8192,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 32_000,
+    "tie_word_embeddings": False,
+}
 
 
 def random_factors(d_out: int, d_in: int, rank: int, scale: float, generator: torch.Generator) -> Factors:
@@ -113,9 +118,10 @@ def merge(method: str, dtype: str, folder: str) -> dict[str, float]:
     found["base"] = forget_peak()
     generator = torch.Generator().manual_seed(0)
     linear = [
-        (name, module) for name, module in backbone.model.named_modules()
+        (name, module)
+        for name, module in backbone.model.named_modules()
         if isinstance(module, nn.Linear) and name.startswith("model.layers.")
-    ]  # fmt: skip
+    ]
     experts = {
         f"e{index}": {
             name: random_factors(module.out_features, module.in_features, RANK, SCALE, generator)
@@ -139,8 +145,16 @@ def merge(method: str, dtype: str, folder: str) -> dict[str, float]:
 
 def measure_spectral(methods: Sequence[str], shapes: Sequence[str], repeats: int) -> None:
     """Print a table of differences, seconds and memory."""
-    columns = ("difference", "dense, CPU s", "Core Space, first", "later", "ratio, first", "ratio, later",
-               "dense, peak MB", "Core Space, peak MB")  # fmt: skip
+    columns = (
+        "difference",
+        "dense, CPU s",
+        "Core Space, first",
+        "later",
+        "ratio, first",
+        "ratio, later",
+        "dense, peak MB",
+        "Core Space, peak MB",
+    )
     print(f"\n| module | method | {' | '.join(columns)} |\n|---|---|{'---:|' * len(columns)}", flush=True)
     for shape in shapes:
         d_out, d_in = map(int, shape.split("x"))
@@ -172,10 +186,15 @@ def spectral_turn(method: str, factors: Sequence[Factors], seed: int) -> dict[st
 
     (found, first, core_peak), (_, later, _), (wanted, seconds, peak) = map(_watched, (in_core, in_core, dense))
     return {
-        "difference": float((found - wanted).norm() / wanted.norm()), "dense, CPU s": seconds,
-        "Core Space, first": first, "later": later, "ratio, first": seconds / first, "ratio, later": seconds / later,
-        "dense, peak MB": peak, "Core Space, peak MB": core_peak,
-    }  # fmt: skip
+        "difference": float((found - wanted).norm() / wanted.norm()),
+        "dense, CPU s": seconds,
+        "Core Space, first": first,
+        "later": later,
+        "ratio, first": seconds / first,
+        "ratio, later": seconds / later,
+        "dense, peak MB": peak,
+        "Core Space, peak MB": core_peak,
+    }
 
 
 def _watched(call: Callable[[], Tensor]) -> tuple[Tensor, float, float]:

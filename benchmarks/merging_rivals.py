@@ -41,10 +41,14 @@ class Setting:
         widths = {pair.a.shape[1] for expert in self.experts.values() for pair in expert.values()}
         grams = {name: {width: _gram(width) for width in widths} for name in self.experts}
         self.merger = Merger(
-            backbone, self.experts, 1,
-            grams={name: {module: grams[name][pair.a.shape[1]] for module, pair in expert.items()}
-                   for name, expert in self.experts.items()},
-        )  # fmt: skip
+            backbone,
+            self.experts,
+            1,
+            grams={
+                name: {module: grams[name][pair.a.shape[1]] for module, pair in expert.items()}
+                for name, expert in self.experts.items()
+            },
+        )
         write_experts(folder, self.experts, self.base.directory)
         self._peft: Any = None
 
@@ -115,9 +119,14 @@ def write_experts(folder: Path, experts: Mapping[str, Mapping[str, Factors]], ba
 
 
 def by_mergekit(
-    base: Path, folder: Path, weights: Mapping[str, float], dtype: str, method: str = "task_arithmetic",
-    parameters: Mapping[str, Any] | None = None, device: str = "cpu",
-) -> Any:  # fmt: skip
+    base: Path,
+    folder: Path,
+    weights: Mapping[str, float],
+    dtype: str,
+    method: str = "task_arithmetic",
+    parameters: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+) -> Any:
     """Have mergekit merge the experts in `folder` to disk, and return what transformers loads of that."""
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
@@ -125,16 +134,22 @@ def by_mergekit(
     from transformers import AutoModelForCausalLM
 
     config = {
-        "merge_method": method, "base_model": str(base), "dtype": dtype,
+        "merge_method": method,
+        "base_model": str(base),
+        "dtype": dtype,
         "models": [
             {"model": f"{base}+{folder / name}", "parameters": {"weight": value, **(parameters or {})}}
             for name, value in weights.items()
         ],
-    }  # fmt: skip
+    }
     options = MergeOptions(
-        lora_merge_cache=str(folder / "cache"), lora_merge_dtype=dtype, copy_tokenizer=False, write_model_card=False,
-        quiet=True, cuda=device == "cuda",
-    )  # fmt: skip
+        lora_merge_cache=str(folder / "cache"),
+        lora_merge_dtype=dtype,
+        copy_tokenizer=False,
+        write_model_card=False,
+        quiet=True,
+        cuda=device == "cuda",
+    )
     run_merge(MergeConfiguration.model_validate(config), str(folder / "merged"), options)
     return AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=getattr(torch, dtype)).eval().to(device)
 
@@ -145,9 +160,10 @@ def random_experts(backbone: Backbone) -> dict[str, dict[str, Factors]]:
     linear = [
         (name, module)
         for name, module in backbone.model.named_modules()
-        if name.startswith("model.layers.") and name.rpartition(".")[2] in MODULES
+        if name.startswith("model.layers.")
+        and name.rpartition(".")[2] in MODULES
         and int(name.split(".")[2]) >= backbone.split
-    ]  # fmt: skip
+    ]
     return {
         f"e{index}": {
             name: random_factors(module.out_features, module.in_features, RANK, ALPHA / RANK, generator)

@@ -66,8 +66,17 @@ def measure(trial: Trial, text: str, methods: Sequence[str], out: Path, told: Ma
             coefficients, recipe = tried[best]
             merger.apply(coefficients | pinned, recipe)
             merged = {name: lab.score(name) for name in lab.subtasks}
-        line = {**told, "variant": text, "method": method, "scale": best, "seen": seen, "base": base, "own": own,
-                "merged": merged, "seconds": time.perf_counter() - started}  # fmt: skip
+        line = {
+            **told,
+            "variant": text,
+            "method": method,
+            "scale": best,
+            "seen": seen,
+            "base": base,
+            "own": own,
+            "merged": merged,
+            "seconds": time.perf_counter() - started,
+        }
         with out.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(row_of(line), flush=True)
@@ -112,9 +121,7 @@ def main() -> None:
     if asked.table:
         print("\n".join(row_of(json.loads(line)) for line in asked.out.read_text().splitlines()))
         return
-    lab = Lab(
-        asked.data, SIX, asked.keep, train_rows=asked.train_rows, weak_rows=48, test_rows=asked.test_rows
-    )  # fmt: skip
+    lab = Lab(asked.data, SIX, asked.keep, train_rows=asked.train_rows, weak_rows=48, test_rows=asked.test_rows)
     trial = Trial(lab, asked.seed, asked.steps, asked.batch)
     told = {key: getattr(asked, key) for key in ("seed", "steps", "batch", "train_rows", "test_rows")}
     for text in asked.variants:

@@ -54,8 +54,10 @@ def measure(root: Path) -> None:
     config.write_text(yaml.safe_dump(settings(base, data)))
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "RAY_"))},
-        "PREFECT_HOME": str(root / "prefect"), "HOME": str(root), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+        "PREFECT_HOME": str(root / "prefect"),
+        "HOME": str(root),
+        "OMP_NUM_THREADS": "1",
+    }
     started = time.time()
     command = [str(Path(sys.executable).with_name("memmcl")), "run", str(config)]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
@@ -71,15 +73,28 @@ def settings(base: Path, data: Path) -> dict[str, object]:
     return {
         "name": "sixteen",
         "model": {"name_or_path": str(base), "dtype": "float32"},
-        "data": {"source": str(data), "subtasks": list(SUBTASKS), "train_rows": 8, "weak_rows": 4, "test_rows": 4,
-                 "on_overlap": "drop", "max_prompt_tokens": 512},
-        "experts": {"steps": 1, "batch_size": 2, "rank": 2, "adapt_layers": "top-1", "anchor_batch_size": 2,
-                    "anchor_rows": 2},
+        "data": {
+            "source": str(data),
+            "subtasks": list(SUBTASKS),
+            "train_rows": 8,
+            "weak_rows": 4,
+            "test_rows": 4,
+            "on_overlap": "drop",
+            "max_prompt_tokens": 512,
+        },
+        "experts": {
+            "steps": 1,
+            "batch_size": 2,
+            "rank": 2,
+            "adapt_layers": "top-1",
+            "anchor_batch_size": 2,
+            "anchor_rows": 2,
+        },
         "search": {"stage1_evaluations": 4, "stage2_evaluations": 4, "population": 4, "lambdas": [0.5]},
         "curriculum": {"contexts": ["zero-shot"]},
         "ray": {"workers": WORKERS},
         "evaluation": {"max_new_tokens": 1, "bootstrap_samples": 100, "joint_lora": False},
-    }  # fmt: skip
+    }
 
 
 def read_history(database: Path) -> dict[str, Interval]:

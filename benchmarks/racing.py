@@ -128,21 +128,24 @@ def cubic(genomes: Reals) -> Reals:
 
 def ridge(features: Reals, values: Reals) -> Reals:
     """Return the weights of a ridge regression."""
-    found: Reals = np.linalg.solve(
-        features.T @ features + 1e-2 * np.eye(features.shape[1]), features.T @ values
-    )  # fmt: skip
+    found: Reals = np.linalg.solve(features.T @ features + 1e-2 * np.eye(features.shape[1]), features.T @ values)
     return found
 
 
 def search(
-    rows: Rows, seed: int, *, rungs: tuple[float, ...] = (), keep: float = 0.3, order: str = "as drawn",
+    rows: Rows,
+    seed: int,
+    *,
+    rungs: tuple[float, ...] = (),
+    keep: float = 0.3,
+    order: str = "as drawn",
     strategy: str = "cmaes",
-) -> list[tuple[int, float]]:  # fmt: skip
+) -> list[tuple[int, float]]:
     """Return, after each candidate, the rows spent and the best fitness on all rows."""
     seeds = seed_genomes(rows.names, 1, BOUNDS, LAMBDAS)
     asked = build_strategy(
         strategy, genes=len(rows.names), bounds=BOUNDS, seeds=seeds, seed=seed, population=6, sigma=0.15
-    )  # fmt: skip
+    )
     race = Race(rungs, keep)
     core = LookAhead(asked, budget=100, lookahead=4, race=race if rungs else None)
     orders = {name: rows.order(name, order) for name in rows.names}

@@ -64,18 +64,29 @@ class _Bench:
     def evaluate(self, spec: SearchSpec, genome: Sequence[float], hurdles: Sequence[object]) -> dict[str, Any]:
         pid, begin, end = sleep(genome, self._seconds)
         return {
-            "genome": list(genome), "fitness": fitness(genome), "values": {}, "rungs": [], "stopped": False, "rows": 0,
-            "span": [pid, begin, end], "seconds": {"merge": 0.0, "evaluate": end - begin},
-        }  # fmt: skip
+            "genome": list(genome),
+            "fitness": fitness(genome),
+            "values": {},
+            "rungs": [],
+            "stopped": False,
+            "rows": 0,
+            "span": [pid, begin, end],
+            "seconds": {"merge": 0.0, "evaluate": end - begin},
+        }
 
 
 def asynchronous(workers: int, seconds: float, evaluations: int, folder: Path) -> Spans:
     """Return the spans of a search on Tune."""
     run = _run(workers, folder)
     spec = SearchSpec(
-        name="sleep", key="0" * 64, strategy=run.config.search.strategy, subtasks=(), seeds=(), evaluations=evaluations,
+        name="sleep",
+        key="0" * 64,
+        strategy=run.config.search.strategy,
+        subtasks=(),
+        seeds=(),
+        evaluations=evaluations,
         parts={f"e{number}": {f"e{number}": (1.0,)} for number in range(GENES)},
-    )  # fmt: skip
+    )
     spans: Spans = []
 
     def told(_: SearchSpec, __: object, record: Mapping[str, Any]) -> None:
@@ -103,9 +114,7 @@ def synchronous(workers: int, seconds: float, evaluations: int, _: Path) -> Span
 
 
 def _run(workers: int, folder: Path) -> Run:
-    tree = {
-        "search": {"lookahead": max(4, 2 * workers), "population": max(4, workers)}, "ray": {"workers": workers}
-    }  # fmt: skip
+    tree = {"search": {"lookahead": max(4, 2 * workers), "population": max(4, workers)}, "ray": {"workers": workers}}
     base = Base(name="none", digest="none", licence=None, dtype="float32", device="cpu", layers=1, split=0)
     store = Store.open(str(folder))
     return Run(id="scaling", config=parse_config(tree), base=base, store=store.spec, command="benchmarks")
@@ -135,8 +144,9 @@ def main() -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's own table of trials
     print("| workers | search | evaluations | efficiency, % | idle, % |\n|---:|---|---:|---:|---:|")
     ways: dict[str, Callable[[int, float, int, Path], Spans]] = {
-        "ours, ahead of results": asynchronous, "generation by generation": synchronous
-    }  # fmt: skip
+        "ours, ahead of results": asynchronous,
+        "generation by generation": synchronous,
+    }
     for workers in asked.workers:
         for way, search in ways.items():
             with tempfile.TemporaryDirectory(prefix="mmw") as folder:

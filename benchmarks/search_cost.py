@@ -87,9 +87,13 @@ class Rivals:
                 ids[place, width - len(prompt) :] = torch.tensor(prompt)
                 mask[place, width - len(prompt) :] = 1
             out = model.generate(
-                ids.to(model.device), attention_mask=mask.to(model.device), do_sample=False,
-                max_new_tokens=NEW_TOKENS[asked.is_tuple], eos_token_id=end, pad_token_id=end,
-            )  # fmt: skip
+                ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                do_sample=False,
+                max_new_tokens=NEW_TOKENS[asked.is_tuple],
+                eos_token_id=end,
+                pad_token_id=end,
+            )
             for row in out[:, width:].tolist():
                 answers.append(prompter.decode(row[: row.index(end)] if end in row else row))
         return metrics.score_subtask(asked, rows, parsing.read_answers(asked, answers)[0])
@@ -149,9 +153,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     lab = Lab(
-        asked.data, asked.subtasks, asked.keep, train_rows=400, weak_rows=asked.weak_rows, test_rows=8,
+        asked.data,
+        asked.subtasks,
+        asked.keep,
+        train_rows=400,
+        weak_rows=asked.weak_rows,
+        test_rows=8,
         device=asked.device,
-    )  # fmt: skip
+    )
     warm, experts = Trial(lab, 0, asked.steps, 8).experts(parse(asked.variant))
     lines, draw = Lines(asked.out), np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="mmc") as folder:
@@ -173,8 +182,13 @@ def cost(place: Ground, rivals: Rivals, asked: argparse.Namespace, lines: Lines,
 
     def metric(bench: Bench, genome: tuple[float, ...]) -> dict[str, float]:
         bench._merger.apply(with_start(spec.coefficients(run, genome), bench._start, run.config.search.blocks))
-        plain = run.model_copy(update={"config": run.config.model_copy(update={
-            "evaluation": run.config.evaluation.model_copy(update={"calibration": False})})})  # fmt: skip
+        plain = run.model_copy(
+            update={
+                "config": run.config.model_copy(
+                    update={"evaluation": run.config.evaluation.model_copy(update={"calibration": False})}
+                )
+            }
+        )
         return {
             name: metrics.score_subtask(
                 lab.subtasks[name], lab.parts[name]["weak"], weak_answers(plain.config.evaluation, probes[name])

@@ -59,8 +59,11 @@ class Arena:
         run, names = self.ground.run({}, self.seed), sorted(self.experts)
         alone = {name: {name: (1.0,)} for name in names}
         inputs = self.ground.grounds.of(names)
-        grid = [one for one in seed_genomes(names, 1, run.config.search.bounds, run.config.search.lambdas)
-                if one[0].startswith(("uniform", "arithmetic"))]  # fmt: skip
+        grid = [
+            one
+            for one in seed_genomes(names, 1, run.config.search.bounds, run.config.search.lambdas)
+            if one[0].startswith(("uniform", "arithmetic"))
+        ]
         spec = make_spec(run, "lambda", alone, names, grid, len(grid), inputs, method="linear", fixed=True)
         rivals = {name: Plan(run, rival_spec(run, name, alone, names, inputs), inputs) for name in self.asked.tuned}
         return {"lambda": Plan(run, spec, inputs), **rivals}
@@ -82,19 +85,25 @@ class Arena:
         trace: list[dict[str, Any]] = []
 
         def told(phase: Phase, proposal: Proposal, record: Mapping[str, Any]) -> None:
-            trace.append({
-                "phase": phase.spec.name, "index": proposal.index, "origin": proposal.origin,
-                **{key: record[key] for key in ("genome", "fitness", "stopped", "rows", "values", "seconds")},
-            })  # fmt: skip
+            trace.append(
+                {
+                    "phase": phase.spec.name,
+                    "index": proposal.index,
+                    "origin": proposal.origin,
+                    **{key: record[key] for key in ("genome", "fitness", "stopped", "rows", "values", "seconds")},
+                }
+            )
 
         started = time.perf_counter()
         phases = self.ground.search(plan, told)
         found = json.loads(self.ground.store.read(plan.publish(phases, 0.0), "search.json"))
         told_of = {
-            "fitness": found["fitness"], "finalists": found["finalists"], "trace": trace,
+            "fitness": found["fitness"],
+            "finalists": found["finalists"],
+            "trace": trace,
             "rows": sum(one["rows"] for one in trace if one["phase"] == plan.first.name),
             "seconds": time.perf_counter() - started,
-        }  # fmt: skip
+        }
         coefficients = {name: tuple(row) for name, row in found["coefficients"].items()}
         return told_of, coefficients, Recipe(**found["recipe"])
 
@@ -142,9 +151,15 @@ def rivals(trial: Trial, weak_rows: int) -> dict[str, Counts]:
     found = {}
     for name, rows in (("joint LoRA", lab.rows), ("weak LoRA", weak)):
         adapter: Adapter = lab.train(
-            rows, {}, name=name, seed=trial.seed, lora=LoraShape(MODULES, 8, 16.0),
-            optimisation=Optimisation(steps, trial.batch, 5e-4), anchoring=None, described={"weak": weak_rows},
-        )  # fmt: skip
+            rows,
+            {},
+            name=name,
+            seed=trial.seed,
+            lora=LoraShape(MODULES, 8, 16.0),
+            optimisation=Optimisation(steps, trial.batch, 5e-4),
+            anchoring=None,
+            described={"weak": weak_rows},
+        )
         with lab.standing_on(adapter):
             found[name] = tested(lab)
     return found
@@ -157,8 +172,10 @@ def mean(counts: Counts) -> float:
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Return the means over seeds; the errors of differences are those of the test rows alone."""
-    rows = ["| experts | merge | seeds | weak fitness | weak rows run | test score | less lambda | p, by seed |",
-            "|---|---|---:|---:|---:|---:|---:|---|"]  # fmt: skip
+    rows = [
+        "| experts | merge | seeds | weak fitness | weak rows run | test score | less lambda | p, by seed |",
+        "|---|---|---:|---:|---:|---:|---:|---|",
+    ]
     for variant, name in dict.fromkeys((line["variant"], line["contender"]) for line in lines):
         found = [line for line in lines if (line["variant"], line["contender"]) == (variant, name)]
         fitness = [line["search"]["fitness"] for line in found if line["search"]]
@@ -168,9 +185,13 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
         rows.append(
             f"| {variant} | {name} | {len(found)} | {np.mean(fitness) if fitness else float('nan'):.3f} "
             f"| {np.mean(spent) if spent else 0:,.0f} | {np.mean([line['mean'] for line in found]):.3f} "
-            + (f"| {np.mean([one['difference'] for one in gap]):+.3f} ± {error:.3f} "
-               f"| {', '.join(format(one['p'], '.2f') for one in gap)} |" if gap else "| | |")
-        )  # fmt: skip
+            + (
+                f"| {np.mean([one['difference'] for one in gap]):+.3f} ± {error:.3f} "
+                f"| {', '.join(format(one['p'], '.2f') for one in gap)} |"
+                if gap
+                else "| | |"
+            )
+        )
     return "\n".join(rows)
 
 
@@ -197,15 +218,26 @@ def compete(trial: Trial, text: str, asked: argparse.Namespace, others: Mapping[
 
 
 def _note(
-    out: Path, trial: Trial, text: str, asked: argparse.Namespace, name: str, counts: Counts,
-    told: Mapping[str, Any] | None, against: Mapping[str, float] | None,
-) -> None:  # fmt: skip
+    out: Path,
+    trial: Trial,
+    text: str,
+    asked: argparse.Namespace,
+    name: str,
+    counts: Counts,
+    told: Mapping[str, Any] | None,
+    against: Mapping[str, float] | None,
+) -> None:
     line = {
-        "variant": text, "seed": trial.seed, "contender": name, "mean": mean(counts), "search": told,
+        "variant": text,
+        "seed": trial.seed,
+        "contender": name,
+        "mean": mean(counts),
+        "search": told,
         "against": against,
         "scores": {subtask: one["score"] for subtask, one in counts.items()},
-        "asked": {key: str(value) for key, value in vars(asked).items()}, "settings": asdict(parse(text)),
-    }  # fmt: skip
+        "asked": {key: str(value) for key, value in vars(asked).items()},
+        "settings": asdict(parse(text)),
+    }
     with out.open("a") as file:
         file.write(json.dumps(line) + "\n")
     spent = f"fitness {told['fitness']:.4f}, {told['rows']} rows, {told['seconds']:.0f} s" if told else ""
@@ -238,9 +270,13 @@ def main() -> None:
         print(table([json.loads(line) for line in asked.out.read_text().splitlines()]))
         return
     lab = Lab(
-        asked.data, asked.subtasks, asked.keep, train_rows=asked.train_rows,
-        weak_rows=asked.weak_rows + asked.selection_rows, test_rows=asked.test_rows,
-    )  # fmt: skip
+        asked.data,
+        asked.subtasks,
+        asked.keep,
+        train_rows=asked.train_rows,
+        weak_rows=asked.weak_rows + asked.selection_rows,
+        test_rows=asked.test_rows,
+    )
     for seed in asked.seeds:
         trial = Trial(lab, seed, asked.steps, asked.batch)
         others = {} if asked.no_rivals else rivals(trial, asked.weak_rows)

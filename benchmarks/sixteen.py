@@ -38,9 +38,10 @@ def measure(trial: Trial, text: str, only: Sequence[str], chosen: bool) -> list[
                 theirs, _ = lab.counts(name, answers)
                 paired = paired_mean_difference([(counts, theirs, score)], samples=2000, seed=0)
                 line |= {
-                    rival: float(score(theirs.sum(axis=0))), f"over {rival}": paired.difference,
+                    rival: float(score(theirs.sum(axis=0))),
+                    f"over {rival}": paired.difference,
                     f"se {rival}": paired.standard_error,
-                }  # fmt: skip
+                }
             line["beats both"] = all(line[f"over {r}"] > 2 * line[f"se {r}"] for r in ("base", "constant"))
             lines.append(line)
             print(row_of(line), flush=True)
@@ -76,9 +77,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     lab = Lab(
-        asked.data, asked.subtasks, asked.keep, train_rows=asked.train_rows, weak_rows=asked.weak_rows,
-        test_rows=1000, per_dataset=100, scored=asked.scored, top=asked.top, max_tokens=320,
-    )  # fmt: skip
+        asked.data,
+        asked.subtasks,
+        asked.keep,
+        train_rows=asked.train_rows,
+        weak_rows=asked.weak_rows,
+        test_rows=1000,
+        per_dataset=100,
+        scored=asked.scored,
+        top=asked.top,
+        max_tokens=320,
+    )
     print("| subtask | n | expert | base | over base | constant | over constant | beats both |")
     trial, only = Trial(lab, asked.seed, asked.steps, asked.batch), asked.experts or asked.subtasks
     lines = measure(trial, asked.variant, only, asked.chosen)

@@ -78,10 +78,17 @@ def make(store: Store, manifests: int, runs: int, history: int) -> str:
         list(pool.map(lambda number: publish(store, others[number], number), range(len(others))))
         list(pool.map(lambda number: publish(store, ref("run", number), number, others), range(runs)))
     reigns = [
-        Reign(run_id=ref("run", number % runs).key, name="run", since="2026-01-01T00:00:00+00:00", how="promotion",
-              why="better than the champion by +0.031 ± 0.011 over 16 subtasks", unified=0.5, unified_se=0.01)
+        Reign(
+            run_id=ref("run", number % runs).key,
+            name="run",
+            since="2026-01-01T00:00:00+00:00",
+            how="promotion",
+            why="better than the champion by +0.031 ± 0.011 over 16 subtasks",
+            unified=0.5,
+            unified_se=0.01,
+        )
         for number in range(history)
-    ]  # fmt: skip
+    ]
     promote(store, Champions("champion", tuple(reigns[:-1]), None), reigns[-1])
     assert len(read_champions(store, "champion").history) == history
     return ref("run", runs // 2).key
@@ -97,9 +104,15 @@ def publish(store: Store, what: ArtifactRef, number: int, others: list[ArtifactR
     """Publish an artifact; with `others` a run that names some of them."""
     inputs = [others[(number * INPUTS + place) % len(others)] for place in range(INPUTS)] if others else []
     store.publish(
-        what.kind, what.key, name=what.name, files={"file": b"report" if others else b"rows"}, inputs=inputs,
-        config={"experts": {"steps": 80, "rank": 8}}, seconds=1.0, metrics={"loss": [0.5] * 20},
-    )  # fmt: skip
+        what.kind,
+        what.key,
+        name=what.name,
+        files={"file": b"report" if others else b"rows"},
+        inputs=inputs,
+        config={"experts": {"steps": 80, "rank": 8}},
+        seconds=1.0,
+        metrics={"loss": [0.5] * 20},
+    )
 
 
 def commands(config: Path, key: str) -> Iterator[tuple[str, list[str]]]:

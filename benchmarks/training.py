@@ -40,10 +40,15 @@ def ours(lab: Lab, rows: Sequence[Row], steps: int, activations: Activations, **
     """Return seconds and the training; anchored: the arguments of an anchor."""
     started = time.perf_counter()
     trained = train_adapter(
-        lab.backbone, {"own": rows}, anchored.get("anchors", {}), lora=SHAPE,
-        optimisation=Optimisation(steps, BATCH, RATE), anchoring=anchored.get("anchoring"), seed=SEED,
+        lab.backbone,
+        {"own": rows},
+        anchored.get("anchors", {}),
+        lora=SHAPE,
+        optimisation=Optimisation(steps, BATCH, RATE),
+        anchoring=anchored.get("anchoring"),
+        seed=SEED,
         activations=activations,
-    )  # fmt: skip
+    )
     return time.perf_counter() - started, trained
 
 
@@ -75,10 +80,21 @@ def theirs(
     sampler = Sampler(rows, BATCH, seeds.derive(SEED, "rows"))
     dataset = [_example(row) for step in range(steps) for row in sampler.batch(step)]
     arguments = TrainingArguments(
-        output_dir="trainer-out", per_device_train_batch_size=BATCH, max_steps=steps, learning_rate=RATE,
-        lr_scheduler_type="cosine", warmup_steps=max(1, round(0.1 * steps)), optim="adamw_torch_fused", use_cpu=True,
-        logging_steps=1, report_to="none", save_strategy="no", disable_tqdm=True, max_grad_norm=1.0, weight_decay=0.0,
-    )  # fmt: skip
+        output_dir="trainer-out",
+        per_device_train_batch_size=BATCH,
+        max_steps=steps,
+        learning_rate=RATE,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, round(0.1 * steps)),
+        optim="adamw_torch_fused",
+        use_cpu=True,
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        max_grad_norm=1.0,
+        weight_decay=0.0,
+    )
 
     def collate(batch: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
         length = max(len(row["input_ids"]) for row in batch)
@@ -176,9 +192,16 @@ def main() -> None:
     rows = asked.steps * BATCH // 2  # two epochs
     for top in (10, 0):
         lab = Lab(
-            asked.data, asked.subtasks, Path("unused"), train_rows=max(64, rows), weak_rows=8, test_rows=8, top=top,
-            model=asked.model, dtype=asked.dtype,
-        )  # fmt: skip
+            asked.data,
+            asked.subtasks,
+            Path("unused"),
+            train_rows=max(64, rows),
+            weak_rows=8,
+            test_rows=8,
+            top=top,
+            model=asked.model,
+            dtype=asked.dtype,
+        )
         if asked.only != "anchor":
             for name in asked.subtasks:
                 compare(lab, name, lab.rows[name][:rows], asked.steps, asked.repeats, asked.model)

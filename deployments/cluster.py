@@ -146,9 +146,11 @@ class Cluster:
         """The KEY=VALUE settings of a run on this cluster, each for one --set."""
         state = self._state()
         return [
-            "store.url=s3://memmcl/store", f"store.endpoint_url={s3_endpoint(state)}", f"store.region={REGION}",
+            "store.url=s3://memmcl/store",
+            f"store.endpoint_url={s3_endpoint(state)}",
+            f"store.region={REGION}",
             f"ray.address={ray_address(state)}",
-        ]  # fmt: skip
+        ]
 
     def _ensure(self, state: State, name: str, wanted: dict[str, Member], started: list[Daemon]) -> None:
         """Start a member unless it runs as it should; what is left of it, and what cannot outlive it, ends before."""
@@ -183,9 +185,14 @@ class Cluster:
         command = [str(BIN / "memmcl"), "deploy", *(word for one in self.settings for word in ("--set", one))]
         with log.open("wb") as output:
             code = subprocess.run(
-                command, env=_inherited() | self.environment, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output,
-                stderr=subprocess.STDOUT, check=False,
-            ).returncode  # fmt: skip
+                command,
+                env=_inherited() | self.environment,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+            ).returncode
         if code:
             raise ServiceError(f"`memmcl deploy` ended with {code}; the end of {log}:\n{tail(log)}")
         state.deployed = True
@@ -226,13 +233,14 @@ class Cluster:
             ALLOWED: _allowed(state, known.get(ALLOWED, "")),
             **QUIET,
             **S3Server(
-                "", known.get("AWS_ACCESS_KEY_ID", secrets.token_hex(10)),
+                "",
+                known.get("AWS_ACCESS_KEY_ID", secrets.token_hex(10)),
                 known.get("AWS_SECRET_ACCESS_KEY", secrets.token_hex(20)),
             ).environment,
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # drivers stay on 127.0.0.1 as well, see ray_node.py
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": known.get("RAY_AUTH_TOKEN", secrets.token_hex(32)),
-        }  # fmt: skip
+        }
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in environment.items()]
         write_private(self.directory / "env", "".join(lines))
 

@@ -97,19 +97,41 @@ def members(state: State, directory: Path, environment: dict[str, str]) -> dict[
 
     found = {
         "prefect": Member(
-            prefect_command(options.prefect_port, options.listen), site, serve,
-            lambda: answers(f"{site}/api/health"), options.prefect_port,
+            prefect_command(options.prefect_port, options.listen),
+            site,
+            serve,
+            lambda: answers(f"{site}/api/health"),
+            options.prefect_port,
         ),
         "s3": Member(
-            weed_command(s3, directory / "s3", ports[:PORTS]), s3.endpoint_url,
-            {"TMPDIR": state.run_folder, **s3.keys}, s3.ready, ports[0],
+            weed_command(s3, directory / "s3", ports[:PORTS]),
+            s3.endpoint_url,
+            {"TMPDIR": state.run_folder, **s3.keys},
+            s3.ready,
+            ports[0],
         ),
         "ray-head": Member(
-            _ray("--head", "--port", ports[PORTS], "--ray-client-server-port", ports[PORTS + 1], "--num-cpus", 0,
-                 "--num-gpus", 0, "--include-dashboard", "false", "--temp-dir", f"{state.run_folder}/ray"),
-            address, compute, says("ray-head", RAY_IS_UP), ports[PORTS],
+            _ray(
+                "--head",
+                "--port",
+                ports[PORTS],
+                "--ray-client-server-port",
+                ports[PORTS + 1],
+                "--num-cpus",
+                0,
+                "--num-gpus",
+                0,
+                "--include-dashboard",
+                "false",
+                "--temp-dir",
+                f"{state.run_folder}/ray",
+            ),
+            address,
+            compute,
+            says("ray-head", RAY_IS_UP),
+            ports[PORTS],
         ),
-    }  # fmt: skip
+    }
     cpus, gpus = options.cpus_per_node, options.gpus_per_node
     for name in [f"ray-node-{number}" for number in range(1, options.nodes + 1)]:
         command = _ray("--address", address, "--num-cpus", cpus, "--num-gpus", gpus)

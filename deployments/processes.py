@@ -122,8 +122,9 @@ def wait_until_ready(name: str, daemon: Daemon, ready: Callable[[], bool], secon
         if not daemon.alive():
             raise ServiceError(f"{name} ended while it started; the end of {daemon.log}:\n{tail(Path(daemon.log))}")
         if time.monotonic() > deadline:
-            raise ServiceError(f"{name} is not up after {seconds:.0f} s; the end of {daemon.log}:\n"
-                               f"{tail(Path(daemon.log))}")  # fmt: skip
+            raise ServiceError(
+                f"{name} is not up after {seconds:.0f} s; the end of {daemon.log}:\n{tail(Path(daemon.log))}"
+            )
         time.sleep(0.2)
 
 

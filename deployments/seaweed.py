@@ -96,14 +96,33 @@ def weed_command(server: S3Server, folder: Path, ports: Sequence[int]) -> list[s
     write_private(folder / "s3.json", json.dumps({"identities": [identity]}))
     s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc = ports
     return [
-        weed, "server", f"-dir={folder / 'data'}", f"-ip={HOST}", f"-ip.bind={HOST}",
-        f"-master.port={master}", f"-master.port.grpc={master_grpc}", "-master.telemetry=false",
-        "-master.volumeSizeLimitMB=128", f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}",
-        "-volume.max=0", "-filer", f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}",
-        "-disableHttp", "-filer.disableHttp", f"-filer.allowedOrigins={server.endpoint_url}",
-        "-s3", f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", "-s3.port.iceberg=0", "-s3.port.lance=0",
-        f"-s3.allowedOrigins={server.endpoint_url}", "-s3.iam=false", f"-s3.config={folder / 's3.json'}",
-    ]  # fmt: skip
+        weed,
+        "server",
+        f"-dir={folder / 'data'}",
+        f"-ip={HOST}",
+        f"-ip.bind={HOST}",
+        f"-master.port={master}",
+        f"-master.port.grpc={master_grpc}",
+        "-master.telemetry=false",
+        "-master.volumeSizeLimitMB=128",
+        f"-volume.port={volume}",
+        f"-volume.port.grpc={volume_grpc}",
+        "-volume.max=0",
+        "-filer",
+        f"-filer.port={filer}",
+        f"-filer.port.grpc={filer_grpc}",
+        "-disableHttp",
+        "-filer.disableHttp",
+        f"-filer.allowedOrigins={server.endpoint_url}",
+        "-s3",
+        f"-s3.port={s3}",
+        f"-s3.port.grpc={s3_grpc}",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        f"-s3.allowedOrigins={server.endpoint_url}",
+        "-s3.iam=false",
+        f"-s3.config={folder / 's3.json'}",
+    ]
 
 
 def remove_sockets(ports: Iterable[int]) -> None:

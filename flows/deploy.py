@@ -99,9 +99,16 @@ def _entries(file: Path, section: str) -> Iterator[dict[str, Any]]:
 def _deployment(entry: Mapping[str, Any], settings: Mapping[str, Any], file: Path) -> RunnerDeployment:
     """Return one deployment of the file; its version is the digest of all that it is made from."""
     known = {
-        "name", "entrypoint", "description", "tags", "work_pool", "enforce_parameter_schema", "schedules",
-        "concurrency_limit", "parameters",
-    }  # fmt: skip
+        "name",
+        "entrypoint",
+        "description",
+        "tags",
+        "work_pool",
+        "enforce_parameter_schema",
+        "schedules",
+        "concurrency_limit",
+        "parameters",
+    }
     unknown = sorted(set(entry) - known)
     if unknown:
         raise ConfigError(f"{file}: unknown key {shown(unknown[0])} in a deployment; known: {', '.join(sorted(known))}")

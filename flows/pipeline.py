@@ -92,9 +92,16 @@ def make_model(run: Run, lease: Lease, started: float) -> ArtifactRef:
         model = export_full(run, unified, return_state=True).result() if config.export == "full" else None
         lease.check()
     made = Made(
-        splits=splits, anchors=anchors, data=read, trained=trained, searches=searches, unified=unified, gates=gates,
-        evaluations=evaluations, model=model,
-    )  # fmt: skip
+        splits=splits,
+        anchors=anchors,
+        data=read,
+        trained=trained,
+        searches=searches,
+        unified=unified,
+        gates=gates,
+        evaluations=evaluations,
+        model=model,
+    )
     return publish_report(run, made, started, memory.gib)
 
 
@@ -129,10 +136,14 @@ def train_experts(run: Run, splits: SplitRefs, anchors: ArtifactRef | None) -> T
         }
         rival = train_weak.submit(run, labelled) if cfg.evaluation.weak_lora and pseudo else rival
         return Trained(
-            warm=result(warm), joint=result(joint), weak_lora=result(rival), experts=collect(trained),
-            weak=collect(labelled) if pseudo else weak, selection=collect(chosen) if pseudo else selection,
+            warm=result(warm),
+            joint=result(joint),
+            weak_lora=result(rival),
+            experts=collect(trained),
+            weak=collect(labelled) if pseudo else weak,
+            selection=collect(chosen) if pseudo else selection,
             references=collect(measured),
-        )  # fmt: skip
+        )
 
 
 @flow(name="merge", flow_run_name="merge")
@@ -155,11 +166,18 @@ def evaluate_models(
         gated = {name: gate_contexts.submit(run, name, unified, weak[name], train, order) for name in hardest_first}
         scored = {
             name: evaluate_subtask.submit(
-                run, name, contestants(run, trained, winners, name), unified, gated[name], weak[name], test[name],
-                train, order,
+                run,
+                name,
+                contestants(run, trained, winners, name),
+                unified,
+                gated[name],
+                weak[name],
+                test[name],
+                train,
+                order,
             )
             for name in hardest_first
-        }  # fmt: skip
+        }
         return collect(gated), collect(scored)
 
 

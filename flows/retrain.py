@@ -102,7 +102,7 @@ def challenge(run: Run, challenger: Manifest, champion: Champion) -> Judgement:
     both = [name for name in champion.order if name in run.config.data.subtasks]
     theirs = champion.on_hardware_of(run)
     with worker(run):
-        scored = collect({
-            name: score_champion.submit(theirs, name, champion.refs, champion.order, tests[name]) for name in both
-        })  # fmt: skip
+        scored = collect(
+            {name: score_champion.submit(theirs, name, champion.refs, champion.order, tests[name]) for name in both}
+        )
     return judge_challenger(run, challenger, champion, scored)

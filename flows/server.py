@@ -51,9 +51,14 @@ def prefect_server(port: int | None = None) -> Iterator[str]:
     url = f"http://{HOST}:{chosen}/api"
     with work_folder("prefect", keep=True) as folder, (folder / "server.log").open("w+b") as output:
         child = subprocess.Popen(
-            server_command(chosen), stdout=output, stderr=subprocess.STDOUT, env=server_environment(chosen),
-            stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent, start_new_session=True,
-        )  # fmt: skip
+            server_command(chosen),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=server_environment(chosen),
+            stdin=subprocess.DEVNULL,
+            preexec_fn=_die_with_parent,
+            start_new_session=True,
+        )
         try:
             _wait(child, url, output.fileno())
             os.environ["PREFECT_API_URL"] = url  # for Ray's workers; settings that were read before do not see it
@@ -76,9 +81,12 @@ def server_environment(port: int) -> dict[str, str]:
     It forgets what ended long ago, as its settings say it: events after a week, flow runs after 90 days.
     """
     return {
-        **_FORGETFUL, **os.environ, **_QUIET, "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api",
+        **_FORGETFUL,
+        **os.environ,
+        **_QUIET,
+        "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api",
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(origins(port)),
-    }  # fmt: skip
+    }
 
 
 def check_port(port: int) -> int:

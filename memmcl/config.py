@@ -149,9 +149,10 @@ class DataConfig(_Section):
     train_rows: int = Field(400, ge=1, description="Training rows a subtask, at most")
     weak_rows: int = Field(48, ge=1, description="Weak rows a subtask, for the search and the context gate, at most")
     selection_rows: int = Field(
-        0, ge=0,
+        0,
+        ge=0,
         description="Further weak rows that no search sees: they decide between its finalists; 0: the weak rows do",
-    )  # fmt: skip
+    )
     weak_source: Literal["labelled", "pseudo"] = Field(
         "labelled",
         description="Labels of weak rows: those of the data, or pseudo: each expert labels plain text of its subtask",
@@ -232,16 +233,20 @@ class ExpertsConfig(_Section):
         False, description="Compute activations again in backward: less memory, more time"
     )
     warm_start: float = Field(
-        0.5, ge=0, lt=1,
+        0.5,
+        ge=0,
+        lt=1,
         description="Share of all steps that go into one joint adapter first; experts are trained on top of it",
-    )  # fmt: skip
+    )
     anchor_weight: float = Field(0.3, ge=0, description="mu of the anchor, mu * KL(base || expert); 0: no anchor")
     anchor_every: int = Field(8, ge=1, le=16, description="An anchor on every so many steps, weighted by as much")
     anchor_delay: Share = Field(0.0, description="Share of the steps before the first anchor")
     anchor_after: float = Field(
-        0.0, ge=0, lt=1,
+        0.0,
+        ge=0,
+        lt=1,
         description="Share of an expert's steps that anchor it after the fact; 0: anchors while it learns",
-    )  # fmt: skip
+    )
     anchor_batch_size: int = Field(4, ge=1, description="Anchor rows a step, of one other subtask in turn")
     anchor_rows: int = Field(32, ge=1, description="Anchor rows that each subtask lends to the others, at most")
     anchor_source: Literal["train", "texts", "corpus"] = Field(
@@ -311,16 +316,19 @@ class SearchConfig(_Section):
         40, ge=1, title="Stage 2 evaluations", description="Candidates in stage 2, seeds included, at most"
     )
     joint_evaluations: int = Field(
-        0, ge=0, title="Joint evaluations",
+        0,
+        ge=0,
+        title="Joint evaluations",
         description="Candidates of a third search, over all coefficients at once, from where stage 2 ended; 0: none",
-    )  # fmt: skip
+    )
     stagnation: int | None = Field(
         None, ge=1, description="A search ends after so many candidates that brought nothing better; empty: its budget"
     )
     minutes: float | None = Field(
-        None, gt=0,
+        None,
+        gt=0,
         description="A stage asks for no more after so many minutes; what it finds then depends on the machine",
-    )  # fmt: skip
+    )
     blocks: int = Field(1, ge=1, description="Layer blocks with a coefficient of their own")
     bounds: tuple[float, float] = Field((0.0, 1.5), description="Lowest and highest coefficient")
     lambdas: tuple[float, ...] = Field(
@@ -338,9 +346,7 @@ class SearchConfig(_Section):
         {}, description="Weights of several kinds of fitness; empty: `fitness` alone"
     )
     shrink: float = Field(
-        0.0,
-        ge=0,
-        description="Taken from a fitness per unit of the mean squared coefficient: against over-fitting",
+        0.0, ge=0, description="Taken from a fitness per unit of the mean squared coefficient: against over-fitting"
     )
     rungs: tuple[float, ...] = Field(
         (0.15, 0.4),
@@ -499,9 +505,13 @@ class RunConfig(_Section):
         """
         places: dict[str, Any] = {"source": True, "sources": True, "custom": {"__all__": {"data"}}}
         left_out: dict[str, Any] = {
-            "name": True, "promotion": True, "store": True, "ray": True, "data": places,
+            "name": True,
+            "promotion": True,
+            "store": True,
+            "ray": True,
+            "data": places,
             "experts": {"anchor_texts", "checkpoint_every"},
-        }  # fmt: skip
+        }
         return self.model_dump(mode="json", exclude=left_out)
 
 

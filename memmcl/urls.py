@@ -18,10 +18,18 @@ SCHEMES = ("file", "s3", "gs", "az", "https", "hf", "memory")
 """Those of places that rows, texts and adapters are read from; a path without one is a file."""
 
 SECRETS = (
-    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "AZURE_STORAGE_ACCOUNT_KEY",
-    "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_CONNECTION_STRING", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING",
-    "PREFECT_SERVER_API_AUTH_STRING", "RAY_AUTH_TOKEN",
-)  # fmt: skip
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "HF_TOKEN",
+    "AZURE_STORAGE_ACCOUNT_KEY",
+    "AZURE_STORAGE_SAS_TOKEN",
+    "AZURE_STORAGE_CONNECTION_STRING",
+    "PREFECT_API_KEY",
+    "PREFECT_API_AUTH_STRING",
+    "PREFECT_SERVER_API_AUTH_STRING",
+    "RAY_AUTH_TOKEN",
+)
 """Variables of the environment whose values are never shown."""
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -29,10 +37,30 @@ _HIDDEN = "***"
 _SHOWN = 200
 """No more characters of a place are shown."""
 _WORDS = (
-    "signature", "sig$", "token", "secret", "passw", "passphrase", "pwd", "credential", "authoriz", "auth$", "jwt",
-    "bearer", "apikey", "api-key", "api_key", "accesskey", "access-key", "access_key", "accessid", "keyid", "key-id",
-    "key_id", "pair-id",
-)  # fmt: skip
+    "signature",
+    "sig$",
+    "token",
+    "secret",
+    "passw",
+    "passphrase",
+    "pwd",
+    "credential",
+    "authoriz",
+    "auth$",
+    "jwt",
+    "bearer",
+    "apikey",
+    "api-key",
+    "api_key",
+    "accesskey",
+    "access-key",
+    "access_key",
+    "accessid",
+    "keyid",
+    "key-id",
+    "key_id",
+    "pair-id",
+)
 _WHOLE = ("key", "sas", "session", "code", "pass")
 _SECRET_NAME = re.compile(rf"{'|'.join(_WORDS)}|(?:^|[-_.])(?:{'|'.join(_WHOLE)})$", re.IGNORECASE)
 _PARAMETER = re.compile(r"(?<=[?&;#])([^=&;?#\s'\"<>]{1,200})=([^&;#\s'\"<>]*)")

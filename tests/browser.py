@@ -35,13 +35,21 @@ SECONDS = 120.0
 """How long a page may take to show something, however busy the machine."""
 WIDTH, HEIGHT, COLOURS = 1440, 1000, 128
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 NOT_YET = (
-    NoSuchElementException, StaleElementReferenceException, ElementClickInterceptedException,
+    NoSuchElementException,
+    StaleElementReferenceException,
+    ElementClickInterceptedException,
     ElementNotInteractableException,
-)  # fmt: skip
+)
 """What a page that is still being drawn answers with."""
 STANDS_STILL = "return !document.getAnimations().some(moving => moving instanceof CSSTransition)"
 Found = TypeVar("Found")

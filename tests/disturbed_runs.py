@@ -15,14 +15,26 @@ from memmcl.errors import StoreError
 from memmcl.store import Store
 
 SMALL = (
-    "--set", "ray.workers=1", "--set", "data.subtasks=[sent2, irony, emotion]", "--set", "evaluation.joint_lora=false",
-    "--set", "evaluation.weak_lora=false",
-)  # fmt: skip
+    "--set",
+    "ray.workers=1",
+    "--set",
+    "data.subtasks=[sent2, irony, emotion]",
+    "--set",
+    "evaluation.joint_lora=false",
+    "--set",
+    "evaluation.weak_lora=false",
+)
 """Three subtasks without rivals: everything that a run does, in as few seconds as it takes."""
 SAME = ("split", "anchors", "warm", "expert", "reference", "unified", "gate")
 """Kinds of artifacts whose files are the same, bit by bit, however a run was disturbed."""
-STAGES = (("run", "finished"), ("unified", "evaluation"), ("search", "search"), ("reference", "search"),
-          ("warm", "experts"), ("split", "experts"))  # fmt: skip
+STAGES = (
+    ("run", "finished"),
+    ("unified", "evaluation"),
+    ("search", "search"),
+    ("reference", "search"),
+    ("warm", "experts"),
+    ("split", "experts"),
+)
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::IDLE")
 ENDS = 240.0
 """Seconds after which a run that should have ended, or processes that should be gone, count as hanging."""

@@ -47,11 +47,14 @@ LAMBDAS = (0.3, 0.5, 0.7)
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 PASSWORD = "proxy-password-8c41d7e2"
 SECRETS = {
-    "AWS_ACCESS_KEY_ID": "planted-key-5f0f4f7a", "AWS_SECRET_ACCESS_KEY": "planted-secret-77b1c0de",
-    "AWS_SESSION_TOKEN": "planted-token-e93c55aa", "PREFECT_API_AUTH_STRING": "planted:login-0a64b9f3",
-    "HF_TOKEN": "hf_planted-36d2c8b1", "https_proxy": f"http://planted:{PASSWORD}@127.0.0.1:9",
+    "AWS_ACCESS_KEY_ID": "planted-key-5f0f4f7a",
+    "AWS_SECRET_ACCESS_KEY": "planted-secret-77b1c0de",
+    "AWS_SESSION_TOKEN": "planted-token-e93c55aa",
+    "PREFECT_API_AUTH_STRING": "planted:login-0a64b9f3",
+    "HF_TOKEN": "hf_planted-36d2c8b1",
+    "https_proxy": f"http://planted:{PASSWORD}@127.0.0.1:9",
     "no_proxy": "127.0.0.1,localhost",
-}  # fmt: skip
+}
 """An environment with a secret of each kind; see `planted`."""
 
 
@@ -62,19 +65,35 @@ def tiny_config(base: Path) -> dict[str, Any]:
         "model": {"name_or_path": str(base), "dtype": "float32"},
         "data": {"subtasks": list(SUBTASKS), "train_rows": 24, "weak_rows": 8, "test_rows": 8},
         "experts": {
-            "steps": 8, "batch_size": 4, "rank": 4, "alpha": 8, "adapt_layers": "top-2", "learning_rate": 5e-3,
-            "warm_start": 0.5, "anchor_every": 2, "anchor_batch_size": 4, "anchor_rows": 4, "checkpoint_every": 2,
+            "steps": 8,
+            "batch_size": 4,
+            "rank": 4,
+            "alpha": 8,
+            "adapt_layers": "top-2",
+            "learning_rate": 5e-3,
+            "warm_start": 0.5,
+            "anchor_every": 2,
+            "anchor_batch_size": 4,
+            "anchor_rows": 4,
+            "checkpoint_every": 2,
         },
         "search": {
-            "stage1_evaluations": STAGE_EVALUATIONS, "stage2_evaluations": STAGE_EVALUATIONS, "blocks": 1,
-            "population": 4, "lambdas": list(LAMBDAS),
+            "stage1_evaluations": STAGE_EVALUATIONS,
+            "stage2_evaluations": STAGE_EVALUATIONS,
+            "blocks": 1,
+            "population": 4,
+            "lambdas": list(LAMBDAS),
         },
         "curriculum": {"own_shots": 2, "budget_tokens": 256},
         "evaluation": {
-            "batch_size": 8, "max_new_tokens": 8, "bootstrap_samples": 100, "joint_lora": True, "weak_lora": True,
+            "batch_size": 8,
+            "max_new_tokens": 8,
+            "bootstrap_samples": 100,
+            "joint_lora": True,
+            "weak_lora": True,
             "interference_rows": 4,
         },
-    }  # fmt: skip
+    }
 
 
 @dataclass(frozen=True, repr=False)
@@ -113,9 +132,10 @@ class Running:
         """Return (process, address) of each TCP socket that the command and all that it started listen on now."""
         names = {member.pid: name for member in self.members() if (name := _name(member))}
         return {
-            (names[one.pid], one.laddr.ip) for one in psutil.net_connections("tcp")
+            (names[one.pid], one.laddr.ip)
+            for one in psutil.net_connections("tcp")
             if one.pid in names and one.status == psutil.CONN_LISTEN
-        }  # fmt: skip
+        }
 
     def kill(self) -> int:
         """SIGKILL the whole tree, until nothing of it is left; return how many processes that took."""
@@ -190,9 +210,14 @@ class Desk:
         output.mkdir(parents=True)
         with (output / "out").open("wb") as out, (output / "err").open("wb") as err:
             process = subprocess.Popen(
-                [program, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=self.cwd,
-                env=self._environment(mark), start_new_session=True,
-            )  # fmt: skip
+                [program, *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                cwd=self.cwd,
+                env=self._environment(mark),
+                start_new_session=True,
+            )
         running = Running(process, mark, output)
         try:
             yield running
@@ -232,10 +257,14 @@ class Desk:
 
     def _environment(self, mark: str) -> dict[str, str]:
         chosen = {
-            "HOME": str(self.root / "home"), "PREFECT_HOME": str(self.root / "prefect"), "COLUMNS": "160",
-            "RAY_TMPDIR": str(self.ray_folder), "OMP_NUM_THREADS": "1", MARK: mark,
+            "HOME": str(self.root / "home"),
+            "PREFECT_HOME": str(self.root / "prefect"),
+            "COLUMNS": "160",
+            "RAY_TMPDIR": str(self.ray_folder),
+            "OMP_NUM_THREADS": "1",
+            MARK: mark,
             "SPT_NOENV": "1",  # or Ray's workers write their titles over their environment, and the mark
-        }  # fmt: skip
+        }
         kept = ("PREFECT_", "AWS_", "RAY_", "MEMMCL_", "XDG_")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(kept)}
         server = {"PREFECT_API_URL": self.server} if self.server else {}
@@ -243,8 +272,9 @@ class Desk:
 
 
 @contextmanager
-def desk(root: Path, base: Path, *, server: str | None = None, environment: Mapping[str, str] | None = None
-         ) -> Iterator[Desk]:  # fmt: skip
+def desk(
+    root: Path, base: Path, *, server: str | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[Desk]:
     """Set up a desk below `root`, with the tiny config on the tiny base. Ray's folder is short (unix sockets)."""
     for name in ("home", "cwd"):
         (root / name).mkdir(parents=True)

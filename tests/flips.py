@@ -177,5 +177,9 @@ def _save(stored: Stored, path: str, data: Any) -> None:
 
 
 MAKE: dict[str, Callable[[Stored, str, Any], None]] = {
-    "manifest": _publish, "file": _publish, "record": _append, "journal": _append, "checkpoint": _save,
-}  # fmt: skip
+    "manifest": _publish,
+    "file": _publish,
+    "record": _append,
+    "journal": _append,
+    "checkpoint": _save,
+}

@@ -21,9 +21,12 @@ def key_of(name: str) -> str:
 def artifact(store: Store, kind: str, name: str, *inputs: Manifest, content: bytes | None = None) -> Manifest:
     """Publish an artifact; its content is its name where none is given."""
     return store.publish(
-        kind, key_of(f"{kind} {name}"), name=name, files={"file": content or f"{kind} {name}".encode()},
+        kind,
+        key_of(f"{kind} {name}"),
+        name=name,
+        files={"file": content or f"{kind} {name}".encode()},
         inputs=[one.ref for one in inputs],
-    )  # fmt: skip
+    )
 
 
 def finished_run(store: Store, name: str, *shared: Manifest) -> Manifest:

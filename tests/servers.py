@@ -138,8 +138,9 @@ def _started(command: list[str], environment: dict[str, str], log: Path) -> subp
         )
 
 
-def _wait(process: subprocess.Popen[bytes], command: list[str], log: Path, ready: Callable[[], bool], seconds: float
-          ) -> None:  # fmt: skip
+def _wait(
+    process: subprocess.Popen[bytes], command: list[str], log: Path, ready: Callable[[], bool], seconds: float
+) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         if process.poll() is not None or time.monotonic() > deadline:

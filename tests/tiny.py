@@ -246,12 +246,27 @@ def random_factors(
 
 
 _CUES = {
-    "positive": "lovely", "negative": "awful", "neutral": "usual", "very positive": "superb", "very negative": "vile",
-    "better": "ahead of", "worse": "behind", "irony": "oh so great", "non_irony": "rather late",
-    "anger": "maddening", "joy": "delightful", "optimism": "promising", "sadness": "gloomy",
-    "hate": "not wanted", "non-hate": "welcome", "offensive": "stupid", "non-offensive": "polite",
-    "against": "a bad idea", "favor": "a good idea", "none": "on the agenda",
-}  # fmt: skip
+    "positive": "lovely",
+    "negative": "awful",
+    "neutral": "usual",
+    "very positive": "superb",
+    "very negative": "vile",
+    "better": "ahead of",
+    "worse": "behind",
+    "irony": "oh so great",
+    "non_irony": "rather late",
+    "anger": "maddening",
+    "joy": "delightful",
+    "optimism": "promising",
+    "sadness": "gloomy",
+    "hate": "not wanted",
+    "non-hate": "welcome",
+    "offensive": "stupid",
+    "non-offensive": "polite",
+    "against": "a bad idea",
+    "favor": "a good idea",
+    "none": "on the agenda",
+}
 """Label -> what its texts say, so that rows of one label have something in common."""
 
 _THINGS = ("soup", "screen", "ferry", "choir", "garden", "ticket", "lamp", "tunnel", "recipe", "museum")

@@ -65,7 +65,7 @@ def write_case(run: Run, base: Path, path: Path) -> None:
         measured = {
             "expert": {"loglik": -1.0, "score": 0.5, "logprobs": [-2.0] * ROWS, "choices": None},
             "base": {"logprobs": logprobs},
-        }  # fmt: skip
+        }
         reference = {"reference.json": json.dumps(measured).encode()}
         parts = (("expert", "experts", files), ("split", "weak", rows), ("reference", "references", reference))
         for kind, part, of in parts:

@@ -23,12 +23,8 @@ Jobs = Annotated[int, typer.Option(min=1, max=64, help="How many files at a time
 
 
 def fetch(
-    name: BenchmarkName,
-    to: TargetUrl,
-    from_: SourceUrl = None,
-    jobs: Jobs = 8,
-    config: ConfigFile = None,
-) -> None:  # fmt: skip
+    name: BenchmarkName, to: TargetUrl, from_: SourceUrl = None, jobs: Jobs = 8, config: ConfigFile = None
+) -> None:
     """Download a published benchmark, every digest checked; called again, it goes on where it was.
 
     Of --config the endpoint and the region for s3:// are used; credentials come from the environment.

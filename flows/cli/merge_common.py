@@ -19,8 +19,17 @@ if TYPE_CHECKING:
     from memmcl.api.merging import Merge
 
 METHOD_NAMES = (
-    "linear", "ties", "dare_linear", "dare_ties", "della", "breadcrumbs", "slerp", "tsv", "iso_cts", "regmean",
-)  # fmt: skip
+    "linear",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "della",
+    "breadcrumbs",
+    "slerp",
+    "tsv",
+    "iso_cts",
+    "regmean",
+)
 """Those of `memmcl.merge.METHODS`, known before torch is loaded."""
 _NAME = re.compile(r"^[A-Za-z0-9][\w.-]{0,62}$")
 OPTIONS = {
@@ -127,8 +136,10 @@ def show_merge(out: Path, record: Mapping[str, Any]) -> None:
         table.add_row(expert["name"], *values, str(expert["rank"]), str(expert["modules"]), expert["place"])
     Terminal(width=1000).print(table)  # a place that is cut to the terminal cannot be copied
     method, output, errors = record["method"], record["output"], record["errors"]
-    given = [f"{name} {value:g}" if isinstance(value, float | int) else f"{name} {value}" for name, value in
-             method["parameters"].items()]  # fmt: skip
+    given = [
+        f"{name} {value:g}" if isinstance(value, float | int) else f"{name} {value}"
+        for name, value in method["parameters"].items()
+    ]
     seed = [] if method["seed"] is None else [f"seed {method['seed']}"]
     console.print(f"method         {', '.join([method['name'], *given, *seed])}", soft_wrap=True)
     if errors is not None:

@@ -109,9 +109,15 @@ def search(
     if not weak:
         raise UsageError("expected --weak, a file of weak rows, got none")
     given = {
-        "model.name_or_path": base, "search.method": method, "search.strategy": strategy, "search.fitness": fitness,
-        "search.blocks": blocks, "ray.workers": workers, "store.url": store, "seed": seed,
-    }  # fmt: skip
+        "model.name_or_path": base,
+        "search.method": method,
+        "search.strategy": strategy,
+        "search.fitness": fitness,
+        "search.blocks": blocks,
+        "ray.workers": workers,
+        "store.url": store,
+        "seed": seed,
+    }
     quiet_environment()
     with our_options(_SETTINGS):
         settings = _settings(config, set_ or [], given, param or [])

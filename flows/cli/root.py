@@ -53,8 +53,12 @@ app = typer.Typer(
     "For example:\n\n"
     "$ memmcl run deployments/configs/quickstart.yaml\n"
     '$ memmcl predict "The food was great, the wait was not."',
-    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
-)  # fmt: skip
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
 
 data_app.command("fetch")(fetch)
 app.add_typer(data_app, name="data")
@@ -65,16 +69,14 @@ app.add_typer(store_app, name="store")
 app.add_typer(champion_app, name="champion")
 
 RunId = Annotated[
-    str | None,
-    typer.Option("--run", help="First digits of a run's id, or champion; the latest run by default"),
+    str | None, typer.Option("--run", help="First digits of a run's id, or champion; the latest run by default")
 ]
 Aspects = Annotated[
     list[str] | None,
     typer.Option("--aspect", help="Ask about this aspect; may be repeated. Without it, about those found in the text"),
 ]
 Targets = Annotated[
-    list[str] | None,
-    typer.Option("--target", help="Target of a stance; twice for the two things that are compared"),
+    list[str] | None, typer.Option("--target", help="Target of a stance; twice for the two things that are compared")
 ]
 OutDirectory = Annotated[
     Path | None,
@@ -91,7 +93,7 @@ def run(
     set_: Overrides = None,
     out: OutDirectory = None,
     port: ServerPort = None,
-) -> None:  # fmt: skip
+) -> None:
     """Run the whole pipeline: rows, experts, merge search, contexts, evaluation, report.
 
     Run it again after a crash and it goes on where it was; run it again when finished and it returns at once.
@@ -111,7 +113,7 @@ def retrain(
     config: Annotated[Path, typer.Argument(help="YAML file with the run's settings")],
     set_: Overrides = None,
     port: ServerPort = None,
-) -> None:  # fmt: skip
+) -> None:
     """Retrain what new rows changed, and make the result champion if it is better; once, as the deployment does weekly.
 
     Ends as Promoted, NotPromoted or Unchanged, and says why.
@@ -179,7 +181,7 @@ def predict(
     run_id: RunId = None,
     store: StoreUrl = None,
     config: ConfigFile = None,
-) -> None:  # fmt: skip
+) -> None:
     """Answer every subtask about one text with a run's unified model, each in the context that its gate chose.
 
     For example:
@@ -224,7 +226,7 @@ def deploy(
     file: Annotated[Path, typer.Option("--file", help="The deployments, in Prefect's format")] = Path(
         "deployments/prefect.yaml"
     ),
-) -> None:  # fmt: skip
+) -> None:
     """Create work pool, deployments and automations on the Prefect server that PREFECT_API_URL names.
 
     Called again it changes nothing, until the file, the configuration or memmcl itself changes.

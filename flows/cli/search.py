@@ -86,19 +86,35 @@ def _view(store: Store, journal: Journal, top: int) -> RenderableType:
     from memmcl.search.records import progress_of
 
     table = Table(
-        "search", "candidates", "stopped", "failed", "rows", "best", "fitness", "merge s", "evaluate s", "wait s",
-        box=None, header_style="bold", title=f"run {journal.run_id[:8]}, started {journal.started}",
+        "search",
+        "candidates",
+        "stopped",
+        "failed",
+        "rows",
+        "best",
+        "fitness",
+        "merge s",
+        "evaluate s",
+        "wait s",
+        box=None,
+        header_style="bold",
+        title=f"run {journal.run_id[:8]}, started {journal.started}",
         title_justify="left",
-    )  # fmt: skip
+    )
     parts: list[RenderableType] = [table]
     for entry in journal.searches:
         records = store.records(f"searches/{entry.key}")
         found = progress_of(records)
         table.add_row(
-            entry.name, f"{found['candidates']} of {entry.evaluations}", str(found["stopped"]), str(found["failed"]),
-            f"{found['rows']:,}", "-" if found["best"] is None else str(found["best"]), _number(found["fitness"]),
+            entry.name,
+            f"{found['candidates']} of {entry.evaluations}",
+            str(found["stopped"]),
+            str(found["failed"]),
+            f"{found['rows']:,}",
+            "-" if found["best"] is None else str(found["best"]),
+            _number(found["fitness"]),
             *(f"{found['seconds'][part]:.1f}" for part in ("merge", "evaluate", "wait")),
-        )  # fmt: skip
+        )
         if top:
             parts.append(_best(entry, records, top))
     return Group(*parts)
@@ -106,9 +122,15 @@ def _view(store: Store, journal: Journal, top: int) -> RenderableType:
 
 def _best(entry: Entry, records: dict[int, dict[str, Any]], top: int) -> Table:
     table = Table(
-        "candidate", "fitness", *entry.subtasks, "genome", box=None, header_style="bold", title=entry.name,
+        "candidate",
+        "fitness",
+        *entry.subtasks,
+        "genome",
+        box=None,
+        header_style="bold",
+        title=entry.name,
         title_justify="left",
-    )  # fmt: skip
+    )
     ranked = sorted(records, key=lambda index: (_rank(records[index]), index))
     for index in ranked[:top]:
         record = records[index]

@@ -23,10 +23,20 @@ _PICKLED = "adapter_model.bin"
 _HUB = re.compile(r"^(?P<name>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?$")
 _HELD_INITS = (None, True, False, "gaussian", "orthogonal", "eva")
 _NOT_HELD = (
-    "use_dora", "modules_to_save", "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora",
-    "arrow_config", "kasa_config", "velora_config", "monteclora_config", "trainable_token_indices",
-    "target_parameters", "lora_bias",
-)  # fmt: skip
+    "use_dora",
+    "modules_to_save",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "velora_config",
+    "monteclora_config",
+    "trainable_token_indices",
+    "target_parameters",
+    "lora_bias",
+)
 
 
 @dataclass(frozen=True)
@@ -164,12 +174,7 @@ def _content(fs: Any, path: str, name: str) -> bytes:
 
 def _from_hub(name: str, revision: str | None) -> dict[str, bytes]:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     found = {}
     for file in FILES:

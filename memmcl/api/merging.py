@@ -17,14 +17,7 @@ from memmcl.adapters.format import Adapter
 from memmcl.adapters.load import UserAdapter, check_fit, other_base, read_user_adapter
 from memmcl.api.notebook import html_table
 from memmcl.backbone.forward import Backbone
-from memmcl.backbone.load import (
-    BaseRef,
-    load_base,
-    load_tokenizer,
-    resolve_base,
-    resolve_device,
-    resolve_dtype,
-)
+from memmcl.backbone.load import BaseRef, load_base, load_tokenizer, resolve_base, resolve_device, resolve_dtype
 from memmcl.backbone.shapes import Shapes, read_shapes
 from memmcl.errors import ModelError, StoreError, UsageError
 from memmcl.files.folder import check_room, disk, made_before, new_folder, put, seal
@@ -317,9 +310,14 @@ def _numbers(values: Sequence[float]) -> str:
 
 def _write_adapter(folder: Path, merge: Merge, grams: Grams | None) -> dict[str, Any]:
     merged = merged_adapter(
-        merge.adapters, merge.coefficients, merge.recipe,
-        lowest=merge.lowest, layers=merge.base.layers, rank=merge.output.rank, grams=grams,
-    )  # fmt: skip
+        merge.adapters,
+        merge.coefficients,
+        merge.recipe,
+        lowest=merge.lowest,
+        layers=merge.base.layers,
+        rank=merge.output.rank,
+        grams=grams,
+    )
     files = adapter_files(merged.factors, base_name=merge.base.name)
     check_room(folder, sum(len(data) for data in files.values()))
     for name, data in files.items():
@@ -334,9 +332,15 @@ def _write_full(folder: Path, merge: Merge, grams: Grams | None) -> dict[str, An
     try:
         with disk(folder):
             write_merge(
-                folder, merge.weights, merge.adapters, {name: merge.coefficients[name] for name in merge.adapters},
-                merge.recipe, dtype=merge.output.dtype, split=merge.lowest, grams=grams,
-            )  # fmt: skip
+                folder,
+                merge.weights,
+                merge.adapters,
+                {name: merge.coefficients[name] for name in merge.adapters},
+                merge.recipe,
+                dtype=merge.output.dtype,
+                split=merge.lowest,
+                grams=grams,
+            )
     except SafetensorError as error:  # what its writer makes of a full disk
         raise StoreError(f"cannot write the model ({error}); make room, or name another place") from error
     return {"output": {"form": "full", "dtype": merge.output.dtype}, "errors": None}

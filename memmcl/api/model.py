@@ -61,10 +61,15 @@ class Predictions(list[Prediction]):
 
     def _repr_html_(self) -> str:
         rows = [
-            (one.input[:80], one.subtask, ", ".join(one.about.values()), one.label or one.tuples or "",
-             "" if one.probability is None else f"{one.probability:.2f}")
+            (
+                one.input[:80],
+                one.subtask,
+                ", ".join(one.about.values()),
+                one.label or one.tuples or "",
+                "" if one.probability is None else f"{one.probability:.2f}",
+            )
             for one in self
-        ]  # fmt: skip
+        ]
         return html_table(("text", "subtask", "about", "answer", "probability"), rows)
 
 
@@ -132,8 +137,9 @@ class SentimentModel:
         subtask = self.subtasks[name]
         rows = [
             Example.create("question", texts[at], subtask.labels[0] if subtask.labels else (), about)
-            for at, about in questions if about is not None
-        ]  # fmt: skip
+            for at, about in questions
+            if about is not None
+        ]
         answers = iter(self._answers(model, subtask, rows) if rows else [])
         return [
             Prediction(name, texts[at], {}, missing=subtask.needs)
@@ -187,8 +193,12 @@ def load_model(store: str | Store = "memmcl-store", run: str = LATEST) -> Sentim
     found = open_run(store, run)
     base = found.base if torch.cuda.is_available() else found.base.model_copy(update={"device": "cpu"})
     cfg = found.config
-    spec = ModelSpec(base=base, revision=cfg.model.revision, max_prompt_tokens=cfg.data.max_prompt_tokens,
-                     threads=torch.get_num_threads())  # fmt: skip
+    spec = ModelSpec(
+        base=base,
+        revision=cfg.model.revision,
+        max_prompt_tokens=cfg.data.max_prompt_tokens,
+        threads=torch.get_num_threads(),
+    )
     return SentimentModel(found, spec, catalogue(cfg))
 
 

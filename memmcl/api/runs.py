@@ -124,8 +124,13 @@ class FinishedRun:
         return table + curve_svg([one["fitness"] for one in found])
 
 
-def open_run(store: str | Store = "memmcl-store", run: str = LATEST, *, champion: str = CHAMPION,
-             settings: Mapping[str, Any] | None = None) -> FinishedRun:  # fmt: skip
+def open_run(
+    store: str | Store = "memmcl-store",
+    run: str = LATEST,
+    *,
+    champion: str = CHAMPION,
+    settings: Mapping[str, Any] | None = None,
+) -> FinishedRun:
     """Open a finished run.
 
     Args:

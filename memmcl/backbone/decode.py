@@ -33,9 +33,14 @@ def greedy(backbone: Backbone, prepared: Prepared, *, end: int, max_new_tokens: 
 
 @torch.no_grad()
 def dropping(
-    backbone: Backbone, prepared: Prepared, batch_index: int, prefix: DynamicCache | None, *, end: int,
+    backbone: Backbone,
+    prepared: Prepared,
+    batch_index: int,
+    prefix: DynamicCache | None,
+    *,
+    end: int,
     max_new_tokens: int,
-) -> list[list[int]]:  # fmt: skip
+) -> list[list[int]]:
     """Decode one batch, and run only the rows that have not ended: where a step costs what its rows cost.
 
     `prepared` must have been through `trunk(keep_cache=True)`.
@@ -68,9 +73,14 @@ def dropping(
 
 @torch.no_grad()
 def in_place(
-    backbone: Backbone, prepared: Prepared, batch_index: int, prefix: DynamicCache | None, *, end: int,
+    backbone: Backbone,
+    prepared: Prepared,
+    batch_index: int,
+    prefix: DynamicCache | None,
+    *,
+    end: int,
     max_new_tokens: int,
-) -> list[list[int]]:  # fmt: skip
+) -> list[list[int]]:
     """Decode one batch, all rows to the last step, in buffers that stay where they are: the same kernels for every
     step and every candidate, whether they are replayed or not.
 
@@ -164,9 +174,12 @@ class _InPlace:
 def _next(backbone: Backbone, token: Tensor, positions: Tensor, mask: Tensor, cache: Any) -> Tensor:
     """Run one token of each row, (rows,), and return the most probable next ones."""
     out = backbone.decoder(
-        input_ids=token[:, None], position_ids=positions[:, None], attention_mask=mask[:, None, None, :],
-        past_key_values=cache, use_cache=True,
-    ).last_hidden_state  # fmt: skip
+        input_ids=token[:, None],
+        position_ids=positions[:, None],
+        attention_mask=mask[:, None, None, :],
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
     return backbone.logits(out[:, -1]).argmax(-1)
 
 

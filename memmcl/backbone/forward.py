@@ -381,15 +381,23 @@ class Backbone:
             hidden = self.model.get_input_embeddings()(tokens)
         else:
             hidden = self._bottom(
-                input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=cache,
+                input_ids=tokens,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=cache,
                 use_cache=cache is not None,
-            ).last_hidden_state  # fmt: skip
+            ).last_hidden_state
         return hidden
 
     def run_top(
-        self, hidden: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Any,
-        segments: Segments | None = None, queries: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        hidden: Tensor,
+        positions: Tensor | None,
+        mask: Tensor | None,
+        cache: Any,
+        segments: Segments | None = None,
+        queries: Tensor | None = None,
+    ) -> Tensor:
         """Run the layers above the trunk, and return all their outputs, (rows, length, d); `cache` is added to."""
         if positions is None:
             positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
@@ -402,9 +410,12 @@ class Backbone:
         try:
             with packed_attention(self.model.config, segments):
                 out: Tensor = decoder(
-                    inputs_embeds=hidden, position_ids=positions, attention_mask=mask, past_key_values=cache,
+                    inputs_embeds=hidden,
+                    position_ids=positions,
+                    attention_mask=mask,
+                    past_key_values=cache,
                     use_cache=cache is not None,
-                ).last_hidden_state  # fmt: skip
+                ).last_hidden_state
             return out
         finally:
             self._entry.hidden = None

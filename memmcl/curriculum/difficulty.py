@@ -55,9 +55,7 @@ class DifficultyReport:
 
 
 def difficulties(
-    subtasks: Sequence[Subtask],
-    examples: Mapping[str, Sequence[Example]],
-    weights: Mapping[str, float] | None = None,
+    subtasks: Sequence[Subtask], examples: Mapping[str, Sequence[Example]], weights: Mapping[str, float] | None = None
 ) -> dict[str, DifficultyReport]:
     """Return a report per subtask name, in the order of `subtasks`.
 

@@ -80,9 +80,16 @@ class GivenAnswers:
     """
 
     def __init__(
-        self, backbone: Backbone, prompter: Prompter, subtask: Subtask, examples: Sequence[Example],
-        answers: Sequence[str], *, ends: Sequence[int] | None = None, expert: Distributions | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        backbone: Backbone,
+        prompter: Prompter,
+        subtask: Subtask,
+        examples: Sequence[Example],
+        answers: Sequence[str],
+        *,
+        ends: Sequence[int] | None = None,
+        expert: Distributions | None = None,
+    ) -> None:
         count = len(examples)
         ends = [count] if ends is None else ends
         if len(answers) != count:
@@ -123,9 +130,11 @@ class GivenAnswers:
                     np.add.at(agreed, places, self._agreement(self._expert, logprobs, one.rows))
             tokens = self.tokens[rows.start : rows.stop]
             yield PartValues(
-                sums, tokens, agreed / tokens if self._expert is not None else None,
+                sums,
+                tokens,
+                agreed / tokens if self._expert is not None else None,
                 Choices.joined(choices) if choices else None,
-            )  # fmt: skip
+            )
 
     @torch.no_grad()
     def distributions(self, top: int = TOP) -> Distributions:

@@ -154,9 +154,13 @@ class Process:
         """Return the process to which the points were told, with what is expected of them."""
         mean, _ = self.expect(points)
         return Process(
-            np.concatenate([self.points, points]), np.concatenate([self.values, mean]), self.length, self.noise,
-            self.mean, self.variance,
-        )  # fmt: skip
+            np.concatenate([self.points, points]),
+            np.concatenate([self.values, mean]),
+            self.length,
+            self.noise,
+            self.mean,
+            self.variance,
+        )
 
 
 def _without_outliers(values: Reals) -> Reals:

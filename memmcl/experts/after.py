@@ -87,9 +87,18 @@ def anchor_adapter(
     measure = _Measure(backbone, adapter, held_out, activations)
     before = measure(adapter)
     trained = train_adapter(
-        backbone, {OWN: training.own}, training.others, lora=_shape(adapter), optimisation=optimisation,
-        anchoring=anchoring, seed=seed, activations=activations, start=adapter, teacher="self", progress=progress,
-    )  # fmt: skip
+        backbone,
+        {OWN: training.own},
+        training.others,
+        lora=_shape(adapter),
+        optimisation=optimisation,
+        anchoring=anchoring,
+        seed=seed,
+        activations=activations,
+        start=adapter,
+        teacher="self",
+        progress=progress,
+    )
     return Anchored(trained, before, measure(trained.factors))
 
 

@@ -34,10 +34,20 @@ DATASET = "unlabelled"
 """The data set that forced rows name."""
 
 CATEGORIES = (
-    "food quality", "food prices", "food style_options", "food general", "drinks quality", "drinks prices",
-    "drinks style_options", "restaurant general", "restaurant prices", "restaurant miscellaneous", "service general",
-    "ambience general", "location general",
-)  # fmt: skip
+    "food quality",
+    "food prices",
+    "food style_options",
+    "food general",
+    "drinks quality",
+    "drinks prices",
+    "drinks style_options",
+    "restaurant general",
+    "restaurant prices",
+    "restaurant miscellaneous",
+    "service general",
+    "ambience general",
+    "location general",
+)
 """Those that the instruction of asqp names."""
 
 OWN_SHARES = 4

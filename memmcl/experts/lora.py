@@ -33,9 +33,13 @@ def adapted(backbone: Backbone, shape: LoraShape, initial: Mapping[str, Factors]
     from peft.tuners.lora import LoraLayer
 
     config = LoraConfig(
-        r=shape.rank, lora_alpha=shape.alpha, lora_dropout=shape.dropout, use_rslora=shape.rslora,
-        target_modules=list(initial), rank_pattern={name: len(pair.a) for name, pair in initial.items()},
-    )  # fmt: skip
+        r=shape.rank,
+        lora_alpha=shape.alpha,
+        lora_dropout=shape.dropout,
+        use_rslora=shape.rslora,
+        target_modules=list(initial),
+        rank_pattern={name: len(pair.a) for name, pair in initial.items()},
+    )
     with torch.random.fork_rng(devices=[]):  # PEFT draws from the global generator what is replaced below
         inject_adapter_in_model(config, backbone.model)
     layers: Layers = {}
@@ -176,9 +180,10 @@ def check_shape(start: Adapter, backbone: Backbone) -> None:
 def _target_names(backbone: Backbone, target_modules: Sequence[str]) -> list[str]:
     layers = tuple(f"model.layers.{index}." for index in range(backbone.split, backbone.layers))
     linear = [
-        name for name, module in backbone.model.named_modules()
+        name
+        for name, module in backbone.model.named_modules()
         if isinstance(module, nn.Linear) and name.startswith(layers)
-    ]  # fmt: skip
+    ]
     present = {name.rpartition(".")[2] for name in linear}
     missing = sorted(set(target_modules) - present)
     if missing:

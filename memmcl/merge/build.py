@@ -38,16 +38,20 @@ class Merger:
     """
 
     def __init__(
-        self, backbone: Backbone, adapters: Mapping[str, Adapter], blocks: int, *, pinned: Sequence[str] = (),
+        self,
+        backbone: Backbone,
+        adapters: Mapping[str, Adapter],
+        blocks: int,
+        *,
+        pinned: Sequence[str] = (),
         grams: Grams | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.backbone = backbone
         self.blocks = blocks
         self.experts = tuple(adapters)
         self._deltas = Deltas(
-            adapters, lowest=backbone.split, layers=backbone.layers, pinned=pinned, grams=grams,
-            device=backbone.device,
-        )  # fmt: skip
+            adapters, lowest=backbone.split, layers=backbone.layers, pinned=pinned, grams=grams, device=backbone.device
+        )
         weights: dict[str, Tensor] = {}
         for module, parts in self._deltas.modules.items():
             weight = self._weight(module)

@@ -44,9 +44,15 @@ class Deltas:
     """
 
     def __init__(
-        self, adapters: Mapping[str, Adapter], *, lowest: int, layers: int, pinned: Sequence[str] = (),
-        grams: Grams | None = None, device: str | torch.device = "cpu",
-    ) -> None:  # fmt: skip
+        self,
+        adapters: Mapping[str, Adapter],
+        *,
+        lowest: int,
+        layers: int,
+        pinned: Sequence[str] = (),
+        grams: Grams | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
         self.modules: dict[str, dict[str, Factors]] = {}
         for expert, adapter in adapters.items():
             for module, factors in adapter.items():

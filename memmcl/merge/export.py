@@ -28,9 +28,16 @@ class MergedAdapter:
 
 
 def merged_adapter(
-    adapters: Mapping[str, Adapter], coefficients: Coefficients, recipe: Recipe = LINEAR, *, lowest: int, layers: int,
-    rank: int | None = None, pinned: Sequence[str] = (), grams: Grams | None = None,
-) -> MergedAdapter:  # fmt: skip
+    adapters: Mapping[str, Adapter],
+    coefficients: Coefficients,
+    recipe: Recipe = LINEAR,
+    *,
+    lowest: int,
+    layers: int,
+    rank: int | None = None,
+    pinned: Sequence[str] = (),
+    grams: Grams | None = None,
+) -> MergedAdapter:
     """Return a merge as one adapter: exact, or of the nearest that `rank` allows in each module.
 
     Linear merges are exact at the sum of the ranks, tsv and iso_cts at the rank of all factors stacked. The others need
@@ -105,9 +112,17 @@ def write_full(directory: Path, base: BaseRef, adapter: Adapter, *, dtype: str, 
 
 
 def write_merge(
-    directory: Path, base: BaseRef, adapters: Mapping[str, Adapter], coefficients: Coefficients,
-    recipe: Recipe = LINEAR, *, dtype: str, split: int, pinned: Sequence[str] = (), grams: Grams | None = None,
-) -> None:  # fmt: skip
+    directory: Path,
+    base: BaseRef,
+    adapters: Mapping[str, Adapter],
+    coefficients: Coefficients,
+    recipe: Recipe = LINEAR,
+    *,
+    dtype: str,
+    split: int,
+    pinned: Sequence[str] = (),
+    grams: Grams | None = None,
+) -> None:
     """Write a Hugging Face model directory: any merge in the weights, in float32 and cast once, and the tokenizer."""
     model = load_base(base, dtype)
     blocks = len(next(iter(coefficients.values())))

@@ -55,9 +55,15 @@ def linear(vectors: Vectors, weights: Tensor) -> Tensor:
 
 
 def ties(
-    vectors: Vectors, weights: Tensor, *, density: float = 0.5, scale: float = 1.0, election: Election = "weighted",
-    majority: Majority = "sum", divide_by: Divisor = "weights",
-) -> Tensor:  # fmt: skip
+    vectors: Vectors,
+    weights: Tensor,
+    *,
+    density: float = 0.5,
+    scale: float = 1.0,
+    election: Election = "weighted",
+    majority: Majority = "sum",
+    divide_by: Divisor = "weights",
+) -> Tensor:
     """Trim to the largest magnitudes, elect a sign per entry, average those that agree with it.
 
     density: share of entries kept in each task vector, at least one of them unless it is 0; entries as large as the
@@ -85,10 +91,17 @@ def dare_linear(
 
 
 def dare_ties(
-    vectors: Vectors, weights: Tensor, *, seeds: Sequence[int], density: float = 0.5, scale: float = 1.0,
-    rescale: Rescale = "kept", election: Election = "weighted", majority: Majority = "sum",
+    vectors: Vectors,
+    weights: Tensor,
+    *,
+    seeds: Sequence[int],
+    density: float = 0.5,
+    scale: float = 1.0,
+    rescale: Rescale = "kept",
+    election: Election = "weighted",
+    majority: Majority = "sum",
     divide_by: Divisor = "none",
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Drop entries at random, rescale the rest, then elect signs and merge as TIES does.
 
     Reference: DARE, Yu et al. 2024, with TIES. Defaults as in mergekit 0.1.5, which does not average, but for
@@ -102,10 +115,18 @@ def dare_ties(
 
 
 def della(
-    vectors: Vectors, weights: Tensor, *, seeds: Sequence[int], density: float = 0.5, epsilon: float = 0.15,
-    scale: float = 1.0, rescale: Rescale = "kept", election: Election = "weighted", majority: Majority = "sum",
+    vectors: Vectors,
+    weights: Tensor,
+    *,
+    seeds: Sequence[int],
+    density: float = 0.5,
+    epsilon: float = 0.15,
+    scale: float = 1.0,
+    rescale: Rescale = "kept",
+    election: Election = "weighted",
+    majority: Majority = "sum",
     divide_by: Divisor = "weights",
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Drop entries at random, small ones sooner, rescale the rest, then elect signs and average as TIES does.
 
     density: mean probability of being kept. epsilon: it runs from density - epsilon at the smallest magnitude of a row
@@ -225,9 +246,13 @@ def _sum(vectors: Vectors, weights: Tensor, change: Callable[[int, Tensor], Tens
 
 
 def _consensus(
-    vectors: Vectors, weights: Tensor, change: Callable[[int, Tensor], Tensor], election: Election,
-    majority: Majority, divide_by: Divisor,
-) -> Tensor:  # fmt: skip
+    vectors: Vectors,
+    weights: Tensor,
+    change: Callable[[int, Tensor], Tensor],
+    election: Election,
+    majority: Majority,
+    divide_by: Divisor,
+) -> Tensor:
     """Return the merge of those entries that agree with the elected sign; each task vector is made twice, none kept."""
     factors = weights.tolist()
     weighted = election == "weighted"

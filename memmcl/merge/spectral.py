@@ -130,9 +130,13 @@ def iso_cts(
 
 @torch.no_grad()
 def regmean(
-    task_vectors: Sequence[Tensor] | Tensor, weights: Tensor, *, grams: Sequence[Tensor], shrink: float = 0.9,
+    task_vectors: Sequence[Tensor] | Tensor,
+    weights: Tensor,
+    *,
+    grams: Sequence[Tensor],
+    shrink: float = 0.9,
     scale: float = 1.0,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Merge to the outputs that come nearest to each expert's own on its own inputs, by least squares.
 
     task_vectors: (experts, d_out, d_in) float32; weights: (experts,), not negative; grams: per expert (d_in, d_in),

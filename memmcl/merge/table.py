@@ -92,10 +92,7 @@ METHODS: Mapping[str, Method] = {
     "slerp": Method(methods.slerp, "Shoemake 1985", genes={"scale": SCALE}, normalises=True),
     "tsv": Method(spectral.tsv, "Gargiulo et al. 2025, arXiv 2412.00081", matrices=True),
     "iso_cts": Method(
-        spectral.iso_cts,
-        "Marczak et al. 2025, arXiv 2502.04959",
-        genes={"common": Gene(0.0, 1.0, 0.8)},
-        matrices=True,
+        spectral.iso_cts, "Marczak et al. 2025, arXiv 2502.04959", genes={"common": Gene(0.0, 1.0, 0.8)}, matrices=True
     ),
     "regmean": Method(
         spectral.regmean,

@@ -48,23 +48,14 @@ GLOSSARY = (
     ("candidate", "A genome with its scores; its fitness is its mean retention on the weak set."),
     ("group model", "The winner of a stage-1 search: the experts of one group of subtasks, merged."),
     ("unified model", "The winner of the stage-2 search: the group models, merged into one model."),
-    (
-        "weak set",
-        "The few rows of a subtask that a search may look at; disjoint from training and test rows.",
-    ),
-    (
-        "retention",
-        "Score of a merge divided by the score of that subtask's expert; 1 means nothing was lost.",
-    ),
+    ("weak set", "The few rows of a subtask that a search may look at; disjoint from training and test rows."),
+    ("retention", "Score of a merge divided by the score of that subtask's expert; 1 means nothing was lost."),
     ("NAI", "(merge − base) / (expert − base): the share of what training gained that the merge keeps."),
     ("difficulty", "A weighted sum of a subtask's meta features, each scaled to [0, 1] over the suite."),
     ("curriculum", "The subtasks in ascending difficulty; a context takes demonstrations in that order."),
     ("context gate", "Picks the context of a subtask by its score on the weak set; test rows play no part."),
     ("calibrated", "Label scores corrected for what the model prefers whatever the input says."),
-    (
-        "balanced accuracy",
-        "The mean of the recalls of all labels; a constant answer scores one over their number.",
-    ),
+    ("balanced accuracy", "The mean of the recalls of all labels; a constant answer scores one over their number."),
     ("±", "One standard error: bootstrap over test rows. It holds no variance of training or of the search."),
 )
 

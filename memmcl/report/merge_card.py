@@ -70,8 +70,10 @@ def _experts(record: Record) -> str:
         lines.append([plain_text(expert["name"]), *values, str(expert["rank"]), str(expert["modules"]), place, digest])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     method = record["method"]
-    given = [f"{name} {value:g}" if isinstance(value, float | int) else f"{name} {value}" for name, value in
-             method["parameters"].items()]  # fmt: skip
+    given = [
+        f"{name} {value:g}" if isinstance(value, float | int) else f"{name} {value}"
+        for name, value in method["parameters"].items()
+    ]
     told = f"Method `{method['name']}` ({plain_text(method['reference'])})"
     told += f" with {', '.join(given)}" if given else ""
     told += f"; masks from seed {method['seed']}" if method["seed"] is not None else ""

@@ -70,12 +70,7 @@ def _front_matter(results: Results, base_model: str, adapter: bool) -> str:
         "license": results.run.base.licence.lower(),
         "pipeline_tag": "text-generation",
         "language": ["en"],
-        "tags": [
-            "sentiment-analysis",
-            "model-merging",
-            *(["lora"] if adapter else []),
-            "memmcl",
-        ],
+        "tags": ["sentiment-analysis", "model-merging", *(["lora"] if adapter else []), "memmcl"],
     }
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
 

@@ -33,28 +33,68 @@ def write_tables(document: Document) -> dict[str, bytes]:
     results = parse_results(document)
     text, whole, real, truth = pa.string(), pa.int64(), pa.float64(), pa.bool_()
     scores = {
-        "model": text, "subtask": text, "context": text, "metric": text, "score": real, "se": real,
-        "n": whole, "balanced_accuracy": real, "rejected": whole, "strict_score": real,
-    }  # fmt: skip
+        "model": text,
+        "subtask": text,
+        "context": text,
+        "metric": text,
+        "score": real,
+        "se": real,
+        "n": whole,
+        "balanced_accuracy": real,
+        "rejected": whole,
+        "strict_score": real,
+    }
     interference = {"expert": text, "subtask": text, "score": real, "se": real, "n": whole}
     candidates = {
-        "stage": text, "group": text, "index": whole, "origin": text, "parents": pa.list_(whole),
-        "genome": pa.list_(real), "fitness": real, "stopped": truth, "rows": whole, "values": pa.map_(text, real),
+        "stage": text,
+        "group": text,
+        "index": whole,
+        "origin": text,
+        "parents": pa.list_(whole),
+        "genome": pa.list_(real),
+        "fitness": real,
+        "stopped": truth,
+        "rows": whole,
+        "values": pa.map_(text, real),
         "seconds_merge": real,
-        "seconds_evaluate": real, "seconds_wait": real, "reused": truth, "winner": truth,
-    }  # fmt: skip
+        "seconds_evaluate": real,
+        "seconds_wait": real,
+        "reused": truth,
+        "winner": truth,
+    }
     contexts = {
-        "subtask": text, "context": text, "tokens": whole, "demonstrations": whole, "weak_score": real,
-        "weak_score_calibrated": real, "test_score": real, "test_se": real, "chosen": truth,
+        "subtask": text,
+        "context": text,
+        "tokens": whole,
+        "demonstrations": whole,
+        "weak_score": real,
+        "weak_score_calibrated": real,
+        "test_score": real,
+        "test_se": real,
+        "chosen": truth,
         "calibrated": truth,
-    }  # fmt: skip
+    }
     experts = {
-        "subtask": text, "loss": pa.list_(real), "anchor": pa.list_(real), "anchor_every": whole,
-        "validation": pa.list_(pa.struct({"step": whole, "loss": real})), "steps": whole, "best_step": whole,
-        "stopped_early": truth, "batch_size": whole, "rows_per_micro_batch": whole, "rank": whole,
-        "learning_rate": real, "seconds": real, "trainable_parameters": whole, "weak_score": real,
-        "base_weak_score": real, "constant_weak_score": real, "tokens_per_second": real, "gpu_memory_gb": real,
-    }  # fmt: skip
+        "subtask": text,
+        "loss": pa.list_(real),
+        "anchor": pa.list_(real),
+        "anchor_every": whole,
+        "validation": pa.list_(pa.struct({"step": whole, "loss": real})),
+        "steps": whole,
+        "best_step": whole,
+        "stopped_early": truth,
+        "batch_size": whole,
+        "rows_per_micro_batch": whole,
+        "rank": whole,
+        "learning_rate": real,
+        "seconds": real,
+        "trainable_parameters": whole,
+        "weak_score": real,
+        "base_weak_score": real,
+        "constant_weak_score": real,
+        "tokens_per_second": real,
+        "gpu_memory_gb": real,
+    }
     return {
         "scores.parquet": _parquet(scores, [score.model_dump() for score in results.scores]),
         "interference.parquet": _parquet(interference, [part.model_dump() for part in results.interference]),
@@ -111,9 +151,13 @@ def results_table(document: Document, width: int = 100) -> Table:
     few = [m.name for m in results.models if m.name == "base" or m.kind in ("unified", "rival")] or models
     subtasks = [subtask.name for subtask in results.subtasks]
     forms = (
-        (models, True, False), (models, True, True), (models, False, False), (models, False, True),
-        (few, True, True), (few, False, True),
-    )  # fmt: skip
+        (models, True, False),
+        (models, True, True),
+        (models, False, False),
+        (models, False, True),
+        (few, True, True),
+        (few, False, True),
+    )
     for names, with_se, turned in forms:
         heads, lines = (names, [*subtasks, MEAN]) if turned else ([*subtasks, MEAN], names)
         longest = min(22, max(len(line) for line in lines))
@@ -144,9 +188,12 @@ def _rich(results: Results, names: list[str], with_se: bool, turned: bool) -> Ta
     table.add_column("subtask" if turned else "model", no_wrap=True, max_width=22, overflow="ellipsis")
     for head in heads:
         table.add_column(
-            Text(MEAN if head is None else head), justify="right", no_wrap=True, overflow="ellipsis",
+            Text(MEAN if head is None else head),
+            justify="right",
+            no_wrap=True,
+            overflow="ellipsis",
             max_width=9 if with_se else 6,
-        )  # fmt: skip
+        )
     for line in lines:
         name = Text(MEAN if line is None else line, style="bold" if line is None else "")
         if not turned and line is not None and kinds[line] == "unified":
@@ -170,9 +217,7 @@ def markdown_table(document: Document) -> str:
     results = parse_results(document)
     columns: list[str | None] = [None, *(subtask.name for subtask in results.subtasks)]
     best = {column: leaders(results, column) for column in columns}
-    heads = [
-        "model", MEAN, *(f"{plain_text(s.name)}<br>{plain_text(s.metric)}" for s in results.subtasks),
-    ]  # fmt: skip
+    heads = ["model", MEAN, *(f"{plain_text(s.name)}<br>{plain_text(s.metric)}" for s in results.subtasks)]
     lines = [heads, ["---", *("---:" for _ in columns)]]
     for model in results.models:
         row = [plain_text(model.title)]

@@ -18,11 +18,23 @@ def candidates_table(document: Mapping[str, Any]) -> bytes:
     """
     real, text, whole, truth = pa.float64(), pa.string(), pa.int64(), pa.bool_()
     schema = {
-        "search": text, "index": whole, "origin": text, "generation": whole, "parents": pa.list_(whole),
-        "genome": pa.map_(text, real), "fitness": real, "values": pa.map_(text, real), "rungs": pa.list_(real),
-        "stopped": truth, "rows": whole, "seconds_merge": real, "seconds_evaluate": real, "seconds_wait": real,
-        "reused": truth, "winner": truth,
-    }  # fmt: skip
+        "search": text,
+        "index": whole,
+        "origin": text,
+        "generation": whole,
+        "parents": pa.list_(whole),
+        "genome": pa.map_(text, real),
+        "fitness": real,
+        "values": pa.map_(text, real),
+        "rungs": pa.list_(real),
+        "stopped": truth,
+        "rows": whole,
+        "seconds_merge": real,
+        "seconds_evaluate": real,
+        "seconds_wait": real,
+        "reused": truth,
+        "winner": truth,
+    }
     searches = [document, *([document["joint"]] if document["joint"] else [])]
     rows = [_row(one, candidate) for one in searches for candidate in one["candidates"]]
     sink = io.BytesIO()

@@ -20,9 +20,7 @@ from memmcl.suite.subtasks import GROUPS
 STAGE_VERSION = 3
 FINAL, JOINT_PHASE = "final", "joint"
 Coefficients = dict[str, tuple[float, ...]]
-NOT_IN_KEYS = {
-    "stage1_evaluations", "stage2_evaluations", "joint_evaluations", "finalists", "adapter_rank", "rivals",
-}  # fmt: skip
+NOT_IN_KEYS = {"stage1_evaluations", "stage2_evaluations", "joint_evaluations", "finalists", "adapter_rank", "rivals"}
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,11 @@ class Plan:
         """The key of the artifact that it ends in."""
         cfg = self.problem.search
         config = {
-            "first": self.first.key, "joint": self.joint, "finalists": cfg.finalists if self.selection else 0,
+            "first": self.first.key,
+            "joint": self.joint,
+            "finalists": cfg.finalists if self.selection else 0,
             "others": [[one.title, one.coefficients, asdict(one.recipe), one.fitness] for one in self.others],
-        }  # fmt: skip
+        }
         return cache_key("search", inputs=self.inputs, config=config, stage_version=STAGE_VERSION, seed=0)
 
     def course(self, begun: Callable[[SearchSpec], None] = lambda spec: None) -> Course:
@@ -98,25 +98,38 @@ class Plan:
         alone: Parts = {name: {name: (1.0,) * blocks} for name in experts}
         found = [one for one in self.finalists(phases) if one.recipe.method == self.first.method]
         starts = {
-            one.title: tuple(min(max(value, low), high) for name in experts
-                             for value in one.coefficients.get(name, (0.0,) * blocks))
+            one.title: tuple(
+                min(max(value, low), high) for name in experts for value in one.coefficients.get(name, (0.0,) * blocks)
+            )
             for one in found
-        }  # fmt: skip
+        }
         return make_spec(
-            self.problem, self._joint_name, alone, self.first.subtasks, list(starts.items()), self.joint,
-            [*self.inputs, self.first.key], method=self.first.method,
-        )  # fmt: skip
+            self.problem,
+            self._joint_name,
+            alone,
+            self.first.subtasks,
+            list(starts.items()),
+            self.joint,
+            [*self.inputs, self.first.key],
+            method=self.first.method,
+        )
 
     def _final_spec(self, finalists: Sequence[Finalist]) -> SearchSpec:
         """Return the decision: every finalist on the selection rows."""
         blocks, names = self.problem.search.blocks, [f"{place} {one.title}" for place, one in enumerate(finalists)]
         ones = {name: [1.0 if other == name else 0.0 for other in names for _ in range(blocks)] for name in names}
         return make_spec(
-            self.problem, f"{self.name} {FINAL}",
-            {name: one.coefficients for name, one in zip(names, finalists, strict=True)}, self.first.subtasks,
-            list(ones.items()), len(names), [*self.inputs, self.first.key], fixed=True, rows="selection",
+            self.problem,
+            f"{self.name} {FINAL}",
+            {name: one.coefficients for name, one in zip(names, finalists, strict=True)},
+            self.first.subtasks,
+            list(ones.items()),
+            len(names),
+            [*self.inputs, self.first.key],
+            fixed=True,
+            rows="selection",
             recipes={name: one.recipe for name, one in zip(names, finalists, strict=True)},
-        )  # fmt: skip
+        )
 
     def finalists(self, phases: Sequence[Phase]) -> list[Finalist]:
         """Return who may win after these searches: the best and the best seed of each, and those found elsewhere."""
@@ -155,38 +168,61 @@ class Plan:
             **_searched(searched[0]),
             "winner": winner.index if inside == 0 else None,
             "joint": _searched(searched[1]) | {"winner": winner.index if inside == 1 else None}
-            if len(searched) > 1 else None,
+            if len(searched) > 1
+            else None,
             "finalists": [
-                {"title": one.title, "search": one.search, "index": one.index, "origin": one.origin,
-                 "fitness": one.fitness, "selection": _json(scores[at]) if scores else None, "wins": at == place}
+                {
+                    "title": one.title,
+                    "search": one.search,
+                    "index": one.index,
+                    "origin": one.origin,
+                    "fitness": one.fitness,
+                    "selection": _json(scores[at]) if scores else None,
+                    "wins": at == place,
+                }
                 for at, one in enumerate(finalists)
             ],
             "coefficients": winner.coefficients,
             "recipe": asdict(winner.recipe),
             "fitness": winner.fitness,
-        }  # fmt: skip
+        }
         return self.problem.open_store().publish(
-            "search", self.key, name=f"search {self.name}",
+            "search",
+            self.key,
+            name=f"search {self.name}",
             files={
                 "search.json": json.dumps(document, indent=1).encode(),
                 "candidates.parquet": candidates_table(document),
             },
             inputs=self.inputs,
-            config=self.problem.search.model_dump(mode="json"), seed=self.problem.seed,
-            stage_version=STAGE_VERSION, seconds=seconds,
+            config=self.problem.search.model_dump(mode="json"),
+            seed=self.problem.seed,
+            stage_version=STAGE_VERSION,
+            seconds=seconds,
             metrics={
-                "fitness": winner.fitness, "origin": winner.origin, "winner": winner.title,
+                "fitness": winner.fitness,
+                "origin": winner.origin,
+                "winner": winner.title,
                 "evaluations": sum(len(phase.core.proposals) for phase in phases),
             },
-        )  # fmt: skip
+        )
 
 
 def make_spec(
-    problem: Problem, name: str, parts: Parts, subtasks: Sequence[str], seeds: Sequence[tuple[str, Sequence[float]]],
-    evaluations: int, inputs: Sequence[ArtifactRef | str], *, method: str | None = None,
-    varied: tuple[tuple[str, float, float], ...] | None = None, fixed: bool = False, rows: str = "weak",
+    problem: Problem,
+    name: str,
+    parts: Parts,
+    subtasks: Sequence[str],
+    seeds: Sequence[tuple[str, Sequence[float]]],
+    evaluations: int,
+    inputs: Sequence[ArtifactRef | str],
+    *,
+    method: str | None = None,
+    varied: tuple[tuple[str, float, float], ...] | None = None,
+    fixed: bool = False,
+    rows: str = "weak",
     recipes: Mapping[str, Recipe] | None = None,
-) -> SearchSpec:  # fmt: skip
+) -> SearchSpec:
     """Return a search's spec; seeds are coefficients, and values of `varied` behind them where those are given.
 
     method: None for the run's, with its parameters and genes. fixed: the seeds are all that is looked at.
@@ -200,25 +236,41 @@ def make_spec(
     config = {
         "name": name,
         "search": cfg.model_dump(mode="json", exclude=NOT_IN_KEYS),
-        "evaluations": evaluations, "method": method, "fixed": fixed, "rows": rows, "varied": varied, "seeds": seeds,
-        "recipes": {part: asdict(recipe) for part, recipe in (recipes or {}).items()}, "parts": parts,
+        "evaluations": evaluations,
+        "method": method,
+        "fixed": fixed,
+        "rows": rows,
+        "varied": varied,
+        "seeds": seeds,
+        "recipes": {part: asdict(recipe) for part, recipe in (recipes or {}).items()},
+        "parts": parts,
         "evaluation": problem.evaluation.model_dump(
             mode="json", include={"batch_size", "max_new_tokens", "calibration"}
         ),
         "model": problem.model.key(),
         "first": [one for one in inputs if isinstance(one, str)],
-    }  # fmt: skip
+    }
     refs = [one for one in inputs if not isinstance(one, str)]
     spec = SearchSpec(
-        name=name, key=cache_key("search", inputs=refs, config=config, stage_version=STAGE_VERSION,
-                                 seed=problem.seed),
-        strategy=cfg.strategy, parts=parts, subtasks=tuple(subtasks), seeds=(), evaluations=evaluations,
-        blocks=cfg.blocks, bounds=cfg.bounds, mask_seed=problem.mask_seed,
-        method=method or cfg.method, parameters=cfg.parameters if own else {}, varied=varied,
-        mask=cfg.mask and not fixed, recipes=dict(recipes or {}),
+        name=name,
+        key=cache_key("search", inputs=refs, config=config, stage_version=STAGE_VERSION, seed=problem.seed),
+        strategy=cfg.strategy,
+        parts=parts,
+        subtasks=tuple(subtasks),
+        seeds=(),
+        evaluations=evaluations,
+        blocks=cfg.blocks,
+        bounds=cfg.bounds,
+        mask_seed=problem.mask_seed,
+        method=method or cfg.method,
+        parameters=cfg.parameters if own else {},
+        varied=varied,
+        mask=cfg.mask and not fixed,
+        recipes=dict(recipes or {}),
         objectives=_objectives(problem, subtasks) if cfg.strategy == "nsga2" and not fixed else {},
-        rows=rows, fixed=fixed,
-    )  # fmt: skip
+        rows=rows,
+        fixed=fixed,
+    )
     whole = [(origin, tuple(g) if fixed else spec.genome(g)) for origin, g in seeds]
     return spec.model_copy(update={"seeds": tuple(whole)})
 
@@ -227,8 +279,9 @@ def _objectives(problem: Problem, subtasks: Sequence[str]) -> dict[str, tuple[st
     """Return the objectives of a multi-objective search, by name; a single group is traded off by its subtasks."""
     groups = {
         group: tuple(name for name in subtasks if problem.subtasks[name].group == group)
-        for group in GROUPS if any(problem.subtasks[name].group == group for name in subtasks)
-    }  # fmt: skip
+        for group in GROUPS
+        if any(problem.subtasks[name].group == group for name in subtasks)
+    }
     if problem.search.objectives == "groups" and len(groups) > 1:
         return groups
     return {name: (name,) for name in subtasks}
@@ -242,11 +295,17 @@ def _searched(phase: Phase) -> dict[str, Any]:
         "genes": list(phase.spec.space.genes),
         "stopped_early": phase.core.stopped_early,
         "candidates": [
-            {"index": one.index, "origin": one.origin, "generation": one.generation, "parents": list(one.parents),
-             **records[one.index], "fitness": _json(records[one.index]["fitness"])}
+            {
+                "index": one.index,
+                "origin": one.origin,
+                "generation": one.generation,
+                "parents": list(one.parents),
+                **records[one.index],
+                "fitness": _json(records[one.index]["fitness"]),
+            }
             for one in phase.core.proposals
         ],
-    }  # fmt: skip
+    }
 
 
 def _json(value: float) -> float | None:

@@ -87,17 +87,24 @@ class Scorer:
         return blended(kinds, self._search.weights)
 
     def _record(
-        self, spec: SearchSpec, subtasks: Mapping[str, _Rows], values: Mapping[str, float],
-        rungs: Sequence[float], offset: float | None,
-    ) -> dict[str, Any]:  # fmt: skip
+        self,
+        spec: SearchSpec,
+        subtasks: Mapping[str, _Rows],
+        values: Mapping[str, float],
+        rungs: Sequence[float],
+        offset: float | None,
+    ) -> dict[str, Any]:
         """Return what is known of a candidate; offset: what is added to the values of one that was stopped."""
         more = 0.0 if offset is None else offset
         parts = len(rungs) if offset is not None else 0  # of one that was not stopped, all
         rows = sum(one.ends[parts - 1] for one in subtasks.values())
         found: dict[str, Any] = {
-            "fitness": fitness(values) + more, "values": dict(values), "rungs": list(rungs),
-            "stopped": offset is not None, "rows": rows,
-        }  # fmt: skip
+            "fitness": fitness(values) + more,
+            "values": dict(values),
+            "rungs": list(rungs),
+            "stopped": offset is not None,
+            "rows": rows,
+        }
         if spec.objectives:
             found["objectives"] = [
                 fitness({one: values[one] for one in members}) + more for members in spec.objectives.values()

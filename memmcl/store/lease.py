@@ -298,12 +298,7 @@ def identity() -> dict[str, Any]:
     except OSError:
         namespace = ""
     pid = os.getpid()
-    return {
-        "host": socket.gethostname(),
-        "pid_namespace": namespace,
-        "pid": pid,
-        "process_start": process_start(pid),
-    }
+    return {"host": socket.gethostname(), "pid_namespace": namespace, "pid": pid, "process_start": process_start(pid)}
 
 
 def process_start(pid: int) -> str | None:

@@ -64,9 +64,10 @@ def decide(census: Census, policy: Policy, now: float) -> Plan:
         *_items(census, _pointers(census, judge), "leases and marks of processes that died"),
         *(
             Item("uploads and files that were never completed", name, entry.size, leftover=True)
-            for name, entry in census.leftovers.items() if entry.touched < min(judge.young, judge.live)
+            for name, entry in census.leftovers.items()
+            if entry.touched < min(judge.young, judge.live)
         ),
-    ]  # fmt: skip
+    ]
     return Plan(
         tuple(items),
         {census.manifests[path].key: why for path, why in runs.items()},
@@ -96,8 +97,9 @@ def _kept_runs(census: Census, policy: Policy, now: float, judge: _Judge) -> dic
     newest = sorted(runs, key=lambda path: (runs[path].created, path), reverse=True)
     kept: dict[str, str] = {}
     for name, line in census.champions.items():
-        for run_id, why in zip(reversed(line), (f"champion {name}", f"champion {name} before the present one"),
-                               strict=False):  # fmt: skip
+        for run_id, why in zip(
+            reversed(line), (f"champion {name}", f"champion {name} before the present one"), strict=False
+        ):
             if manifest_path(RUN, run_id) in runs and run_id != policy.only:
                 kept.setdefault(manifest_path(RUN, run_id), why)
     for place, path in enumerate(newest):
@@ -134,9 +136,10 @@ def _marked(census: Census, policy: Policy, judge: _Judge, runs: Collection[str]
             judge.settled[one] = census.touched([path])
     marked = _reached(census, roots | _pinned(census, judge))
     young = [
-        path for path, manifest in census.manifests.items()
+        path
+        for path, manifest in census.manifests.items()
         if path not in marked and manifest.kind != RUN and not judge.may_go([path])
-    ]  # fmt: skip
+    ]
     return marked | _reached(census, young, marked)
 
 
@@ -181,9 +184,10 @@ def _blobs(census: Census, judge: _Judge, marked: Collection[str], removed: Mapp
         for path in _files(manifest):
             settled[path] = max(settled.get(path, NEVER), judge.settled.get(one, NEVER))
     return [
-        path for path in census.entries
+        path
+        for path in census.entries
         if path.startswith("blobs/") and path not in needed and judge.may_go([path], settled.get(path, NEVER))
-    ]  # fmt: skip
+    ]
 
 
 def _logs(
@@ -198,9 +202,8 @@ def _logs(
         keys = census.searches(run_id)
         unit = [*journals[run_id], *_records(census, keys)]
         goes = run_id not in held and (
-            run_id in ended or run_id == policy.only
-            or (run_id not in finished and judge.may_go(unit))
-        )  # fmt: skip
+            run_id in ended or run_id == policy.only or (run_id not in finished and judge.may_go(unit))
+        )
         if goes:
             going += journals[run_id]
             for key in keys:
@@ -211,9 +214,11 @@ def _logs(
             needed.update(keys)
             unfinished += run_id not in finished
     logs = [
-        path for key, records in census.search_records.items()
-        if key not in needed and judge.may_go(records, settled.get(key, NEVER)) for path in records
-    ]  # fmt: skip
+        path
+        for key, records in census.search_records.items()
+        if key not in needed and judge.may_go(records, settled.get(key, NEVER))
+        for path in records
+    ]
     return going, logs, unfinished
 
 

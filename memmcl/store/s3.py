@@ -81,8 +81,9 @@ class S3Backend:
         """List the prefix, page by page; what changes with the content is the ETag."""
         return {
             one["Key"][len(self.folder) :]: Entry(one["Size"], one["LastModified"].timestamp(), one.get("ETag", ""))
-            for page in self._pages(below(folder) + start) for one in page.get("Contents", ())
-        }  # fmt: skip
+            for page in self._pages(below(folder) + start)
+            for one in page.get("Contents", ())
+        }
 
     def folders(self, folder: str) -> list[str]:
         """List with a delimiter."""

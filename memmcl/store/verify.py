@@ -58,8 +58,10 @@ def verify(objects: Objects) -> Verification:
     }
     problems = [
         Problem(path, f"not a valid {kind}")
-        for kind, states in judged.items() for path, state in states.items() if state is State.DAMAGED
-    ]  # fmt: skip
+        for kind, states in judged.items()
+        for path, state in states.items()
+        if state is State.DAMAGED
+    ]
     known = {problem.where for problem in problems}
     problems += [problem for problem in missing_inputs(manifests) if problem.where not in known]
     blobs, owners = objects.sizes("blobs"), owners_of(manifests.values())

@@ -96,9 +96,7 @@ def _judge(request: httpx.Request) -> None:
     allowed.require(str(request.url), ("https", "http"))
 
 
-def download(
-    client: httpx.Client, base: httpx.URL, path: str, sha256: str, size: int, stop: threading.Event
-) -> bytes:  # fmt: skip
+def download(client: httpx.Client, base: httpx.URL, path: str, sha256: str, size: int, stop: threading.Event) -> bytes:
     """Return the `size` bytes with the digest `sha256` (hex) that lie at `path` below `base`.
 
     Raises:

@@ -63,11 +63,7 @@ class Example:
 
     @classmethod
     def create(
-        cls,
-        dataset: str,
-        text: str,
-        gold: str | Iterable[Sequence[str]],
-        fields: Mapping[str, str] | None = None,
+        cls, dataset: str, text: str, gold: str | Iterable[Sequence[str]], fields: Mapping[str, str] | None = None
     ) -> Example:
         """Return the example with its id filled in; lists in `gold` become tuples."""
         pairs = Fields(fields)

@@ -43,8 +43,13 @@ def load(name: str, subset: str | None = None, revision: str | None = None) -> M
             _check_cards(name, revision)
             found = datasets.load_dataset(name, subset, revision=revision, streaming=True)
     except (
-        datasets.exceptions.DatasetsError, httpx.HTTPError, yaml.YAMLError, OSError, ValueError, RuntimeError,
-    ) as error:  # fmt: skip
+        datasets.exceptions.DatasetsError,
+        httpx.HTTPError,
+        yaml.YAMLError,
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:
         raise _unusable(name, subset, revision, error) from error
     return found if isinstance(found, Mapping) else {"train": found}
 

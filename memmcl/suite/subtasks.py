@@ -68,9 +68,14 @@ class Pairs(Subtask):
 
 
 PAIRS = Pairs(
-    name="pairs", group=GROUPS[0], title="Prompts and answers", instruction="", tuple_fields=("answer",),
-    metric="tuple_f1", datasets=("pairs",),
-)  # fmt: skip
+    name="pairs",
+    group=GROUPS[0],
+    title="Prompts and answers",
+    instruction="",
+    tuple_fields=("answer",),
+    metric="tuple_f1",
+    datasets=("pairs",),
+)
 
 _ROWS = (
     Subtask(

@@ -87,11 +87,13 @@ def read_weak_rows(
     known = {PAIRS.name: PAIRS, **catalogue}
     groups = [
         WeakRows(
-            f"{name}:{named}" if named else name, known[name], named or (name if name in experts else None),
+            f"{name}:{named}" if named else name,
+            known[name],
+            named or (name if name in experts else None),
             tuple(pool.rows()),
         )
         for (name, named), pool in pools.items()
-    ]  # fmt: skip
+    ]
     return sorted(groups, key=lambda group: group.name)
 
 

@@ -58,9 +58,7 @@ def note_run(store: Store, run: Run) -> None:
 
 def note_search(store: Store, run: Run, spec: SearchSpec) -> None:
     """Write down that a search of a run has begun."""
-    entry = Entry(
-        name=spec.name, key=spec.key, evaluations=spec.evaluations, rows=spec.rows, subtasks=spec.subtasks
-    )  # fmt: skip
+    entry = Entry(name=spec.name, key=spec.key, evaluations=spec.evaluations, rows=spec.rows, subtasks=spec.subtasks)
     store.append(_log(run.id), 1 + int(spec.key[:6], 16), entry.model_dump(mode="json"))
 
 
@@ -73,9 +71,10 @@ def read_journal(store: Store, run_id: str) -> Journal:
     finished = _finished(store)
     found = sorted({*store.objects.folders("logs/runs")} | finished)
     fitting = [
-        name for name in found
+        name
+        for name in found
         if name.startswith(run_id) and (name in finished or store.objects.entries(f"logs/{_log(name)}"))
-    ]  # fmt: skip
+    ]
     if len(fitting) != 1:
         known = ", ".join(name[:8] for name in fitting or found) or "none"
         what = f"more than one run starts with {shown(run_id)}" if fitting else f"no run {shown(run_id)} was started"

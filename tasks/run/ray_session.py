@@ -41,10 +41,15 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
                 stack.enter_context(joined_ray(address=cfg.address, logging_level="warning", namespace="memmcl"))
             else:
                 os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # they hold the model
-                stack.enter_context(local_ray(
-                    num_cpus=math.ceil(cfg.workers * cfg.cpus_per_worker), include_dashboard=False,
-                    logging_level="warning", object_store_memory=256 * 2**20, namespace="memmcl",
-                ))  # fmt: skip
+                stack.enter_context(
+                    local_ray(
+                        num_cpus=math.ceil(cfg.workers * cfg.cpus_per_worker),
+                        include_dashboard=False,
+                        logging_level="warning",
+                        object_store_memory=256 * 2**20,
+                        namespace="memmcl",
+                    )
+                )
         except MemmclError:
             raise
         except Exception as error:  # a node that is not up in time is one of no class of its own

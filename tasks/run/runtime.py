@@ -63,10 +63,7 @@ class Run(BaseModel):
         cfg = self.config
         threads = max(1, int(cfg.ray.cpus_per_worker))
         return ModelSpec(
-            base=self.base,
-            revision=cfg.model.revision,
-            threads=threads,
-            max_prompt_tokens=cfg.data.max_prompt_tokens,
+            base=self.base, revision=cfg.model.revision, threads=threads, max_prompt_tokens=cfg.data.max_prompt_tokens
         )
 
 
@@ -134,9 +131,17 @@ def reuse_or_make(
     files, metrics = make()
     seconds = time.perf_counter() - started
     manifest = store.publish(
-        kind, key, name=name, files=files, inputs=inputs, config=config, seed=run.config.seed,
-        stage_version=stage_version, seconds=seconds, metrics=metrics,
-    )  # fmt: skip
+        kind,
+        key,
+        name=name,
+        files=files,
+        inputs=inputs,
+        config=config,
+        seed=run.config.seed,
+        stage_version=stage_version,
+        seconds=seconds,
+        metrics=metrics,
+    )
     log().info("%s: done in %.0f s", name, manifest.seconds)
     return Completed(message=f"{manifest.ref} made in {seconds:.0f} s", data=manifest.ref)
 

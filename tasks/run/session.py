@@ -60,9 +60,14 @@ def open_run(config: RunConfig, inputs: Inputs | None = None, pins: Callable[[Ru
     device = resolve_device(config.model.device, config.ray.gpus_per_worker)
     adapted = layers if config.experts.adapt_layers == "all" else int(config.experts.adapt_layers.removeprefix("top-"))
     base = Base(
-        name=found.name, digest=found.digest, licence=found.licence, device=device,
-        dtype=resolve_dtype(config.model.dtype, device), layers=layers, split=max(0, layers - adapted),
-    )  # fmt: skip
+        name=found.name,
+        digest=found.digest,
+        licence=found.licence,
+        device=device,
+        dtype=resolve_dtype(config.model.dtype, device),
+        layers=layers,
+        split=max(0, layers - adapted),
+    )
     run = Run(id="", config=config, base=base, store=inputs.store.spec, command=history.started_by())
     prompter = resident_prompter(run.model)
     for name in config.data.subtasks:

@@ -99,10 +99,19 @@ def publish_anchors(run: Run, splits: Splits, anchors: Anchors | None) -> Artifa
         return found.ref
     counts = {name: len(rows) for name, rows in anchors.rows.items()}
     table = to_table([row for rows in anchors.rows.values() for row in rows])
-    return open_store(run).publish(
-        "anchors", anchors.key, name="anchor rows", files={"rows.parquet": table}, config=anchors.described,
-        stage_version=STAGE_VERSION, metrics={"rows": sum(counts.values()), "by_subtask": counts},
-    ).ref  # fmt: skip
+    return (
+        open_store(run)
+        .publish(
+            "anchors",
+            anchors.key,
+            name="anchor rows",
+            files={"rows.parquet": table},
+            config=anchors.described,
+            stage_version=STAGE_VERSION,
+            metrics={"rows": sum(counts.values()), "by_subtask": counts},
+        )
+        .ref
+    )
 
 
 def read_anchors(run: Run, ref: ArtifactRef) -> dict[str, list[Example]]:

@@ -64,10 +64,16 @@ def gate_contexts(
                     options.append(
                         Option(context.kind, calibrated, value, bootstrap.row_values(counts, score), context.tokens)
                     )
-                    measured.append({
-                        "context": context.kind, "calibrated": calibrated, "weak_score": value, "offsets": offsets,
-                        "tokens": context.tokens, "demonstrations": len(context.demonstrations),
-                    })  # fmt: skip
+                    measured.append(
+                        {
+                            "context": context.kind,
+                            "calibrated": calibrated,
+                            "weak_score": value,
+                            "offsets": offsets,
+                            "tokens": context.tokens,
+                            "demonstrations": len(context.demonstrations),
+                        }
+                    )
         calibrated = cfg.evaluation.calibration and not asked.is_tuple
         chosen = choose(options, margin=cfg.curriculum.gate_margin, calibrated=calibrated)
         for entry in measured:
@@ -76,10 +82,14 @@ def gate_contexts(
         return {"gate.json": json.dumps(measured).encode()}, {"context": chosen.kind, "calibrated": chosen.calibrated}
 
     return reuse_or_make(
-        run, "gate", name=f"context gate {subtask}", inputs=[unified, weak, *(train[name] for name in order)],
+        run,
+        "gate",
+        name=f"context gate {subtask}",
+        inputs=[unified, weak, *(train[name] for name in order)],
         config={"subtask": subtask, "order": list(order), **context_key(run)},
-        stage_version=GATE_VERSION, make=make,
-    )  # fmt: skip
+        stage_version=GATE_VERSION,
+        make=make,
+    )
 
 
 def contexts_of(
@@ -100,9 +110,14 @@ def context_probe(
 
 
 def context_answers(
-    run: Run, subtask: Subtask, rows: Sequence[Example], unified: ArtifactRef, gated: Sequence[Mapping[str, Any]],
-    train: Mapping[str, ArtifactRef], order: Sequence[str],
-) -> dict[str, list[str]]:  # fmt: skip
+    run: Run,
+    subtask: Subtask,
+    rows: Sequence[Example],
+    unified: ArtifactRef,
+    gated: Sequence[Mapping[str, Any]],
+    train: Mapping[str, ArtifactRef],
+    order: Sequence[str],
+) -> dict[str, list[str]]:
     """Return the unified model's answers per context, `context:KIND`, and those of the gate's choice, `gated`.
 
     A context whose calibrated form did better on weak rows than its plain one is reported calibrated.
@@ -124,9 +139,14 @@ def context_answers(
 
 
 def gated_answers(
-    run: Run, subtask: Subtask, rows: Sequence[Example], unified: ArtifactRef, gated: Sequence[Mapping[str, Any]],
-    train: Mapping[str, ArtifactRef], order: Sequence[str],
-) -> list[str]:  # fmt: skip
+    run: Run,
+    subtask: Subtask,
+    rows: Sequence[Example],
+    unified: ArtifactRef,
+    gated: Sequence[Mapping[str, Any]],
+    train: Mapping[str, ArtifactRef],
+    order: Sequence[str],
+) -> list[str]:
     """Return the unified model's answers in the context that the gate chose."""
     chosen = [entry for entry in gated if entry["chosen"]]
     return context_answers(run, subtask, rows, unified, chosen, train, order)["gated"]

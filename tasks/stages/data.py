@@ -105,7 +105,15 @@ def _publish(run: Run, splits: Splits, subtask: str, part: str) -> ArtifactRef:
     ref, rows = split_ref(splits, subtask, part), splits.parts[subtask][part]
     if open_store(run).find(ref.kind, ref.key) is not None:
         return ref
-    return open_store(run).publish(
-        ref.kind, ref.key, name=ref.name, files={"rows.parquet": to_table(rows)},
-        config=_describe(splits, subtask, part), metrics={"rows": len(rows)},
-    ).ref  # fmt: skip
+    return (
+        open_store(run)
+        .publish(
+            ref.kind,
+            ref.key,
+            name=ref.name,
+            files={"rows.parquet": to_table(rows)},
+            config=_describe(splits, subtask, part),
+            metrics={"rows": len(rows)},
+        )
+        .ref
+    )

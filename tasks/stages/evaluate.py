@@ -88,9 +88,16 @@ def evaluate_subtask(
         return {"scores.json": document, "predictions.parquet": _table(rows, answers)}, {}
 
     return reuse_or_make(
-        run, "evaluation", name=f"evaluation {subtask}",
+        run,
+        "evaluation",
+        name=f"evaluation {subtask}",
         inputs=[
-            *(adapters[name] for name in sorted(adapters)), unified, gate, weak, test, *(train[name] for name in order),
+            *(adapters[name] for name in sorted(adapters)),
+            unified,
+            gate,
+            weak,
+            test,
+            *(train[name] for name in order),
         ],
         config={
             "subtask": subtask,
@@ -103,14 +110,19 @@ def evaluate_subtask(
             "order": list(order),
             **context_key(run),
         },
-        stage_version=EVALUATION_VERSION, make=make,
-    )  # fmt: skip
+        stage_version=EVALUATION_VERSION,
+        make=make,
+    )
 
 
 def _model_answers(
-    run: Run, subtask: Subtask, rows: Sequence[Example], weak: Sequence[Example], contestants: Contestants,
+    run: Run,
+    subtask: Subtask,
+    rows: Sequence[Example],
+    weak: Sequence[Example],
+    contestants: Contestants,
     first: Sequence[Example],
-) -> tuple[Answers, Answers]:  # fmt: skip
+) -> tuple[Answers, Answers]:
     """Return every model's answers to all rows, and those of who is alone to the first rows, where there are any.
 
     Label scores are calibrated on the weak rows where the run says so. Who is both is asked once.
@@ -170,9 +182,11 @@ def _table(rows: Sequence[Example], answers: Mapping[str, Sequence[str]]) -> byt
     import pyarrow.parquet as pq
 
     columns: dict[str, list[str]] = {
-        "id": [row.id for row in rows], "text": [row.text for row in rows], "gold": [row.answer for row in rows],
+        "id": [row.id for row in rows],
+        "text": [row.text for row in rows],
+        "gold": [row.answer for row in rows],
         **{name: list(given) for name, given in answers.items()},
-    }  # fmt: skip
+    }
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink)
     return sink.getvalue()

@@ -44,9 +44,12 @@ def train_warm(run: Run, train: Refs) -> State[ArtifactRef]:
         if _warm_key(run, rows) != pinned.key:
             raise lost(run, pinned)
     return train_or_reuse(
-        run, _warm_plan(run), inputs=rows, config=warm_config(run),
+        run,
+        _warm_plan(run),
+        inputs=rows,
+        config=warm_config(run),
         gather=lambda prompter: _pooled(run, prompter, train),
-    )  # fmt: skip
+    )
 
 
 @task(
@@ -64,27 +67,43 @@ def train_expert(
     afterwards = cfg.anchor_after > 0
     before = max(1, round((1 - cfg.anchor_after) * own))
     first = Plan(
-        label=subtask, title=f"plain expert {subtask}" if afterwards else f"expert {subtask}",
-        seed=("expert", subtask), steps=before, init=cfg.init, anchored=cfg.anchor_weight > 0 and not afterwards,
-    )  # fmt: skip
+        label=subtask,
+        title=f"plain expert {subtask}" if afterwards else f"expert {subtask}",
+        seed=("expert", subtask),
+        steps=before,
+        init=cfg.init,
+        anchored=cfg.anchor_weight > 0 and not afterwards,
+    )
     lent = anchors if first.anchored or cfg.init == "osrm" else None
     on = [ref for ref in (warm,) if ref is not None]
     state = train_or_reuse(
-        run, first, inputs=[train, *([lent] if lent else []), *on], config=describe(run, first),
-        gather=lambda prompter: _own(run, prompter, subtask, train, lent), warm=warm,
-    )  # fmt: skip
+        run,
+        first,
+        inputs=[train, *([lent] if lent else []), *on],
+        config=describe(run, first),
+        gather=lambda prompter: _own(run, prompter, subtask, train, lent),
+        warm=warm,
+    )
     if not afterwards:
         return state
     assert anchors is not None, "the configuration refuses anchor_after without an anchor"
     plain = cast("ArtifactRef", state.data)
     second = Plan(
-        label=f"{subtask}, after the fact", title=f"expert {subtask}", seed=("expert", subtask, "after"),
-        steps=max(1, own - before), anchored=True, teacher="self",
-    )  # fmt: skip
+        label=f"{subtask}, after the fact",
+        title=f"expert {subtask}",
+        seed=("expert", subtask, "after"),
+        steps=max(1, own - before),
+        anchored=True,
+        teacher="self",
+    )
     return train_or_reuse(
-        run, second, inputs=[train, plain, anchors, *on], config=describe(run, second),
-        gather=lambda prompter: _own(run, prompter, subtask, train, anchors, plain), warm=warm,
-    )  # fmt: skip
+        run,
+        second,
+        inputs=[train, plain, anchors, *on],
+        config=describe(run, second),
+        gather=lambda prompter: _own(run, prompter, subtask, train, anchors, plain),
+        warm=warm,
+    )
 
 
 @task(
@@ -94,9 +113,12 @@ def train_joint(run: Run, train: Refs) -> State[ArtifactRef]:
     """Train the rival of merging: one LoRA on all subtasks' rows, with as many steps as all experts together."""
     plan = Plan(label=JOINT, title="joint LoRA", seed=("expert", JOINT), steps=run.config.experts.steps * len(train))
     return train_or_reuse(
-        run, plan, inputs=[train[name] for name in sorted(train)], config=describe(run, plan),
+        run,
+        plan,
+        inputs=[train[name] for name in sorted(train)],
+        config=describe(run, plan),
         gather=lambda prompter: _pooled(run, prompter, train),
-    )  # fmt: skip
+    )
 
 
 @task(name="weak LoRA", task_run_name="weak LoRA", cache_policy=NO_CACHE, retries=1, retry_condition_fn=worth_retrying)
@@ -109,14 +131,13 @@ def train_weak(run: Run, weak: Refs) -> State[ArtifactRef]:
     plan = Plan(label=WEAK, title="weak LoRA", seed=("expert", WEAK), steps=steps, keeps_rows=False)
 
     def gather(prompter: Prompter) -> Material:
-        return Material({
-            name: token_rows(prompter, run.subtask(name), read_rows(run, ref)) for name, ref in sorted(weak.items())
-        })  # fmt: skip
+        return Material(
+            {name: token_rows(prompter, run.subtask(name), read_rows(run, ref)) for name, ref in sorted(weak.items())}
+        )
 
     return train_or_reuse(
-        run, plan, inputs=[weak[name] for name in sorted(weak)], config=describe(run, plan),
-        gather=gather,
-    )  # fmt: skip
+        run, plan, inputs=[weak[name] for name in sorted(weak)], config=describe(run, plan), gather=gather
+    )
 
 
 def warm_config(run: Run) -> dict[str, Any]:
@@ -155,9 +176,13 @@ def _pooled(run: Run, prompter: Prompter, train: Refs) -> Material:
 
 
 def _own(
-    run: Run, prompter: Prompter, subtask: str, train: ArtifactRef, anchors: ArtifactRef | None,
+    run: Run,
+    prompter: Prompter,
+    subtask: str,
+    train: ArtifactRef,
+    anchors: ArtifactRef | None,
     plain: ArtifactRef | None = None,
-) -> Material:  # fmt: skip
+) -> Material:
     """Return the training rows of one subtask, and the anchor rows of all others."""
     used, kept = split_rows(run, read_rows(run, train), subtask)
     known = lenders(run.config)

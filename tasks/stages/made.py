@@ -36,9 +36,7 @@ class Trained(BaseModel):
     @property
     def grounds(self) -> Grounds:
         """What searches stand on."""
-        return Grounds(
-            experts=self.experts, weak=self.weak, references=self.references, selection=self.selection
-        )  # fmt: skip
+        return Grounds(experts=self.experts, weak=self.weak, references=self.references, selection=self.selection)
 
     def special(self) -> dict[str, ArtifactRef]:
         """Return the trainings that are no expert, by the name that coefficients and results have for them."""
@@ -66,9 +64,14 @@ class Made(BaseModel):
         """Return all references, the run's lineage."""
         trained = self.trained
         groups = (
-            trained.special(), trained.experts, self._labelled(), trained.references, self.searches, self.gates,
+            trained.special(),
+            trained.experts,
+            self._labelled(),
+            trained.references,
+            self.searches,
+            self.gates,
             self.evaluations,
-        )  # fmt: skip
+        )
         found = [ref for group in groups for _, ref in sorted(group.items())]
         rows = [ref for _, parts in sorted(self.splits.items()) for _, ref in sorted(parts.items())]
         others = (self.anchors, self.model)
@@ -78,8 +81,10 @@ class Made(BaseModel):
         parts = {"weak": self.trained.weak, "selection": self.trained.selection}
         return {
             f"{name} {part}": ref
-            for part, refs in parts.items() for name, ref in refs.items() if ref != self.splits[name][part]
-        }  # fmt: skip
+            for part, refs in parts.items()
+            for name, ref in refs.items()
+            if ref != self.splits[name][part]
+        }
 
 
 def contestants(run: Run, trained: Trained, winners: Mapping[str, Winner], subtask: str) -> Contestants:
@@ -100,14 +105,12 @@ def contestants(run: Run, trained: Trained, winners: Mapping[str, Winner], subta
     recipes = {name: winners[search][1] for name, search in tuned.items()}
     rivals = {name: {name: ones} for name in trained.special() if name != WARM}
     return Contestants(
-        models={
-            "base": {}, **{name: with_start(table, start, blocks) for name, table in merges.items()}, **rivals,
-        },
+        models={"base": {}, **{name: with_start(table, start, blocks) for name, table in merges.items()}, **rivals},
         alone={"base": {}, **{name: with_start({name: ones}, start, blocks) for name in names}},
         adapters=trained.experts | trained.special(),
         recipes={name: recipe for name, recipe in recipes.items() if recipe.method != "linear"},
         pinned=tuple(start),
-    )  # fmt: skip
+    )
 
 
 def measure_difficulty(run: Run, splits: SplitRefs) -> tuple[dict[str, DifficultyReport], tuple[str, ...]]:

@@ -147,18 +147,30 @@ def build_unified(run: Run, search: ArtifactRef, experts: Refs) -> State[Artifac
         merged = merged_adapter(
             {name: load_adapter(run, ref) for name, ref in adapters.items()},
             with_start(coefficients, start, run.config.search.blocks),
-            recipe, lowest=run.base.split, layers=run.base.layers, rank=rank, pinned=list(start),
-        )  # fmt: skip
+            recipe,
+            lowest=run.base.split,
+            layers=run.base.layers,
+            rank=rank,
+            pinned=list(start),
+        )
         metrics = {
-            "coefficients": coefficients, "method": recipe.method, "parameters": dict(recipe.parameters),
-            "warm_start": start[WARM].key if start else None, "relative_errors": merged.errors,
-        }  # fmt: skip
+            "coefficients": coefficients,
+            "method": recipe.method,
+            "parameters": dict(recipe.parameters),
+            "warm_start": start[WARM].key if start else None,
+            "relative_errors": merged.errors,
+        }
         return adapter_files(merged.factors, base_name=run.base.name), metrics
 
     return reuse_or_make(
-        run, "unified", name="unified model", inputs=[search, *adapters.values()],
-        config={"model": run.model.key(), **({"rank": rank} if rank else {})}, stage_version=UNIFIED_VERSION, make=make,
-    )  # fmt: skip
+        run,
+        "unified",
+        name="unified model",
+        inputs=[search, *adapters.values()],
+        config={"model": run.model.key(), **({"rank": rank} if rank else {})},
+        stage_version=UNIFIED_VERSION,
+        make=make,
+    )
 
 
 def groups_of(run: Run, subtasks: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -235,13 +247,17 @@ class Board:
         """Return the leaderboard."""
         return [
             {
-                "search": name, "place": place, "candidate": proposal.index, "from": proposal.origin,
-                "fitness": round(record["fitness"], 4), "rows": record["rows"],
+                "search": name,
+                "place": place,
+                "candidate": proposal.index,
+                "from": proposal.origin,
+                "fitness": round(record["fitness"], 4),
+                "rows": record["rows"],
                 **{subtask: round(value, 3) for subtask, value in record["values"].items() if value is not None},
             }
             for name, ranked in self._seen.items()
             for place, (_, _, proposal, record) in enumerate(ranked, start=1)
-        ]  # fmt: skip
+        ]
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value:.3f}" for name, value in self.best.items())

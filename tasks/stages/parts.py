@@ -89,19 +89,22 @@ def search_parts(run: Run, name: str, found: Mapping[str, Any]) -> Iterator[dict
         "finalists": [
             {key: one[key] for key in ("title", "fitness", "selection", "wins")} for one in found["finalists"]
         ]
-        if len(found["finalists"]) > 1 else []
-    }  # fmt: skip
+        if len(found["finalists"]) > 1
+        else []
+    }
     if found["joint"] is not None:
         yield _search(run, "joint", None, found["joint"])
 
 
 def _search(run: Run, stage: str, group: str | None, found: Mapping[str, Any]) -> dict[str, Any]:
     candidates = [
-        {key: entry[key] for key in (
-            "index", "origin", "parents", "genome", "fitness", "values", "rows", "stopped", "seconds"
-        )} | {"reused": "reused_from" in entry, "objectives": entry.get("objectives") or []}
+        {
+            key: entry[key]
+            for key in ("index", "origin", "parents", "genome", "fitness", "values", "rows", "stopped", "seconds")
+        }
+        | {"reused": "reused_from" in entry, "objectives": entry.get("objectives") or []}
         for entry in found["candidates"]
-    ]  # fmt: skip
+    ]
     return {
         "stage": stage,
         "group": group,
@@ -115,7 +118,7 @@ def _search(run: Run, stage: str, group: str | None, found: Mapping[str, Any]) -
         ),
         "lookahead": run.config.search.lookahead,
         "workers": run.config.ray.workers,
-    }  # fmt: skip
+    }
 
 
 def merge_part(run: Run, made: Made) -> dict[str, Any]:
@@ -132,8 +135,10 @@ def merge_part(run: Run, made: Made) -> dict[str, Any]:
 
 
 def _told(recipe: Recipe) -> str:
-    given = ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
-                      for name, value in recipe.parameters.items())  # fmt: skip
+    given = ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in recipe.parameters.items()
+    )
     return recipe.method + (f" ({given})" if given else "")
 
 
@@ -193,8 +198,9 @@ def interference_parts(order: Sequence[str], scores: Mapping[str, Mapping[str, A
     """Return what the base and every expert alone score on every subtask, where that was measured."""
     return [
         {"expert": expert, "subtask": name, **found}
-        for name in order for expert, found in scores[name][INTERFERENCE].items()
-    ]  # fmt: skip
+        for name in order
+        for expert, found in scores[name][INTERFERENCE].items()
+    ]
 
 
 def task_vectors_part(run: Run, made: Made) -> dict[str, Any]:
@@ -229,9 +235,14 @@ def context_part(
 def timings_part(manifests: Sequence[Manifest]) -> list[dict[str, Any]]:
     """Return the seconds that each artifact took to make; searches of one stage shared the clock and count once."""
     stages = {
-        WARM: "experts", "expert": "experts", "reference": "experts", "search": "search", "unified": "search",
-        "gate": "contexts", "evaluation": "evaluation",
-    }  # fmt: skip
+        WARM: "experts",
+        "expert": "experts",
+        "reference": "experts",
+        "search": "search",
+        "unified": "search",
+        "gate": "contexts",
+        "evaluation": "evaluation",
+    }
     timings: dict[tuple[str, str], float] = {}
     for manifest in manifests:
         if manifest.kind in stages:

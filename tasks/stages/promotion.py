@@ -133,11 +133,15 @@ def _made_from(store: Store, run_id: str) -> tuple[Any, Any] | None:
 
 
 @task(
-    name="champion on test rows", task_run_name="champion on {subtask}", cache_policy=NO_CACHE, retries=1,
+    name="champion on test rows",
+    task_run_name="champion on {subtask}",
+    cache_policy=NO_CACHE,
+    retries=1,
     retry_condition_fn=worth_retrying,
-)  # fmt: skip
-def score_champion(champion: Run, subtask: str, refs: Refs, order: Sequence[str], test: ArtifactRef
-                   ) -> State[ArtifactRef]:  # fmt: skip
+)
+def score_champion(
+    champion: Run, subtask: str, refs: Refs, order: Sequence[str], test: ArtifactRef
+) -> State[ArtifactRef]:
     """Put the champion, in the context that its own gate chose, to the challenger's test rows of one subtask."""
     train = {name: refs[f"split:{name} train"] for name in order}
     unified, gate = refs["unified:unified model"], refs[f"gate:context gate {subtask}"]
@@ -151,11 +155,14 @@ def score_champion(champion: Run, subtask: str, refs: Refs, order: Sequence[str]
         return {"scores.json": json.dumps(scores).encode()}, {}
 
     return reuse_or_make(
-        champion, "evaluation", name=f"champion on {subtask}",
+        champion,
+        "evaluation",
+        name=f"champion on {subtask}",
         inputs=[unified, gate, test, *(train[name] for name in order)],
         config={"subtask": subtask, "champion": champion.id, "model": champion.model.key()},
-        stage_version=EVALUATION_VERSION, make=make,
-    )  # fmt: skip
+        stage_version=EVALUATION_VERSION,
+        make=make,
+    )
 
 
 @task(name="champion gate", task_run_name="champion gate", cache_policy=NO_CACHE)
@@ -175,17 +182,27 @@ def judge_challenger(run: Run, challenger: Manifest, champion: Champion, scored:
         datasets = metrics.datasets_of(read_rows(run, ours[f"split:{name} test"]))
         pairs[name] = Pair(*counts, partial(metrics.score_from_counts, run.subtask(name), datasets))
     judged = judge(
-        pairs, margin=run.config.promotion.margin, samples=run.config.evaluation.bootstrap_samples,
+        pairs,
+        margin=run.config.promotion.margin,
+        samples=run.config.evaluation.bootstrap_samples,
         seed=run.seed("champion gate"),
-    )  # fmt: skip
+    )
     store.publish(
-        "judgement", _judgement_key(run, champion), name=f"run {run.id[:8]} against champion {champion.id}",
+        "judgement",
+        _judgement_key(run, champion),
+        name=f"run {run.id[:8]} against champion {champion.id}",
         files={"judgement.json": json.dumps(asdict(judged), indent=1).encode()},
         inputs=[challenger.ref, champion.done.ref, *(scored[name] for name in sorted(scored))],
-        config=run.config.promotion.model_dump(mode="json"), seed=run.config.seed, stage_version=JUDGEMENT_VERSION,
-        metrics={"promoted": judged.promoted, "reason": judged.reason, "difference": judged.difference,
-                 "se": judged.se},
-    )  # fmt: skip
+        config=run.config.promotion.model_dump(mode="json"),
+        seed=run.config.seed,
+        stage_version=JUDGEMENT_VERSION,
+        metrics={
+            "promoted": judged.promoted,
+            "reason": judged.reason,
+            "difference": judged.difference,
+            "se": judged.se,
+        },
+    )
     return judged
 
 
@@ -207,10 +224,15 @@ def take_place(run: Run, challenger: Manifest, champion: Champion | None, why: s
     store, name = open_store(run), run.config.promotion.champion
     champions = champion.champions if champion else Champions(name, (), None)
     reign = Reign(
-        run_id=run.id, name=run.config.name, since=now(), how="promotion", why=why,
-        unified=challenger.metrics["unified"], unified_se=challenger.metrics["unified_se"],
+        run_id=run.id,
+        name=run.config.name,
+        since=now(),
+        how="promotion",
+        why=why,
+        unified=challenger.metrics["unified"],
+        unified_se=challenger.metrics["unified_se"],
         flow_run_id=root_flow_run_id(),
-    )  # fmt: skip
+    )
     promote(store, champions, reign)
     emit_event(
         "memmcl.champion.promoted",

@@ -49,11 +49,14 @@ def measure_reference(
         return {REFERENCE: json.dumps(document).encode(), **files}, {**brief, "constant": document["constant"]}
 
     return reuse_or_make(
-        run, "reference", name=f"reference {subtask}",
+        run,
+        "reference",
+        name=f"reference {subtask}",
         inputs=[expert, weak, train, *([selection] if selection else [])],
         config=reference_key(run.config.search, run.config.evaluation, run.model.key()),
-        stage_version=REFERENCE_VERSION, make=make,
-    )  # fmt: skip
+        stage_version=REFERENCE_VERSION,
+        make=make,
+    )
 
 
 def measure_rows(

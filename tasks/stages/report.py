@@ -36,9 +36,14 @@ def export_full(run: Run, unified: ArtifactRef) -> State[ArtifactRef]:
 
     with work_folder("export") as scratch:
         return reuse_or_make(
-            run, "model", name="unified model, full weights", inputs=[unified], config={"model": run.model.key()},
-            stage_version=EXPORT_VERSION, make=make,
-        )  # fmt: skip
+            run,
+            "model",
+            name="unified model, full weights",
+            inputs=[unified],
+            config={"model": run.model.key()},
+            stage_version=EXPORT_VERSION,
+            make=make,
+        )
 
 
 @task(name="report", task_run_name="report", cache_policy=NO_CACHE)
@@ -65,9 +70,25 @@ def publish_report(run: Run, made: Made, started: float, peak_memory_gb: float) 
     assert unified is not None and base is not None
     log().info("unified %.3f ± %.3f, base %.3f ± %.3f", unified.mean, unified.se, base.mean, base.se)
     show_results(results)
-    return open_store(run).publish(
-        "run", run.id, name=run.config.name, files=files, inputs=made.refs(), config=run.config.what(),
-        seed=run.config.seed, stage_version=REPORT_VERSION, seconds=results.wall_seconds,
-        metrics={"unified": unified.mean, "unified_se": unified.se, "base": base.mean, "base_se": base.se,
-                 "flow_run_id": results.run.flow_run_id},
-    ).ref  # fmt: skip
+    return (
+        open_store(run)
+        .publish(
+            "run",
+            run.id,
+            name=run.config.name,
+            files=files,
+            inputs=made.refs(),
+            config=run.config.what(),
+            seed=run.config.seed,
+            stage_version=REPORT_VERSION,
+            seconds=results.wall_seconds,
+            metrics={
+                "unified": unified.mean,
+                "unified_se": unified.se,
+                "base": base.mean,
+                "base_se": base.se,
+                "flow_run_id": results.run.flow_run_id,
+            },
+        )
+        .ref
+    )

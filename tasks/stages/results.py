@@ -42,11 +42,13 @@ MODELS = {
     "tsv": ("TSV", "merge", "All experts merged by task singular vectors, one coefficient tuned on the weak rows."),
     "unified": ("Unified model", "unified", "The two-stage merge search, zero-shot."),
     "unified+context": (
-        "Unified model, gated context", "unified", "The same model, each subtask in the context that its gate chose.",
+        "Unified model, gated context",
+        "unified",
+        "The same model, each subtask in the context that its gate chose.",
     ),
     WEAK: ("LoRA on the weak rows", "rival", "One LoRA on all weak rows alone, with as many steps as the joint LoRA."),
     JOINT: ("Joint LoRA", "rival", "One LoRA on all subtasks' rows, with as many steps as all experts together."),
-}  # fmt: skip
+}
 ANSWERS = {"unified+context": "gated"}
 """Models whose scores have another name."""
 RETAINING = ("sum", "unified")
@@ -54,7 +56,7 @@ RETAINING = ("sum", "unified")
 COMPARED = (
     *(("unified", other) for other in ("base", "uniform", "sum", "arithmetic", "ties", "tsv", WEAK, JOINT)),
     ("unified+context", "unified"),
-)  # fmt: skip
+)
 
 
 def gather(run: Run, made: Made, started: float, peak_memory_gb: float) -> Results:
@@ -76,7 +78,8 @@ def gather(run: Run, made: Made, started: float, peak_memory_gb: float) -> Resul
         ],
         "scores": [
             score_part(run, model, name, scores[name][_answers(model)], gates[name])
-            for model in present for name in order
+            for model in present
+            for name in order
         ],
         "means": [_mean(model, [scores[name][_answers(model)] for name in order]) for model in present],
         "comparisons": _comparisons(run, present, scores, rows["test"]),
@@ -93,11 +96,13 @@ def gather(run: Run, made: Made, started: float, peak_memory_gb: float) -> Resul
             "order": order,
             "features": [
                 {"subtask": name, "feature": feature, "raw": report.raw[feature], "scaled": report.scaled[feature]}
-                for name, report in reports.items() for feature in report.raw
+                for name, report in reports.items()
+                for feature in report.raw
             ],
             "contexts": [
                 context_part(name, kind, gates[name], scores[name])
-                for name in order for kind in run.config.curriculum.contexts
+                for name in order
+                for kind in run.config.curriculum.contexts
             ],
         },
         "timings": timings_part(manifests),
@@ -105,7 +110,7 @@ def gather(run: Run, made: Made, started: float, peak_memory_gb: float) -> Resul
         "peak_memory_gb": round(peak_memory_gb, 2),
         "data": {"source": run.config.data.source, **json.loads(store.read(made.data, "data.json"))},
         "notes": _notes(run, made),
-    }  # fmt: skip
+    }
     return Results.model_validate(document)
 
 
@@ -119,10 +124,7 @@ def _mean(model: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _comparisons(
-    run: Run,
-    present: Sequence[str],
-    scores: Mapping[str, Mapping[str, Any]],
-    tests: Mapping[str, Sequence[Example]],
+    run: Run, present: Sequence[str], scores: Mapping[str, Mapping[str, Any]], tests: Mapping[str, Sequence[Example]]
 ) -> list[dict[str, Any]]:
     """Return paired differences of the means, over the same test rows."""
     compared = []

@@ -37,9 +37,15 @@ STANDALONE = "standalone"
 
 _ADAPTER = {"target_modules", "rank", "alpha", "rslora", "dropout"}
 _OPTIMISER = {
-    "batch_size", "micro_batch_size", "learning_rate", "schedule", "warmup", "weight_decay", "clip",
+    "batch_size",
+    "micro_batch_size",
+    "learning_rate",
+    "schedule",
+    "warmup",
+    "weight_decay",
+    "clip",
     "gradient_checkpointing",
-}  # fmt: skip
+}
 _ANCHOR = {"anchor_weight", "anchor_every", "anchor_delay", "anchor_batch_size"}
 _VALIDATION = {"validate_every", "patience"}
 

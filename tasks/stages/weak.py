@@ -47,7 +47,11 @@ def label_weak(run: Run, subtask: str, part: str, expert: ArtifactRef, texts: Ar
 
     evaluation = cfg.evaluation.model_dump(mode="json", include={"batch_size", "max_new_tokens", "calibration"})
     return reuse_or_make(
-        run, "weak", name=f"{part} {subtask}", inputs=[expert, texts],
+        run,
+        "weak",
+        name=f"{part} {subtask}",
+        inputs=[expert, texts],
         config={"weak_rows": keep, "evaluation": evaluation, "model": run.model.key()},
-        stage_version=STAGE_VERSION, make=make,
-    )  # fmt: skip
+        stage_version=STAGE_VERSION,
+        make=make,
+    )

@@ -41,18 +41,17 @@ def announce(run: Run) -> None:
     }
     with get_client(sync_client=True) as client:
         found = client.read_flow_run(UUID(str(run_id)))
-        client.update_flow_run(
-            found.id, name=f"{run_name()}, run {run.id[:8]}", tags=sorted(tags | set(found.tags))
-        )  # fmt: skip
+        client.update_flow_run(found.id, name=f"{run_name()}, run {run.id[:8]}", tags=sorted(tags | set(found.tags)))
 
 
 def show_results(results: Results) -> None:
     """Show the leaderboard, the scores per subtask, and the verdict with the way to the report."""
     run = results.run
     _show_table(
-        _leaderboard(results), key=f"leaderboard-{run.run_id[:8]}",
+        _leaderboard(results),
+        key=f"leaderboard-{run.run_id[:8]}",
         description=f"Models of {plain_text(run.name)} by mean test score; se is the bootstrap standard error",
-    )  # fmt: skip
+    )
     _show_table(
         _scores(results),
         key=f"scores-{run.run_id[:8]}",
@@ -69,9 +68,10 @@ def show_board(run: Run, stage: str, rows: Sequence[dict[str, Any]]) -> None:
     """Show the best candidates of the searches of a stage, as they are now."""
     if rows:
         _show_table(
-            rows, key=f"search-{re.sub('[^a-z0-9]+', '-', stage.lower())}-{run.id[:8]}",
+            rows,
+            key=f"search-{re.sub('[^a-z0-9]+', '-', stage.lower())}-{run.id[:8]}",
             description=f"Best candidates of {stage} of {plain_text(run.config.name)} so far, by search",
-        )  # fmt: skip
+        )
 
 
 def show_faults(run: Run, faults: Sequence[Fault]) -> None:

@@ -23,11 +23,7 @@ from memmcl.config import RunConfig
 from memmcl.report import Results, verdict
 from memmcl.store import Store
 
-pytestmark = [
-    pytest.mark.campaign,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(not installed(), reason=MISSING),
-]
+pytestmark = [pytest.mark.campaign, pytest.mark.timeout(1800), pytest.mark.skipif(not installed(), reason=MISSING)]
 DEPLOYMENTS = Path(__file__).parents[2] / "deployments" / "prefect.yaml"
 RUN_SECONDS = 600.0
 STEPS = "Optimiser steps per expert, its share of the warm start included"
@@ -102,9 +98,11 @@ def ui(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Ui
     port = free_ports(1)[0]
     site = f"http://127.0.0.1:{port}"
     environment = {
-        "DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0", "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_WORKER_QUERY_SECONDS": "1",
-    }  # fmt: skip
+    }
     prefect = COMMAND.with_name("prefect")
     with ExitStack() as stack:
         # Its pages ask the API that PREFECT_API_URL names, which the desk sets, not the one they came from.
@@ -140,8 +138,9 @@ def run_page(ui: Ui) -> str:
     merging = {"flow_runs": {"name": {"any_": ["merge"]}, "state": {"type": {"any_": ["RUNNING"]}}}}
     until(
         lambda: ui.ask("/flow_runs/filter", **merging) or ui.ask("/flow_runs/filter", **ended),
-        lambda: _said(ui), RUN_SECONDS,
-    )  # fmt: skip
+        lambda: _said(ui),
+        RUN_SECONDS,
+    )
     window.open(page)
     window.click("Subflow Runs")
     window.wait_for("experts", "merge")
@@ -196,8 +195,12 @@ def test_the_dag_of_the_run_is_drawn(ui: Ui, run_page: str) -> None:
 def test_the_run_says_what_it_is_and_the_history_lists_it(ui: Ui, run_page: str) -> None:
     run_id = ui.results().run.run_id[:8]
     names = (
-        f"tiny: 6 subtasks of embedded, seed 0, run {run_id}", "memmcl", "name:tiny", "base:tiny-llama", f"run:{run_id}"
-    )  # fmt: skip
+        f"tiny: 6 subtasks of embedded, seed 0, run {run_id}",
+        "memmcl",
+        "name:tiny",
+        "base:tiny-llama",
+        f"run:{run_id}",
+    )
     ui.window.open(run_page)
     ui.window.wait_for(*names)
     ui.window.open("/runs")
@@ -265,9 +268,10 @@ def test_the_log_of_the_run_can_be_followed(ui: Ui, run_page: str) -> None:
     ui.window.open(run_page)
     ui.window.click("Logs")
     ui.window.wait_for(
-        f"run {results.run.run_id[:8]}: 6 subtasks on ", "sent2: 24 train, 8 weak, 0 selection, 8 test",
+        f"run {results.run.run_id[:8]}: 6 subtasks on ",
+        "sent2: 24 train, 8 weak, 0 selection, 8 test",
         f"unified {means['unified']}, base {means['base']}",
-    )  # fmt: skip
+    )
 
 
 def _descriptions(section: type[BaseModel]) -> Iterator[str]:

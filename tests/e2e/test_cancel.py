@@ -26,9 +26,13 @@ def test_a_cancelled_run_ends_and_the_same_command_goes_on(stage: str, tmp_path:
     longer = {"training": "experts.steps=3000", "search": "search.stage1_evaluations=60"}[stage]
     begun = {"training": "warm start", "search": "stage 1"}[stage]
     few = [
-        "--set", "data.subtasks=[sent2, irony]", "--set", "evaluation.joint_lora=false", "--set",
+        "--set",
+        "data.subtasks=[sent2, irony]",
+        "--set",
+        "evaluation.joint_lora=false",
+        "--set",
         "evaluation.weak_lora=false",
-    ]  # fmt: skip
+    ]
     with desk(tmp_path, tiny_base) as place:
         with place.started("run", place.config, *few, "--set", longer) as running:
             said = running.output / "out"

@@ -100,9 +100,12 @@ def ray_answers(cluster: Cluster) -> float:
     """Return the CPUs of the cluster as a new driver sees them."""
     address = dict(setting.split("=", 1) for setting in cluster.settings)["ray.address"]
     done = subprocess.run(
-        [sys.executable, "-c", ALIVE, address], env={**os.environ, **cluster.environment}, capture_output=True,
-        text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", ALIVE, address],
+        env={**os.environ, **cluster.environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return float(done.stdout.split()[-1])
 
 
@@ -125,16 +128,25 @@ def sixteen(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterat
     with (
         cluster_of(root / "cluster", nodes=1, cpus_per_node=GPUS, gpus_per_node=GPUS) as cluster,
         desk_on(
-            cluster, root / "desk", tiny_base,
+            cluster,
+            root / "desk",
+            tiny_base,
             model={"device": "cpu"},
-            data={"source": str(data), "subtasks": list(SUBTASKS), "train_rows": 8, "weak_rows": 4, "test_rows": 4,
-                  "max_prompt_tokens": 512, "on_overlap": "drop"},
+            data={
+                "source": str(data),
+                "subtasks": list(SUBTASKS),
+                "train_rows": 8,
+                "weak_rows": 4,
+                "test_rows": 4,
+                "max_prompt_tokens": 512,
+                "on_overlap": "drop",
+            },
             experts={"steps": 10, "anchor_rows": 2, "warm_start": 0},
             search={"lookahead": GPUS},
             evaluation={"joint_lora": False, "weak_lora": False, "max_new_tokens": 1},
             ray={"workers": GPUS, "gpus_per_worker": 1},
         ) as place,
-    ):  # fmt: skip
+    ):
         ended = place.run("-c", FAN_OUT, place.config, program=Path(sys.executable))
         assert ended.code == 0, ended
         yield cluster
@@ -160,8 +172,9 @@ def test_experts_at_the_same_time_have_different_gpus(sixteen: Cluster) -> None:
         assert set(gpus.values()) == {str(number) for number in range(GPUS)}
         spans = {
             one.name.removeprefix("expert "): (one.start_time, one.end_time)
-            for one in client.read_task_runs(limit=200) if one.name.startswith("expert ")
-        }  # fmt: skip
+            for one in client.read_task_runs(limit=200)
+            if one.name.startswith("expert ")
+        }
         for one, other in itertools.combinations(gpus, 2):
             together = spans[one][0] < spans[other][1] and spans[other][0] < spans[one][1]
             assert not together or gpus[one] != gpus[other], (one, other)
@@ -196,7 +209,9 @@ def test_a_lost_node_costs_only_what_ran_on_it(tmp_path_factory: pytest.TempPath
     with (
         cluster_of(root / "cluster", nodes=2, cpus_per_node=1) as cluster,
         desk_on(
-            cluster, root / "desk", tiny_base,
+            cluster,
+            root / "desk",
+            tiny_base,
             data={"subtasks": ["sent2", "irony", "emotion", "asc"]},
             experts={"steps": 400, "warm_start": 0.1, "checkpoint_every": 50},
             search={"stage1_evaluations": 60},
@@ -204,7 +219,7 @@ def test_a_lost_node_costs_only_what_ran_on_it(tmp_path_factory: pytest.TempPath
             evaluation={"joint_lora": False, "weak_lora": False},
         ) as place,
         opened(cluster) as (store, client),
-    ):  # fmt: skip
+    ):
         with place.started("run", place.config) as running:
 
             def training() -> set[str]:

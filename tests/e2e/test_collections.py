@@ -139,9 +139,13 @@ def test_what_is_kept_is_gone_on_with(swept: Swept) -> None:
 
 @pytest.mark.parametrize("place", ["file", "s3"])
 def test_a_run_at_work_comes_through_collections_that_keep_as_little_as_they_may(
-    place: str, request: pytest.FixtureRequest, tmp_path: Path, tiny_base: Path, prefect_api: str,
+    place: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    tiny_base: Path,
+    prefect_api: str,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """An older run, whose experts the new one reuses, goes piece by piece while the new one is looking for them."""
     environment, settings = {}, {"url": str(tmp_path / "store")}
     if place == "s3":

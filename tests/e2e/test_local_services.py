@@ -39,9 +39,18 @@ WORDS = {
 }
 AGAIN = "run the same command again: nothing that was told or published is lost"
 SMALLER = (
-    "--set", "data.subtasks=[sent2, irony]", "--set", "evaluation.joint_lora=false", "--set",
-    "evaluation.weak_lora=false", "--set", "experts.steps=400", "--set", "search.stage1_evaluations=60", *ONE_WORKER,
-)  # fmt: skip
+    "--set",
+    "data.subtasks=[sent2, irony]",
+    "--set",
+    "evaluation.joint_lora=false",
+    "--set",
+    "evaluation.weak_lora=false",
+    "--set",
+    "experts.steps=400",
+    "--set",
+    "search.stage1_evaluations=60",
+    *ONE_WORKER,
+)
 SESSION = """
 import os, sys
 from pathlib import Path

@@ -27,11 +27,7 @@ from servers import prefect_api_server
 
 from memmcl.store import Store
 
-pytestmark = [
-    pytest.mark.campaign,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(not installed(), reason=MISSING),
-]
+pytestmark = [pytest.mark.campaign, pytest.mark.timeout(1800), pytest.mark.skipif(not installed(), reason=MISSING)]
 PAGE = Path(__file__).with_name("other_origin.html")
 REBOUND = "rebound.test"
 """A name of another site that leads to this machine: what is called DNS rebinding."""
@@ -102,10 +98,12 @@ def ports_of(processes: Iterable[psutil.Process]) -> set[int]:
 def asked_of_prefect(flow_run: str) -> list[tuple[str, str, str | None]]:
     cancelled = json.dumps({"state": {"type": "CANCELLED"}, "force": True})
     return [
-        ("/api/flow_runs/filter", "POST", "{}"), ("/api/variables/", "POST", '{"name": "stolen", "value": "x"}'),
-        (f"/api/flow_runs/{flow_run}", "GET", None), (f"/api/flow_runs/{flow_run}/set_state", "POST", cancelled),
+        ("/api/flow_runs/filter", "POST", "{}"),
+        ("/api/variables/", "POST", '{"name": "stolen", "value": "x"}'),
+        (f"/api/flow_runs/{flow_run}", "GET", None),
+        (f"/api/flow_runs/{flow_run}/set_state", "POST", cancelled),
         (f"/api/flow_runs/{flow_run}", "DELETE", None),
-    ]  # fmt: skip
+    ]
 
 
 def told(answers: Iterable[list[Any]]) -> list[list[Any]]:
@@ -122,9 +120,10 @@ def history(client: SyncPrefectClient, flow_run: str) -> dict[str, Any]:
     client.request("POST", "/events", json=[event])
     wait_until(lambda: events(client, mark), "what was sent before is stored too", 0.2)
     return {
-        "runs": [(one.name, one.state_name) for one in found], "variables": [one["name"] for one in variables],
+        "runs": [(one.name, one.state_name) for one in found],
+        "variables": [one["name"] for one in variables],
         "events": sorted(set(events(client, "stolen"))),
-    }  # fmt: skip
+    }
 
 
 def events(client: SyncPrefectClient, prefix: str) -> list[str]:
@@ -144,8 +143,10 @@ def test_the_page_reads_and_changes_what_nothing_closes(window: Browser, tmp_pat
         assert told(rebind(window, port, asked_of_prefect(flow_run)[0]))
         assert before["runs"]
         assert history(client, flow_run) == {
-            "runs": [], "variables": ["stolen"], "events": ["stolen.post", "stolen.socket"],
-        }  # fmt: skip
+            "runs": [],
+            "variables": ["stolen"],
+            "events": ["stolen.post", "stolen.socket"],
+        }
 
 
 # ------------------------------------------------------------------------------------------------- a cluster

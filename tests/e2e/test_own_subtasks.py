@@ -55,31 +55,50 @@ def own_config(base: Path, folder: Path) -> dict[str, Any]:
     config = tiny_config(base)
     config["ray"] = {"workers": 1}  # two would import everything twice, which is what takes the time
     config["search"] |= {
-        "method": "ties", "parameters": {"scale": 1.2}, "genes": {"density": [0.1, 0.9]}, "adapter_rank": 4,
-        "stage1_evaluations": 8, "joint_evaluations": JOINT, "strategy": "genetic", "update": "steady-state",
-        "mask": True, "keep": 0.4,
-        "blocks": 2, "rivals": ["tsv"], "blend": {"loglik": 1, "agree": 3}, "rungs": [0.3, 0.6], "finalists": 2,
+        "method": "ties",
+        "parameters": {"scale": 1.2},
+        "genes": {"density": [0.1, 0.9]},
+        "adapter_rank": 4,
+        "stage1_evaluations": 8,
+        "joint_evaluations": JOINT,
+        "strategy": "genetic",
+        "update": "steady-state",
+        "mask": True,
+        "keep": 0.4,
+        "blocks": 2,
+        "rivals": ["tsv"],
+        "blend": {"loglik": 1, "agree": 3},
+        "rungs": [0.3, 0.6],
+        "finalists": 2,
         "shrink": 0.01,
-    }  # fmt: skip
+    }
     config["data"] |= {
         "selection_rows": 3,
         "subtasks": ["sent2", "tickets", "parts"],
         "custom": [
             {
-                "name": "tickets", "group": "MAST", "title": "Urgency of a ticket",
+                "name": "tickets",
+                "group": "MAST",
+                "title": "Urgency of a ticket",
                 "instruction": "Say how urgent the ticket is: urgent, can wait or spam.",
-                "labels": list(LABELS.values()), "needs": ["place"], "metric": "macro_f1",
+                "labels": list(LABELS.values()),
+                "needs": ["place"],
+                "metric": "macro_f1",
                 "data": {
-                    "path": str(folder / "tickets.csv"), "labels": LABELS,
+                    "path": str(folder / "tickets.csv"),
+                    "labels": LABELS,
                     "columns": {"text": "subject", "place": "room", "label": "urgency"},
                 },
             },
             {
-                "name": "parts", "group": "ABSA", "instruction": "List [('part', 'fault'), ...].",
-                "tuple_fields": ["part", "fault"], "data": {"path": (folder / "parts.jsonl").as_uri()},
+                "name": "parts",
+                "group": "ABSA",
+                "instruction": "List [('part', 'fault'), ...].",
+                "tuple_fields": ["part", "fault"],
+                "data": {"path": (folder / "parts.jsonl").as_uri()},
             },
         ],
-    }  # fmt: skip
+    }
     return config
 
 
@@ -128,8 +147,12 @@ def finished(store: Store) -> Manifest:
 
 def test_own_subtasks_are_trained_merged_and_scored(store: Store) -> None:
     assert {one.name for one in store.list("expert")} == {
-        "expert sent2", "expert tickets", "expert parts", "joint LoRA", "weak LoRA",
-    }  # fmt: skip
+        "expert sent2",
+        "expert tickets",
+        "expert parts",
+        "joint LoRA",
+        "weak LoRA",
+    }
     unified = read_json(store, manifest(store, "search", "search unified"), "search.json")
     assert set(unified["coefficients"]) == {"sent2", "tickets", "parts"}
     results = read_json(store, finished(store), "results.json")
@@ -314,9 +337,12 @@ def test_weak_rows_need_no_labels(tmp_path: Path, tiny_base: Path, prefect_api: 
         del tickets["data"]["path"]
         tickets["data"] |= {part: str(found.root / name) for part, name in parts.items()}
         config["data"] |= {
-            "subtasks": ["sent2", "tickets"], "custom": [tickets], "weak_source": "pseudo", "weak_rows": 6,
+            "subtasks": ["sent2", "tickets"],
+            "custom": [tickets],
+            "weak_source": "pseudo",
+            "weak_rows": 6,
             "pseudo_pool": 3,
-        }  # fmt: skip
+        }
         config["evaluation"]["joint_lora"] = False
         found.config.write_text(yaml.safe_dump(config))
         ended = found.run("run", found.config)

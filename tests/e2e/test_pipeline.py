@@ -41,9 +41,7 @@ from memmcl.adapters import format as adapter
 from memmcl.store import Manifest, Store
 
 pytestmark = pytest.mark.timeout(1800)
-MODELS = (
-    "base", "constant", "experts", "uniform", "sum", "arithmetic", "unified", "unified+context", "weak", "joint",
-)  # fmt: skip
+MODELS = ("base", "constant", "experts", "uniform", "sum", "arithmetic", "unified", "unified+context", "weak", "joint")
 FIXED = ("split", "anchors", "warm", "expert", "reference", "unified", "gate")
 """Kinds whose files hold no times: the same run makes the same bytes."""
 
@@ -83,9 +81,18 @@ def test_every_stage_is_published_with_its_lineage(reference: Desk) -> None:
     assert {"train", "weak", "test"} <= set(parts)
     assert set(parts.values()) == {six}
     assert kinds == {
-        "split": six * len(parts), "anchors": 1, "data": 1, "warm": 1, "expert": six + 2, "reference": six,
-        "search": 5, "unified": 1, "gate": six, "evaluation": six, "run": 1,
-    }  # fmt: skip
+        "split": six * len(parts),
+        "anchors": 1,
+        "data": 1,
+        "warm": 1,
+        "expert": six + 2,
+        "reference": six,
+        "search": 5,
+        "unified": 1,
+        "gate": six,
+        "evaluation": six,
+        "run": 1,
+    }
     for one in found.values():
         for ref in one.inputs:
             assert (ref.kind, ref.key) in found, f"{one.ref} was made from {ref}, which is not there"
@@ -174,8 +181,11 @@ def test_what_experts_stand_on_is_no_gene(reference: Desk) -> None:
     trainings = {entry["subtask"]: entry for entry in results["experts"]}
     assert list(trainings) == ["warm", *sorted(SUBTASKS), "joint", "weak"]
     assert {name: entry["steps"] for name, entry in trainings.items()} == {
-        "warm": 24, **dict.fromkeys(SUBTASKS, 4), "joint": 48, "weak": 48,
-    }  # fmt: skip
+        "warm": 24,
+        **dict.fromkeys(SUBTASKS, 4),
+        "joint": 48,
+        "weak": 48,
+    }
     for name in SUBTASKS:
         assert [value is not None for value in trainings[name]["anchor"]] == [True, False, True, False], "every other"
     assert not any(trainings[name]["anchor"] for name in ("warm", "joint", "weak"))
@@ -329,9 +339,13 @@ def test_predict_answers_every_subtask(reference: Desk) -> None:
 def bucket(s3: S3Server) -> list[str]:
     """The options that put a store into the S3 server's bucket."""
     return [
-        "--set", f"store.url=s3://{s3.bucket}/runs", "--set", f"store.endpoint_url={s3.endpoint_url}",
-        "--set", "store.region=us-east-1",
-    ]  # fmt: skip
+        "--set",
+        f"store.url=s3://{s3.bucket}/runs",
+        "--set",
+        f"store.endpoint_url={s3.endpoint_url}",
+        "--set",
+        "store.region=us-east-1",
+    ]
 
 
 @pytest.fixture(scope="module")

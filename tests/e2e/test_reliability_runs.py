@@ -70,11 +70,15 @@ def settings(url: str, endpoint_url: str) -> tuple[str, ...]:
 def disturbed_part(title: str, words: str, told: Sequence[Disturbance]) -> str:
     rows = [
         [
-            one.what, one.stage, one.outcome if not one.wrong else f"WRONG: {general(one.wrong)}", general(one.said),
-            "" if one.seconds is None else f"{one.seconds:.0f}", "" if one.left is None else f"{one.left:.0f}",
+            one.what,
+            one.stage,
+            one.outcome if not one.wrong else f"WRONG: {general(one.wrong)}",
+            general(one.said),
+            "" if one.seconds is None else f"{one.seconds:.0f}",
+            "" if one.left is None else f"{one.left:.0f}",
         ]
         for one in told
-    ]  # fmt: skip
+    ]
     header = ["what", "stage", "the run", "the terminal said", "ended after, s", "nothing left after, s"]
     return "\n\n".join([f"## {title}", words, f"Seed {SEED}.", table(header, rows)])
 
@@ -173,9 +177,13 @@ def test_faults_of_the_s3_server_in_a_whole_run(tmp_path: Path, tiny_base: Path,
 
 
 def _struck_command(
-    place: Desk, proxy: FaultProxy, store: Store, kinds: list[tuple[str, int]], draw: random.Random,
+    place: Desk,
+    proxy: FaultProxy,
+    store: Store,
+    kinds: list[tuple[str, int]],
+    draw: random.Random,
     told: list[Disturbance],
-) -> bool:  # fmt: skip
+) -> bool:
     """Start the run once, and let one fault after another strike as long as it lives; return whether it finished."""
     mine: list[Disturbance] = []
     struck = time.monotonic()
@@ -244,11 +252,16 @@ def test_flips_in_every_kind_of_object(
         unverified += _unverified(stored, draw)
     good = {ABSENT, REFUSED}
     rows = [
-        [sort, sum(found.values()), found.get(ABSENT, 0), found.get(REFUSED, 0),
-         sum(count for what, count in found.items() if what not in good),
-         ", ".join(sorted(what for what in found if what not in good))]
+        [
+            sort,
+            sum(found.values()),
+            found.get(ABSENT, 0),
+            found.get(REFUSED, 0),
+            sum(count for what, count in found.items() if what not in good),
+            ", ".join(sorted(what for what in found if what not in good)),
+        ]
         for sort, found in sorted(counts.items())
-    ]  # fmt: skip
+    ]
     words = (
         "One bit of one object is flipped in a copy of a finished store, or of one whose run was killed; then its "
         "readers are asked. A file or record that counts as absent is made again, and is found. `memmcl store verify` "

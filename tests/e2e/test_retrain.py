@@ -16,19 +16,7 @@ from uuid import UUID
 
 import pytest
 import yaml
-from e2e_driver import (
-    COMMAND,
-    SECRETS,
-    Desk,
-    Ended,
-    desk,
-    frozen,
-    planted,
-    read_json,
-    states_below,
-    traces,
-    wait_until,
-)
+from e2e_driver import COMMAND, SECRETS, Desk, Ended, desk, frozen, planted, read_json, states_below, traces, wait_until
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
@@ -314,8 +302,10 @@ def test_what_was_rolled_back_is_not_promoted_again(story: Story) -> None:
     assert not story.back.ray
     assert story.back.files == story.turned_down.files
     assert [(reign.run_id, reign.how) for reign in story.back.history] == [
-        (bad, "promotion"), (good, "promotion"), (bad, "rollback"),
-    ]  # fmt: skip
+        (bad, "promotion"),
+        (good, "promotion"),
+        (bad, "rollback"),
+    ]
 
 
 def test_the_command_lists_the_history_of_the_champion(story: Story) -> None:
@@ -425,23 +415,35 @@ def retrain_config(place: Desk, base: Path) -> dict[str, Any]:
         "name": "tiny",
         "model": {"name_or_path": str(base), "dtype": "float32"},
         "data": {
-            "source": str(place.root / "rows"), "subtasks": list(FOLDERS), "train_rows": 24, "weak_rows": 10,
+            "source": str(place.root / "rows"),
+            "subtasks": list(FOLDERS),
+            "train_rows": 24,
+            "weak_rows": 10,
             "test_rows": TEST_ROWS,
         },
         "experts": {
-            "steps": 30, "batch_size": 4, "rank": 4, "alpha": 8, "adapt_layers": "top-2", "learning_rate": 1e-2,
-            "warm_start": 0.1, "anchor_batch_size": 4, "anchor_rows": 4,
+            "steps": 30,
+            "batch_size": 4,
+            "rank": 4,
+            "alpha": 8,
+            "adapt_layers": "top-2",
+            "learning_rate": 1e-2,
+            "warm_start": 0.1,
+            "anchor_batch_size": 4,
+            "anchor_rows": 4,
         },
-        "search": {
-            "stage1_evaluations": 6, "stage2_evaluations": 6, "blocks": 1, "population": 4, "lambdas": [0.5],
-        },
+        "search": {"stage1_evaluations": 6, "stage2_evaluations": 6, "blocks": 1, "population": 4, "lambdas": [0.5]},
         "curriculum": {"contexts": ["zero-shot"]},
         "evaluation": {
-            "batch_size": 10, "max_new_tokens": 8, "bootstrap_samples": 200, "joint_lora": False, "calibration": False,
+            "batch_size": 10,
+            "max_new_tokens": 8,
+            "bootstrap_samples": 200,
+            "joint_lora": False,
+            "calibration": False,
         },
         "store": {"url": str(place.cwd / "memmcl-store")},
         "ray": {"workers": 1},  # two would import everything twice, which is what takes the time
-    }  # fmt: skip
+    }
 
 
 def write_rows(place: Desk, *, flipped: bool, texts: str = "early") -> None:
@@ -479,10 +481,15 @@ def retrain(place: Desk) -> Outcome:
     assert ended.code == 0, ended
     said = json.loads(ended.out.splitlines()[-1])
     return Outcome(
-        name=said["name"], type=said["type"], message=said["message"], flow_run_id=UUID(said["flow_run_id"]),
-        seconds=seconds, ray="raylet" in (place.root / "sockets.txt").read_text(),
-        files=frozen(place.cwd / "memmcl-store"), history=read_champions(place.store, "champion").history,
-    )  # fmt: skip
+        name=said["name"],
+        type=said["type"],
+        message=said["message"],
+        flow_run_id=UUID(said["flow_run_id"]),
+        seconds=seconds,
+        ray="raylet" in (place.root / "sockets.txt").read_text(),
+        files=frozen(place.cwd / "memmcl-store"),
+        history=read_champions(place.store, "champion").history,
+    )
 
 
 def crown(store: Store, name: str, run_id: str) -> None:
@@ -534,9 +541,8 @@ def published(outcome: Outcome, kind: str) -> dict[str, Mapping[str, Any]]:
     """Return the manifests of one kind that a retrain left in the store, by path."""
     folder = f"manifests/{kind}/"
     return {
-        path: unseal(path, content) or {}
-        for path, (_, content) in outcome.files.items() if path.startswith(folder)
-    }  # fmt: skip
+        path: unseal(path, content) or {} for path, (_, content) in outcome.files.items() if path.startswith(folder)
+    }
 
 
 def refs(run: Manifest) -> dict[str, str]:
@@ -548,9 +554,10 @@ def judgement(story: Story, outcome: Outcome) -> Any:
     """Return what the gate said about a retrain's run, from the store."""
     challenger = run_of(story, outcome).key[:8]
     paths = [
-        path for path, manifest in published(outcome, "judgement").items()
+        path
+        for path, manifest in published(outcome, "judgement").items()
         if manifest["name"].startswith(f"run {challenger} against champion ")
-    ]  # fmt: skip
+    ]
     (path,) = paths
     found = story.desk.store.find("judgement", Path(path).stem)
     assert found is not None

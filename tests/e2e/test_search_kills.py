@@ -115,10 +115,14 @@ def test_ten_kills_of_a_search_change_nothing_that_it_finds(make: Callable[[str]
         assert len(marks) - 1 <= told["cut"][candidate], f"{candidate} was evaluated again, but was not in flight"
     assert list(killed.desk.store.verify().problems) == []
     said = {
-        "kills": len(VICTIMS), "commands": told["commands"], "candidates": len(counts), "stopped": stopped,
-        "in flight at a kill": told["cut"].total(), "evaluated again": sum(len(marks) - 1 for marks in again.values()),
+        "kills": len(VICTIMS),
+        "commands": told["commands"],
+        "candidates": len(counts),
+        "stopped": stopped,
+        "in flight at a kill": told["cut"].total(),
+        "evaluated again": sum(len(marks) - 1 for marks in again.values()),
         "seconds until a dead driver's processes ended": told["seconds"],
-    }  # fmt: skip
+    }
     print(json.dumps(said))
 
 

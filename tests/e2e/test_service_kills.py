@@ -116,10 +116,11 @@ def place(tmp_path: Path, tiny_base: Path) -> Iterator[Place]:
 def flow_process(run_id: UUID) -> psutil.Process:
     """Return the process that executes a flow run for the worker."""
     (found,) = [
-        process for process in psutil.process_iter(["cmdline", "environ"])
+        process
+        for process in psutil.process_iter(["cmdline", "environ"])
         if (process.info["environ"] or {}).get("PREFECT__FLOW_RUN_ID") == str(run_id)
         and "prefect.engine" in (process.info["cmdline"] or [])
-    ]  # fmt: skip
+    ]
     return found
 
 
@@ -165,9 +166,10 @@ def test_a_killed_server_comes_back_to_a_true_history(place: Place) -> None:
     place.cluster.kill("prefect")
     place.cluster.up()
     flow = [
-        one for one in psutil.process_iter(["environ"])
+        one
+        for one in psutil.process_iter(["environ"])
         if (one.info["environ"] or {}).get("PREFECT__FLOW_RUN_ID") == str(run_id)
-    ]  # fmt: skip
+    ]
     assert flow or place.state(run_id) not in LIVE, "a run without a process is not alive"
 
     def true() -> bool:

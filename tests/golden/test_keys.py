@@ -46,10 +46,18 @@ ELSEWHERE = {
     "data": {"weak_source": "pseudo", "selection_rows": 4},
     "experts": {"warm_start": 0.0, "anchor_after": 0.5, "init": "osrm", "validation_rows": 3},
     "search": {
-        "method": "ties", "genes": {"density": [0.1, 0.9]}, "adapter_rank": 4, "rivals": ["tsv"], "blocks": 2,
-        "joint_evaluations": 9, "strategy": "nsga2", "fitness": "metric", "mask": True, "rungs": [0.5],
+        "method": "ties",
+        "genes": {"density": [0.1, 0.9]},
+        "adapter_rank": 4,
+        "rivals": ["tsv"],
+        "blocks": 2,
+        "joint_evaluations": 9,
+        "strategy": "nsga2",
+        "fitness": "metric",
+        "mask": True,
+        "rungs": [0.5],
     },
-}  # fmt: skip
+}
 """Settings far from the defaults of the tiny run."""
 
 
@@ -60,9 +68,20 @@ def everything(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     def find(self: Store, kind: str, key: str) -> Manifest:
         made[key] = Manifest(
-            kind=kind, key=key, name=f"{kind} {len(made)}", blobs={}, inputs=(), config={}, config_digest="", seed=0,
-            stage_version=1, code_version="", created="", seconds=0.0, metrics={},
-        )  # fmt: skip
+            kind=kind,
+            key=key,
+            name=f"{kind} {len(made)}",
+            blobs={},
+            inputs=(),
+            config={},
+            config_digest="",
+            seed=0,
+            stage_version=1,
+            code_version="",
+            created="",
+            seconds=0.0,
+            metrics={},
+        )
         return made[key]
 
     def load(self: Store, ref: ArtifactRef) -> Manifest:
@@ -73,9 +92,10 @@ def everything(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         assert file == "search.json"
         document = {
             "coefficients": {name: [0.5] for name in NAMES},
-            "recipe": {"method": "linear", "parameters": {}, "seed": 0}, "fitness": 0.75,
+            "recipe": {"method": "linear", "parameters": {}, "seed": 0},
+            "fitness": 0.75,
             "finalists": [{"wins": True, "origin": "seed:uniform", "index": 3}],
-        }  # fmt: skip
+        }
         return json.dumps(document).encode()
 
     monkeypatch.setattr(Store, "find", find)
@@ -122,9 +142,14 @@ def keys(run: Run) -> dict[str, str]:
         for name in NAMES
     }
     trained = Trained(
-        experts=experts, warm=warm, joint=ref_of(train_joint.fn(run, train)),
-        weak_lora=ref_of(train_weak.fn(run, weak)), weak=weak, selection=selection, references=references,
-    )  # fmt: skip
+        experts=experts,
+        warm=warm,
+        joint=ref_of(train_joint.fn(run, train)),
+        weak_lora=ref_of(train_weak.fn(run, weak)),
+        weak=weak,
+        selection=selection,
+        references=references,
+    )
     stage1 = search_groups.fn(run, trained.grounds).data
     stage2 = search_unified.fn(run, stage1, trained.grounds).data
     unified = ref_of(build_unified.fn(run, stage2[STAGE_2], experts))
@@ -133,20 +158,41 @@ def keys(run: Run) -> dict[str, str]:
     evaluations = {
         name: ref_of(
             evaluate_subtask.fn(
-                run, name, contestants(run, trained, winners, name), unified, gates[name], weak[name], test[name],
-                train, NAMES,
+                run,
+                name,
+                contestants(run, trained, winners, name),
+                unified,
+                gates[name],
+                weak[name],
+                test[name],
+                train,
+                NAMES,
             )
         )
         for name in NAMES
-    }  # fmt: skip
+    }
     single = {
-        "run": run.id, "rows": run.rows, "data": read, "anchors": anchors, "warm": warm, "joint": trained.joint,
-        "weak lora": trained.weak_lora, "unified": unified, "model": ref_of(export_full.fn(run, unified)),
-    }  # fmt: skip
+        "run": run.id,
+        "rows": run.rows,
+        "data": read,
+        "anchors": anchors,
+        "warm": warm,
+        "joint": trained.joint,
+        "weak lora": trained.weak_lora,
+        "unified": unified,
+        "model": ref_of(export_full.fn(run, unified)),
+    }
     groups: dict[str, Mapping[str, ArtifactRef]] = {
-        "train": train, "weak": weak, "test": test, "selection": selection, "expert": experts, "reference": references,
-        "search": {**stage1, **stage2}, "gate": gates, "evaluation": evaluations,
-    }  # fmt: skip
+        "train": train,
+        "weak": weak,
+        "test": test,
+        "selection": selection,
+        "expert": experts,
+        "reference": references,
+        "search": {**stage1, **stage2},
+        "gate": gates,
+        "evaluation": evaluations,
+    }
     several = {f"{group} {name}": ref for group, refs in groups.items() for name, ref in refs.items()}
     found = {**single, **several}
     return {what: one[:12] if isinstance(one, str) else one.key[:12] for what, one in found.items() if one is not None}
@@ -162,10 +208,13 @@ def test_every_stage_asks_for_the_keys_of_before(which: str, open_tiny: Callable
 
 def brought_keys(base: Path, folder: Path) -> dict[str, str]:
     """Return what a search on adapters and rows of a user's asks the store for."""
-    config = parse_config({
-        "model": {"name_or_path": "org/tiny", "dtype": "float32", "device": "cpu"}, "search": {"population": 4},
-        "store": {"url": str(folder)},
-    })  # fmt: skip
+    config = parse_config(
+        {
+            "model": {"name_or_path": "org/tiny", "dtype": "float32", "device": "cpu"},
+            "search": {"population": 4},
+            "store": {"url": str(folder)},
+        }
+    )
     shapes, adapters = read_shapes(str(base)), []
     for seed, name in enumerate(("sent2", "other")):
         files = {"adapter_config.json": b"{}", "adapter_model.safetensors": name.encode()}

@@ -11,13 +11,21 @@ from memmcl.suite.splits import load_splits
 from memmcl.suite.subtasks import SUBTASKS
 
 SIZES = {
-    "sent2": (117, 24, 51), "asc": (201, 24, 119), "uabsa": (126, 24, 75),
-    "aste": (119, 24, 69), "irony": (104, 24, 61), "emotion": (95, 24, 72),
-}  # fmt: skip
+    "sent2": (117, 24, 51),
+    "asc": (201, 24, 119),
+    "uabsa": (126, 24, 75),
+    "aste": (119, 24, 69),
+    "irony": (104, 24, 61),
+    "emotion": (95, 24, 72),
+}
 TEST_DIGESTS = {
-    "sent2": "fd226dbb91c8b88c", "asc": "3ff2ef0b71f56b21", "uabsa": "6c2f00cd8db1f806",
-    "aste": "05901f80301e2da6", "irony": "daca1f6287d92234", "emotion": "4fbfad28a2787a58",
-}  # fmt: skip
+    "sent2": "fd226dbb91c8b88c",
+    "asc": "3ff2ef0b71f56b21",
+    "uabsa": "6c2f00cd8db1f806",
+    "aste": "05901f80301e2da6",
+    "irony": "daca1f6287d92234",
+    "emotion": "4fbfad28a2787a58",
+}
 
 
 def test_derived_seeds() -> None:

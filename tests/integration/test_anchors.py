@@ -211,9 +211,15 @@ def champion_of(place: Place) -> Champion:
     assert key is not None
     store = open_store(place.run)
     warm = store.publish(
-        "warm", key, name="warm start", files={}, inputs=train, config=experts.warm_config(place.run),
-        seed=place.run.config.seed, stage_version=experts.STAGE_VERSION,
-    )  # fmt: skip
+        "warm",
+        key,
+        name="warm start",
+        files={},
+        inputs=train,
+        config=experts.warm_config(place.run),
+        seed=place.run.config.seed,
+        stage_version=experts.STAGE_VERSION,
+    )
     done = store.publish("run", place.run.id, name="tiny", files={}, inputs=[lent, warm.ref])
     found = {f"{ref.kind}:{ref.name}": ref for ref in done.inputs}
     return Champion(Champions("champion", (), None), done, place.run, found, MEMBERS)

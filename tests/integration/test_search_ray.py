@@ -132,16 +132,21 @@ def make_case(cluster: None, tmp_path_factory: pytest.TempPathFactory, tiny_base
         for number, (title, members) in enumerate({"pair": MEMBERS[1:], "trio": MEMBERS}.items()):
             specs.append(
                 SearchSpec(
-                    name=title, key=f"{number:064x}", strategy="cmaes", subtasks=members,
+                    name=title,
+                    key=f"{number:064x}",
+                    strategy="cmaes",
+                    subtasks=members,
                     parts={member: {member: (1.0,)} for member in members},
                     seeds=tuple(
                         (origin, tuple(genome))
                         for origin, genome in seed_genomes(list(members), cfg.blocks, cfg.bounds, cfg.lambdas)
                     ),
-                    evaluations=EVALUATIONS[title], blocks=cfg.blocks, bounds=cfg.bounds,
+                    evaluations=EVALUATIONS[title],
+                    blocks=cfg.blocks,
+                    bounds=cfg.bounds,
                     mask_seed=run.seed("masks"),
                 )
-            )  # fmt: skip
+            )
         return Case(run, specs, experts, weak, references)
 
     return make

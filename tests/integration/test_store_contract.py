@@ -335,10 +335,7 @@ def test_a_pointer_that_is_not_ours_is_reported(store: Store) -> None:
 
 
 def test_a_record_is_written_once(store: Store) -> None:
-    assert store.append("search/x", 3, {"score": 0.5, "genome": (1.0, 2.0)}) == {
-        "score": 0.5,
-        "genome": [1.0, 2.0],
-    }
+    assert store.append("search/x", 3, {"score": 0.5, "genome": (1.0, 2.0)}) == {"score": 0.5, "genome": [1.0, 2.0]}
     assert store.append("search/x", 3, {"score": 0.7}) == {"score": 0.5, "genome": [1.0, 2.0]}
     assert store.append("search/x", 0, {"score": 0.1}) == {"score": 0.1}
     store.append("search/x/deeper", 1, {"score": 9})

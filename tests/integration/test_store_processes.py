@@ -59,12 +59,7 @@ for turn in range(20):
 
 def test_of_four_processes_one_wins_each_turn(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/store"
-    with (
-        child(RACE, url, "0") as a,
-        child(RACE, url, "1") as b,
-        child(RACE, url, "2") as c,
-        child(RACE, url, "3") as d,
-    ):
+    with child(RACE, url, "0") as a, child(RACE, url, "1") as b, child(RACE, url, "2") as c, child(RACE, url, "3") as d:
         processes = (a, b, c, d)
         for process in processes:
             assert process.stdout is not None

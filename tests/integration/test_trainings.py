@@ -184,9 +184,12 @@ EVERY = {"warm start", "joint LoRA", "weak LoRA"} | EXPERTS
     ],
 )
 def test_a_training_has_another_key_for_what_it_reads_alone(
-    make: Make, keys_of: Callable[[Place], dict[str, str]], changed: set[str], before: dict[str, Any],
+    make: Make,
+    keys_of: Callable[[Place], dict[str, str]],
+    changed: set[str],
+    before: dict[str, Any],
     after: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     first, second = (keys_of(make(**settings)) for settings in (before, after))
     assert first.keys() == second.keys()
     assert {name for name in first if first[name] != second[name]} == changed
@@ -272,17 +275,23 @@ def test_candidates_of_a_search_hold_the_warm_start_whatever_their_genes(make: M
     trained = {name: place.expert(name, warm) for name in MEMBERS[:2]}
     measured = {name: place.reference(name, ref) for name, ref in trained.items()}
     refs = {
-        name: ref_of(
-            references.measure_reference.fn(place.run, name, ref, place.weak[name], place.train[name], None)
-        )
+        name: ref_of(references.measure_reference.fn(place.run, name, ref, place.weak[name], place.train[name], None))
         for name, ref in trained.items()
-    }  # fmt: skip
+    }
     grounds = Grounds(experts=trained, weak={name: place.weak[name] for name in trained}, references=refs, selection={})
     scorer = Scorer(grounds.problem(place.run))
     spec = SearchSpec(
-        name="pair", key="0" * 64, strategy="random", parts={name: {name: (1.0,)} for name in trained},
-        subtasks=("irony",), seeds=(), evaluations=1, blocks=1, bounds=(0.0, 1.5), mask_seed=0,
-    )  # fmt: skip
+        name="pair",
+        key="0" * 64,
+        strategy="random",
+        parts={name: {name: (1.0,)} for name in trained},
+        subtasks=("irony",),
+        seeds=(),
+        evaluations=1,
+        blocks=1,
+        bounds=(0.0, 1.5),
+        mask_seed=0,
+    )
     own = scorer.evaluate(spec, (0.0, 1.0), ())
     assert own["values"]["irony"] == pytest.approx(1.0, abs=1e-4)
     assert set(measured["irony"]) == {"base", "expert", "constant"}
@@ -405,9 +414,12 @@ def of_another_rank(place: Place, key: str) -> None:
     ],
 )
 def test_a_checkpoint_that_cannot_be_used_is_left_behind(
-    make: Make, killed_at: Callable[..., int], caplog: pytest.LogCaptureFixture, spoil: Callable[[Place, str], None],
+    make: Make,
+    killed_at: Callable[..., int],
+    caplog: pytest.LogCaptureFixture,
+    spoil: Callable[[Place, str], None],
     said: str,
-) -> None:  # fmt: skip
+) -> None:
     place, whole = make(warm_start=0), make(warm_start=0)
     killed_at(place, "irony", 1)
     (path,) = place.store.objects.sizes("checkpoints")

@@ -53,9 +53,7 @@ def stages(draw: st.DrawFn) -> tuple[dict[str, tuple[float, ...]], dict[str, dic
     row = st.lists(genes, min_size=blocks, max_size=blocks).map(tuple)
     models = draw(
         st.dictionaries(
-            st.sampled_from(["SC", "ABSA", "MAST"]),
-            st.dictionaries(st.sampled_from("vwxyz"), row),
-            min_size=1,
+            st.sampled_from(["SC", "ABSA", "MAST"]), st.dictionaries(st.sampled_from("vwxyz"), row), min_size=1
         )
     )
     return {model: draw(row) for model in models}, models

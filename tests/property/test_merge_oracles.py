@@ -118,9 +118,8 @@ def test_dare_is_mergekits(
     vectors, weights = problem
     with our_masks(vectors.shape[1:], len(vectors)):
         expected = by_mergekit(
-            method, vectors, weights, density=density, rescale=rescale,
-            normalize=normalize and method == "dare_ties",
-        )  # fmt: skip
+            method, vectors, weights, density=density, rescale=rescale, normalize=normalize and method == "dare_ties"
+        )
     convention = {"rescale": "l1" if rescale else "none"}
     if method == "dare_ties":
         convention["divide_by"] = "weights" if normalize else "none"

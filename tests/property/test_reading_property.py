@@ -20,10 +20,38 @@ from memmcl.suite.sources import Source, read_sources
 from memmcl.suite.subtasks import SUBTASKS
 
 COLUMNS = ("text", "aspect", "label")
-PIECES = st.sampled_from([
-    '"', '""', "'", ",", ";", "\t", "\n", "\r\n", "\\", "NA", "null", "None", "nan", "😀", "👩‍👧", "שלום", "\u202e",
-    "\u2028", "\x85", "\r", "\0", "\ufeff", "é", "e\u0301", " ", "word", "{", "[",
-])  # fmt: skip
+PIECES = st.sampled_from(
+    [
+        '"',
+        '""',
+        "'",
+        ",",
+        ";",
+        "\t",
+        "\n",
+        "\r\n",
+        "\\",
+        "NA",
+        "null",
+        "None",
+        "nan",
+        "😀",
+        "👩‍👧",
+        "שלום",
+        "\u202e",
+        "\u2028",
+        "\x85",
+        "\r",
+        "\0",
+        "\ufeff",
+        "é",
+        "e\u0301",
+        " ",
+        "word",
+        "{",
+        "[",
+    ]
+)
 CELLS = st.lists(st.one_of(PIECES, st.text(st.characters(codec="utf-8"), max_size=5)), max_size=6)
 ROWS = st.lists(st.tuples(*[CELLS.map("".join)] * 3), max_size=12)
 

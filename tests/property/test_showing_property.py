@@ -76,9 +76,11 @@ def test_plain_text_is_one_cell_of_a_table(text: str) -> None:
 def test_a_planted_secret_is_never_shown(host: str, path: str, secret: str, name: str) -> None:
     planted = f"Z{secret}Q9"
     for url in (
-        f"https://{host}/{path}?a=b&{name}={planted}", f"https://{host}/{path}#{name}={planted}&c=d",
-        f"s3://{path}:{planted}@{host}/{path}", f"https://{planted}@{host}",
-    ):  # fmt: skip
+        f"https://{host}/{path}?a=b&{name}={planted}",
+        f"https://{host}/{path}#{name}={planted}&c=d",
+        f"s3://{path}:{planted}@{host}/{path}",
+        f"https://{planted}@{host}",
+    ):
         assert secret_in(url)
         assert planted not in clean(f"cannot open {url} ({url!r}): <{url}>")
 

@@ -35,29 +35,25 @@ LEVELS: dict[str, list[float]] = {  # one score per subtask, in the order of SUB
 MODELS: list[tuple[str, str, str, str]] = [
     ("base", "Base model", "baseline", "Untouched, zero-shot."),
     ("constant", "Best constant answer", "baseline", "The one answer that scores best on the training rows."),
-    (
-        "experts",
-        "Experts, each on its own",
-        "expert",
-        "Each expert on its own subtask: the ceiling of a merge.",
-    ),
+    ("experts", "Experts, each on its own", "expert", "Each expert on its own subtask: the ceiling of a merge."),
     ("uniform", "Uniform average", "merge", "Every task vector weighted 1/6."),
     ("sum", "Sum of all experts", "merge", "Every task vector weighted 1."),
     ("task-arithmetic", "Task arithmetic", "merge", "One coefficient for all, tuned on the weak rows."),
     ("unified", "Unified model", "unified", "Two-stage merge search, zero-shot."),
     ("unified+context", "Unified model with contexts", "unified", "With the context that the gate chose."),
     ("weak", "LoRA on the weak rows", "rival", "One LoRA trained on the pooled weak rows."),
-    (
-        "joint",
-        "Joint LoRA",
-        "rival",
-        "One LoRA trained on all subtasks for as many steps as all experts together.",
-    ),
+    ("joint", "Joint LoRA", "rival", "One LoRA trained on all subtasks for as many steps as all experts together."),
 ]
 FEATURES = {
-    "classes": 0.2, "arity": 0.25, "tuples_per_row": 0.15, "label_entropy": 0.1, "vocabulary_diversity": 0.1,
-    "length": 0.05, "needs_target": 0.05, "figurative": 0.1,
-}  # fmt: skip
+    "classes": 0.2,
+    "arity": 0.25,
+    "tuples_per_row": 0.15,
+    "label_entropy": 0.1,
+    "vocabulary_diversity": 0.1,
+    "length": 0.05,
+    "needs_target": 0.05,
+    "figurative": 0.1,
+}
 MERGED = ("sum", "unified")
 """the models with a retention"""
 
@@ -180,8 +176,17 @@ def _search(rng: np.random.Generator, stage: str, group: str | None, genes: list
             }
         )
     winner = max((c for c in candidates if c["fitness"] is not None), key=lambda c: float(c["fitness"]))
-    return {"stage": stage, "group": group, "strategy": "cma-es", "genes": genes, "candidates": candidates,
-            "winner": winner["index"], "seconds": 74.2, "lookahead": 2, "workers": 2}  # fmt: skip
+    return {
+        "stage": stage,
+        "group": group,
+        "strategy": "cma-es",
+        "genes": genes,
+        "candidates": candidates,
+        "winner": winner["index"],
+        "seconds": 74.2,
+        "lookahead": 2,
+        "workers": 2,
+    }
 
 
 def _expert(rng: np.random.Generator, name: str, steps: int) -> dict[str, Any]:
@@ -223,8 +228,15 @@ def _interference(rng: np.random.Generator) -> list[dict[str, Any]]:
             own = LEVELS["experts" if expert == subtask else "base"][number]
             drift = 0.0 if expert in ("base", subtask) else float(rng.normal(-0.04, 0.05))
             score = round(min(1.0, max(0.0, own + drift)), 4)
-            rows.append({"expert": expert, "subtask": subtask, "score": score,
-                         "se": round(float((base * (1 - base) / 60) ** 0.5), 4), "n": 60})  # fmt: skip
+            rows.append(
+                {
+                    "expert": expert,
+                    "subtask": subtask,
+                    "score": score,
+                    "se": round(float((base * (1 - base) / 60) ** 0.5), 4),
+                    "n": 60,
+                }
+            )
     return rows
 
 
@@ -260,16 +272,16 @@ def _build() -> dict[str, Any]:
     for model, levels in LEVELS.items():
         means.append({"model": model, "mean": round(sum(levels) / len(levels), 4), "se": 0.0163})
     mean = {row["model"]: float(row["mean"]) for row in means}
-    pairs = [("unified", "base", 0.0191, 0.0001), ("unified", "task-arithmetic", 0.0124, 0.008),
-             ("unified", "joint", 0.0148, 0.004), ("unified+context", "unified", 0.0089, 0.19)]  # fmt: skip
+    pairs = [
+        ("unified", "base", 0.0191, 0.0001),
+        ("unified", "task-arithmetic", 0.0124, 0.008),
+        ("unified", "joint", 0.0148, 0.004),
+        ("unified+context", "unified", 0.0089, 0.19),
+    ]
     timings = [("setup", "child Prefect server", 14.2), ("data", "splits", 1.3), ("data", "base model", 17.8)]
     timings += [("experts", name, 44.0 + number) for number, name in enumerate([*names, "joint"])]
     timings += [("stage 1", group, 74.2) for group in groups] + [("stage 2", "unified", 131.7)]
-    timings += [
-        ("curriculum", "contexts and gate", 58.3),
-        ("evaluation", "test rows", 96.1),
-        ("report", "report", 4.4),
-    ]
+    timings += [("curriculum", "contexts and gate", 58.3), ("evaluation", "test rows", 96.1), ("report", "report", 4.4)]
     features = [
         {
             "subtask": name,
@@ -307,10 +319,7 @@ def _build() -> dict[str, Any]:
                 "labels": labels,
                 "rows": {"train": 320, "weak": 24, "selection": 0, "test": 120},
                 "difficulty": difficulty[name],
-                "example": {
-                    "prompt": f"Text: The soup was great.\n{title}:",
-                    "answer": (labels or ["[]"])[0],
-                },
+                "example": {"prompt": f"Text: The soup was great.\n{title}:", "answer": (labels or ["[]"])[0]},
             }
             for name, (group, title, metric, labels, _) in SUBTASKS.items()
         ],

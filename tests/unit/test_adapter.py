@@ -69,11 +69,7 @@ def test_the_files_name_the_configured_base_and_no_path(files: dict[str, bytes])
 def test_adapters_that_peft_wrote_mean_the_same_here(tiny_base: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     """Scales are PEFT's: its model and our merge at coefficient 1 give the same logits."""
     config = LoraConfig(
-        r=3,
-        lora_alpha=6,
-        target_modules=["q_proj", "v_proj", "up_proj"],
-        layers_to_transform=[2, 3],
-        **options,
+        r=3, lora_alpha=6, target_modules=["q_proj", "v_proj", "up_proj"], layers_to_transform=[2, 3], **options
     )
     model = get_peft_model(plain_model(tiny_base), config).eval()
     generator = torch.Generator().manual_seed(5)

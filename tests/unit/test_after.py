@@ -59,9 +59,14 @@ def adapter(tiny_base: Path) -> dict[str, Factors]:
     """An adapter that learned sent2 and was never anchored."""
     rows = {"sent2": training_rows(prompter_of(tiny_base), "sent2", 24)}
     return train_adapter(
-        backbone_of(tiny_base, SPLIT), rows, {}, lora=LoraShape(MODULES, 4, 8.0),
-        optimisation=Optimisation(40, 8, 1e-2), anchoring=None, seed=0,
-    ).factors  # fmt: skip
+        backbone_of(tiny_base, SPLIT),
+        rows,
+        {},
+        lora=LoraShape(MODULES, 4, 8.0),
+        optimisation=Optimisation(40, 8, 1e-2),
+        anchoring=None,
+        seed=0,
+    ).factors
 
 
 def prompts_of(base: Path, adapter: Adapter, start: int, stop: int) -> Prompts:
@@ -86,10 +91,14 @@ def held_out(tiny_base: Path, adapter: Adapter) -> Prompts:
 def anchor(base: Path, adapter: Adapter, training: Prompts, held_out: Prompts, **changed: Any) -> Anchored:
     settings = {"steps": 60, "batch_size": 8, "learning_rate": 5e-3, "weight": 1.0, "seed": 0} | changed
     return anchor_adapter(
-        backbone_of(base, SPLIT), adapter, training, held_out,
+        backbone_of(base, SPLIT),
+        adapter,
+        training,
+        held_out,
         optimisation=Optimisation(settings["steps"], settings["batch_size"], settings["learning_rate"]),
-        anchoring=Anchoring(settings["weight"], settings["batch_size"]), seed=settings["seed"],
-    )  # fmt: skip
+        anchoring=Anchoring(settings["weight"], settings["batch_size"]),
+        seed=settings["seed"],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +161,12 @@ def test_own_rows_are_what_the_adapter_answers(tiny_base: Path, adapter: Adapter
 
 def test_an_answer_that_never_ends_is_cut(tiny_base: Path) -> None:
     rows = own_rows(
-        backbone_of(tiny_base, SPLIT), random_factors(tiny_base, layers=(3,), seed=1), [(5, 6, 7), (5, 9)], end=-1,
+        backbone_of(tiny_base, SPLIT),
+        random_factors(tiny_base, layers=(3,), seed=1),
+        [(5, 6, 7), (5, 9)],
+        end=-1,
         max_new_tokens=3,
-    )  # fmt: skip
+    )
     assert [len(row.continuations[0]) for row in rows] == [3, 3]
     assert [row.prompt for row in rows] == [(5, 6, 7), (5, 9)]
 
@@ -198,9 +210,14 @@ MIXED: dict[str, Any] = {
 def test_peft_loads_what_is_written_and_means_the_same(tiny_base: Path, tmp_path: Path, options: Any) -> None:
     """An adapter that PEFT wrote, other factors, PEFT again: modules, ranks and scales are still those of PEFT's."""
     config = LoraConfig(
-        r=3, lora_alpha=6, target_modules=["q_proj", "v_proj", "up_proj"], layers_to_transform=[2, 3],
-        task_type="CAUSAL_LM", base_model_name_or_path="/home/someone/base", **options,
-    )  # fmt: skip
+        r=3,
+        lora_alpha=6,
+        target_modules=["q_proj", "v_proj", "up_proj"],
+        layers_to_transform=[2, 3],
+        task_type="CAUSAL_LM",
+        base_model_name_or_path="/home/someone/base",
+        **options,
+    )
     get_peft_model(plain_model(tiny_base), config).save_pretrained(tmp_path)
     weights, options_file = ((tmp_path / name).read_bytes() for name in (WEIGHTS_FILE, CONFIG_FILE))
     start = read_adapter(weights, options_file)
@@ -242,10 +259,7 @@ def files(tiny_base: Path) -> dict[str, bytes]:
     ("options", "expected"),
     [
         ({"use_dora": True}, "expected a plain LoRA adapter without modules_to_save and without DoRA"),
-        (
-            {"init_lora_weights": "pissa_niter_4"},
-            "expected plain LoRA, got init_lora_weights: 'pissa_niter_4'",
-        ),
+        ({"init_lora_weights": "pissa_niter_4"}, "expected plain LoRA, got init_lora_weights: 'pissa_niter_4'"),
         (
             {"layer_replication": [[0, 4], [2, 4]]},
             r"expected plain LoRA, got layer_replication: \[\[0, 4\], \[2, 4\]\]",

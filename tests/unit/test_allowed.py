@@ -78,9 +78,21 @@ def test_places_that_are_never_opened(place: str, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(
     "place",
-    ["a.csv", "/etc/hosts", "~/a.csv", "file:///a.csv", "data:x.csv", "a::b.csv", "s3://bucket/a b.csv", "gs://bucket/a",
-     "az://container/a", "https://host:8443/a.csv?download=1", "hf://datasets/org/name@main/a.csv", "memory://x/a.csv"],
-)  # fmt: skip
+    [
+        "a.csv",
+        "/etc/hosts",
+        "~/a.csv",
+        "file:///a.csv",
+        "data:x.csv",
+        "a::b.csv",
+        "s3://bucket/a b.csv",
+        "gs://bucket/a",
+        "az://container/a",
+        "https://host:8443/a.csv?download=1",
+        "hf://datasets/org/name@main/a.csv",
+        "memory://x/a.csv",
+    ],
+)
 def test_places_that_are_opened_where_nothing_is_set(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     allowed.require(place)
@@ -91,17 +103,38 @@ def test_prefixes_end_at_whole_names(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     prefixes = f"s3://bucket/a/, https://Host.example.org/d%20e\nhf://org gs://,{tmp_path}/in"
     monkeypatch.setenv(VARIABLE, prefixes)
     for place in (
-        "s3://bucket/a", "s3://bucket/a/", "s3://bucket/a/b.csv", "https://host.example.org/d e/x?q=1",
-        "https://HOST.example.org.:443/d%20e", "hf://org/name", "hf://org/name@main/x", "gs://any/thing",
-        f"{tmp_path}/in", f"file://{tmp_path}/in/x", f"{tmp_path}/out/../in/x",
-    ):  # fmt: skip
+        "s3://bucket/a",
+        "s3://bucket/a/",
+        "s3://bucket/a/b.csv",
+        "https://host.example.org/d e/x?q=1",
+        "https://HOST.example.org.:443/d%20e",
+        "hf://org/name",
+        "hf://org/name@main/x",
+        "gs://any/thing",
+        f"{tmp_path}/in",
+        f"file://{tmp_path}/in/x",
+        f"{tmp_path}/out/../in/x",
+    ):
         allowed.require(place)
     for place in (
-        "s3://bucket/ab", "s3://bucket", "s3://bucket//a", "s3://Bucket/a", "s3://other/a",
-        "https://host.example.org/d%20ef", "https://host.example.org:8443/d%20e", "https://host.example.org.evil/d%20e",
-        "https://evil/d%20e", "hf://organisation/name", "hf://datasets/org/name", "az://bucket/a", "memory://x",
-        f"{tmp_path}/inside", f"{tmp_path}/in/../x", "/etc/passwd", "file:///etc/passwd",
-    ):  # fmt: skip
+        "s3://bucket/ab",
+        "s3://bucket",
+        "s3://bucket//a",
+        "s3://Bucket/a",
+        "s3://other/a",
+        "https://host.example.org/d%20ef",
+        "https://host.example.org:8443/d%20e",
+        "https://host.example.org.evil/d%20e",
+        "https://evil/d%20e",
+        "hf://organisation/name",
+        "hf://datasets/org/name",
+        "az://bucket/a",
+        "memory://x",
+        f"{tmp_path}/inside",
+        f"{tmp_path}/in/../x",
+        "/etc/passwd",
+        "file:///etc/passwd",
+    ):
         message = refused(place)
         assert "may not be opened: MEMMCL_ALLOWED_URLS allows only s3://bucket/a/, https://Host" in message, place
     assert allowed.described().startswith("MEMMCL_ALLOWED_URLS allows only s3://bucket/a/, ")
@@ -160,9 +193,12 @@ def test_a_redirect_is_judged_before_it_is_followed(monkeypatch: pytest.MonkeyPa
     (tmp_path / "in" / "plain.txt").write_text("more words\n")
     with web_server(tmp_path / "in") as web, web_server(tmp_path / "in", tls=False) as plain:
         web.redirects |= {
-            "/here.csv": f"{web.url}/a.csv", "/plain.csv": f"{plain.url}/a.csv", "/meta": "http://169.254.169.254/latest",
-            "/sub/away.csv": f"{web.url}/a.csv", "/twice.csv": f"{web.url}/plain.csv",
-        }  # fmt: skip
+            "/here.csv": f"{web.url}/a.csv",
+            "/plain.csv": f"{plain.url}/a.csv",
+            "/meta": "http://169.254.169.254/latest",
+            "/sub/away.csv": f"{web.url}/a.csv",
+            "/twice.csv": f"{web.url}/plain.csv",
+        }
         assert [row.values for row in read_files(f"{web.url}/here.csv")] == [{"text": "words"}]  # type: ignore[union-attr]
         for name in ("plain.csv", "twice.csv", "meta"):
             with pytest.raises(ConfigError, match=r"cannot open http://\S+: expected a path or a URL of https"):

@@ -158,12 +158,7 @@ def test_sequence_hidden_is_the_models_own_hidden_state(backbone: Backbone, mode
 
 
 def test_prepare_sorts_rows_by_length_and_keeps_their_indices(backbone: Backbone) -> None:
-    rows = [
-        Row((1, 2, 3, 4), ((5,),)),
-        Row((1, 2), ((5,),)),
-        Row((1, 2), ((5, 6, 7),)),
-        Row((1, 9, 9), ((5,),)),
-    ]
+    rows = [Row((1, 2, 3, 4), ((5,),)), Row((1, 2), ((5,),)), Row((1, 2), ((5, 6, 7),)), Row((1, 9, 9), ((5,),))]
     prepared = backbone.prepare(rows, batch_size=3, prefix=1)
     assert prepared.order == [[1, 3, 0], [2]]
     assert prepared.prefix == (1,)

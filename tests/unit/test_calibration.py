@@ -37,9 +37,7 @@ def test_content_free_calibration_is_a_fit_on_one_row() -> None:
 @pytest.mark.parametrize("method", sorted(METHODS))
 @given(
     rows=st.lists(
-        st.tuples(st.lists(st.floats(-20, 0), min_size=3, max_size=3), st.floats(-50, 50)),
-        min_size=1,
-        max_size=9,
+        st.tuples(st.lists(st.floats(-20, 0), min_size=3, max_size=3), st.floats(-50, 50)), min_size=1, max_size=9
     )
 )
 def test_how_unlikely_a_row_is_as_a_whole_changes_no_offset(method: str, rows: list[tuple[list[float], float]]) -> None:

@@ -27,12 +27,7 @@ CATALOGUE = {
     "ABSA": ["uabsa", "aste", "asqp"],
     "MAST": ["implicit", "compsent", "irony", "emotion", "hate", "offensive", "stance"],
 }
-NEEDS = {
-    "asc": ("aspect",),
-    "implicit": ("aspect",),
-    "compsent": ("object_a", "object_b"),
-    "stance": ("target",),
-}
+NEEDS = {"asc": ("aspect",), "implicit": ("aspect",), "compsent": ("object_a", "object_b"), "stance": ("target",)}
 
 
 @pytest.fixture(scope="module")

@@ -94,10 +94,19 @@ def values_of(progressed: Progressed) -> dict[str, Any]:
         with_header(values_of(PROGRESSED) | {"validation": None}),
     ],
     ids=[
-        "nothing", "text", "an adapter", "half a header", "a list", "a number", "another version", "no version",
-        "an unknown field", "a look without loss", "no looks",
+        "nothing",
+        "text",
+        "an adapter",
+        "half a header",
+        "a list",
+        "a number",
+        "another version",
+        "no version",
+        "an unknown field",
+        "a look without loss",
+        "no looks",
     ],
-)  # fmt: skip
+)
 def test_what_is_no_checkpoint_is_refused(data: bytes) -> None:
     with pytest.raises(TrainingError, match=r"^not a checkpoint of a training \(.*\); remove it and train anew$"):
         decode(data)

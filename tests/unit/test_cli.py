@@ -47,12 +47,38 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 def test_the_commands() -> None:
     assert {" ".join(path) for path in COMMANDS} == {
-        "", "run", "retrain", "report", "ui", "predict", "deploy", "version", "data", "data list", "data check",
-        "data stats", "data fetch", "experts", "experts anchor", "merge", "merge search", "search", "search show",
-        "search resume", "champion", "champion show",
-        "champion history", "champion rollback", "store", "store ls", "store show", "store fetch",
-        "store verify", "store gc", "store rm",
-    }  # fmt: skip
+        "",
+        "run",
+        "retrain",
+        "report",
+        "ui",
+        "predict",
+        "deploy",
+        "version",
+        "data",
+        "data list",
+        "data check",
+        "data stats",
+        "data fetch",
+        "experts",
+        "experts anchor",
+        "merge",
+        "merge search",
+        "search",
+        "search show",
+        "search resume",
+        "champion",
+        "champion show",
+        "champion history",
+        "champion rollback",
+        "store",
+        "store ls",
+        "store show",
+        "store fetch",
+        "store verify",
+        "store gc",
+        "store rm",
+    }
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -61,9 +87,13 @@ def test_help_teaches_at_every_width(width: int, tmp_path: Path) -> None:
         "    try: app([*path.split(), '--help'], prog_name='memmcl')\n    except SystemExit as e: assert not e.code\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, *(" ".join(path) for path in COMMANDS)], capture_output=True, text=True,
-        check=True, cwd=tmp_path, env={"COLUMNS": str(width), "LANG": "C.UTF-8", "PATH": ""},
-    )  # fmt: skip
+        [sys.executable, "-c", script, *(" ".join(path) for path in COMMANDS)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={"COLUMNS": str(width), "LANG": "C.UTF-8", "PATH": ""},
+    )
     assert done.stderr == ""
     assert max(map(len, done.stdout.splitlines())) <= width
     words = " ".join(done.stdout.replace("│", " ").split())

@@ -48,8 +48,11 @@ def good(file: str, number: int) -> bytes:
 
 
 TRAIN, DEV, TEST, CSV = (
-    "sc/mr/train.jsonl", "sc/asc_rest14/dev.jsonl", "absa/uabsa_rest14/test.jsonl", "mast/emotion/train.csv",
-)  # fmt: skip
+    "sc/mr/train.jsonl",
+    "sc/asc_rest14/dev.jsonl",
+    "absa/uabsa_rest14/test.jsonl",
+    "mast/emotion/train.csv",
+)
 PLANTED: list[tuple[str, bytes, str]] = [
     (TRAIN, line(text="a label of its own", label="great"), "unknown label 'great'"),
     (TRAIN, line(text="a label in capitals", label="Positive"), "write 'positive'"),
@@ -203,9 +206,12 @@ def own(tmp_path: Path) -> Path:
     (tmp_path / "tickets.csv").write_text(f"body,tone\n{rows}Last ticket,angry\n")
     config = tmp_path / "own.yaml"
     custom = {
-        "name": "tone", "group": "MAST", "instruction": "Say urgent or calm.", "labels": list(words),
+        "name": "tone",
+        "group": "MAST",
+        "instruction": "Say urgent or calm.",
+        "labels": list(words),
         "data": {"path": str(tmp_path / "tickets.csv"), "columns": {"text": "body", "label": "tone"}},
-    }  # fmt: skip
+    }
     config.write_text(yaml.safe_dump({"data": {"subtasks": ["sent2", "tone"], "custom": [custom]}}))
     return config
 
@@ -247,8 +253,11 @@ def test_stats_are_one_json_object_for_machines(tmp_path: Path) -> None:
         {"dataset": "mr", "part": "train", "test_dataset": "uabsa_rest14", "equal": 1, "sharing": 0}
     ]
     assert {one["subtask"]: one["answer"] for one in stats["constants"]} == {
-        "sent2": "positive", "asc": "neutral", "uabsa": "[('food', 'positive')]", "emotion": "anger",
-    }  # fmt: skip
+        "sent2": "positive",
+        "asc": "neutral",
+        "uabsa": "[('food', 'positive')]",
+        "emotion": "anger",
+    }
     assert stats["left_out"] == {"rows that cannot be used: unknown label": 1}
 
 

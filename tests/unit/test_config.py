@@ -173,10 +173,7 @@ def test_values_out_of_bounds(key: str, value: object) -> None:
             r"search: bounds must hold 0 \(the base\) and 1 \(an expert\); got 0\.1, 1\.5",
         ),
         ({"search": {"bounds": [0.0, 0.9], "lambdas": [0.5]}}, "bounds must hold 0"),
-        (
-            {"search": {"lambdas": [0.5, 1.6]}},
-            r"search: lambdas must lie within bounds \[0\.0, 1\.5\]; got 1\.6",
-        ),
+        ({"search": {"lambdas": [0.5, 1.6]}}, r"search: lambdas must lie within bounds \[0\.0, 1\.5\]; got 1\.6"),
         ({"data": {"subtasks": ["asc", "sent2", "asc"]}}, r"data\.subtasks: each subtask may be named once"),
         ({"curriculum": {"contexts": ["curriculum"]}}, "contexts must name zero-shot, and each context once"),
         (
@@ -304,8 +301,7 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, text: bytes, said: str)
 
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError,
-        match=r"cannot read .*missing\.yaml: No such file or directory; give the path of a YAML file",
+        ConfigError, match=r"cannot read .*missing\.yaml: No such file or directory; give the path of a YAML file"
     ):
         load_config(tmp_path / "missing.yaml")
     with pytest.raises(ConfigError, match="Is a directory"):
@@ -317,12 +313,7 @@ def test_what_is_everything_but_where_and_the_name() -> None:
     there = parse_config({"name": "other", "store": {"url": "s3://b/p"}, "ray": {"workers": 4, "address": "auto"}})
     assert seeds.digest(here.what()) == seeds.digest(there.what())
     assert set(here.what()) == set(RunConfig.model_fields) - {"name", "promotion", "store", "ray"}
-    for change in (
-        {"seed": 1},
-        {"experts": {"steps": 1}},
-        {"model": {"dtype": "float32"}},
-        {"export": "full"},
-    ):
+    for change in ({"seed": 1}, {"experts": {"steps": 1}}, {"model": {"dtype": "float32"}}, {"export": "full"}):
         assert seeds.digest(parse_config(change).what()) != seeds.digest(here.what())
 
 
@@ -356,9 +347,12 @@ def test_a_configuration_cannot_be_changed() -> None:
 # ------------------------------------------------------------------------------------ subtasks and sources of one's own
 
 TICKETS: dict[str, Any] = {
-    "name": "tickets", "group": "MAST", "instruction": "How urgent?", "labels": ["urgent", "can wait"],
+    "name": "tickets",
+    "group": "MAST",
+    "instruction": "How urgent?",
+    "labels": ["urgent", "can wait"],
     "data": {"path": "tickets.csv"},
-}  # fmt: skip
+}
 
 
 def with_own(**changes: Any) -> dict[str, Any]:

@@ -84,14 +84,7 @@ def test_demonstrations_are_distinct_and_run_out() -> None:
 def test_the_budget_goes_to_own_then_to_the_nearest() -> None:
     assert sources(build("curriculum", budget_tokens=29)) == ["hard", "hard"]
     assert sources(build("curriculum", budget_tokens=49)) == ["middle", "hard", "hard", "hard"]
-    assert sources(build("curriculum", budget_tokens=60)) == [
-        "easy",
-        "middle",
-        "middle",
-        "hard",
-        "hard",
-        "hard",
-    ]
+    assert sources(build("curriculum", budget_tokens=60)) == ["easy", "middle", "middle", "hard", "hard", "hard"]
     assert build("curriculum", budget_tokens=0).demonstrations == ()
 
 
@@ -158,13 +151,7 @@ def test_every_context_keeps_to_its_budget_and_to_easier_subtasks(
 
     for kind in CONTEXTS:
         context = build(
-            kind,
-            subtask,
-            own_shots=own,
-            others_per_subtask=others,
-            budget_tokens=budget,
-            count_tokens=count,
-            seed=seed,
+            kind, subtask, own_shots=own, others_per_subtask=others, budget_tokens=budget, count_tokens=count, seed=seed
         )
         assert context.tokens == sum(count(*demonstration) for demonstration in context.demonstrations) <= budget
         found = Counter(sources(context))

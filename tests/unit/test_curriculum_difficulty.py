@@ -105,11 +105,7 @@ def test_a_suite_of_one_subtask() -> None:
 
 def test_tuples_without_any_row_filled() -> None:
     report = difficulties([UABSA], {"uabsa": rows(UABSA, [("Nothing here.", [])])})["uabsa"]
-    assert (report.raw["label_entropy"], report.raw["tuples_per_row"], report.raw["classes"]) == (
-        0.0,
-        0.0,
-        3.0,
-    )
+    assert (report.raw["label_entropy"], report.raw["tuples_per_row"], report.raw["classes"]) == (0.0, 0.0, 3.0)
 
 
 def test_label_entropy() -> None:

@@ -12,14 +12,7 @@ from memmcl.evolve.fitness import fitness, loglik_retention, nai, retention
 
 @pytest.mark.parametrize(
     ("score", "reference", "expected"),
-    [
-        (0.6, 0.8, 0.75),
-        (0.8, 0.8, 1.0),
-        (0.9, 0.6, 1.2),
-        (0.01, 0.0, 0.2),
-        (0.04, 0.02, 0.8),
-        (0.0, 0.5, 0.0),
-    ],
+    [(0.6, 0.8, 0.75), (0.8, 0.8, 1.0), (0.9, 0.6, 1.2), (0.01, 0.0, 0.2), (0.04, 0.02, 0.8), (0.0, 0.5, 0.0)],
 )
 def test_retention(score: float, reference: float, expected: float) -> None:
     assert retention(score, reference) == pytest.approx(expected)

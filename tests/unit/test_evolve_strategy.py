@@ -28,10 +28,7 @@ def tell(strategy: Strategy, proposal: Proposal, value: float | None) -> None:
 
 
 def drive(
-    strategy: Strategy,
-    count: int,
-    lookahead: int = 0,
-    fitness: Callable[[tuple[float, ...]], float | None] = sphere,
+    strategy: Strategy, count: int, lookahead: int = 0, fitness: Callable[[tuple[float, ...]], float | None] = sphere
 ) -> list[Proposal]:
     """Ask `count` times, each ask after max(0, i - lookahead) tells; return the proposals."""
     proposals: list[Proposal] = []

@@ -14,15 +14,7 @@ import pytest
 from tiny import corpus, tokenizer_of
 
 from memmcl.errors import ConfigError, DataError
-from memmcl.experts.forced import (
-    CATEGORIES,
-    LEAST,
-    OWN_SHARES,
-    TemplatePrompter,
-    deal,
-    forced_rows,
-    read_texts,
-)
+from memmcl.experts.forced import CATEGORIES, LEAST, OWN_SHARES, TemplatePrompter, deal, forced_rows, read_texts
 from memmcl.suite.examples import Example
 from memmcl.suite.faults import Faults
 from memmcl.suite.parsing import read_list

@@ -227,12 +227,29 @@ def test_keys_that_take_too_long_together_are_refused(monkeypatch: pytest.Monkey
 MODULES = [f"model.layers.{i}.{part}.{name}_proj" for i in (1, 11) for part in ("self_attn", "mlp") for name in "qu"]
 KEYS = st.lists(
     st.sampled_from(
-        ["q_proj", "u_proj", "mlp.u_proj", r"layers\.1\..*", "layers.1.mlp.q_proj", ".*", r".*\.(q|u)_proj", "proj",
-         r"layers\.\d+\.mlp.*", "model", "x|q_proj", "q_proj$", "^model.*", r"[a-z]+_proj", "self_attn", "",
-         "a)|(.*mlp.*"]
+        [
+            "q_proj",
+            "u_proj",
+            "mlp.u_proj",
+            r"layers\.1\..*",
+            "layers.1.mlp.q_proj",
+            ".*",
+            r".*\.(q|u)_proj",
+            "proj",
+            r"layers\.\d+\.mlp.*",
+            "model",
+            "x|q_proj",
+            "q_proj$",
+            "^model.*",
+            r"[a-z]+_proj",
+            "self_attn",
+            "",
+            "a)|(.*mlp.*",
+        ]
     ),
-    unique=True, max_size=5,
-)  # fmt: skip
+    unique=True,
+    max_size=5,
+)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -48,16 +48,15 @@ CASES: dict[str, tuple[str | bytes, str]] = {
     "long key": (f"? {'k' * 900}\n: 1", "unknown key 'kkk"),
     "long value": (f"seed: '{PLANTED}'", "seed: input should be a valid integer"),
     "long list": (f"seed: [{', '.join(['word'] * 10_000)}]", "seed: input should be a valid integer"),
-    "many mistakes": (
-        "data: {custom: [" + ", ".join(["{name: UP}"] * 500) + "]}",
-        "more",
-    ),
+    "many mistakes": ("data: {custom: [" + ", ".join(["{name: UP}"] * 500) + "]}", "more"),
     "many subtasks and sources": (
-        "data:\n  subtasks: [" + ", ".join(f"s{i}" for i in range(8_000)) + "]\n  sources:\n"
+        "data:\n  subtasks: ["
+        + ", ".join(f"s{i}" for i in range(8_000))
+        + "]\n  sources:\n"
         + "\n".join(f"    n{i}: {{path: a}}" for i in range(8_000)),
         "data.sources names 'n0', which is not in data.subtasks",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -89,11 +89,12 @@ GGUF: dict[str, tuple[bytes, str]] = {
     ),
     "a long name": (start(1, rest=tensor(PLANTED[:9_000], (8,))), "too long a name"),
     "alignment 0": (
-        start(pairs=1, rest=pair("general.alignment", 4, struct.pack("<I", 0))), "a power of two as general.alignment"
+        start(pairs=1, rest=pair("general.alignment", 4, struct.pack("<I", 0))),
+        "a power of two as general.alignment",
     ),
     "alignment is a text": (start(pairs=1, rest=pair("general.alignment", 8, text(PLANTED))), "general.alignment, got"),
     "nothing in it": (start(), "cannot convert"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", GGUF)

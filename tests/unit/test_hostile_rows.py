@@ -53,15 +53,21 @@ def only_fault(path: Path, most: int = 200 * MIB) -> str:
 
 FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "60,000 columns": (
-        "csv", lambda: (",".join(f"c{i}" for i in range(60_000)) + "\n").encode(), "the header has 60,000 columns"
+        "csv",
+        lambda: (",".join(f"c{i}" for i in range(60_000)) + "\n").encode(),
+        "the header has 60,000 columns",
     ),
     "8 million columns": ("csv", lambda: b"," * 8_000_000, "the header has 8,000,001 columns"),
     "a column twice among many": (
-        "csv", lambda: (",".join(f"c{i}" for i in range(9_000)) + ",c7\n").encode(), "the header names 'c7' twice"
+        "csv",
+        lambda: (",".join(f"c{i}" for i in range(9_000)) + ",c7\n").encode(),
+        "the header names 'c7' twice",
     ),
     "a long name twice": ("csv", lambda: f"{PLANTED[:90_000]},{PLANTED[:90_000]}\n".encode(), "twice"),
     "90,000 keys": (
-        "jsonl", lambda: json.dumps([{f"k{i}": 1 for i in range(90_000)}]).encode(), "expected a JSON object"
+        "jsonl",
+        lambda: json.dumps([{f"k{i}": 1 for i in range(90_000)}]).encode(),
+        "expected a JSON object",
     ),
     "deep list": ("jsonl", lambda: b"[" * 1_000_000, "broken JSON"),
     "deep object": ("jsonl", lambda: b'{"a":' * 1_000_000, "broken JSON"),
@@ -70,13 +76,16 @@ FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "long text": ("jsonl", lambda: json.dumps(PLANTED).encode(), "expected a JSON object, got 'planted"),
     "a packed line of 1 GiB": ("jsonl.gz", lambda: repeated(b"x" * MIB, 1_000), "becomes more than 200 times as large"),
     "packed lines of 1 GiB": (
-        "jsonl.gz", lambda: repeated((b" " * 1_023 + b"\n") * 1_024, 1_000), "becomes more than 200 times as large"
-    ),
-    "packed records of 1 GiB": (
-        "csv.gz", lambda: gzip.compress(b"text,label\n") + repeated((b"x" * 1_021 + b",y\n") * 1_024, 1_000),
+        "jsonl.gz",
+        lambda: repeated((b" " * 1_023 + b"\n") * 1_024, 1_000),
         "becomes more than 200 times as large",
     ),
-}  # fmt: skip
+    "packed records of 1 GiB": (
+        "csv.gz",
+        lambda: gzip.compress(b"text,label\n") + repeated((b"x" * 1_021 + b",y\n") * 1_024, 1_000),
+        "becomes more than 200 times as large",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -206,12 +215,25 @@ def test_a_long_place_is_named_in_short(place: str) -> None:
     st.dictionaries(
         st.sampled_from(["text", "label", PLANTED]),
         st.sampled_from(
-            [PLANTED, [PLANTED] * 9, [[PLANTED, "b", "positive"]], {"a": PLANTED}, [[["x"] * 900] * 9], 10**4_000,
-             "0x" + "f" * 9_000, f"[('a', 0x{'f' * 9_000}, 'positive')]", "(" * 90_000, 1e999, True, "",
-             "\0" * 90_000, "\ud800" * 90_000]
+            [
+                PLANTED,
+                [PLANTED] * 9,
+                [[PLANTED, "b", "positive"]],
+                {"a": PLANTED},
+                [[["x"] * 900] * 9],
+                10**4_000,
+                "0x" + "f" * 9_000,
+                f"[('a', 0x{'f' * 9_000}, 'positive')]",
+                "(" * 90_000,
+                1e999,
+                True,
+                "",
+                "\0" * 90_000,
+                "\ud800" * 90_000,
+            ]
         ),
     ),
-)  # fmt: skip
+)
 def test_no_value_is_shown_beyond_its_bound(tmp_path: Path, subtask: str, row: dict[str, Any]) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n")

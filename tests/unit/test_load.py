@@ -164,8 +164,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("MEMMCL_CACHE_DIR", str(tmp_path / "cache"))
     (tmp_path / "some.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
     with pytest.raises(
-        ModelError,
-        match=r"cannot write the converted model to .*cache/models: Not a directory; set MEMMCL_CACHE_DIR",
+        ModelError, match=r"cannot write the converted model to .*cache/models: Not a directory; set MEMMCL_CACHE_DIR"
     ):
         resolve_base(str(tmp_path / "some.gguf"))
 
@@ -255,11 +254,7 @@ def test_dtype_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_dtype("float32", "cuda") == "float32"
     assert resolve_dtype("bfloat16", "cpu") == "bfloat16"
     assert resolve_dtype("auto", "cuda") == "bfloat16"
-    for bf16, amx, expected in (
-        (True, False, "bfloat16"),
-        (False, True, "bfloat16"),
-        (False, False, "float32"),
-    ):
+    for bf16, amx, expected in ((True, False, "bfloat16"), (False, True, "bfloat16"), (False, False, "float32")):
         monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda bf16=bf16: bf16)
         monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda amx=amx: amx)
         assert resolve_dtype("auto", "cpu") == expected

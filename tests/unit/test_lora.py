@@ -111,9 +111,15 @@ def test_osrm_moves_other_subtasks_less(tiny_base: Path, others: dict[str, list[
     moved = {}
     for init in ("kaiming", "osrm"):
         trained = train(
-            backbone, own_rows(tiny_base), others, anchoring=None, init=init, target_modules=("q_proj",), steps=6,
+            backbone,
+            own_rows(tiny_base),
+            others,
+            anchoring=None,
+            init=init,
+            target_modules=("q_proj",),
+            steps=6,
             learning_rate=1e-2,
-        )  # fmt: skip
+        )
         (name, pair), *_ = trained.factors.items()
         moment = naive_moments(tiny_base, [name], others)[name]
         update = (pair.scale * pair.b @ pair.a).double()

@@ -34,11 +34,7 @@ def weights_of(backbone: Backbone) -> dict[str, torch.Tensor]:
 
 
 def dense(
-    directory: Path,
-    adapters: Mapping[str, Adapter],
-    coefficients: Mapping[str, tuple[float, ...]],
-    *,
-    split: int,
+    directory: Path, adapters: Mapping[str, Adapter], coefficients: Mapping[str, tuple[float, ...]], *, split: int
 ) -> dict[str, torch.Tensor]:
     """W0 + sum of lambda s B A in float64, with the block of each layer told by hand."""
     blocks = len(next(iter(coefficients.values())))
@@ -72,10 +68,7 @@ def assert_weights(found: Mapping[str, torch.Tensor], expected: Mapping[str, tor
     ],
 )
 def test_a_merge_is_the_sum_of_task_vectors(
-    tiny_base: Path,
-    adapters: dict[str, dict[str, Factors]],
-    split: int,
-    coefficients: dict[str, tuple[float, ...]],
+    tiny_base: Path, adapters: dict[str, dict[str, Factors]], split: int, coefficients: dict[str, tuple[float, ...]]
 ) -> None:
     backbone = backbone_of(tiny_base, split)
     merger = Merger(backbone, adapters, blocks=len(coefficients["low"]))
@@ -102,11 +95,7 @@ def test_zero_is_the_base_bit_for_bit(tiny_base: Path, adapters: dict[str, dict[
     backbone = backbone_of(tiny_base, 1, dtype)
     base = weights_of(backbone)
     merger = Merger(backbone, adapters, blocks=1)
-    for back in (
-        lambda: merger.apply(dict.fromkeys(adapters, (0.0,))),
-        merger.reset,
-        lambda: merger.apply({}),
-    ):
+    for back in (lambda: merger.apply(dict.fromkeys(adapters, (0.0,))), merger.reset, lambda: merger.apply({})):
         merger.apply(dict.fromkeys(adapters, (0.9,)))
         assert not torch.equal(
             weights_of(backbone)["model.layers.3.self_attn.q_proj.weight"],
@@ -169,8 +158,7 @@ def test_an_expert_of_another_base_is_refused(tiny_base: Path, adapters: dict[st
     pair = adapters["low"][module]
     narrow = {**adapters["low"], module: Factors(pair.a[:, :32], pair.b, pair.scale)}
     with pytest.raises(
-        ModelError,
-        match=r"expert odd was trained on another base: \S+\.up_proj is \(128, 64\) here, \(128, 32\) there",
+        ModelError, match=r"expert odd was trained on another base: \S+\.up_proj is \(128, 64\) here, \(128, 32\) there"
     ):
         Merger(backbone_of(tiny_base, 1), {"odd": narrow}, blocks=1)
 
@@ -178,10 +166,7 @@ def test_an_expert_of_another_base_is_refused(tiny_base: Path, adapters: dict[st
 def test_a_module_that_the_base_has_not_is_refused(tiny_base: Path, adapters: dict[str, dict[str, Factors]]) -> None:
     pair = adapters["low"]["model.layers.2.mlp.up_proj"]
     for module, said in (
-        (
-            "model.layers.9.mlp.up_proj",
-            r"changes model\.layers\.9\.mlp\.up_proj, which the base model has not",
-        ),
+        ("model.layers.9.mlp.up_proj", r"changes model\.layers\.9\.mlp\.up_proj, which the base model has not"),
         ("model.layers.2.mlp.c_fc", r"changes model\.layers\.2\.mlp\.c_fc, which the base model has not"),
         ("lm_head", r"expected an adapted module inside model\.layers; got lm_head"),
     ):
@@ -211,10 +196,7 @@ def test_a_deeper_base_takes_experts_of_its_own_layers_only(
     ],
 )
 def test_coefficients_that_do_not_fit_are_refused(
-    tiny_base: Path,
-    adapters: dict[str, dict[str, Factors]],
-    coefficients: dict[str, tuple[float, ...]],
-    said: str,
+    tiny_base: Path, adapters: dict[str, dict[str, Factors]], coefficients: dict[str, tuple[float, ...]], said: str
 ) -> None:
     backbone = backbone_of(tiny_base, 1)
     before = weights_of(backbone)
@@ -280,18 +262,12 @@ def test_coefficients_of_other_parts_or_blocks_have_no_genome() -> None:
     with pytest.raises(GenomeError, match=r"expected coefficients of \['b', 'a'\], got \['a', 'c'\]"):
         SPACE.encode({"a": (0.1, 0.2), "c": (0.1, 0.2)})
     for wrong in ({"b": (0.1, 0.2), "a": (0.1,)}, {"b": (0.1, 0.2, 0.3), "a": (0.1,)}):
-        with pytest.raises(
-            GenomeError,
-            match=r"expected 2 blocks for each part; (a has 1|b has 3)",
-        ):
+        with pytest.raises(GenomeError, match=r"expected 2 blocks for each part; (a has 1|b has 3)"):
             SPACE.encode(wrong)
 
 
 def test_compose_adds_what_several_group_models_hold() -> None:
-    models = {
-        "SC": {"asc": (0.5, 1.0), "sent2": (1.0, 1.0)},
-        "ABSA": {"asc": (0.25, 0.5), "aste": (2.0, 3.0)},
-    }
+    models = {"SC": {"asc": (0.5, 1.0), "sent2": (1.0, 1.0)}, "ABSA": {"asc": (0.25, 0.5), "aste": (2.0, 3.0)}}
     assert compose({"SC": (1.0, 2.0), "ABSA": (4.0, 0.0)}, models) == {
         "asc": (1.5, 2.0),
         "sent2": (1.0, 2.0),

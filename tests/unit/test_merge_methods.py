@@ -142,7 +142,7 @@ def test_parameters_that_a_method_does_not_take(method: str, parameters: dict[st
         (ONE[:0], torch.ones(0), r"weights \(0,\) for task vectors \(0, 2, 2\)"),
         (ONE, torch.tensor([float("inf")]), r"expected finite weights, got \[inf\]"),
     ],
-)  # fmt: skip
+)
 def test_weights_that_do_not_fit(vectors: Tensor, weights: Tensor, said: str) -> None:
     with pytest.raises(GenomeError, match=said):
         merge_task_vectors("linear", vectors, weights)

@@ -41,9 +41,7 @@ def merger_of(directory: Path, backbone: Backbone) -> Merger:
 def probe_of(backbone: Backbone, prompter: Prompter, name: str, rows: int = 7, shots: int = 0) -> Probe:
     asked, found = SUBTASKS[name], corpus(name, rows + shots)
     shown = [(asked, row) for row in found[rows:]]
-    return Probe(
-        backbone, prompter, asked, found[:rows], demonstrations=shown, batch_size=3, max_new_tokens=20
-    )  # fmt: skip
+    return Probe(backbone, prompter, asked, found[:rows], demonstrations=shown, batch_size=3, max_new_tokens=20)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

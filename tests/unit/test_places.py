@@ -39,10 +39,12 @@ def test_rows_that_change_while_a_run_starts_are_refused(tmp_path: Path) -> None
     [
         ({"source": "rows"}, r"data\.source"),
         ({"subtasks": ["irony"], "sources": {"irony": {"path": "a.csv"}}}, r"data\.sources\.irony\.path"),
-        ({"subtasks": ["own"], "custom": [OWN | {"data": {"train": "/a.csv", "test": "b.csv"}}]},
-         r"data\.custom\.0\.data\.test"),
+        (
+            {"subtasks": ["own"], "custom": [OWN | {"data": {"train": "/a.csv", "test": "b.csv"}}]},
+            r"data\.custom\.0\.data\.test",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_deployment_reads_no_relative_place(
     data: dict[str, object], setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,9 +66,14 @@ def test_a_deployment_reads_absolute_places_and_data_sets_by_name(monkeypatch: p
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "some-deployment")
     hub = {"dataset": "someone/stance", "train": "train[:90%]"}
     check_place(
-        parse_config({
-            "data": {"source": "s3://bucket/rows", "subtasks": ["stance", "irony"],
-                     "sources": {"stance": hub, "irony": {"path": "/data/*.csv"}}},
-            "store": {"url": "/store"},
-        })
-    )  # fmt: skip
+        parse_config(
+            {
+                "data": {
+                    "source": "s3://bucket/rows",
+                    "subtasks": ["stance", "irony"],
+                    "sources": {"stance": hub, "irony": {"path": "/data/*.csv"}},
+                },
+                "store": {"url": "/store"},
+            }
+        )
+    )

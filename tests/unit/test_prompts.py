@@ -195,8 +195,7 @@ def test_a_text_that_fits_is_left_alone(directory: Path) -> None:
 
 def test_no_room_for_any_text_is_refused(directory: Path) -> None:
     with pytest.raises(
-        ConfigError,
-        match=r"data\.max_prompt_tokens is 16, but the instruction of sent2 alone takes \d+ tokens",
+        ConfigError, match=r"data\.max_prompt_tokens is 16, but the instruction of sent2 alone takes \d+ tokens"
     ):
         prompter_of(directory, 16).prompt(SUBTASKS["sent2"], corpus("sent2", 1)[0])
 
@@ -256,10 +255,16 @@ def test_demonstrations_keep_to_the_budget_of_the_context(directory: Path, kind:
     alone = len(prompter.prompt(asked, example))
     for budget in (0, 40, 90, 200, 420):
         context = build_context(
-            kind, "uabsa", order=order, demonstrations={name: corpus(name, 12)[1:] for name in order}, own_shots=2,
-            others_per_subtask=2, budget_tokens=budget, seed=1,
+            kind,
+            "uabsa",
+            order=order,
+            demonstrations={name: corpus(name, 12)[1:] for name in order},
+            own_shots=2,
+            others_per_subtask=2,
+            budget_tokens=budget,
+            seed=1,
             count_tokens=lambda name, row: prompter.demonstration_tokens(SUBTASKS[name], row, asked),
-        )  # fmt: skip
+        )
         shots = [(SUBTASKS[name], row) for name, row in context.demonstrations]
         grown = len(prompter.prompt(asked, example, shots)) - alone
         assert grown == context.tokens <= budget

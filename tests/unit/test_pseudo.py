@@ -52,10 +52,12 @@ def test_a_labels_confidence_is_its_share_of_the_label_space(
 ) -> None:
     subtask, rows = SUBTASKS[name], unlabelled(name, 5)
     probe = Probe(backbone, prompter, subtask, rows, batch_size=2)
-    scores = np.array([
-        [naive_logprob(model, prompter.prompt(subtask, row), prompter.answer(label)) for label in subtask.labels]
-        for row in rows
-    ])  # fmt: skip
+    scores = np.array(
+        [
+            [naive_logprob(model, prompter.prompt(subtask, row), prompter.answer(label)) for label in subtask.labels]
+            for row in rows
+        ]
+    )
     offsets = calibration.fit(scores, "mean") if calibrated else None
     probabilities = np.exp(scores if offsets is None else scores - offsets)
     shares = probabilities / probabilities.sum(axis=1, keepdims=True)
@@ -80,9 +82,7 @@ def test_a_tuples_confidence_is_the_generated_texts_mean_probability_per_token(
 ) -> None:
     subtask, rows = SUBTASKS["uabsa"], unlabelled("uabsa", 6)
     probe = Speaking(backbone, prompter, subtask, rows, batch_size=4)
-    probe.told = (
-        "[('soup', 'positive')]", 'Well: [["soup", "negative"]]', "[]", "no list", "[('soup', 'great')]", "",
-    )  # fmt: skip
+    probe.told = ("[('soup', 'positive')]", 'Well: [["soup", "negative"]]', "[]", "no list", "[('soup', 'great')]", "")
     found = label_rows(probe)
     assert [answer for answer, _ in found][:3] == ["[('soup', 'positive')]", "[('soup', 'negative')]", "[]"]
     assert [confidence for _, confidence in found][3:] == [0.0, 0.0, 0.0]
@@ -99,10 +99,14 @@ def test_an_expert_recovers_the_labels_of_the_rows_it_was_fitted_to(
 ) -> None:
     backbone, subtask, rows = backbone_of(tiny_base, 1), SUBTASKS[name], corpus(name, 4)
     trained = train_adapter(
-        backbone, {name: training_rows(prompter, name, 4)}, {},
+        backbone,
+        {name: training_rows(prompter, name, 4)},
+        {},
         lora=LoraShape(("q_proj", "v_proj", "up_proj", "down_proj"), rank=16, alpha=32.0),
-        optimisation=Optimisation(steps=60, batch_size=4, learning_rate=0.02), anchoring=None, seed=3,
-    )  # fmt: skip
+        optimisation=Optimisation(steps=60, batch_size=4, learning_rate=0.02),
+        anchoring=None,
+        seed=3,
+    )
     probe = Probe(backbone, prompter, subtask, unlabelled(name, 4), batch_size=3, max_new_tokens=80)
     before = label_rows(probe)
     Merger(backbone, {name: trained.factors}, blocks=1).apply({name: (1.0,)})
@@ -121,8 +125,12 @@ def test_the_most_confident_rows_are_kept_with_their_answers_label_by_label() ->
     labelled = [("a", 0.9), ("a", 0.95), ("a", 0.8), ("b", 0.4), ("c", 0.5), ("b", 0.6), ("a", 0.99)]
     kept = keep_confident(made(7), labelled, keep=5, is_tuple=False)
     assert [(row.text, row.gold) for row in kept] == [
-        ("text 6", "a"), ("text 5", "b"), ("text 4", "c"), ("text 1", "a"), ("text 3", "b"),
-    ]  # fmt: skip
+        ("text 6", "a"),
+        ("text 5", "b"),
+        ("text 4", "c"),
+        ("text 1", "a"),
+        ("text 3", "b"),
+    ]
     assert {row.id for row in kept} < {row.id for row in made(7)}
     assert all(row.fields == {"aspect": "soup"} and row.dataset == "d" for row in kept)
 
@@ -137,8 +145,10 @@ def test_equals_come_in_the_order_of_the_rows_and_no_confidence_is_never_kept() 
     labelled = [("a", 0.0), ("a", 0.7), ("a", 0.7), ("b", 0.0), ("a", 0.7)]
     assert [row.text for row in keep_confident(made(5), labelled, keep=2, is_tuple=False)] == ["text 1", "text 2"]
     assert [row.text for row in keep_confident(made(5), labelled, keep=9, is_tuple=False)] == [
-        "text 1", "text 2", "text 4",
-    ]  # fmt: skip
+        "text 1",
+        "text 2",
+        "text 4",
+    ]
     assert keep_confident(made(5), labelled, keep=0, is_tuple=False) == []
     assert keep_confident(made(1), [("[]", 0.0)], keep=3, is_tuple=True) == []
     assert keep_confident([], [], keep=3, is_tuple=True) == []

@@ -96,9 +96,7 @@ def ended(search: LookAhead, *, newest_first: bool) -> LookAhead:
 
 @pytest.mark.parametrize("newest_first", [False, True])
 def test_seeds_are_all_looked_at(newest_first: bool) -> None:
-    search = ended(
-        LookAhead(Scripted(distinct(10)), budget=10, lookahead=2, stagnation=3), newest_first=newest_first
-    )  # fmt: skip
+    search = ended(LookAhead(Scripted(distinct(10)), budget=10, lookahead=2, stagnation=3), newest_first=newest_first)
     assert not search.stopped_early, "all of generation 0, as seeds are"
     assert len(search.proposals) == 10
 

@@ -88,13 +88,13 @@ def test_a_matrix_with_holes_counts_what_was_measured() -> None:
 
     document = results_document()
     document["interference"] = [
-        part("irony", "sent2", 0.5, 40), part("base", "sent2", 0.7, 40), part("irony", "irony", 0.9, 12),
-    ]  # fmt: skip
+        part("irony", "sent2", 0.5, 40),
+        part("base", "sent2", 0.7, 40),
+        part("irony", "irony", 0.9, 12),
+    ]
     matrix = interference(parse_results(document))
     assert matrix is not None
-    assert (matrix.rows, matrix.columns, matrix.own) == (
-        ("base", "irony"), ("sent2", "irony"), (("irony", "irony"),)
-    )  # fmt: skip
+    assert (matrix.rows, matrix.columns, matrix.own) == (("base", "irony"), ("sent2", "irony"), (("irony", "irony"),))
     assert matrix.gain(own=False) == pytest.approx(-0.2)
     assert matrix.gain(own=True) is None  # the base was not measured there
     assert matrix.span == "12 to 40"

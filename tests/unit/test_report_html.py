@@ -117,9 +117,12 @@ def test_a_matrix_of_sixteen_columns_keeps_its_labels() -> None:
         cells = [[(x / 10, f"0.{y}{x:02d}") for x in range(columns)] for y in range(16)]
         names = [f"subtask {number}" for number in range(columns)]
         return draw(
-            "matrix", lambda figure: heat_map(figure.add_subplot(), cells, [f"r{y}" for y in range(16)], names, 0, 2),
-            width=560, height=538, alt="matrix",
-        ).markup  # fmt: skip
+            "matrix",
+            lambda figure: heat_map(figure.add_subplot(), cells, [f"r{y}" for y in range(16)], names, 0, 2),
+            width=560,
+            height=538,
+            alt="matrix",
+        ).markup
 
     found = markup(16)
     assert all(f"0.{y}{x:02d}" in found for y in range(16) for x in range(16))
@@ -206,8 +209,10 @@ def test_a_training_shows_what_it_reached_and_what_it_took(html: str) -> None:
         anchors = [value for value in expert["anchor"] if value is not None]
         weak = [expert[f"{which}weak_score"] for which in ("base_", "constant_", "")]
         assert rows[name][4:9] == [
-            f"{expert['loss'][-1]:.3f}", f"{anchors[-1]:.3f} every 4 steps", *(f"{score:.3f}" for score in weak)
-        ]  # fmt: skip
+            f"{expert['loss'][-1]:.3f}",
+            f"{anchors[-1]:.3f} every 4 steps",
+            *(f"{score:.3f}" for score in weak),
+        ]
         assert rows[name][9:] == ["612.4", "7.25", "44.0"]
     assert "No better on the weak rows" not in html
 
@@ -340,17 +345,7 @@ def _untested_contexts(document: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        _one_subtask,
-        _no_rival,
-        _no_tuples,
-        _all_failed,
-        _no_candidates,
-        _bare,
-        _long_names,
-        _untested_contexts,
-    ],
+    "change", [_one_subtask, _no_rival, _no_tuples, _all_failed, _no_candidates, _bare, _long_names, _untested_contexts]
 )
 def test_incomplete_runs_still_make_a_page(change: Callable[[dict[str, Any]], None]) -> None:
     document = results_document()
@@ -396,9 +391,4 @@ def test_helpers() -> None:
     assert shade(-2.0, -2.0, 1.0) == ("#943e08", "#ffffff")
     assert shorten("a  b\nc", 5) == "a b c"
     assert shorten("abcdef", 5) == "abcd…"
-    assert [duration(s) for s in (4.21, 59.96, 764.9, 4321)] == [
-        "4.2 s",
-        "1 min 00 s",
-        "12 min 45 s",
-        "1 h 12 min",
-    ]
+    assert [duration(s) for s in (4.21, 59.96, 764.9, 4321)] == ["4.2 s", "1 min 00 s", "12 min 45 s", "1 h 12 min"]

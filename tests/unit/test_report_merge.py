@@ -103,9 +103,13 @@ def test_pairs_stand_by_group_in_the_colour_of_their_cosine(figures: list[Figure
     assert experts != list(GROUPED)
     texts = {(round(text.get_position()[1]), round(text.get_position()[0])): text.get_text() for text in axes.texts}
     fills = {
-        (round(patch.get_y() + patch.get_height() / 2), round(patch.get_x() + patch.get_width() / 2)):
-        patch.get_facecolor() for patch in axes.patches if patch.get_fill()
-    }  # fmt: skip
+        (
+            round(patch.get_y() + patch.get_height() / 2),
+            round(patch.get_x() + patch.get_width() / 2),
+        ): patch.get_facecolor()
+        for patch in axes.patches
+        if patch.get_fill()
+    }
     reach = max(cosines[one][other] for one in range(6) for other in range(one))
     assert reach > 0.3
     for y, row in enumerate(GROUPED):

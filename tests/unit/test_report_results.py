@@ -150,13 +150,7 @@ def test_a_bad_document_is_refused_in_one_line(spoil: Any, told: str) -> None:
 
 @pytest.mark.parametrize(
     ("difference", "se", "expected"),
-    [
-        (0.05, 0.02, "ahead"),
-        (0.04, 0.02, "level"),
-        (-0.05, 0.02, "behind"),
-        (0.0, 0.0, "level"),
-        (0.01, 0.0, "ahead"),
-    ],
+    [(0.05, 0.02, "ahead"), (0.04, 0.02, "level"), (-0.05, 0.02, "behind"), (0.0, 0.0, "level"), (0.01, 0.0, "ahead")],
 )
 def test_a_difference_counts_beyond_two_standard_errors(difference: float, se: float, expected: str) -> None:
     assert outcome(difference, se) == expected

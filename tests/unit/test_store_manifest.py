@@ -14,10 +14,7 @@ from memmcl.store import ArtifactRef, BlobInfo, Manifest, cache_key
 from memmcl.store.manifest import check_file, check_name, manifest_path, parse_manifest
 from memmcl.store.sealed import seal, unseal
 
-INPUTS = (
-    ArtifactRef(kind="splits", key="ab12", name="irony train"),
-    ArtifactRef(kind="base", key="cd", name="b"),
-)
+INPUTS = (ArtifactRef(kind="splits", key="ab12", name="irony train"), ArtifactRef(kind="base", key="cd", name="b"))
 KEY_ARGUMENTS = {"inputs": INPUTS, "config": {"rank": 8, "lr": 5e-4}, "stage_version": 1, "seed": 7}
 MANIFEST = Manifest(
     kind="expert",

@@ -45,8 +45,12 @@ def test_without_options_no_run_goes_and_nothing_young(store: Store) -> None:
     assert store.objects.folders("logs/runs") == [key_of("run done")]
     assert store.objects.folders("logs/searches") == [key_of("done")]
     assert set(plan.totals()) == {
-        "artifacts: expert", "files that no artifact names", "journals of runs", "records of searches", "checkpoints",
-    }  # fmt: skip
+        "artifacts: expert",
+        "files that no artifact names",
+        "journals of runs",
+        "records of searches",
+        "checkpoints",
+    }
 
 
 def test_older_than_keeps_younger_runs_and_takes_loose_things_earlier(store: Store) -> None:

@@ -162,5 +162,6 @@ def test_an_artifact_that_a_run_names_and_that_is_gone_is_reported(store: Store)
     store.objects.remove("manifests/split/aa.json", found[1])
     (problem,) = store.verify().problems
     assert (problem.where, problem.what) == (
-        "manifests/split/aa.json", "missing; split 'irony train' (aa) is an input of expert 'expert irony' (bb)",
-    )  # fmt: skip
+        "manifests/split/aa.json",
+        "missing; split 'irony train' (aa) is an input of expert 'expert irony' (bb)",
+    )

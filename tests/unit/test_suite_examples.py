@@ -57,12 +57,7 @@ def test_answers_are_sentieval_texts() -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [
-        ("Did n't LIKE it -- 10/10 !", "didntlikeit1010"),
-        ("Crème brûlée", "crèmebrûlée"),
-        ("😒 !!", "😒 !!"),
-        ("", ""),
-    ],
+    [("Did n't LIKE it -- 10/10 !", "didntlikeit1010"), ("Crème brûlée", "crèmebrûlée"), ("😒 !!", "😒 !!"), ("", "")],
 )
 def test_normalised(text: str, expected: str) -> None:
     assert normalised(text) == expected

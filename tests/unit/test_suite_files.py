@@ -98,12 +98,14 @@ def test_a_header_that_cannot_be_used_is_one_fault(tmp_path: Path) -> None:
 
 
 def test_parquet_is_read_in_batches_and_only_what_is_asked_for(tmp_path: Path) -> None:
-    table = pa.table({
-        "text": [f"t{number}" for number in range(2500)],
-        "label": pa.array(["a", None] * 1250).dictionary_encode(),
-        "items": [[["a", "b"]]] * 2500,
-        "other": [0] * 2500,
-    })  # fmt: skip
+    table = pa.table(
+        {
+            "text": [f"t{number}" for number in range(2500)],
+            "label": pa.array(["a", None] * 1250).dictionary_encode(),
+            "items": [[["a", "b"]]] * 2500,
+            "other": [0] * 2500,
+        }
+    )
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=700)
     found = list(read_files(str(tmp_path / "a.parquet"), columns=["text", "label", "items", "absent"]))
     assert [row.values["text"] for row in found if isinstance(row, Row)] == [f"t{number}" for number in range(2500)]

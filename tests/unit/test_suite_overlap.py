@@ -97,11 +97,14 @@ def test_the_numbers_of_windows_are_the_same_in_every_process() -> None:
     script = f"from memmcl.suite.overlap import Blocklist\nprint(Blocklist.of({PIECES!r}).hashes.tobytes().hex())"
     made = {
         subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=True,
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            check=True,
             env={**os.environ, "PYTHONHASHSEED": seed},
         ).stdout.strip()
         for seed in ("1", "2")
-    }  # fmt: skip
+    }
     assert made == {Blocklist.of(PIECES).hashes.tobytes().hex()}
 
 

@@ -130,26 +130,7 @@ def test_parse_tuples_rejects(text: str) -> None:
 
 @pytest.mark.parametrize("length", [100, 198, 1_000, 9_999, 19_000, MAX_CHARACTERS, 1_000_000])
 @pytest.mark.parametrize(
-    "unit",
-    [
-        "[",
-        "(",
-        "{",
-        "-",
-        "~",
-        "not ",
-        "1+",
-        "1,",
-        "[(",
-        "{1:",
-        "'",
-        '"""',
-        "\\",
-        "\x00",
-        "f'{",
-        "[[],",
-        "1 if ",
-    ],
+    "unit", ["[", "(", "{", "-", "~", "not ", "1+", "1,", "[(", "{1:", "'", '"""', "\\", "\x00", "f'{", "[[],", "1 if "]
 )
 def test_hostile_texts_neither_crash_nor_yield_tuples(unit: str, length: int) -> None:
     text = (unit * length)[:length]
@@ -163,16 +144,7 @@ def test_hostile_texts_neither_crash_nor_yield_tuples(unit: str, length: int) ->
 def test_read_list_is_strict() -> None:
     assert read_list("[('a', 'b')]") == [("a", "b")]
     assert read_list("  []") == []
-    for text in (
-        "('a', 'b')",
-        "[('a', 'b')",
-        "x [('a', 'b')]",
-        "[('a', 'b')] x",
-        "[a]",
-        "",
-        "[null]",
-        "list()",
-    ):
+    for text in ("('a', 'b')", "[('a', 'b')", "x [('a', 'b')]", "[('a', 'b')] x", "[a]", "", "[null]", "list()"):
         assert read_list(text) is None
     assert read_list("[" + "1," * MAX_CHARACTERS + "]") == [1] * MAX_CHARACTERS
     assert read_list("[" + "1," * (MAX_LITERAL // 2) + "]") is None

@@ -106,25 +106,38 @@ def test_missing_things_are_named(tmp_path: Path) -> None:
 def test_published_csv_files_read_with_their_columns(tmp_path: Path) -> None:
     shot = "shot_1/seed_0/train.csv"
     for file in ("test.csv", shot):
-        write_csv(tmp_path / "mast/stance" / file,
-            ["domain", "text", "label", "label_text"], ["climate", f"NULL, {file}", "0", "none"])  # fmt: skip
-        write_csv(tmp_path / "mast/compsent19" / file,
-            ["text", "tuple", "label_text"], [f"c {file}", "['Java', \"it's\", 'worse']", "worse"])  # fmt: skip
-        write_csv(tmp_path / "mast/implicit" / file,
-            ["domain", "id", "text", "aspect", "label_text"], ["r", "7", f"i {file}", "soup", "neutral"])  # fmt: skip
-        write_csv(tmp_path / "sc/asc_lap14" / file,
-            ["idx", "text", "aspect", "label_text"], ["7", f"a {file}", "fan", "positive"])  # fmt: skip
-        write_csv(tmp_path / "absa/asqp_rest15" / file,
-            ["text", "label_text"], [f"q {file}", "[('food quality', 'NULL', 'good', 'positive')]"])  # fmt: skip
+        write_csv(
+            tmp_path / "mast/stance" / file,
+            ["domain", "text", "label", "label_text"],
+            ["climate", f"NULL, {file}", "0", "none"],
+        )
+        write_csv(
+            tmp_path / "mast/compsent19" / file,
+            ["text", "tuple", "label_text"],
+            [f"c {file}", "['Java', \"it's\", 'worse']", "worse"],
+        )
+        write_csv(
+            tmp_path / "mast/implicit" / file,
+            ["domain", "id", "text", "aspect", "label_text"],
+            ["r", "7", f"i {file}", "soup", "neutral"],
+        )
+        write_csv(
+            tmp_path / "sc/asc_lap14" / file,
+            ["idx", "text", "aspect", "label_text"],
+            ["7", f"a {file}", "fan", "positive"],
+        )
+        write_csv(
+            tmp_path / "absa/asqp_rest15" / file,
+            ["text", "label_text"],
+            [f"q {file}", "[('food quality', 'NULL', 'good', 'positive')]"],
+        )
     names = ("stance", "compsent", "implicit", "asc", "asqp")
     found = read(tmp_path, *names)
     assert found.faults.first == []
     tests = {name: found.pools[name]["test"] for name in names}
     assert tests == {
         "stance": [Example.create("stance", "NULL, test.csv", "none", {"target": "climate"})],
-        "compsent": [
-            Example.create("compsent19", "c test.csv", "worse", {"object_a": "Java", "object_b": "it's"}),
-        ],
+        "compsent": [Example.create("compsent19", "c test.csv", "worse", {"object_a": "Java", "object_b": "it's"})],
         "implicit": [Example.create("implicit", "i test.csv", "neutral", {"aspect": "soup"})],
         "asc": [Example.create("asc_lap14", "a test.csv", "positive", {"aspect": "fan"})],
         "asqp": [Example.create("asqp_rest15", "q test.csv", [("food quality", "NULL", "good", "positive")])],

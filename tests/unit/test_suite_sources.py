@@ -155,14 +155,14 @@ def test_a_long_text_is_a_fault_at_the_limit_that_is_set(tmp_path: Path) -> None
 
 @pytest.fixture
 def hub_set() -> datasets.DatasetDict:
-    features = datasets.Features({
-        "review": datasets.Value("string"), "y": datasets.ClassLabel(names=["neg", "pos"]),
-    })  # fmt: skip
+    features = datasets.Features({"review": datasets.Value("string"), "y": datasets.ClassLabel(names=["neg", "pos"])})
     rows = {"train": [("one", 0), ("two", 1)], "validation": [("three", 1)], "test": [("four", 0), ("five", -1)]}
-    return datasets.DatasetDict({
-        split: datasets.Dataset.from_list([{"review": text, "y": y} for text, y in found], features=features)
-        for split, found in rows.items()
-    })  # fmt: skip
+    return datasets.DatasetDict(
+        {
+            split: datasets.Dataset.from_list([{"review": text, "y": y} for text, y in found], features=features)
+            for split, found in rows.items()
+        }
+    )
 
 
 MAPPED = {"columns": {"text": "review", "label": "y"}, "labels": {"neg": "negative", "pos": "positive"}}

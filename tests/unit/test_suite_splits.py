@@ -155,11 +155,7 @@ def test_weak_and_selection_rows_are_balanced_over_labels_then_data_sets() -> No
 
 
 def test_train_and_test_rows_are_balanced_over_data_sets_only() -> None:
-    train = [
-        *rows("one", range(100)),
-        *rows("two", range(100, 110)),
-        *rows("three", range(200, 230), "negative"),
-    ]
+    train = [*rows("one", range(100)), *rows("two", range(100, 110)), *rows("three", range(200, 230), "negative")]
     parts = everything({"a": {**plain("one"), "train": train}}, train_rows=30).parts["a"]
     assert Counter(e.dataset for e in parts["train"]) == {"one": 10, "two": 10, "three": 10}
     parts = everything({"a": {**plain("one"), "train": train}}, train_rows=60).parts["a"]
@@ -280,8 +276,15 @@ def test_rows_that_cannot_be_used_are_an_error_that_names_the_first_five(tmp_pat
     message = str(caught.value)
     assert message.startswith("rows that cannot be used: 7 (6 unknown label, 1 empty text): the first 5: ")
     assert [f"train.csv, line {line}: unknown label 'Positive'" in message for line in range(9, 17)] == [
-        False, True, True, True, True, True, False, False,
-    ]  # fmt: skip
+        False,
+        True,
+        True,
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
     assert message.endswith("; correct them, or set data.on_error: skip; `memmcl data check` lists all")
     assert "\n" not in message
 

@@ -82,9 +82,17 @@ def test_errors_and_warnings_are_clean_lines(capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize(
     "arguments",
-    [[HOSTILE], ["run", "a", HOSTILE], ["run", HOSTILE], ["data", "list", f"--{HOSTILE}"], ["store", "show", HOSTILE],
-     ["data", "check", HOSTILE], ["run", "x", "--port", HOSTILE], ["store", "ls", "--store", f"s3://{HOSTILE}"]],
-)  # fmt: skip
+    [
+        [HOSTILE],
+        ["run", "a", HOSTILE],
+        ["run", HOSTILE],
+        ["data", "list", f"--{HOSTILE}"],
+        ["store", "show", HOSTILE],
+        ["data", "check", HOSTILE],
+        ["run", "x", "--port", HOSTILE],
+        ["store", "ls", "--store", f"s3://{HOSTILE}"],
+    ],
+)
 def test_refused_arguments_are_clean(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -294,7 +294,11 @@ def test_a_kept_activation_that_is_not_finite_is_named_with_its_step(
         activations.of((*row.prompt, *row.continuations[0][:-1])).fill_(float("nan"))
     with pytest.raises(TrainingError, match=told):
         train(
-            backbone, groups["rows"], groups["anchors"], validation=groups["validation"], stopping=Stopping(2),
+            backbone,
+            groups["rows"],
+            groups["anchors"],
+            validation=groups["validation"],
+            stopping=Stopping(2),
             activations=activations,
-        )  # fmt: skip
+        )
     assert_same_state(before, state_of(backbone.model))

@@ -173,9 +173,16 @@ def test_an_adapter_is_anchored_after_the_fact(tiny_base: Path, backbone: Backbo
     with torch.enable_grad():
         expert = trained_on(backbone, rows, steps=15).factors
         anchored = train(
-            backbone, rows, anchors, start=expert, teacher="self", anchoring=Anchoring(3.0, 3), steps=20,
-            batch_size=6, learning_rate=1e-2,
-        )  # fmt: skip
+            backbone,
+            rows,
+            anchors,
+            start=expert,
+            teacher="self",
+            anchoring=Anchoring(3.0, 3),
+            steps=20,
+            batch_size=6,
+            learning_rate=1e-2,
+        )
     assert anchored.loss[0] == pytest.approx(0, abs=1e-6), "it starts as its own teacher"
     base, before, after = plain_model(tiny_base), merged(tiny_base, expert), merged(tiny_base, anchored.factors)
     assert anchored.anchor[0] == pytest.approx(float(naive_kl(base, before, anchors["irony"])), abs=1e-4)

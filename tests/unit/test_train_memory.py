@@ -180,9 +180,14 @@ def test_anchors_in_larger_batches_are_halved_too(
     ids=["at once", "asked for parts", "one row"],
 )
 def test_memory_that_runs_out_twice(
-    tiny_base: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, kind: str, settings: dict[str, Any],
-    later: int, told: str,
-) -> None:  # fmt: skip
+    tiny_base: Path,
+    backbone: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    settings: dict[str, Any],
+    later: int,
+    told: str,
+) -> None:
     before = state_of(backbone.model)
     Memory(monkeypatch, later, kind)
     with pytest.raises(

@@ -130,9 +130,14 @@ def test_killed_between_checkpoints_and_again(
 
         with pytest.raises(Killed):
             run(
-                tiny_base, backbone, settings, save=saves, save_every=2, progress=watch,
+                tiny_base,
+                backbone,
+                settings,
+                save=saves,
+                save_every=2,
+                progress=watch,
                 resume=saves[-1] if saves else None,
-            )  # fmt: skip
+            )
     assert [decode(data)[0].step for data in saves] == [2, 4, 6]
     steps: list[Moved] = []
     assert_same_training(run(tiny_base, backbone, settings, resume=saves[-1], progress=steps.append), trained)

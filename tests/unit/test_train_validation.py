@@ -78,9 +78,12 @@ def test_looking_changes_no_step(tiny_base: Path, backbone: Backbone, rows: Rows
         assert_same_factors(one, two)
     for stopping in (None, Stopping(1)):
         unasked = train(
-            backbone, rows, dropout=0.2, stopping=stopping,
+            backbone,
+            rows,
+            dropout=0.2,
+            stopping=stopping,
             validation={"sent2": []} if stopping else held_out_rows(tiny_base),
-        )  # fmt: skip
+        )
         assert (unasked.validation, unasked.best_step) == ((), None)
         assert_same_factors(unasked.factors, plain.factors)
 

@@ -39,10 +39,18 @@ SECRET_URLS = [
     f"s3://me:{SECRET}@bucket/a.csv",
 ]
 PLAIN_URLS = [
-    "https://host/a.csv", "https://host/a.csv?download=1&page=2", "https://host/a.csv?author=smith&keyword=x&monkey=y",
-    "https://host/a.csv?design=2", "s3://bucket/part-?.csv", "s3://bucket/a#b.csv", "hf://datasets/org/name@main/a.csv",
-    "/data/a.csv", "org/name", "/data/a.csv?token=1", "memory://x",
-]  # fmt: skip
+    "https://host/a.csv",
+    "https://host/a.csv?download=1&page=2",
+    "https://host/a.csv?author=smith&keyword=x&monkey=y",
+    "https://host/a.csv?design=2",
+    "s3://bucket/part-?.csv",
+    "s3://bucket/a#b.csv",
+    "hf://datasets/org/name@main/a.csv",
+    "/data/a.csv",
+    "org/name",
+    "/data/a.csv?token=1",
+    "memory://x",
+]
 IN_CONFIGURATIONS = [
     lambda url: {"data": {"source": url}},
     lambda url: {"data": {"subtasks": ["sent2"], "sources": {"sent2": {"path": url}}}},

@@ -17,9 +17,15 @@ from memmcl.suite.subtasks import PAIRS, SUBTASKS, Subtask
 from memmcl.suite.weak import WeakRows, read_weak_rows
 
 TICKETS = Subtask(
-    name="tickets", group="MAST", title="", instruction="How urgent?", labels=("now", "later"), needs=("place",),
-    metric="accuracy", datasets=("tickets",),
-)  # fmt: skip
+    name="tickets",
+    group="MAST",
+    title="",
+    instruction="How urgent?",
+    labels=("now", "later"),
+    needs=("place",),
+    metric="accuracy",
+    datasets=("tickets",),
+)
 ROWS: list[dict[str, Any]] = [
     {"subtask": "sent2", "text": "Fine soup.", "label": "positive"},
     {"subtask": "sent2", "text": "Cold soup.", "label": "negative", "expert": "mine"},

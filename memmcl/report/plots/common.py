@@ -89,11 +89,7 @@ def seconds_plots(results: Results) -> tuple[Plot, ...]:
             frame(axes, "y")
             x = [c.index for c in search.candidates]
             bottom = [0.0] * len(x)
-            for part, colour in (
-                ("merge", SERIES[1]),
-                ("evaluate", SERIES[0]),
-                ("wait", COLOURS["baseline"]),
-            ):
+            for part, colour in (("merge", SERIES[1]), ("evaluate", SERIES[0]), ("wait", COLOURS["baseline"])):
                 height = [float(getattr(c.seconds, part)) for c in search.candidates]
                 axes.bar(x, height, bottom=bottom, color=colour, width=0.82, label=part)
                 bottom = [low + more for low, more in zip(bottom, height, strict=True)]
@@ -152,13 +148,7 @@ def difficulty_plot(results: Results) -> Plot | None:
         axes.set_xlabel("difficulty (weight × scaled feature, stacked)")
         labels = [shorten(feature.replace("_", " ").strip(), 22) for feature in features]
         figure.legend(
-            bars,
-            labels,
-            loc="outside upper left",
-            ncols=4,
-            handlelength=0.8,
-            handleheight=0.8,
-            columnspacing=1.4,
+            bars, labels, loc="outside upper left", ncols=4, handlelength=0.8, handleheight=0.8, columnspacing=1.4
         )
 
     alt = "Difficulty, ascending: " + ", ".join(curriculum.order)
@@ -242,15 +232,28 @@ def _dot_plot(
             colour = COLOURS[kinds[model]]
             hollow = kinds[model] == "expert"
             axes.errorbar(
-                value, row, xerr=se, fmt="o", color=colour, ecolor=colour, elinewidth=1.6, markersize=7,
-                markerfacecolor=COLOURS["paper"] if hollow else colour, markeredgewidth=1.6,
-            )  # fmt: skip
+                value,
+                row,
+                xerr=se,
+                fmt="o",
+                color=colour,
+                ecolor=colour,
+                elinewidth=1.6,
+                markersize=7,
+                markerfacecolor=COLOURS["paper"] if hollow else colour,
+                markeredgewidth=1.6,
+            )
             if width == MEAN:
                 axes.annotate(
-                    plus_minus(value, se), (1.0, row), xycoords=("axes fraction", "data"), va="center",
-                    xytext=(6, 0), textcoords="offset points", fontsize=10,
+                    plus_minus(value, se),
+                    (1.0, row),
+                    xycoords=("axes fraction", "data"),
+                    va="center",
+                    xytext=(6, 0),
+                    textcoords="offset points",
+                    fontsize=10,
                     color=COLOURS["unified" if kinds[model] == "unified" else "ink"],
-                )  # fmt: skip
+                )
         row_names(axes, [shorten(model, 24) for model, _, _ in rows])
         low, high = min(v - se for _, v, se in rows), max(v + se for _, v, se in rows)
         axes.set_xlim(min(0.0, low), max(high * 1.06, low + 0.05))
@@ -266,10 +269,7 @@ def _paint_fitness(axes: Axes, search: Search) -> None:
     scored = [(index, fitness, seed) for index, fitness, seed, lost in known if not lost]
     axes.plot([i for i, _ in stopped], [f for _, f in stopped], ".", color=COLOURS["ink"], markersize=3.5, alpha=0.35)
     for seed, marker, colour in ((False, "o", COLOURS["merge"]), (True, "D", COLOURS["rival"])):
-        x, y = (
-            [i for i, _, is_seed in scored if is_seed == seed],
-            [f for _, f, is_seed in scored if is_seed == seed],
-        )
+        x, y = ([i for i, _, is_seed in scored if is_seed == seed], [f for _, f, is_seed in scored if is_seed == seed])
         axes.plot(x, y, marker, color=colour, markersize=4.6, alpha=0.8)
     if scored:
         best = list(accumulate((fitness for _, fitness, _ in scored), max))
@@ -280,9 +280,14 @@ def _paint_fitness(axes: Axes, search: Search) -> None:
     failed = [c.index for c in search.candidates if c.fitness is None]
     if failed:
         axes.plot(
-            failed, [0.02] * len(failed), "x", color=COLOURS["bad"], transform=axes.get_xaxis_transform(),
-            markersize=6, clip_on=False,
-        )  # fmt: skip
+            failed,
+            [0.02] * len(failed),
+            "x",
+            color=COLOURS["bad"],
+            transform=axes.get_xaxis_transform(),
+            markersize=6,
+            clip_on=False,
+        )
     whole_numbers(axes)
     axes.margins(y=0.12)
     axes.set(xlabel="evaluation, in ask order", ylabel="fitness")

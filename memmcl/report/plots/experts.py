@@ -167,9 +167,15 @@ def _paint_kept(axes: Axes, models: tuple[Kept, ...], names: list[str], part: Li
             axes.plot(held, y, form, color=colour, markersize=6.5, clip_on=False)
             if not inside:
                 axes.annotate(
-                    plus_minus(value), (held, y), xytext=(7 * side, 0), textcoords="offset points", va="center",
-                    ha="left" if side > 0 else "right", fontsize=8.5, color=colour,
-                )  # fmt: skip
+                    plus_minus(value),
+                    (held, y),
+                    xytext=(7 * side, 0),
+                    textcoords="offset points",
+                    va="center",
+                    ha="left" if side > 0 else "right",
+                    fontsize=8.5,
+                    color=colour,
+                )
     row_names(axes, [*(shorten(name, 24) for name in names), ALL])
     margin = 0.05 * (max(shown) - min(shown))
     axes.set_xlim(min(shown) - margin, max(shown) + margin)

@@ -31,18 +31,7 @@ COLOURS = {
     "expert": "#7a5ea8",
     "bad": "#b3261f",
 }
-SERIES = (
-    "#4c78a8",
-    "#e0913a",
-    "#6aa56e",
-    "#b8606a",
-    "#8a77b5",
-    "#4fa3a5",
-    "#9c7a5c",
-    "#c583a5",
-    "#a89a3f",
-    "#7d8791",
-)
+SERIES = ("#4c78a8", "#e0913a", "#6aa56e", "#b8606a", "#8a77b5", "#4fa3a5", "#9c7a5c", "#c583a5", "#a89a3f", "#7d8791")
 """mid-tone colours that carry on both papers"""
 
 PANEL = 348

@@ -119,9 +119,13 @@ def _paint_norms(axes: Axes, vectors: TaskVectors, groups: Sequence[Sequence[str
             colour, form = (which, member) if many else (number, number)
             norms = [(part.layer, part.norms[vectors.experts.index(name)]) for part in vectors.layers]
             _line(
-                axes, norms, SERIES[colour % len(SERIES)], MARKERS[form % len(MARKERS)],
-                DASHES[form // len(MARKERS) % len(DASHES)], shorten(name, 16),
-            )  # fmt: skip
+                axes,
+                norms,
+                SERIES[colour % len(SERIES)],
+                MARKERS[form % len(MARKERS)],
+                DASHES[form // len(MARKERS) % len(DASHES)],
+                shorten(name, 16),
+            )
             number += 1
     axes.set_ylim(bottom=0)
     axes.set_title("norm of each expert’s task vector", loc="left")

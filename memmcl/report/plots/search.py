@@ -38,9 +38,14 @@ def front_plots(results: Results) -> tuple[Plot, ...]:
             alt = f"{search.title}, {x} against {y}: {len(best)} of {len(shown)} candidates on the front, taken: {at}"
 
             def paint(
-                figure: Figure, i: int = i, j: int = j, search: Search = search,
-                shown: list[Candidate] = shown, best: list[Candidate] = best, winner: Candidate | None = winner,
-            ) -> None:  # fmt: skip
+                figure: Figure,
+                i: int = i,
+                j: int = j,
+                search: Search = search,
+                shown: list[Candidate] = shown,
+                best: list[Candidate] = best,
+                winner: Candidate | None = winner,
+            ) -> None:
                 axes = figure.add_subplot()
                 frame(axes, "both")
                 for group, colour, size in ((shown, COLOURS["merge"], 3.5), (best, COLOURS["unified"], 5.5)):
