@@ -17,7 +17,7 @@ from memmcl.backbone.load import read_layers, resolve_base
 from memmcl.backbone.resident import Base
 from memmcl.config import RunConfig, parse_config
 from memmcl.evolve import Proposal
-from memmcl.search.plan import Plan
+from memmcl.search.plan import SearchPlan
 from memmcl.store import ArtifactRef, Store
 from memmcl.suite.examples import to_table
 from tasks.run.runtime import Run, open_store, read_rows
@@ -43,7 +43,7 @@ class Ground:
         tree = {**self.tree, "search": {**self.tree.get("search", {}), **search}, "seed": seed}
         return run_of(parse_config(tree), self.lab, self.store)
 
-    def search(self, plan: Plan, told: Told | None = None) -> Sequence[Phase]:
+    def search(self, plan: SearchPlan, told: Told | None = None) -> Sequence[Phase]:
         """Carry a plan out in this process, and return its phases."""
         store, course = open_store(plan.run), plan.course()
         bench = Bench(plan.run, **self.grounds.bench())

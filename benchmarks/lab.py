@@ -21,13 +21,13 @@ from memmcl import seeds
 from memmcl.adapters import format as adapter
 from memmcl.adapters.format import Adapter, Factors
 from memmcl.backbone.activations import Activations, activations_directory
-from memmcl.backbone.forward import Backbone, Row
+from memmcl.backbone.forward import Backbone, TokenizedRow
 from memmcl.backbone.load import check_device, load_base, load_tokenizer, read_layers, resolve_base, resolve_dtype
 from memmcl.evaluate import bootstrap, calibration
 from memmcl.evaluate.scoring import Probe
 from memmcl.evolve.fitness import loglik_retention
 from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
-from memmcl.experts.train import Trained, train_adapter
+from memmcl.experts.train import TrainedAdapter, train_adapter
 from memmcl.merge.build import Merger
 from memmcl.merge.deltas import Grams
 from memmcl.suite import metrics, parsing
@@ -93,7 +93,7 @@ class Lab:
                 parts["test"] = _first_of_each(parts["test"], per_dataset)
         self.rows = {
             name: [
-                Row(self.prompter.prompt(self.subtasks[name], row), (self.prompter.answer(row.answer),))
+                TokenizedRow(self.prompter.prompt(self.subtasks[name], row), (self.prompter.answer(row.answer),))
                 for row in parts["train"]
             ]
             for name, parts in self.parts.items()
@@ -109,8 +109,8 @@ class Lab:
 
     def train(
         self,
-        rows: Mapping[str, Sequence[Row]],
-        anchors: Mapping[str, Sequence[Row]],
+        rows: Mapping[str, Sequence[TokenizedRow]],
+        anchors: Mapping[str, Sequence[TokenizedRow]],
         *,
         name: str,
         seed: int,
@@ -161,7 +161,7 @@ class Lab:
         self._keep(place, trained, settings)
         return trained.factors
 
-    def _keep(self, place: Path, trained: Trained, settings: Mapping[str, Any]) -> None:
+    def _keep(self, place: Path, trained: TrainedAdapter, settings: Mapping[str, Any]) -> None:
         place.mkdir(parents=True, exist_ok=True)
         rank = len(next(iter(trained.factors.values())).a)
         alpha = next(iter(trained.factors.values())).scale * rank

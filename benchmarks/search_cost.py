@@ -44,7 +44,7 @@ from memmcl.backbone.load import resolve_base
 from memmcl.backbone.recording import Recordings
 from memmcl.evaluate.asking import weak_answers
 from memmcl.evolve import seed_genomes
-from memmcl.search.plan import Plan, make_spec
+from memmcl.search.plan import SearchPlan, make_spec
 from memmcl.suite import metrics, parsing
 from tasks.run.models import with_start
 
@@ -249,12 +249,12 @@ def breakdown(place: Ground, lines: Lines, asked: argparse.Namespace, draw: np.r
     lines.add("whole", "likelihood", [spread(whole), spread(merged), spread(rest), spread(shares)], shares=shares)
 
 
-def _raced(place: Ground, candidates: int, fitness: str) -> Plan:
+def _raced(place: Ground, candidates: int, fitness: str) -> SearchPlan:
     run, names = place.run({"fitness": fitness}), sorted(place.grounds.experts)
     alone = {name: {name: (1.0,)} for name in names}
     seeds = seed_genomes(names, 1, run.config.search.bounds, run.config.search.lambdas)
     inputs = place.grounds.of(names)
-    return Plan(run, make_spec(run, "raced", alone, names, seeds, candidates, inputs), inputs)
+    return SearchPlan(run, make_spec(run, "raced", alone, names, seeds, candidates, inputs), inputs)
 
 
 if __name__ == "__main__":

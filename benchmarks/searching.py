@@ -30,13 +30,13 @@ from ground import Ground, ground
 from lab import MODULES, WARM, Lab
 
 from memmcl.adapters.format import Adapter
-from memmcl.backbone.forward import Row
+from memmcl.backbone.forward import TokenizedRow
 from memmcl.evaluate import bootstrap
 from memmcl.evolve import Proposal, seed_genomes
 from memmcl.experts.settings import LoraShape, Optimisation
 from memmcl.merge.build import Merger
 from memmcl.merge.genome import LINEAR, Coefficients, Recipe
-from memmcl.search.plan import Plan, make_spec
+from memmcl.search.plan import SearchPlan, make_spec
 from tasks.run.runtime import Run
 from tasks.search.driver import Phase
 from tasks.stages.merge import rival_spec
@@ -54,7 +54,7 @@ class Arena:
         self.warm, self.experts = trial.experts(parse(text))
         self.ground: Ground = ground(self.lab, self.warm, self.experts, weak_rows=asked.weak_rows, folder=folder)
 
-    def tuned(self) -> dict[str, Plan]:
+    def tuned(self) -> dict[str, SearchPlan]:
         """Return what is tuned by a grid."""
         run, names = self.ground.run({}, self.seed), sorted(self.experts)
         alone = {name: {name: (1.0,)} for name in names}
@@ -65,10 +65,12 @@ class Arena:
             if one[0].startswith(("uniform", "arithmetic"))
         ]
         spec = make_spec(run, "lambda", alone, names, grid, len(grid), inputs, method="linear", fixed=True)
-        rivals = {name: Plan(run, rival_spec(run, name, alone, names, inputs), inputs) for name in self.asked.tuned}
-        return {"lambda": Plan(run, spec, inputs), **rivals}
+        rivals = {
+            name: SearchPlan(run, rival_spec(run, name, alone, names, inputs), inputs) for name in self.asked.tuned
+        }
+        return {"lambda": SearchPlan(run, spec, inputs), **rivals}
 
-    def search(self, text: str) -> Plan:
+    def search(self, text: str) -> SearchPlan:
         """Return the search that `strategy:setting=value,...` describes; the values are YAML."""
         strategy, _, settings = text.partition(":")
         given = yaml.safe_load("{" + settings.replace("=", ": ") + "}") or {}
@@ -78,9 +80,9 @@ class Arena:
         seeds = seed_genomes(names, blocks, run.config.search.bounds, run.config.search.lambdas)
         alone = {name: {name: (1.0,) * blocks} for name in names}
         spec = make_spec(run, text, alone, names, seeds, self.asked.evaluations, inputs)
-        return Plan(run, spec, inputs, selection=bool(self.ground.grounds.selection))
+        return SearchPlan(run, spec, inputs, selection=bool(self.ground.grounds.selection))
 
-    def carry_out(self, plan: Plan) -> tuple[dict[str, Any], Coefficients, Recipe]:
+    def carry_out(self, plan: SearchPlan) -> tuple[dict[str, Any], Coefficients, Recipe]:
         """Return what a search did, and its winner."""
         trace: list[dict[str, Any]] = []
 
@@ -143,7 +145,7 @@ def rivals(trial: Trial, weak_rows: int) -> dict[str, Counts]:
     lab, steps = trial.lab, trial.steps * len(trial.names)
     weak = {
         name: [
-            Row(lab.prompter.prompt(lab.subtasks[name], row), (lab.prompter.answer(row.answer),))
+            TokenizedRow(lab.prompter.prompt(lab.subtasks[name], row), (lab.prompter.answer(row.answer),))
             for row in lab.parts[name]["weak"][:weak_rows]
         ]
         for name in lab.subtasks

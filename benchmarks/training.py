@@ -24,19 +24,21 @@ from lab import MODULES, Lab
 from memmcl import seeds
 from memmcl.adapters.format import Factors
 from memmcl.backbone.activations import Activations
-from memmcl.backbone.forward import Row
+from memmcl.backbone.forward import TokenizedRow
 from memmcl.backbone.load import load_base, resolve_base
 from memmcl.experts.lora import initial_factors
 from memmcl.experts.sampling import Sampler
 from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
-from memmcl.experts.train import Trained, train_adapter
+from memmcl.experts.train import TrainedAdapter, train_adapter
 from memmcl.experts.trunk import Trunk
 
 BATCH, RATE, SEED = 8, 5e-4, 0
 SHAPE = LoraShape(MODULES, 8, 16.0)
 
 
-def ours(lab: Lab, rows: Sequence[Row], steps: int, activations: Activations, **anchored: Any) -> tuple[float, Trained]:
+def ours(
+    lab: Lab, rows: Sequence[TokenizedRow], steps: int, activations: Activations, **anchored: Any
+) -> tuple[float, TrainedAdapter]:
     """Return seconds and the training; anchored: the arguments of an anchor."""
     started = time.perf_counter()
     trained = train_adapter(
@@ -53,7 +55,7 @@ def ours(lab: Lab, rows: Sequence[Row], steps: int, activations: Activations, **
 
 
 def theirs(
-    model_name: str, dtype: str, rows: Sequence[Row], steps: int, start: dict[str, Factors], pad: int
+    model_name: str, dtype: str, rows: Sequence[TokenizedRow], steps: int, start: dict[str, Factors], pad: int
 ) -> tuple[float, list[float]]:
     """Return seconds of Trainer.train and the loss of each step."""
     import peft
@@ -109,7 +111,7 @@ def theirs(
     return time.perf_counter() - started, losses
 
 
-def _example(row: Row) -> dict[str, list[int]]:
+def _example(row: TokenizedRow) -> dict[str, list[int]]:
     ids = [*row.prompt, *row.continuations[0]]
     return {
         "input_ids": ids,
@@ -118,12 +120,12 @@ def _example(row: Row) -> dict[str, list[int]]:
     }
 
 
-def start_of(lab: Lab, rows: Sequence[Row]) -> dict[str, Factors]:
+def start_of(lab: Lab, rows: Sequence[TokenizedRow]) -> dict[str, Factors]:
     """Return the factors that our training starts from."""
     return initial_factors(lab.backbone, SHAPE, SEED, Trunk(lab.backbone, Activations(lab.backbone), [rows]), {})
 
 
-def compare(lab: Lab, name: str, rows: Sequence[Row], steps: int, repeats: int, model: str) -> None:
+def compare(lab: Lab, name: str, rows: Sequence[TokenizedRow], steps: int, repeats: int, model: str) -> None:
     """Print both throughputs on the rows of one subtask."""
     cold, warm, other, ratios_cold, ratios_warm = [], [], [], [], []
     start = start_of(lab, rows)

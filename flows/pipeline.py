@@ -11,7 +11,7 @@ from prefect.states import Completed, State
 
 from memmcl.config import RunConfig
 from memmcl.files import allowed
-from memmcl.store import ArtifactRef, Lease
+from memmcl.store import ArtifactRef, Lease, Refs
 from tasks.run.cluster import check_nodes
 from tasks.run.journal import Pinned
 from tasks.run.memory import PeakMemory
@@ -23,15 +23,14 @@ from tasks.stages.contexts import gate_contexts
 from tasks.stages.data import SplitRefs, longest_first, publish_splits
 from tasks.stages.evaluate import evaluate_subtask
 from tasks.stages.experts import train_expert, train_joint, train_warm, train_weak
-from tasks.stages.made import Made, Trained, contestants, measure_difficulty
 from tasks.stages.merge import STAGE_2, build_unified, read_search, search_groups, search_unified, winner_of
 from tasks.stages.references import measure_reference
 from tasks.stages.report import export_full, publish_report
+from tasks.stages.run_artifacts import RunArtifacts, TrainedArtifacts, contestants, measure_difficulty
 from tasks.stages.weak import label_weak
 from tasks.ui.artifacts import announce, run_name
 from tasks.ui.cancel import CancelRequested, cancellable, cancelled
 
-Refs = dict[str, ArtifactRef]
 DEFAULTS = RunConfig()
 
 
@@ -91,7 +90,7 @@ def make_model(run: Run, lease: Lease, started: float) -> ArtifactRef:
         gates, evaluations = evaluate_models(run, splits, trained, searches, unified, order)
         model = export_full(run, unified, return_state=True).result() if config.export == "full" else None
         lease.check()
-    made = Made(
+    made = RunArtifacts(
         splits=splits,
         anchors=anchors,
         data=read,
@@ -106,7 +105,7 @@ def make_model(run: Run, lease: Lease, started: float) -> ArtifactRef:
 
 
 @flow(name="experts", flow_run_name="experts", task_runner=RayTaskRunner())
-def train_experts(run: Run, splits: SplitRefs, anchors: ArtifactRef | None) -> Trained:
+def train_experts(run: Run, splits: SplitRefs, anchors: ArtifactRef | None) -> TrainedArtifacts:
     """Train what experts stand on, one expert per subtask, and the rivals, the longest first; measure each reference.
 
     Weak rows without labels are labelled by the experts here.
@@ -135,7 +134,7 @@ def train_experts(run: Run, splits: SplitRefs, anchors: ArtifactRef | None) -> T
             for name in order
         }
         rival = train_weak.submit(run, labelled) if cfg.evaluation.weak_lora and pseudo else rival
-        return Trained(
+        return TrainedArtifacts(
             warm=result(warm),
             joint=result(joint),
             weak_lora=result(rival),
@@ -147,7 +146,7 @@ def train_experts(run: Run, splits: SplitRefs, anchors: ArtifactRef | None) -> T
 
 
 @flow(name="merge", flow_run_name="merge")
-def merge_experts(run: Run, trained: Trained) -> tuple[Refs, ArtifactRef]:
+def merge_experts(run: Run, trained: TrainedArtifacts) -> tuple[Refs, ArtifactRef]:
     """Search the group models, then the unified model, and write it as an adapter."""
     stage1 = search_groups(run, trained.grounds, return_state=True).result()
     stage2 = search_unified(run, stage1, trained.grounds, return_state=True).result()
@@ -156,7 +155,7 @@ def merge_experts(run: Run, trained: Trained) -> tuple[Refs, ArtifactRef]:
 
 @flow(name="evaluation", flow_run_name="evaluation", task_runner=RayTaskRunner())
 def evaluate_models(
-    run: Run, splits: SplitRefs, trained: Trained, searches: Refs, unified: ArtifactRef, order: Sequence[str]
+    run: Run, splits: SplitRefs, trained: TrainedArtifacts, searches: Refs, unified: ArtifactRef, order: Sequence[str]
 ) -> tuple[Refs, Refs]:
     """Choose a context per subtask on weak rows, then put every model to the test rows; the longest first."""
     train, test, weak = part(splits, "train"), part(splits, "test"), trained.weak

@@ -6,7 +6,7 @@ import hashlib
 import time
 from typing import Any
 
-from memmcl.store import ArtifactRef, Manifest, Plan, Policy, Reign, Store, collect, promote, read_champions
+from memmcl.store import ArtifactRef, Manifest, Policy, Reign, RemovalPlan, Store, collect, promote, read_champions
 from memmcl.store.marks import MARGIN, WEEK
 
 DAY = 86400.0
@@ -51,7 +51,7 @@ def crown(store: Store, *runs: Manifest) -> None:
         promote(store, read_champions(store, "champion"), reign)
 
 
-def gone_after(store: Store, *, later: float = 0.0, **policy: Any) -> Plan:
+def gone_after(store: Store, *, later: float = 0.0, **policy: Any) -> RemovalPlan:
     """Collect for good, as if it were `later` seconds from now."""
     return collect(store, Policy(**policy), delete=True, now=time.time() + later)
 

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from memmcl.adapters.format import Factors
-from memmcl.backbone.forward import Backbone, Row
+from memmcl.backbone.forward import Backbone, TokenizedRow
 from memmcl.backbone.load import BaseRef, load_base, load_tokenizer, quiet_transformers, resolve_base
 from memmcl.suite.embedded import read_embedded
 from memmcl.suite.examples import Example
@@ -195,10 +195,10 @@ def prompter_of(directory: Path, max_tokens: int = 512) -> Prompter:
     return Prompter(tokenizer_of(directory), max_tokens)
 
 
-def training_rows(prompter: Prompter, subtask: str, count: int) -> list[Row]:
+def training_rows(prompter: Prompter, subtask: str, count: int) -> list[TokenizedRow]:
     """Return rows with one continuation, the gold answer."""
     return [
-        Row(prompter.prompt(SUBTASKS[subtask], example), (prompter.answer(example.answer),))
+        TokenizedRow(prompter.prompt(SUBTASKS[subtask], example), (prompter.answer(example.answer),))
         for example in corpus(subtask, count)
     ]
 

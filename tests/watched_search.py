@@ -17,8 +17,8 @@ from typing import Any
 
 from memmcl.adapters import format as adapter
 from memmcl.evolve import seed_genomes
-from memmcl.search.plan import Plan, make_spec
-from memmcl.search.problem import Problem
+from memmcl.search.plan import SearchPlan, make_spec
+from memmcl.search.problem import SearchProblem
 from memmcl.search.spec import SearchSpec
 from memmcl.store import ArtifactRef
 from memmcl.suite.examples import to_table
@@ -74,7 +74,7 @@ def write_case(run: Run, base: Path, path: Path) -> None:
     path.write_text(json.dumps({"run": run.model_dump(mode="json"), **refs}))
 
 
-def plans_of(case: dict[str, Any]) -> tuple[Run, Problem, list[Plan]]:
+def plans_of(case: dict[str, Any]) -> tuple[Run, SearchProblem, list[SearchPlan]]:
     """Return the run, what is searched on, and the searches."""
     run = Run.model_validate(case["run"])
     parts = ("experts", "weak", "references")
@@ -86,7 +86,7 @@ def plans_of(case: dict[str, Any]) -> tuple[Run, Problem, list[Plan]]:
         seeds = seed_genomes(list(members), cfg.blocks, cfg.bounds, cfg.lambdas)
         each = {name: {name: (1.0,) * cfg.blocks} for name in members}
         spec = make_spec(problem, title, each, members, seeds, evaluations, inputs)
-        plans.append(Plan(problem, spec, inputs, joint=joint))
+        plans.append(SearchPlan(problem, spec, inputs, joint=joint))
     return run, problem, plans
 
 

@@ -19,7 +19,7 @@ from memmcl.suite.faults import Fault, Faults
 from memmcl.suite.subtasks import GROUPS, SUBTASKS, Subtask
 
 if TYPE_CHECKING:
-    from memmcl.suite.sources import Read
+    from memmcl.suite.sources import RowPools
     from memmcl.suite.stats import Lengths, PartStats
 
 data_app = typer.Typer(
@@ -239,7 +239,7 @@ def _datasets_in(path: str, storage: dict[str, Any]) -> set[str]:
     return set()
 
 
-def _left_out(read: Read) -> dict[str, int]:
+def _left_out(read: RowPools) -> dict[str, int]:
     """Return reason -> number of rows."""
     unusable = {f"rows that cannot be used: {kind}": count for kind, count in sorted(read.faults.counts.items())}
     return {**unusable, **read.dropped}

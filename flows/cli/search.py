@@ -15,7 +15,7 @@ from flows.cli.common import ConfigFile, StoreUrl, console, open_store_of, setti
 
 if TYPE_CHECKING:
     from memmcl.store import Store
-    from tasks.run.journal import Entry, Journal
+    from tasks.run.journal import Journal, SearchEntry
 
 search_app = typer.Typer(help="The merge searches of a run, finished or not.", no_args_is_help=True)
 RunId = Annotated[str, typer.Argument(help="First digits of a run's id, as `memmcl run` prints it")]
@@ -120,7 +120,7 @@ def _view(store: Store, journal: Journal, top: int) -> RenderableType:
     return Group(*parts)
 
 
-def _best(entry: Entry, records: dict[int, dict[str, Any]], top: int) -> Table:
+def _best(entry: SearchEntry, records: dict[int, dict[str, Any]], top: int) -> Table:
     table = Table(
         "candidate",
         "fitness",

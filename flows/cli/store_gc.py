@@ -12,7 +12,7 @@ from flows.cli.common import ConfigFile, StoreUrl, console, open_store_of, print
 from memmcl.errors import UsageError
 
 if TYPE_CHECKING:
-    from memmcl.store import Plan
+    from memmcl.store import RemovalPlan
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 SHOWN = 20  # runs that are listed one by one
@@ -81,7 +81,7 @@ def seconds_of(duration: str) -> float:
     return int(found[1]) * UNITS[found[2]]
 
 
-def _show(plan: Plan, delete: bool, kept: bool = True) -> None:
+def _show(plan: RemovalPlan, delete: bool, kept: bool = True) -> None:
     if kept:
         for run_id, why in list(plan.runs.items())[:SHOWN]:
             console.print(f"kept     run {run_id[:8]}: {why}", soft_wrap=True)

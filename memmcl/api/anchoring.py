@@ -19,7 +19,7 @@ from memmcl.errors import ModelError, UsageError, shown
 from memmcl.experts import after, train
 from memmcl.experts.forced import OWN_SHARES, PLACE, Dealt, TemplatePrompter, deal, forced_rows
 from memmcl.experts.settings import Anchoring, Optimisation
-from memmcl.experts.train import Progress
+from memmcl.experts.train import StepCallback
 from memmcl.files.folder import new_folder
 from memmcl.merge.build import lowest_layer
 from memmcl.suite.prompts import Prompter
@@ -97,7 +97,7 @@ class AnchoredExpert:
         return after.made_before(Path(folder).absolute(), self.made_from())
 
     def save(
-        self, folder: str | Path, *, progress: Progress = lambda moved: None, say: Say = lambda words: None
+        self, folder: str | Path, *, progress: StepCallback = lambda moved: None, say: Say = lambda words: None
     ) -> dict[str, Any]:
         """Anchor the adapter and write it into a new or empty folder, as PEFT reads it; return its record.
 
@@ -116,7 +116,7 @@ class AnchoredExpert:
             found = {"made_from": self.made_from(), "held_out": len(self.dealt.held_out), "kl": kl}
             return after.write_adapter(scratch, files, found)
 
-    def _anchor(self, progress: Progress, say: Say) -> tuple[after.Anchored, dict[str, bytes]]:
+    def _anchor(self, progress: StepCallback, say: Say) -> tuple[after.Anchored, dict[str, bytes]]:
         cfg, dealt = self.settings, self.dealt
         try:
             factors = read_adapter(weights=self.files[WEIGHTS_FILE], config=self.files[CONFIG_FILE])

@@ -36,8 +36,8 @@ from memmcl.report.curve import curve_svg
 from memmcl.search.course import Driver, OnResult
 from memmcl.search.document import candidates_table
 from memmcl.search.local import LocalDriver
-from memmcl.search.plan import Plan, make_spec
-from memmcl.search.problem import REFERENCE, Problem
+from memmcl.search.plan import SearchPlan, make_spec
+from memmcl.search.problem import REFERENCE, SearchProblem
 from memmcl.search.records import progress_of
 from memmcl.search.reference import reference_key
 from memmcl.search.spec import Parts, SearchSpec
@@ -154,8 +154,8 @@ class MergeSearch:
     the unit of retention. rows: how many weak rows there are by name.
     """
 
-    problem: Problem
-    plan: Plan
+    problem: SearchProblem
+    plan: SearchPlan
     shapes: Shapes
     base: BaseRef
     adapters: Sequence[UserAdapter]
@@ -308,7 +308,7 @@ def plan(
         name: _reference_ref(name, models, [*(published[one] for one in models if one != BASE), rows[name]], settings)
         for name, models in rivals.items()
     }
-    problem = Problem(
+    problem = SearchProblem(
         store=store.spec,
         model=model,
         search=cfg,
@@ -325,7 +325,7 @@ def plan(
     count = evaluations or cfg.stage1_evaluations
     spec = make_spec(problem, NAME, parts, sorted(problem.subtasks), seeds, count, inputs)
     counts = {found.name: len(found.rows) for found in weak}
-    return MergeSearch(problem, Plan(problem, spec, inputs), shapes, base, adapters, rivals, counts, warnings)
+    return MergeSearch(problem, SearchPlan(problem, spec, inputs), shapes, base, adapters, rivals, counts, warnings)
 
 
 def _check_fitness(kinds: Mapping[str, float], weak: Sequence[WeakRows]) -> None:

@@ -34,7 +34,7 @@ ROUND = 32
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenizedRow:
     """A prompt and the continuations to score behind it, as token ids. A row to generate from has none."""
 
     prompt: tuple[int, ...]
@@ -86,7 +86,7 @@ class Prepared:
     decodings: dict[tuple[int, int], Any] = field(default_factory=dict)
 
 
-def collate(rows: Sequence[Row], pad: int, prefix: int = 0, device: str | torch.device = "cpu") -> Batch:
+def collate(rows: Sequence[TokenizedRow], pad: int, prefix: int = 0, device: str | torch.device = "cpu") -> Batch:
     """Lay rows out with their continuations behind them, and make the tree-shaped mask."""
     length = max(len(row) for row in rows)
     tokens = torch.full((len(rows), length), pad, dtype=torch.long)
@@ -132,7 +132,7 @@ def collate(rows: Sequence[Row], pad: int, prefix: int = 0, device: str | torch.
     )
 
 
-def pack(rows: Sequence[Row], prefixes: Sequence[int], pad: int, device: str | torch.device = "cpu") -> Batch:
+def pack(rows: Sequence[TokenizedRow], prefixes: Sequence[int], pad: int, device: str | torch.device = "cpu") -> Batch:
     """Lay all rows into one sequence, each shared prefix once; only the sequence's end is padded, to a `ROUND`.
 
     Row i has one continuation, and its first `prefixes[i]` prompt tokens are a prefix that it shares with every row
@@ -259,14 +259,14 @@ class Backbone:
         """The number of layers of the whole model."""
         return len(self.decoder.layers)  # type: ignore[arg-type]
 
-    def prepare(self, rows: Sequence[Row], *, batch_size: int, prefix: int = 0) -> Prepared:
+    def prepare(self, rows: Sequence[TokenizedRow], *, batch_size: int, prefix: int = 0) -> Prepared:
         """Put rows into length-sorted batches; the first `prefix` prompt tokens must be the same in all rows."""
         shared = rows[0].prompt[:prefix] if rows else ()
         by_length = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
         order = [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
         batches = []
         for indices in order:
-            chunk = [Row(rows[i].prompt[prefix:], rows[i].continuations) for i in indices]
+            chunk = [TokenizedRow(rows[i].prompt[prefix:], rows[i].continuations) for i in indices]
             batches.append(collate(chunk, self.pad, prefix, self.device))
         return Prepared(tuple(shared), batches, order, len(rows), Recordings(self))
 

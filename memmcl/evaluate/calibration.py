@@ -18,7 +18,7 @@ from memmcl.errors import ConfigError, DataError
 
 Array = npt.NDArray[np.float64]
 
-METHODS: dict[str, Callable[[Array], Array]] = {
+CALIBRATIONS: dict[str, Callable[[Array], Array]] = {
     "none": lambda scores: np.zeros(scores.shape[1]),
     "median": lambda scores: np.asarray(np.median(scores, axis=0), dtype=np.float64),
     "mean": lambda scores: np.asarray(scores.mean(axis=0), dtype=np.float64),
@@ -36,9 +36,9 @@ def fit(scores: npt.ArrayLike, method: str) -> Array:
         ConfigError: an unknown method.
         DataError: no rows, no labels, or scores that are not finite.
     """
-    if method not in METHODS:
-        raise ConfigError(f"unknown calibration `{method}`; choose one of {', '.join(METHODS)}")
-    return METHODS[method](_normalised(_checked(scores)))
+    if method not in CALIBRATIONS:
+        raise ConfigError(f"unknown calibration `{method}`; choose one of {', '.join(CALIBRATIONS)}")
+    return CALIBRATIONS[method](_normalised(_checked(scores)))
 
 
 def apply(scores: npt.ArrayLike, offsets: npt.ArrayLike) -> Array:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from memmcl.backbone.forward import Backbone, Batch, Row, pack
+from memmcl.backbone.forward import Backbone, Batch, TokenizedRow, pack
 from memmcl.backbone.recording import Recordings
 from memmcl.errors import SearchError
 from memmcl.evaluate.choice import Branches, Choices
@@ -100,7 +100,7 @@ class GivenAnswers:
         prompts = [prompter.prompt(subtask, example) for example in examples]
         ids = [prompter.answer(answer, subtask) for answer in answers]
         self.tokens = np.array([len(one) for one in ids])
-        self._rows = [Row(prompt, (answer,)) for prompt, answer in zip(prompts, ids, strict=True)]
+        self._rows = [TokenizedRow(prompt, (answer,)) for prompt, answer in zip(prompts, ids, strict=True)]
         self._labels = [prompter.answer(label, subtask) for label in subtask.labels]
         self._prefix = shared_prefix(prompts)
         self._parts = [range(first, end) for first, end in pairwise([0, *ends])]

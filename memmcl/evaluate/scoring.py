@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from memmcl.backbone.decode import greedy
-from memmcl.backbone.forward import Backbone, Prepared, Row
+from memmcl.backbone.forward import Backbone, Prepared, TokenizedRow
 from memmcl.errors import DataError
 from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Demonstration, Prompter, shared_prefix
@@ -66,7 +66,7 @@ class Probe:
     def answer_logprobs(self, answers: Sequence[str]) -> np.ndarray:
         """Return (rows,) float64: the mean log-probability per token of one given answer a row, end token included."""
         ids = [self._prompter.answer(answer) for answer in answers]
-        rows = [Row(prompt, (answer,)) for prompt, answer in zip(self._prompts, ids, strict=True)]
+        rows = [TokenizedRow(prompt, (answer,)) for prompt, answer in zip(self._prompts, ids, strict=True)]
         prepared = self._backbone.prepare(rows, batch_size=self._batch_size, prefix=self.prefix_tokens)
         sums = continuation_sums(self._backbone, prepared)
         return np.array([sums[row, 0] / len(answer) for row, answer in enumerate(ids)])
@@ -96,7 +96,7 @@ class Probe:
         if self._scored is None:
             labels = tuple(self._prompter.answer(label) for label in self.subtask.labels)
             rows = [
-                Row(prompt, (gold,) if self.subtask.is_tuple else labels)
+                TokenizedRow(prompt, (gold,) if self.subtask.is_tuple else labels)
                 for prompt, gold in zip(self._prompts, self._golds, strict=True)
             ]
             self._scored = self._backbone.prepare(rows, batch_size=self._batch_size, prefix=self.prefix_tokens)
@@ -104,7 +104,7 @@ class Probe:
 
     def _generate(self) -> list[str]:
         if self._generated is None:
-            rows = [Row(prompt) for prompt in self._prompts]
+            rows = [TokenizedRow(prompt) for prompt in self._prompts]
             self._generated = self._backbone.prepare(rows, batch_size=self._batch_size, prefix=self.prefix_tokens)
         (end,) = self._prompter.answer("")[-1:]
         decoded = greedy(self._backbone, self._generated, end=end, max_new_tokens=self._max_new_tokens)

@@ -17,12 +17,12 @@ from torch import Tensor
 from memmcl.adapters.format import Adapter
 from memmcl.backbone.activations import Activations
 from memmcl.backbone.decode import greedy
-from memmcl.backbone.forward import Backbone, Row
+from memmcl.backbone.forward import Backbone, TokenizedRow
 from memmcl.experts.forced import forced_rows
 from memmcl.experts.lora import adapted, check_shape, switched_off
 from memmcl.experts.objective import divergence
 from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
-from memmcl.experts.train import Progress, Trained, train_adapter
+from memmcl.experts.train import StepCallback, TrainedAdapter, train_adapter
 from memmcl.experts.trunk import Trunk
 from memmcl.files import folder as folders
 from memmcl.suite.prompts import Prompter, shared_prefix
@@ -40,8 +40,8 @@ RECORD = "anchoring.json"
 class Prompts:
     """Rows with one continuation each. own: with the adapter's own answers; others: forced text, by subtask."""
 
-    own: tuple[Row, ...]
-    others: Mapping[str, tuple[Row, ...]]
+    own: tuple[TokenizedRow, ...]
+    others: Mapping[str, tuple[TokenizedRow, ...]]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Measured:
 class Anchored:
     """The anchored adapter, how its training went, and what it was and is on held-out texts."""
 
-    trained: Trained
+    trained: TrainedAdapter
     before: Measured
     after: Measured
 
@@ -75,7 +75,7 @@ def anchor_adapter(
     optimisation: Optimisation,
     anchoring: Anchoring,
     seed: int,
-    progress: Progress | None = None,
+    progress: StepCallback | None = None,
 ) -> Anchored:
     """Anchor a finished adapter, and leave the backbone as it was. The same arguments give the same bits.
 
@@ -110,7 +110,7 @@ def own_rows(
     end: int,
     max_new_tokens: int = ANSWER_TOKENS,
     batch_size: int = 16,
-) -> tuple[Row, ...]:
+) -> tuple[TokenizedRow, ...]:
     """Return the prompts with what the adapter itself answers, greedily: up to `end`, or cut at `max_new_tokens`.
 
     Raises:
@@ -118,20 +118,20 @@ def own_rows(
     """
     check_shape(adapter, backbone)
     with adapted(backbone, _shape(adapter), adapter):
-        rows = [Row(prompt) for prompt in prompts]
+        rows = [TokenizedRow(prompt) for prompt in prompts]
         prepared = backbone.prepare(rows, batch_size=batch_size, prefix=shared_prefix(prompts))
         decoded = greedy(backbone, prepared, end=end, max_new_tokens=max_new_tokens)
     answers = ((*ids, end) if len(ids) < max_new_tokens else tuple(ids) for ids in decoded)
-    return tuple(Row(prompt, (answer,)) for prompt, answer in zip(prompts, answers, strict=True))
+    return tuple(TokenizedRow(prompt, (answer,)) for prompt, answer in zip(prompts, answers, strict=True))
 
 
 def other_rows(
     prompter: Prompter, subtasks: Sequence[Subtask], texts: Mapping[str, Sequence[str]], seed: int
-) -> dict[str, tuple[Row, ...]]:
+) -> dict[str, tuple[TokenizedRow, ...]]:
     """Return the texts of each subtask as its rows, with forced answers."""
     return {
         subtask.name: tuple(
-            Row(prompter.prompt(subtask, row), (prompter.answer(row.answer),))
+            TokenizedRow(prompter.prompt(subtask, row), (prompter.answer(row.answer),))
             for row in forced_rows(subtask, texts[subtask.name], seed)
         )
         for subtask in subtasks
@@ -178,7 +178,9 @@ class _Measure:
         return Measured(self._mean(self._itself, now, own), self._mean(now, self._base, own), others)
 
     @torch.no_grad()
-    def _mean(self, one: Mapping[Row, Tensor], other: Mapping[Row, Tensor], rows: Sequence[Row]) -> float:
+    def _mean(
+        self, one: Mapping[TokenizedRow, Tensor], other: Mapping[TokenizedRow, Tensor], rows: Sequence[TokenizedRow]
+    ) -> float:
         """Return the mean KL(one || other) per answer token."""
         p, q = (torch.cat([outputs[row] for row in rows]) for outputs in (one, other))
         return float(divergence(q, p, self._backbone.logits, self._backbone.output_weight)) / len(p)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from memmcl import seeds
 from memmcl.adapters.format import Adapter, Factors
-from memmcl.backbone.forward import Backbone, Row
+from memmcl.backbone.forward import Backbone, TokenizedRow
 from memmcl.errors import TrainingError
 from memmcl.experts.fused import fuse
 from memmcl.experts.settings import LoraShape
@@ -95,7 +95,7 @@ def factors_of(layers: Layers) -> dict[str, Factors]:
 
 
 def initial_factors(
-    backbone: Backbone, shape: LoraShape, seed: int, trunk: Trunk, others: Mapping[str, Sequence[Row]]
+    backbone: Backbone, shape: LoraShape, seed: int, trunk: Trunk, others: Mapping[str, Sequence[TokenizedRow]]
 ) -> dict[str, Factors]:
     """Return where a training starts: A as `shape.init` says, B zero.
 
@@ -122,7 +122,7 @@ def initial_factors(
 
 @torch.no_grad()
 def _input_moments(
-    backbone: Backbone, linear: Mapping[str, nn.Module], trunk: Trunk, others: Mapping[str, Sequence[Row]]
+    backbone: Backbone, linear: Mapping[str, nn.Module], trunk: Trunk, others: Mapping[str, Sequence[TokenizedRow]]
 ) -> dict[str, Tensor]:
     """Return, by module, the second moment (d_in, d_in) of its inputs over the tokens of the other subtasks' rows.
 

@@ -7,24 +7,24 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from memmcl import seeds
-from memmcl.backbone.forward import Row
+from memmcl.backbone.forward import TokenizedRow
 
 
 class Sampler:
     """One shuffled epoch after the other over `rows`, in batches of `size`; a batch may span two epochs."""
 
-    def __init__(self, rows: Sequence[Row], size: int, seed: int) -> None:
+    def __init__(self, rows: Sequence[TokenizedRow], size: int, seed: int) -> None:
         self._rows = rows
         self._size = size
         self._seed = seed
         self._epoch = -1
         self._order: list[int] = []
 
-    def batch(self, step: int) -> list[Row]:
+    def batch(self, step: int) -> list[TokenizedRow]:
         """Return the rows of step 0, 1, ...: the same ones whatever was asked before."""
         return [self._row(place) for place in range(step * self._size, (step + 1) * self._size)]
 
-    def _row(self, place: int) -> Row:
+    def _row(self, place: int) -> TokenizedRow:
         epoch, at = divmod(place, len(self._rows))
         if epoch != self._epoch:
             rng = np.random.default_rng(seeds.derive(self._seed, "epoch", epoch))
@@ -35,7 +35,7 @@ class Sampler:
 class Turns:
     """Batches of other subtasks: one subtask at a time, in the order of their names."""
 
-    def __init__(self, rows: Mapping[str, Sequence[Row]], size: int, seed: int) -> None:
+    def __init__(self, rows: Mapping[str, Sequence[TokenizedRow]], size: int, seed: int) -> None:
         self._samplers = [
             (name, Sampler(rows[name], size, seeds.derive(seed, name))) for name in sorted(rows) if rows[name]
         ]
@@ -43,7 +43,7 @@ class Turns:
     def __bool__(self) -> bool:
         return bool(self._samplers)
 
-    def batch(self, turn: int) -> list[Row]:
+    def batch(self, turn: int) -> list[TokenizedRow]:
         """Return the rows of turn 0, 1, ..."""
         taken, number = divmod(turn, len(self._samplers))
         return self._samplers[number][1].batch(taken)

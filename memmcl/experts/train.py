@@ -21,7 +21,7 @@ from torch import Tensor
 from memmcl import seeds
 from memmcl.adapters.format import Adapter, Factors
 from memmcl.backbone.activations import Activations
-from memmcl.backbone.forward import Backbone, Row
+from memmcl.backbone.forward import Backbone, TokenizedRow
 from memmcl.errors import TrainingError
 from memmcl.experts import checkpoint
 from memmcl.experts.checkpoint import Progressed
@@ -41,12 +41,12 @@ from memmcl.experts.settings import Anchoring, LoraShape, Optimisation, Stopping
 from memmcl.experts.trunk import Trunk
 
 STAGE_VERSION = 3
-Rows = Mapping[str, Sequence[Row]]
+RowsBySubtask = Mapping[str, Sequence[TokenizedRow]]
 """Rows by subtask: those of a subtask share their instruction."""
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedAdapter:
     """A trained adapter and how the training went.
 
     factors: those of the best look at the validation rows, or of the last step. loss: mean own loss per answer token
@@ -76,29 +76,29 @@ class Moved(NamedTuple):
     tokens_per_second: float
 
 
-Progress = Callable[[Moved], None]
+StepCallback = Callable[[Moved], None]
 Save = Callable[[bytes], None]
 
 
 def train_adapter(
     backbone: Backbone,
-    rows: Rows,
-    anchors: Rows,
+    rows: RowsBySubtask,
+    anchors: RowsBySubtask,
     *,
     lora: LoraShape,
     optimisation: Optimisation,
     anchoring: Anchoring | None,
     seed: int,
     activations: Activations | None = None,
-    validation: Rows | None = None,
+    validation: RowsBySubtask | None = None,
     stopping: Stopping | None = None,
     start: Adapter | None = None,
     teacher: Teacher = "gold",
     save: Save | None = None,
     save_every: int = 0,
     resume: bytes | None = None,
-    progress: Progress | None = None,
-) -> Trained:
+    progress: StepCallback | None = None,
+) -> TrainedAdapter:
     """Train LoRA on the backbone's top layers, and leave the backbone as it was.
 
     rows, validation: one continuation each, the answer with its end token. anchors: rows of other subtasks, their
@@ -154,11 +154,11 @@ class _Training:
             self._parameters.values(), lr=optimisation.learning_rate, weight_decay=optimisation.weight_decay, fused=True
         )
         self._best: dict[str, Tensor] = {}
-        self._own: dict[Row, Tensor] = {}
-        self._base: dict[Row, Tensor] = {}
+        self._own: dict[TokenizedRow, Tensor] = {}
+        self._base: dict[TokenizedRow, Tensor] = {}
         self._done = Progressed(micro_batch=optimisation.micro_batch)
 
-    def prepare(self, rows: Rows, anchors: Rows, teacher: Teacher) -> None:
+    def prepare(self, rows: RowsBySubtask, anchors: RowsBySubtask, teacher: Teacher) -> None:
         """Compute what rows are held to: the base's outputs at anchors, the adapter's own at its own prompts."""
         pooled = [row for name in sorted(rows) for row in rows[name]]
         self._sampler = Sampler(pooled, self._plan.batch_size, seeds.derive(self._seed, "rows"))
@@ -173,13 +173,13 @@ class _Training:
 
     def run(
         self,
-        validation: Rows,
+        validation: RowsBySubtask,
         stopping: Stopping | None,
         save: Save | None,
         save_every: int,
         resume: bytes | None,
-        progress: Progress | None,
-    ) -> Trained:
+        progress: StepCallback | None,
+    ) -> TrainedAdapter:
         """Take all steps that are left."""
         if resume is not None:
             self._restore(resume)
@@ -209,7 +209,7 @@ class _Training:
         stopped = done.step < steps
         if done.best_step not in (None, done.step):
             checkpoint.restore(self._best, "best", self._parameters)
-        return Trained(
+        return TrainedAdapter(
             factors=factors_of(self._layers),
             loss=tuple(done.loss),
             anchor=tuple(done.anchor),
@@ -282,7 +282,7 @@ class _Training:
         return loss, anchor, tokens
 
     def _add(
-        self, rows: Sequence[Row], held_to: Mapping[Row, Tensor], weight: float, step: int, what: str
+        self, rows: Sequence[TokenizedRow], held_to: Mapping[TokenizedRow, Tensor], weight: float, step: int, what: str
     ) -> tuple[float, int]:
         """Add the gradient of weight * the mean loss per answer token of `rows`; return the mean and the tokens run.
 
@@ -322,7 +322,7 @@ class _Training:
             layer.lora_dropout[ADAPTER].train(on)
 
     @torch.no_grad()
-    def _look(self, validation: Rows) -> None:
+    def _look(self, validation: RowsBySubtask) -> None:
         """Measure the mean cross-entropy per answer token of the validation rows; remember the best adapter."""
         total, answers = 0.0, 0
         for row, outputs in self._trunk.outputs(validation).items():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from memmcl.backbone.activations import Activations
-from memmcl.backbone.forward import Backbone, Batch, Row, pack
+from memmcl.backbone.forward import Backbone, Batch, TokenizedRow, pack
 from memmcl.suite.prompts import shared_prefix
 
 PACKED = 8
@@ -18,14 +18,14 @@ PACKED = 8
 class Trunk:
     """Packs rows of known groups, the rows of a subtask each: a group's common prefix stands once in a pack."""
 
-    def __init__(self, backbone: Backbone, activations: Activations, groups: Iterable[Sequence[Row]]) -> None:
+    def __init__(self, backbone: Backbone, activations: Activations, groups: Iterable[Sequence[TokenizedRow]]) -> None:
         self._backbone = backbone
         self._activations = activations
-        self._prefix: dict[Row, int] = {}
+        self._prefix: dict[TokenizedRow, int] = {}
         for group in groups:
             self._prefix |= dict.fromkeys(group, shared_prefix([row.prompt for row in group]))
 
-    def packed(self, rows: Sequence[Row]) -> tuple[Tensor, Batch]:
+    def packed(self, rows: Sequence[TokenizedRow]) -> tuple[Tensor, Batch]:
         """Return the activations (1, length, d) and the batch of `rows` packed into one sequence."""
         prefixes = [self._prefix[row] for row in rows]
         batch = pack(rows, prefixes, self._backbone.pad, self._backbone.device)
@@ -43,12 +43,12 @@ class Trunk:
         return padded[None], batch
 
     @torch.no_grad()
-    def outputs(self, groups: Mapping[str, Sequence[Row]]) -> dict[Row, Tensor]:
+    def outputs(self, groups: Mapping[str, Sequence[TokenizedRow]]) -> dict[TokenizedRow, Tensor]:
         """Return each row's outputs (answer tokens, d) under the present weights, whatever else is in `groups`.
 
         Groups are packed one by one, so that a group's outputs do not depend on which others are asked for.
         """
-        found: dict[Row, Tensor] = {}
+        found: dict[TokenizedRow, Tensor] = {}
         for rows in groups.values():
             for start in range(0, len(rows), PACKED):
                 chunk = list(dict.fromkeys(rows[start : start + PACKED]))

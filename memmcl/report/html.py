@@ -9,13 +9,13 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from memmcl.report.parts import Comparison, Expert, Score, Search
 from memmcl.report.plots import common as plots
 from memmcl.report.plots import experts as plots_experts
 from memmcl.report.plots import merge as plots_merge
 from memmcl.report.plots import search as plots_search
 from memmcl.report.plots.figure import COLOURS
 from memmcl.report.results import Document, Results, parse_results
+from memmcl.report.schema import Comparison, ExpertResult, SearchResult, SubtaskScore
 from memmcl.report.transfer import interference, kept
 from memmcl.report.verdict import ceiling, leaders, outcome, plus_minus, signed, verdict
 
@@ -164,7 +164,7 @@ def _outcome(pair: Comparison) -> str:
     return outcome(pair.difference, pair.se)
 
 
-def _hint(score: Score) -> str:
+def _hint(score: SubtaskScore) -> str:
     parts = [f"{score.metric}, n = {score.n}, {score.context}"]
     if score.balanced_accuracy is not None:
         parts.append(f"balanced accuracy {score.balanced_accuracy:.3f}")
@@ -175,7 +175,7 @@ def _hint(score: Score) -> str:
     return "; ".join(parts)
 
 
-def _remarks(score: Score) -> list[str]:
+def _remarks(score: SubtaskScore) -> list[str]:
     """Return what stands under a score: the strict one where the page would show another number, unreadable answers."""
     remarks = []
     if score.strict_score is not None and plus_minus(score.strict_score) != plus_minus(score.score):
@@ -185,7 +185,7 @@ def _remarks(score: Score) -> list[str]:
     return remarks
 
 
-def _training(expert: Expert) -> dict[str, Any]:
+def _training(expert: ExpertResult) -> dict[str, Any]:
     rows = expert.rows_per_micro_batch
     return {
         "expert": expert,
@@ -207,7 +207,7 @@ def _below_constant(results: Results) -> list[str]:
     ]
 
 
-def _search_row(search: Search) -> dict[str, Any]:
+def _search_row(search: SearchResult) -> dict[str, Any]:
     winner = next((c for c in search.candidates if c.index == search.winner), None)
     seeds = [c.fitness for c in search.candidates if c.is_seed and c.fitness is not None and not c.stopped]
     return {

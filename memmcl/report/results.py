@@ -12,42 +12,42 @@ from typing import Any
 from pydantic import NonNegativeFloat, ValidationError, model_validator
 
 from memmcl.errors import DataError
-from memmcl.report.parts import (
+from memmcl.report.schema import (
     BASE,
     Comparison,
     Curriculum,
     Data,
-    Expert,
+    ExpertResult,
     Interference,
     Mean,
-    Merge,
+    MergeInfo,
     Model,
-    Part,
     Retention,
-    Run,
-    Score,
-    Search,
-    Subtask,
+    RunInfo,
+    SearchResult,
+    Section,
+    SubtaskInfo,
+    SubtaskScore,
     TaskVectors,
     Timing,
 )
 
 
-class Results(Part):
+class Results(Section):
     """One run, as the report shows it."""
 
-    run: Run
-    subtasks: tuple[Subtask, ...]
+    run: RunInfo
+    subtasks: tuple[SubtaskInfo, ...]
     models: tuple[Model, ...]
-    scores: tuple[Score, ...]
+    scores: tuple[SubtaskScore, ...]
     means: tuple[Mean, ...]
     comparisons: tuple[Comparison, ...] = ()
     retention: tuple[Retention, ...] = ()
     interference: tuple[Interference, ...] = ()
     task_vectors: TaskVectors | None = None
-    searches: tuple[Search, ...] = ()
-    merge: Merge | None = None
-    experts: tuple[Expert, ...] = ()
+    searches: tuple[SearchResult, ...] = ()
+    merge: MergeInfo | None = None
+    experts: tuple[ExpertResult, ...] = ()
     curriculum: Curriculum = Curriculum()
     timings: tuple[Timing, ...] = ()
     wall_seconds: NonNegativeFloat
@@ -98,7 +98,7 @@ class Results(Part):
                     )
         return self
 
-    def score_of(self, model: str, subtask: str) -> Score | None:
+    def score_of(self, model: str, subtask: str) -> SubtaskScore | None:
         """Return the test score of `model` on `subtask`, or None where it was not measured."""
         return next((s for s in self.scores if s.model == model and s.subtask == subtask), None)
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from memmcl.evolve.fitness import nai
-from memmcl.report.parts import BASE, Interference, Model, Retention
 from memmcl.report.results import Results
+from memmcl.report.schema import BASE, Interference, Model, Retention
 
 
 @dataclass(frozen=True)
-class Kept:
+class RetentionRow:
     """What one merged model keeps of the experts: by subtask, and over all subtasks with the three scores.
 
     Over all subtasks both numbers are ratios of mean scores, no means of ratios: one subtask whose expert scores near
@@ -24,13 +24,13 @@ class Kept:
     nai: float | None
 
 
-def kept(results: Results) -> tuple[Kept, ...]:
+def kept(results: Results) -> tuple[RetentionRow, ...]:
     """Return what each merged model with a retention keeps, in the order of the document's models."""
     found = []
     for model in results.models:
         parts = {part.subtask: part for part in results.retention if part.model == model.name}
         if parts:
-            found.append(Kept(model, parts, *_over_all(results, model.name)))
+            found.append(RetentionRow(model, parts, *_over_all(results, model.name)))
     return tuple(found)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from memmcl.report.parts import Comparison, Mean, Score
 from memmcl.report.results import Results
+from memmcl.report.schema import Comparison, Mean, SubtaskScore
 
 CLEAR = 2.0
 """standard errors beyond which a paired difference is called a difference"""
@@ -129,5 +129,5 @@ def _tally(results: Results, name: str) -> str:
     )
 
 
-def _unpaired(a: Score, b: Score) -> Outcome:
+def _unpaired(a: SubtaskScore, b: SubtaskScore) -> Outcome:
     return outcome(a.score - b.score, (a.se**2 + b.se**2) ** 0.5)

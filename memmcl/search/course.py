@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 from memmcl import seeds
 from memmcl.evolve import LookAhead, Proposal, build_strategy
 from memmcl.evolve.racing import Race
-from memmcl.search.problem import Problem
+from memmcl.search.problem import SearchProblem
 from memmcl.search.spec import SearchSpec
 from memmcl.store import Store
 
@@ -52,7 +52,7 @@ class Course:
         """The core at work."""
         return self.phases[-1].core
 
-    def advance(self, problem: Problem, store: Store) -> bool:
+    def advance(self, problem: SearchProblem, store: Store) -> bool:
         """Start the next phases for as long as those at hand have ended; return whether one is at work."""
         while not self.phases or self.core.finished:
             spec = self.follow(self.phases)
@@ -66,13 +66,13 @@ class Course:
 class Driver(Protocol):
     """Takes courses to their end. With the same seed, every driver finds the same winner."""
 
-    def session(self, problem: Problem) -> AbstractContextManager[None]:
+    def session(self, problem: SearchProblem) -> AbstractContextManager[None]:
         """Return the block in which it can work."""
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function where candidates are evaluated; what it leaves in memory is gone afterwards."""
 
-    def run(self, problem: Problem, courses: Sequence[Course], on_result: OnResult) -> None:
+    def run(self, problem: SearchProblem, courses: Sequence[Course], on_result: OnResult) -> None:
         """Evaluate candidates until all courses have ended.
 
         Raises:
@@ -87,7 +87,7 @@ class Dispatcher:
     flight. Of a course that ends for lack of time, the candidates that are listed (`fixed`) are evaluated nevertheless.
     """
 
-    def __init__(self, problem: Problem, courses: Sequence[Course], on_result: OnResult) -> None:
+    def __init__(self, problem: SearchProblem, courses: Sequence[Course], on_result: OnResult) -> None:
         self._problem = problem
         self._store = problem.open_store()
         self._on_result = on_result
@@ -132,7 +132,7 @@ class Dispatcher:
                 course.core.stop()
 
 
-def core_of(problem: Problem, spec: SearchSpec, store: Store) -> LookAhead:
+def core_of(problem: SearchProblem, spec: SearchSpec, store: Store) -> LookAhead:
     """Return a search's core, with all that an earlier process found."""
     cfg, space = problem.search, spec.space
     options = {} if spec.fixed else {"update": cfg.update, "restarts": cfg.restarts, "objectives": len(spec.objectives)}

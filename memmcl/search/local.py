@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 from memmcl.search.course import Course, Dispatcher, OnResult
-from memmcl.search.problem import Problem
+from memmcl.search.problem import SearchProblem
 from memmcl.search.scorer import Scorer
 
 T = TypeVar("T")
@@ -17,7 +17,7 @@ T = TypeVar("T")
 class LocalDriver:
     """Evaluates every candidate here, on the model that is resident in this process."""
 
-    def session(self, problem: Problem) -> AbstractContextManager[None]:
+    def session(self, problem: SearchProblem) -> AbstractContextManager[None]:
         """Return a block that needs nothing."""
         return nullcontext()
 
@@ -25,7 +25,7 @@ class LocalDriver:
         """Call it here."""
         return function(*arguments)
 
-    def run(self, problem: Problem, courses: Sequence[Course], on_result: OnResult) -> None:
+    def run(self, problem: SearchProblem, courses: Sequence[Course], on_result: OnResult) -> None:
         """Evaluate candidates until all courses have ended; see `Driver`."""
         dispatcher = Dispatcher(problem, courses, on_result)
         waiting = deque(dispatcher.hand_out())

@@ -12,7 +12,7 @@ from memmcl.evolve import Proposal
 from memmcl.merge.genome import Recipe
 from memmcl.search.course import Course, Phase
 from memmcl.search.document import candidates_table
-from memmcl.search.problem import Problem
+from memmcl.search.problem import SearchProblem
 from memmcl.search.spec import Parts, SearchSpec
 from memmcl.store import ArtifactRef, Manifest, cache_key
 from memmcl.suite.subtasks import GROUPS
@@ -41,14 +41,14 @@ class Finalist:
 
 
 @dataclass
-class Plan:
+class SearchPlan:
     """One search with what follows it. first: where it begins; inputs: what it is made from.
 
     joint: how many candidates a search over all coefficients of the experts gets afterwards. others: merges found
     elsewhere that may win. selection: whether selection rows decide between finalists; otherwise the weak rows do.
     """
 
-    problem: Problem
+    problem: SearchProblem
     first: SearchSpec
     inputs: list[ArtifactRef]
     joint: int = 0
@@ -209,7 +209,7 @@ class Plan:
 
 
 def make_spec(
-    problem: Problem,
+    problem: SearchProblem,
     name: str,
     parts: Parts,
     subtasks: Sequence[str],
@@ -275,7 +275,7 @@ def make_spec(
     return spec.model_copy(update={"seeds": tuple(whole)})
 
 
-def _objectives(problem: Problem, subtasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _objectives(problem: SearchProblem, subtasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Return the objectives of a multi-objective search, by name; a single group is traded off by its subtasks."""
     groups = {
         group: tuple(name for name in subtasks if problem.subtasks[name].group == group)

@@ -18,17 +18,16 @@ from memmcl.backbone.resident import ModelSpec
 from memmcl.config import EvaluationConfig, SearchConfig
 from memmcl.evaluate.choice import Choices
 from memmcl.evaluate.given import Distributions
-from memmcl.store import ArtifactRef, Store
+from memmcl.store import ArtifactRef, Refs, Store
 from memmcl.suite.examples import Example, from_table
 from memmcl.suite.subtasks import Subtask
 
 WEAK, SELECTION = "weak", "selection"
 REFERENCE, DISTRIBUTIONS = "reference.json", "expert.safetensors"
-Refs = Mapping[str, ArtifactRef]
 
 
 @dataclass(frozen=True)
-class Problem:
+class SearchProblem:
     """Experts of one base, and the rows that their merges are scored on.
 
     store: as `Store.spec` tells it. subtasks: by name of the rows, what they are asked. experts: by name.

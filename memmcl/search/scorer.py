@@ -19,7 +19,7 @@ from memmcl.evaluate.scoring import Probe
 from memmcl.evolve.fitness import blended, fitness, loglik_retention, retention, shrunk
 from memmcl.evolve.racing import Hurdle, Race
 from memmcl.merge.build import Merger
-from memmcl.search.problem import Problem, choices_of, read_reference
+from memmcl.search.problem import SearchProblem, choices_of, read_reference
 from memmcl.search.spec import SearchSpec
 from memmcl.suite import metrics
 
@@ -36,7 +36,7 @@ class Scorer:
     Base adapters are part of every candidate, at the coefficient 1.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: SearchProblem) -> None:
         self._problem = problem
         self._search = problem.search
         backbone, _ = resident(problem.model)
@@ -120,7 +120,7 @@ class Scorer:
 class _Rows:
     """Rows of one subtask, their reference, and how they are put to the weights of now."""
 
-    def __init__(self, problem: Problem, name: str, which: str) -> None:
+    def __init__(self, problem: SearchProblem, name: str, which: str) -> None:
         examples = problem.read_rows(which, name)
         if examples is None:
             raise SearchError(f"there are no {which} rows of {name}")

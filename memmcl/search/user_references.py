@@ -11,7 +11,7 @@ from memmcl.errors import MemmclError, ModelError
 from memmcl.evaluate.asking import make_probe, weak_answers
 from memmcl.merge.build import Merger
 from memmcl.search.course import Driver
-from memmcl.search.problem import REFERENCE, WEAK, Problem
+from memmcl.search.problem import REFERENCE, WEAK, SearchProblem
 from memmcl.search.reference import Values, brief_of, expectations, gold_answers, reference_key, values_of
 
 REFERENCE_VERSION = 3
@@ -24,7 +24,7 @@ Measured = dict[str, tuple[dict[str, Any], dict[str, bytes]]]
 """By name of the rows, the document and the files beside it."""
 
 
-def measure_references(problem: Problem, rivals: Rivals, driver: Driver) -> None:
+def measure_references(problem: SearchProblem, rivals: Rivals, driver: Driver) -> None:
     """Measure and publish those references that are not in the store, where the driver evaluates candidates.
 
     Raises:
@@ -52,7 +52,7 @@ def measure_references(problem: Problem, rivals: Rivals, driver: Driver) -> None
         )
 
 
-def measure(problem: Problem, rivals: Rivals) -> Measured | str:
+def measure(problem: SearchProblem, rivals: Rivals) -> Measured | str:
     """Return, by name of the rows, the values of the best of their models; or what is wrong.
 
     Rows without labels, measured in what their one expert expects, have neither likelihood nor score.

@@ -5,8 +5,8 @@ from memmcl.store.closure import Closure
 from memmcl.store.gc import collect, remove_run
 from memmcl.store.index import newest, starting, summaries
 from memmcl.store.lease import Lease
-from memmcl.store.manifest import ArtifactRef, BlobInfo, Manifest, cache_key
-from memmcl.store.plan import Plan, Policy
+from memmcl.store.manifest import ArtifactRef, BlobInfo, Manifest, Refs, cache_key
+from memmcl.store.plan import Policy, RemovalPlan
 from memmcl.store.store import Store
 from memmcl.store.verify import Problem, Verification
 
@@ -17,10 +17,11 @@ __all__ = [
     "Closure",
     "Lease",
     "Manifest",
-    "Plan",
     "Policy",
     "Problem",
+    "Refs",
     "Reign",
+    "RemovalPlan",
     "Store",
     "Verification",
     "cache_key",

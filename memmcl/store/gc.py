@@ -34,7 +34,7 @@ from memmcl.store.census import RUN, Census, take_census
 from memmcl.store.lease import Lease
 from memmcl.store.manifest import manifest_path
 from memmcl.store.marks import decide
-from memmcl.store.plan import Plan, Policy
+from memmcl.store.plan import Policy, RemovalPlan
 from memmcl.store.reuse import COLLECTING, PAUSE
 from memmcl.store.store import Store
 
@@ -43,7 +43,7 @@ ATTEMPTS = 3  # to remove a batch
 PATIENCE = 3.0  # seconds until a lease that is held means that another collection is at work
 
 
-def collect(store: Store, policy: Policy, *, delete: bool = False, now: float | None = None) -> Plan:
+def collect(store: Store, policy: Policy, *, delete: bool = False, now: float | None = None) -> RemovalPlan:
     """Return what goes and why the rest stays; with `delete` it is gone when this returns.
 
     now: seconds since 1970, the present by default.
@@ -55,7 +55,7 @@ def collect(store: Store, policy: Policy, *, delete: bool = False, now: float | 
     return _carried_out(store, lambda census: decide(census, policy, time.time() if now is None else now), delete)
 
 
-def remove_run(store: Store, run_id: str, *, delete: bool = False) -> Plan:
+def remove_run(store: Store, run_id: str, *, delete: bool = False) -> RemovalPlan:
     """Do the same for one run, finished or not, and what it alone needs. run_id: first digits, of one run.
 
     Raises:
@@ -63,7 +63,7 @@ def remove_run(store: Store, run_id: str, *, delete: bool = False) -> Plan:
         LeaseHeld: it is being worked on, or a garbage collection is at work.
     """
 
-    def planned(census: Census) -> Plan:
+    def planned(census: Census) -> RemovalPlan:
         only = _whole_id(store, census, run_id)
         for name, line in census.champions.items():
             if only in line[-1:]:
@@ -80,7 +80,7 @@ def remove_run(store: Store, run_id: str, *, delete: bool = False) -> Plan:
     return _carried_out(store, planned, delete)
 
 
-def _carried_out(store: Store, planned: Callable[[Census], Plan], delete: bool) -> Plan:
+def _carried_out(store: Store, planned: Callable[[Census], RemovalPlan], delete: bool) -> RemovalPlan:
     before = take_census(store)
     found = planned(before)
     if not delete:

@@ -38,7 +38,7 @@ Time = Annotated[float, Field(ge=0, le=1e11)]
 """Seconds since 1970, by the clock of the holder."""
 
 
-class Held(BaseModel):
+class LeaseRecord(BaseModel):
     """What a lease says: which process holds it, since when, when it was renewed, and what a successor must know.
 
     process_start: as `process_start` tells it. every, ttl: after how many seconds it is renewed, and may be taken over.
@@ -193,16 +193,16 @@ class Lease:
             "mark": self._mark,
         }
 
-    def _is_ours(self, held: Held | None) -> bool:
+    def _is_ours(self, held: LeaseRecord | None) -> bool:
         """Whether it is this lease after all: renewed, when the store's answer was lost."""
         return held is not None and held.mark == self._mark
 
-    def _look(self) -> tuple[Held | None, str | None]:
+    def _look(self) -> tuple[LeaseRecord | None, str | None]:
         """The lease and its token; the token alone where the lease is damaged, nothing where there is none."""
         value, token = self.store.look_at_pointer(self._name)
         return parse_lease(value), token
 
-    def _is_free(self, held: Held | None, token: str) -> bool:
+    def _is_free(self, held: LeaseRecord | None, token: str) -> bool:
         """Whether nobody is at work behind the lease; False when that changed while it was watched.
 
         Raises:
@@ -226,7 +226,7 @@ class Lease:
                 return False
         return True
 
-    def _watch_seconds(self, held: Held | None) -> float:
+    def _watch_seconds(self, held: LeaseRecord | None) -> float:
         """For how long nobody may renew a lease before it is taken over; 0 where its process is known to be gone."""
         if held is None:
             return 2 * self._beat
@@ -262,21 +262,21 @@ class Lease:
             except StoreError as problem:  # it may come back; a takeover meanwhile shows as a Conflict
                 logger.warning("the lease of run %s was not renewed: %s", self.run_id[:8], problem)
 
-    def _describe(self, held: Held) -> str:
+    def _describe(self, held: LeaseRecord) -> str:
         since = datetime.fromtimestamp(held.since).strftime("%Y-%m-%d %H:%M")
         who = f"pid {held.pid} on host {held.host}"
         return f"run {self.run_id[:8]} is being worked on by {who} since {since}; wait for it, or stop it"
 
 
-def parse_lease(value: dict[str, Any] | None) -> Held | None:
+def parse_lease(value: dict[str, Any] | None) -> LeaseRecord | None:
     """Return what the value of a lease's pointer says; None where there is none, or it is damaged."""
     try:
-        return None if value is None else Held.model_validate(value)
+        return None if value is None else LeaseRecord.model_validate(value)
     except ValidationError:
         return None
 
 
-def is_alive(held: Held) -> bool:
+def is_alive(held: LeaseRecord) -> bool:
     """Return whether the holder is known to be at work: its process runs here, or it renewed the lease lately."""
     if is_neighbour(held):
         given_up = held.pid == os.getpid() and bool(held.mark) and held.mark not in _LIVE
@@ -284,7 +284,7 @@ def is_alive(held: Held) -> bool:
     return abs(time.time() - held.beat) <= held.ttl
 
 
-def is_neighbour(held: Held) -> bool:
+def is_neighbour(held: LeaseRecord) -> bool:
     """Return whether pids mean the same to the holder and to this process: one boot, one pid namespace."""
     here = identity()
     boots = [(start or "").rpartition(":")[0] for start in (held.process_start, here["process_start"])]

@@ -66,6 +66,10 @@ class ArtifactRef(_Frozen):
         return f"{self.kind} {self.name!r} ({self.key[:12]})"
 
 
+Refs = Mapping[str, ArtifactRef]
+"""References by name, most often by subtask."""
+
+
 class BlobInfo(_Frozen):
     """The content of one file: sha256 (hex) and size in bytes."""
 

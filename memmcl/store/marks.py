@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from memmcl.store.census import RUN, Census
 from memmcl.store.manifest import ArtifactRef, Manifest, blob_path, manifest_path
-from memmcl.store.plan import Item, Plan, Policy
+from memmcl.store.plan import Item, Policy, RemovalPlan
 
 NEVER = float("-inf")
 MARGIN = 3600.0
@@ -38,12 +38,12 @@ class _Judge:
         return touched < self.live and (touched < self.young or touched <= settled)
 
 
-def decide(census: Census, policy: Policy, now: float) -> Plan:
+def decide(census: Census, policy: Policy, now: float) -> RemovalPlan:
     """Decide what goes. now: seconds since 1970."""
     unknown = [path for path in census.unreadable if _kind(path) == RUN and _key(path) != policy.only]
     if unknown:
         problems = [f"{path} is not a valid manifest" for path in unknown]
-        return Plan((), {}, problems=(*problems, "nothing goes while nobody knows what these runs need"))
+        return RemovalPlan((), {}, problems=(*problems, "nothing goes while nobody knows what these runs need"))
     judge = _Judge(census, *_ages(census, policy, now))
     runs = _kept_runs(census, policy, now, judge)
     marked = _marked(census, policy, judge, runs)
@@ -68,7 +68,7 @@ def decide(census: Census, policy: Policy, now: float) -> Plan:
             if entry.touched < min(judge.young, judge.live)
         ),
     ]
-    return Plan(
+    return RemovalPlan(
         tuple(items),
         {census.manifests[path].key: why for path, why in runs.items()},
         tuple(_reasons(census, marked, runs, unfinished)),

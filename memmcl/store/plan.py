@@ -30,7 +30,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RemovalPlan:
     """What goes, in the order in which it does, and why the rest stays.
 
     removed: manifests first, so that none is ever without its files. runs: why each finished run that stays does, by

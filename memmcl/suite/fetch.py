@@ -23,7 +23,7 @@ from memmcl.suite.download import Unavailable, base_of, download, open_client, s
 from memmcl.suite.target import Target, open_target
 
 T = TypeVar("T")
-Progress = Callable[[int, int, str], None]
+FileCallback = Callable[[int, int, str], None]
 """Called after each file that is at the target: how many are, their bytes, and the file's path."""
 
 NOTICE = "LICENCE-NOTICE.txt"
@@ -102,7 +102,7 @@ def fetch_sentieval(
     base_url: str | None = None,
     jobs: int = 8,
     storage: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
+    progress: FileCallback | None = None,
     listing: Listing | None = None,
 ) -> Fetched:
     """Bring every file of `listing` (by default SentiEval's) to `target`, and last the licence notice.
@@ -114,7 +114,7 @@ def fetch_sentieval(
         base_url: http(s) address that has the repository's files below it; by default GitHub's.
         jobs: how many files at a time.
         storage: fsspec options for an s3:// target.
-        progress: see `Progress`; called in the caller's thread.
+        progress: see `FileCallback`; called in the caller's thread.
         listing: the files.
 
     Raises:

@@ -51,7 +51,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Read:
+class RowPools:
     """What was read.
 
     pools: subtask -> part of `PARTS` -> examples, data set by data set, in drawing order.
@@ -106,7 +106,7 @@ def read_sources(
     weak_labels: bool = True,
     storage: Mapping[str, Any] | None = None,
     faults: Faults | None = None,
-) -> Read:
+) -> RowPools:
     """Read the rows of `subtasks` in a stream; what is wrong with a row becomes a fault and is never raised.
 
     source: "embedded", or a directory or URL in SentiEval's layout.
@@ -147,7 +147,7 @@ def read_sources(
         for feed in feeds:
             intake.take(feed)
         pools[subtask.name] = intake.parts()
-    return Read(pools, faults, dropped)
+    return RowPools(pools, faults, dropped)
 
 
 class _Intake:

@@ -26,7 +26,7 @@ class Pinned(BaseModel):
     warm: ArtifactRef | None = None
 
 
-class Entry(BaseModel):
+class SearchEntry(BaseModel):
     """One search of a run: what it is called, under which key its records lie, how many there may be."""
 
     model_config = ConfigDict(frozen=True)
@@ -47,7 +47,7 @@ class Journal(BaseModel):
     started: str
     config: dict[str, Any]
     pinned: Pinned = Pinned()
-    searches: tuple[Entry, ...] = ()
+    searches: tuple[SearchEntry, ...] = ()
 
 
 def note_run(store: Store, run: Run) -> None:
@@ -58,7 +58,9 @@ def note_run(store: Store, run: Run) -> None:
 
 def note_search(store: Store, run: Run, spec: SearchSpec) -> None:
     """Write down that a search of a run has begun."""
-    entry = Entry(name=spec.name, key=spec.key, evaluations=spec.evaluations, rows=spec.rows, subtasks=spec.subtasks)
+    entry = SearchEntry(
+        name=spec.name, key=spec.key, evaluations=spec.evaluations, rows=spec.rows, subtasks=spec.subtasks
+    )
     store.append(_log(run.id), 1 + int(spec.key[:6], 16), entry.model_dump(mode="json"))
 
 
@@ -84,7 +86,7 @@ def read_journal(store: Store, run_id: str) -> Journal:
     if "pinned" not in said:
         said = {**_said_by_report(store, fitting[0]), **said}
     try:
-        entries = [Entry.model_validate(record) for index, record in records.items() if index]
+        entries = [SearchEntry.model_validate(record) for index, record in records.items() if index]
         return Journal(run_id=fitting[0], searches=tuple(sorted(entries, key=lambda one: one.name)), **said)
     except ValidationError as error:
         raise DataError(

@@ -24,7 +24,7 @@ from memmcl.config import RayConfig
 from memmcl.errors import ConfigError, MemmclError, SearchError
 from memmcl.files.failures import FULL
 from memmcl.search.course import Course, Dispatcher, OnResult
-from memmcl.search.problem import Problem
+from memmcl.search.problem import SearchProblem
 from tasks.run.cluster import check_nodes, check_room
 from tasks.run.leftovers import work_folder
 from tasks.run.private_ray import withhold_credentials
@@ -39,7 +39,7 @@ T = TypeVar("T")
 class Multiplexer(Searcher):
     """Hands candidates of several courses to the queue, and results back to them. To Tune it suggests workers."""
 
-    def __init__(self, problem: Problem, courses: Sequence[Course], on_result: OnResult, queue: Queue) -> None:
+    def __init__(self, problem: SearchProblem, courses: Sequence[Course], on_result: OnResult, queue: Queue) -> None:
         super().__init__()
         self._dispatcher = Dispatcher(problem, courses, on_result)
         self._queue = queue
@@ -161,7 +161,7 @@ class RayDriver:
         self._worker = worker
 
     @contextmanager
-    def session(self, problem: Problem) -> Iterator[None]:
+    def session(self, problem: SearchProblem) -> Iterator[None]:
         """Join the cluster at `ray.address`, or start a Ray that ends with the block.
 
         Raises:
@@ -192,7 +192,7 @@ class RayDriver:
             ray.kill(worker)
         return found
 
-    def run(self, problem: Problem, courses: Sequence[Course], on_result: OnResult) -> None:
+    def run(self, problem: SearchProblem, courses: Sequence[Course], on_result: OnResult) -> None:
         """Run all courses to their end; see `memmcl.search.course.Driver`.
 
         Raises:

@@ -14,7 +14,7 @@ from ray import tune
 
 from memmcl.errors import MemmclError
 from memmcl.evolve.racing import Hurdle
-from memmcl.search.problem import Problem
+from memmcl.search.problem import SearchProblem
 from memmcl.search.scorer import Scorer
 from memmcl.search.spec import SearchSpec
 from tasks.search.queue import Candidate, RayQueue
@@ -23,7 +23,9 @@ from tasks.search.queue import Candidate, RayQueue
 class Worker(tune.Trainable):
     """A worker of the search: its model stays loaded while candidates come from the queue."""
 
-    def setup(self, config: dict[str, Any], problem: Problem | None = None, queue: RayQueue | None = None) -> None:
+    def setup(
+        self, config: dict[str, Any], problem: SearchProblem | None = None, queue: RayQueue | None = None
+    ) -> None:
         """Load the model and the experts."""
         assert problem is not None
         assert queue is not None
@@ -58,7 +60,7 @@ class Worker(tune.Trainable):
         record["seconds"]["wait"] = waited
         return {"number": candidate["number"], "record": json.dumps(record)}  # Tune would flatten a dict
 
-    def _open(self, problem: Problem) -> None:
+    def _open(self, problem: SearchProblem) -> None:
         self._scorer = Scorer(problem)
 
     def _evaluate(self, spec: SearchSpec, candidate: Candidate) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 from prefect import task
@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
 from memmcl.experts.train import STAGE_VERSION
-from memmcl.store import ArtifactRef, cache_key
+from memmcl.store import ArtifactRef, Refs, cache_key
 from memmcl.suite.configured import lenders
 from memmcl.suite.prompts import Prompter
 from memmcl.suite.splits import Splits
@@ -18,12 +18,18 @@ from tasks.run.models import WARM
 from tasks.run.runtime import Run, load_adapter, lost, open_store, read_rows, worth_retrying
 from tasks.stages.anchors import read_anchors
 from tasks.stages.data import split_ref
-from tasks.stages.training import Material, Plan, Rows, describe, split_rows, token_rows, train_or_reuse
+from tasks.stages.training import (
+    Material,
+    RowsBySubtask,
+    TrainingPlan,
+    describe,
+    split_rows,
+    token_rows,
+    train_or_reuse,
+)
 
 JOINT = "joint"
 WEAK = "weak"
-Refs = Mapping[str, ArtifactRef]
-"""By subtask."""
 
 
 @task(
@@ -66,7 +72,7 @@ def train_expert(
     own = max(1, round((1 - cfg.warm_start) * cfg.steps))
     afterwards = cfg.anchor_after > 0
     before = max(1, round((1 - cfg.anchor_after) * own))
-    first = Plan(
+    first = TrainingPlan(
         label=subtask,
         title=f"plain expert {subtask}" if afterwards else f"expert {subtask}",
         seed=("expert", subtask),
@@ -88,7 +94,7 @@ def train_expert(
         return state
     assert anchors is not None, "the configuration refuses anchor_after without an anchor"
     plain = cast("ArtifactRef", state.data)
-    second = Plan(
+    second = TrainingPlan(
         label=f"{subtask}, after the fact",
         title=f"expert {subtask}",
         seed=("expert", subtask, "after"),
@@ -111,7 +117,9 @@ def train_expert(
 )
 def train_joint(run: Run, train: Refs) -> State[ArtifactRef]:
     """Train the rival of merging: one LoRA on all subtasks' rows, with as many steps as all experts together."""
-    plan = Plan(label=JOINT, title="joint LoRA", seed=("expert", JOINT), steps=run.config.experts.steps * len(train))
+    plan = TrainingPlan(
+        label=JOINT, title="joint LoRA", seed=("expert", JOINT), steps=run.config.experts.steps * len(train)
+    )
     return train_or_reuse(
         run,
         plan,
@@ -128,7 +136,7 @@ def train_weak(run: Run, weak: Refs) -> State[ArtifactRef]:
     All of them are trained on: none is kept for validation.
     """
     steps = run.config.experts.steps * len(weak)
-    plan = Plan(label=WEAK, title="weak LoRA", seed=("expert", WEAK), steps=steps, keeps_rows=False)
+    plan = TrainingPlan(label=WEAK, title="weak LoRA", seed=("expert", WEAK), steps=steps, keeps_rows=False)
 
     def gather(prompter: Prompter) -> Material:
         return Material(
@@ -158,10 +166,10 @@ def _warm_key(run: Run, rows: Sequence[ArtifactRef]) -> str:
     return cache_key(WARM, inputs=rows, config=warm_config(run), stage_version=STAGE_VERSION, seed=run.config.seed)
 
 
-def _warm_plan(run: Run) -> Plan:
+def _warm_plan(run: Run) -> TrainingPlan:
     cfg = run.config.experts
     steps = max(1, round(cfg.warm_start * cfg.steps * len(run.config.data.subtasks)))
-    return Plan(label=WARM, title="warm start", seed=("expert", WARM), steps=steps, kind=WARM)
+    return TrainingPlan(label=WARM, title="warm start", seed=("expert", WARM), steps=steps, kind=WARM)
 
 
 def _pooled(run: Run, prompter: Prompter, train: Refs) -> Material:
@@ -196,5 +204,5 @@ def _own(
     )
 
 
-def _filled(rows: Rows) -> Rows:
+def _filled(rows: RowsBySubtask) -> RowsBySubtask:
     return {name: found for name, found in rows.items() if found}

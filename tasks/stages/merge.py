@@ -17,10 +17,10 @@ from memmcl.evolve import Proposal, seed_genomes
 from memmcl.merge import METHODS
 from memmcl.merge.export import adapter_files, merged_adapter
 from memmcl.merge.genome import Recipe
-from memmcl.search.plan import Coefficients, Finalist, Plan, make_spec
-from memmcl.search.problem import Problem
+from memmcl.search.plan import Coefficients, Finalist, SearchPlan, make_spec
+from memmcl.search.problem import SearchProblem
 from memmcl.search.spec import Parts, SearchSpec
-from memmcl.store import ArtifactRef
+from memmcl.store import ArtifactRef, Refs
 from memmcl.suite.subtasks import GROUPS
 from tasks.run.journal import note_search
 from tasks.run.models import WARM, start_of, with_start
@@ -36,7 +36,6 @@ SCALES = (0.5, 1.0, 1.5, 2.5, 4.0)
 """Scales of a rival that averages; of others, the grid of task arithmetic is used."""
 BOARDS, PLACES = 8, 5
 """How often the leaderboard of a stage is shown, and how many places it has a search."""
-Refs = Mapping[str, ArtifactRef]
 Winner = tuple[Coefficients, Recipe]
 
 
@@ -50,9 +49,9 @@ class Grounds(BaseModel):
     references: dict[str, ArtifactRef]
     selection: dict[str, ArtifactRef]
 
-    def problem(self, run: Run) -> Problem:
+    def problem(self, run: Run) -> SearchProblem:
         """Return what searches on these grounds are about."""
-        return Problem(
+        return SearchProblem(
             store=run.store,
             model=run.model,
             search=run.config.search,
@@ -81,7 +80,7 @@ def search_groups(run: Run, grounds: Grounds) -> State[dict[str, ArtifactRef]]:
         inputs = problem.inputs(members)
         parts = {name: itself[name] for name in members}
         spec = make_spec(problem, group, parts, members, seeds, cfg.stage1_evaluations, inputs)
-        plans.append(Plan(problem, spec, inputs, selection=bool(grounds.selection)))
+        plans.append(SearchPlan(problem, spec, inputs, selection=bool(grounds.selection)))
     inputs = problem.inputs(names)
     fixed = [
         seed
@@ -89,13 +88,13 @@ def search_groups(run: Run, grounds: Grounds) -> State[dict[str, ArtifactRef]]:
         if not seed[0].startswith(("base", "expert"))
     ]
     spec = make_spec(problem, ARITHMETIC, itself, names, fixed, len(fixed), inputs, method="linear", fixed=True)
-    plans.append(Plan(problem, spec, inputs))
-    plans += [Plan(problem, rival_spec(problem, rival, itself, names, inputs), inputs) for rival in cfg.rivals]
+    plans.append(SearchPlan(problem, spec, inputs))
+    plans += [SearchPlan(problem, rival_spec(problem, rival, itself, names, inputs), inputs) for rival in cfg.rivals]
     return _run_stage(run, problem, plans)
 
 
 def rival_spec(
-    problem: Problem, method: str, parts: Parts, names: Sequence[str], inputs: Sequence[ArtifactRef]
+    problem: SearchProblem, method: str, parts: Parts, names: Sequence[str], inputs: Sequence[ArtifactRef]
 ) -> SearchSpec:
     """Return the grid of one other method: its scale, or one coefficient for all experts."""
     cfg, count = problem.search, len(names) * problem.search.blocks
@@ -121,7 +120,9 @@ def search_unified(run: Run, stage1: Refs, grounds: Grounds) -> State[dict[str, 
     inputs = [*groups.values(), *problem.inputs(names)]
     spec = make_spec(problem, STAGE_2, models, names, seeds, cfg.stage2_evaluations, inputs)
     others = [_found(run, name, ref) for name, ref in sorted(stage1.items()) if name not in GROUPS]
-    plan = Plan(problem, spec, inputs, joint=cfg.joint_evaluations, others=others, selection=bool(grounds.selection))
+    plan = SearchPlan(
+        problem, spec, inputs, joint=cfg.joint_evaluations, others=others, selection=bool(grounds.selection)
+    )
     return _run_stage(run, problem, [plan])
 
 
@@ -190,7 +191,7 @@ def winner_of(search: Mapping[str, Any]) -> Winner:
     return {name: tuple(row) for name, row in search["coefficients"].items()}, Recipe(**search["recipe"])
 
 
-def _run_stage(run: Run, problem: Problem, plans: Sequence[Plan]) -> State[dict[str, ArtifactRef]]:
+def _run_stage(run: Run, problem: SearchProblem, plans: Sequence[SearchPlan]) -> State[dict[str, ArtifactRef]]:
     store = open_store(run)
     found = {plan.name: store.find("search", plan.key) for plan in plans}
     done = {name: manifest.ref for name, manifest in found.items() if manifest is not None}

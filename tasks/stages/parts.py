@@ -21,8 +21,8 @@ from memmcl.suite.examples import Example
 from tasks.run.models import WARM
 from tasks.run.runtime import Run, load_adapter, load_manifest
 from tasks.stages.evaluate import INTERFERENCE
-from tasks.stages.made import Made
 from tasks.stages.merge import ARITHMETIC, STAGE_2, read_search, winner_of
+from tasks.stages.run_artifacts import RunArtifacts
 from tasks.ui.history import root_flow_run_id
 
 PACKAGES = ("memmcl", "torch", "transformers", "peft", "prefect", "ray", "cmaes", "numpy")
@@ -50,7 +50,7 @@ def run_part(run: Run) -> dict[str, Any]:
     }
 
 
-def subtask_part(run: Run, name: str, made: Made, shown: Example, report: DifficultyReport) -> dict[str, Any]:
+def subtask_part(run: Run, name: str, made: RunArtifacts, shown: Example, report: DifficultyReport) -> dict[str, Any]:
     """Return one subtask with its rows, its difficulty and an example."""
     subtask = run.subtask(name)
     prompter = resident_prompter(run.model)
@@ -121,7 +121,7 @@ def _search(run: Run, stage: str, group: str | None, found: Mapping[str, Any]) -
     }
 
 
-def merge_part(run: Run, made: Made) -> dict[str, Any]:
+def merge_part(run: Run, made: RunArtifacts) -> dict[str, Any]:
     """Return the unified model's coefficients over the experts; what they stand on is no gene and not among them."""
     coefficients, recipe = winner_of(read_search(run, made.searches[STAGE_2]))
     return {
@@ -153,7 +153,7 @@ def _arithmetic_lambda(found: Mapping[str, Any]) -> float | None:
     return values.pop() if len(values) == 1 else None
 
 
-def expert_parts(run: Run, made: Made) -> Iterator[dict[str, Any]]:
+def expert_parts(run: Run, made: RunArtifacts) -> Iterator[dict[str, Any]]:
     """Yield every training: the warm start, the experts, the rivals."""
     trained = made.trained
     rivals = {name: ref for name, ref in trained.special().items() if name != WARM}
@@ -203,7 +203,7 @@ def interference_parts(order: Sequence[str], scores: Mapping[str, Mapping[str, A
     ]
 
 
-def task_vectors_part(run: Run, made: Made) -> dict[str, Any]:
+def task_vectors_part(run: Run, made: RunArtifacts) -> dict[str, Any]:
     """Return how the experts' task vectors relate; the warm start that they stand on is no expert."""
     return asdict(compare({name: load_adapter(run, ref) for name, ref in sorted(made.trained.experts.items())}))
 

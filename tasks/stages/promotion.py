@@ -16,7 +16,7 @@ from prefect.states import State
 from memmcl.config import parse_config
 from memmcl.errors import ServiceError
 from memmcl.evaluate.promotion import Judgement, Pair, SubtaskDuel, judge
-from memmcl.store import ArtifactRef, Champions, Manifest, Reign, Store, cache_key, promote, read_champions
+from memmcl.store import ArtifactRef, Champions, Manifest, Refs, Reign, Store, cache_key, promote, read_champions
 from memmcl.store.champion import now
 from memmcl.suite import metrics
 from memmcl.suite.splits import Splits
@@ -27,7 +27,6 @@ from tasks.stages.evaluate import EVALUATION_VERSION, score_answers
 from tasks.ui.history import root_flow_run_id
 
 JUDGEMENT_VERSION = 1
-Refs = Mapping[str, ArtifactRef]
 
 
 @dataclass(frozen=True)

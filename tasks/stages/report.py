@@ -15,8 +15,8 @@ from memmcl.report import model_card, render_html, write_tables
 from memmcl.store import ArtifactRef
 from tasks.run.leftovers import work_folder
 from tasks.run.runtime import Run, load_adapter, log, open_store, reuse_or_make
-from tasks.stages.made import Made
 from tasks.stages.results import gather
+from tasks.stages.run_artifacts import RunArtifacts
 from tasks.ui.artifacts import show_results
 
 EXPORT_VERSION = 1
@@ -47,7 +47,7 @@ def export_full(run: Run, unified: ArtifactRef) -> State[ArtifactRef]:
 
 
 @task(name="report", task_run_name="report", cache_policy=NO_CACHE)
-def publish_report(run: Run, made: Made, started: float, peak_memory_gb: float) -> ArtifactRef:
+def publish_report(run: Run, made: RunArtifacts, started: float, peak_memory_gb: float) -> ArtifactRef:
     """Gather the results, draw the report, and publish both as the run's last artifact: it marks the run finished.
 
     Where that is whole, something else of a finished run was damaged and has been made again: the report stays.

@@ -16,7 +16,6 @@ from memmcl.suite import metrics
 from memmcl.suite.examples import Example
 from tasks.run.runtime import Run, load_manifest, open_store, read_rows
 from tasks.stages.experts import JOINT, WEAK
-from tasks.stages.made import Made, measure_difficulty
 from tasks.stages.merge import read_search
 from tasks.stages.parts import (
     context_part,
@@ -30,6 +29,7 @@ from tasks.stages.parts import (
     task_vectors_part,
     timings_part,
 )
+from tasks.stages.run_artifacts import RunArtifacts, measure_difficulty
 
 MODELS = {
     "base": ("Base, zero-shot", "baseline", "The untouched base model."),
@@ -59,7 +59,7 @@ COMPARED = (
 )
 
 
-def gather(run: Run, made: Made, started: float, peak_memory_gb: float) -> Results:
+def gather(run: Run, made: RunArtifacts, started: float, peak_memory_gb: float) -> Results:
     """Return the results document of a run, all read from the store."""
     store = open_store(run)
     reports, order = measure_difficulty(run, made.splits)
@@ -161,7 +161,7 @@ def _retention(model: str, name: str, found: Mapping[str, Any]) -> dict[str, Any
     return {"model": model, "subtask": name, "retention": kept, "nai": nai(merged, base, expert)}
 
 
-def _notes(run: Run, made: Made) -> list[str]:
+def _notes(run: Run, made: RunArtifacts) -> list[str]:
     notes = [
         "Scores of several subtasks may rest on the same sentences; the error of their mean takes them as independent.",
         "Seconds of experts, contexts and evaluation are those of one worker; several worked at once.",

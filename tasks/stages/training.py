@@ -11,13 +11,13 @@ from prefect.states import State
 
 from memmcl.adapters import format as adapter
 from memmcl.backbone.activations import prune_activations
-from memmcl.backbone.forward import Row
+from memmcl.backbone.forward import TokenizedRow
 from memmcl.backbone.resident import resident, resident_activations
 from memmcl.config import ExpertsConfig
 from memmcl.errors import StoreError, TrainingError
 from memmcl.experts import checkpoint
 from memmcl.experts.settings import Anchoring, Init, LoraShape, Optimisation, Stopping, Teacher
-from memmcl.experts.train import STAGE_VERSION, Moved, Trained, train_adapter
+from memmcl.experts.train import STAGE_VERSION, Moved, TrainedAdapter, train_adapter
 from memmcl.merge.build import merged_factors
 from memmcl.merge.export import adapter_files
 from memmcl.store import ArtifactRef, cache_key
@@ -29,7 +29,7 @@ from tasks.run.models import WARM, folded
 from tasks.run.runtime import Run, load_adapter, log, open_store, release_memory, reuse_or_make
 from tasks.ui.progress import shown
 
-Rows = Mapping[str, Sequence[Row]]
+RowsBySubtask = Mapping[str, Sequence[TokenizedRow]]
 """Rows by subtask."""
 
 STANDALONE = "standalone"
@@ -51,7 +51,7 @@ _VALIDATION = {"validate_every", "patience"}
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """One training, apart from its rows.
 
     label: what it is called in logs and tables; title: what its artifact is called. seed: its names.
@@ -84,20 +84,20 @@ class Plan:
 class Material:
     """What a training is made from. start: the adapter that it starts from, None for a new one."""
 
-    rows: Rows
-    anchors: Rows = field(default_factory=dict)
-    validation: Rows = field(default_factory=dict)
+    rows: RowsBySubtask
+    anchors: RowsBySubtask = field(default_factory=dict)
+    validation: RowsBySubtask = field(default_factory=dict)
     start: adapter.Adapter | None = None
 
 
-def describe(run: Run, plan: Plan, **more: Any) -> dict[str, Any]:
+def describe(run: Run, plan: TrainingPlan, **more: Any) -> dict[str, Any]:
     """Return the configuration in the artifact of a training."""
     return {"training": list(plan.seed), **plan.reads(run.config.experts), **more, "model": run.model.key()}
 
 
 def train_or_reuse(
     run: Run,
-    plan: Plan,
+    plan: TrainingPlan,
     *,
     inputs: Sequence[ArtifactRef],
     config: Mapping[str, Any],
@@ -139,12 +139,12 @@ def split_rows(run: Run, examples: Sequence[Example], subtask: str) -> tuple[Seq
     return examples[: len(examples) - kept], examples[len(examples) - kept :]
 
 
-def token_rows(prompter: Prompter, subtask: Subtask, examples: Sequence[Example]) -> list[Row]:
+def token_rows(prompter: Prompter, subtask: Subtask, examples: Sequence[Example]) -> list[TokenizedRow]:
     """Return the examples as token ids: prompt, and the answer with its end token."""
-    return [Row(prompter.prompt(subtask, row), (prompter.answer(row.answer),)) for row in examples]
+    return [TokenizedRow(prompter.prompt(subtask, row), (prompter.answer(row.answer),)) for row in examples]
 
 
-def _train(run: Run, plan: Plan, material: Material, key: str) -> Trained:
+def _train(run: Run, plan: TrainingPlan, material: Material, key: str) -> TrainedAdapter:
     """Train from the last checkpoint that can be used; where there is none, from the first step."""
     store, cfg = open_store(run), run.config.experts
     rows = sum(len(found) for found in material.rows.values())
@@ -161,7 +161,9 @@ def _train(run: Run, plan: Plan, material: Material, key: str) -> Trained:
     return _session(run, plan, material, key, None, 0)
 
 
-def _session(run: Run, plan: Plan, material: Material, key: str, resume: bytes | None, done: int) -> Trained:
+def _session(
+    run: Run, plan: TrainingPlan, material: Material, key: str, resume: bytes | None, done: int
+) -> TrainedAdapter:
     cfg = run.config.experts
     moved = False
 
@@ -222,7 +224,7 @@ def _anchoring(cfg: ExpertsConfig) -> Anchoring:
     return Anchoring(cfg.anchor_weight, cfg.anchor_batch_size, cfg.anchor_every, cfg.anchor_delay)
 
 
-def _files(run: Run, plan: Plan, trained: Trained, warm: ArtifactRef | None) -> dict[str, bytes]:
+def _files(run: Run, plan: TrainingPlan, trained: TrainedAdapter, warm: ArtifactRef | None) -> dict[str, bytes]:
     """Return a PEFT adapter; where it is a delta on a warm start, beside it both as one adapter on the plain base."""
     cfg = run.config.experts
     files = adapter.to_files(
@@ -237,7 +239,7 @@ def _files(run: Run, plan: Plan, trained: Trained, warm: ArtifactRef | None) -> 
     return {**files, **{f"{STANDALONE}/{name}": data for name, data in standalone.items()}}
 
 
-def _metrics(run: Run, trained: Trained) -> dict[str, Any]:
+def _metrics(run: Run, trained: TrainedAdapter) -> dict[str, Any]:
     return {
         "loss": [round(value, 5) for value in trained.loss],
         "anchor": [None if value is None else round(value, 6) for value in trained.anchor],

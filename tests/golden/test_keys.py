@@ -33,10 +33,10 @@ from tasks.stages.contexts import gate_contexts
 from tasks.stages.data import publish_splits
 from tasks.stages.evaluate import evaluate_subtask
 from tasks.stages.experts import train_expert, train_joint, train_warm, train_weak
-from tasks.stages.made import Trained, contestants
 from tasks.stages.merge import STAGE_2, build_unified, read_search, search_groups, search_unified, winner_of
 from tasks.stages.references import measure_reference
 from tasks.stages.report import export_full
+from tasks.stages.run_artifacts import TrainedArtifacts, contestants
 from tasks.stages.weak import label_weak
 
 NAMES = ("sent2", "irony", "emotion")
@@ -141,7 +141,7 @@ def keys(run: Run) -> dict[str, str]:
         name: ref_of(measure_reference.fn(run, name, experts[name], weak[name], train[name], selection.get(name)))
         for name in NAMES
     }
-    trained = Trained(
+    trained = TrainedArtifacts(
         experts=experts,
         warm=warm,
         joint=ref_of(train_joint.fn(run, train)),

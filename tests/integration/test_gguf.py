@@ -16,7 +16,7 @@ from tiny import base_ref, make_tiny_gguf, plain_model, probe_logits, prompter_o
 
 from memmcl.backbone import load
 from memmcl.backbone.decode import greedy
-from memmcl.backbone.forward import Backbone, Row
+from memmcl.backbone.forward import Backbone, TokenizedRow
 from memmcl.backbone.load import load_base, load_tokenizer, resolve_base
 from memmcl.suite.prompts import Prompter
 
@@ -184,6 +184,6 @@ def test_the_packaged_model(cache: Path) -> None:
     assert backbone.layers == 30
     turns = [{"role": "user", "content": "What is the capital of France?"}]
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    prepared = backbone.prepare([Row(tuple(tokenizer.encode(text, add_special_tokens=False)))], batch_size=1)
+    prepared = backbone.prepare([TokenizedRow(tuple(tokenizer.encode(text, add_special_tokens=False)))], batch_size=1)
     (answer,) = greedy(backbone, prepared, end=tokenizer.eos_token_id, max_new_tokens=12)
     assert "Paris" in Prompter(tokenizer, 64).decode(answer)

@@ -17,7 +17,7 @@ from servers import S3Server
 from memmcl.adapters.format import CONFIG_FILE, Factors, to_files
 from memmcl.adapters.load import read_user_adapter
 from memmcl.errors import DataError, ModelError
-from memmcl.suite.sources import Read, Source, read_sources
+from memmcl.suite.sources import RowPools, Source, read_sources
 from memmcl.suite.subtasks import SUBTASKS
 
 ASC = SUBTASKS["asc"]
@@ -51,7 +51,7 @@ def bucket(s3: S3Server, storage: Mapping[str, Any]) -> str:
     return f"s3://{folder}"
 
 
-def read(url: str, storage: Mapping[str, Any]) -> Read:
+def read(url: str, storage: Mapping[str, Any]) -> RowPools:
     return read_sources([ASC], sources={"asc": Source(path=url)}, storage=storage)
 
 

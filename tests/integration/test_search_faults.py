@@ -26,8 +26,8 @@ from memmcl.evolve import seed_genomes
 from memmcl.evolve.bayesian import Process
 from memmcl.evolve.racing import Hurdle
 from memmcl.search.course import Course
-from memmcl.search.plan import Plan, make_spec
-from memmcl.search.problem import Problem
+from memmcl.search.plan import SearchPlan, make_spec
+from memmcl.search.problem import SearchProblem
 from memmcl.search.scorer import Scorer
 from memmcl.store import ArtifactRef
 from memmcl.suite.examples import to_table
@@ -41,7 +41,7 @@ from tasks.stages.merge import Grounds
 
 MEMBERS = ("sent2", "irony")
 EVALUATIONS = 12
-Made = tuple[Run, Plan, Problem]
+Made = tuple[Run, SearchPlan, SearchProblem]
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def make(tmp_path: Path, tiny_base: Path) -> Callable[..., Made]:
         each = {name: {name: (1.0,) * cfg.blocks} for name in MEMBERS}
         problem = Grounds(**refs, selection={}).problem(run)
         spec = make_spec(problem, "both", each, MEMBERS, seeds, EVALUATIONS, inputs)
-        return run, Plan(problem, spec, inputs), problem
+        return run, SearchPlan(problem, spec, inputs), problem
 
     return made
 
@@ -187,11 +187,11 @@ def test_a_record_of_another_genome_lends_its_fitness_to_nothing(make: Callable[
     assert records_of(run, plan)[3]["fitness"] == 99.0, "the first record stands"
 
 
-def records_of(run: Run, plan: Plan) -> dict[int, dict[str, Any]]:
+def records_of(run: Run, plan: SearchPlan) -> dict[int, dict[str, Any]]:
     return open_store(run).records(f"searches/{plan.first.key}")
 
 
-def stored(run: Run, plan: Plan) -> list[dict[str, Any]]:
+def stored(run: Run, plan: SearchPlan) -> list[dict[str, Any]]:
     """Return the records of a search, read as JSON that knows no NaN."""
 
     def refuse(constant: str) -> NoReturn:
@@ -200,7 +200,7 @@ def stored(run: Run, plan: Plan) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(), parse_constant=refuse)[1] for path in record_files(run, plan)]
 
 
-def record_files(run: Run, plan: Plan) -> list[Path]:
+def record_files(run: Run, plan: SearchPlan) -> list[Path]:
     """Return the files of a search's records, in the order of asking."""
     folder = Path(open_store(run).url.removeprefix("file://"), "logs", "searches", plan.first.key)
     return sorted(folder.iterdir())

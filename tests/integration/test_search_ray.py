@@ -27,7 +27,7 @@ from memmcl.config import parse_config
 from memmcl.errors import SearchError, ServiceError, StoreFull
 from memmcl.evolve import LookAhead, Proposal, seed_genomes
 from memmcl.search.course import Course
-from memmcl.search.problem import Problem
+from memmcl.search.problem import SearchProblem
 from memmcl.search.spec import SearchSpec
 from memmcl.store import ArtifactRef
 from memmcl.store.manifest import blob_path
@@ -62,7 +62,7 @@ class Case:
     told: list[str] = field(default_factory=list)
 
     @property
-    def problem(self) -> Problem:
+    def problem(self) -> SearchProblem:
         """What is searched on."""
         grounds = Grounds(experts=self.experts, weak=self.weak, references=self.references, selection={})
         return grounds.problem(self.run)
@@ -197,7 +197,7 @@ class Meeting(Worker):
         """Return it with the file that notes what happened."""
         return type(cls.__name__, (cls,), {"happened": str(path)})
 
-    def _open(self, problem: Problem) -> None:
+    def _open(self, problem: SearchProblem) -> None:
         self._happened, self._begun = Path(self.happened), 0
         super()._open(problem)
 

@@ -25,7 +25,7 @@ from memmcl.errors import CorruptArtifact, ModelError, TrainingError
 from memmcl.evaluate.asking import make_probe
 from memmcl.experts import checkpoint
 from memmcl.experts.train import STAGE_VERSION
-from memmcl.report.parts import Expert
+from memmcl.report.schema import ExpertResult
 from memmcl.search.scorer import Scorer
 from memmcl.search.spec import SearchSpec
 from memmcl.store import ArtifactRef, Manifest, Store, cache_key
@@ -39,7 +39,7 @@ from tasks.run.runtime import Run, open_store
 from tasks.run.session import open_run
 from tasks.stages import data, experts, made, parts, references, training, weak
 from tasks.stages.merge import Grounds
-from tasks.stages.training import Plan
+from tasks.stages.training import TrainingPlan
 
 MEMBERS = ("sent2", "irony", "emotion")
 STEPS = 6
@@ -137,7 +137,7 @@ def keys_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Place], dict[str, str]
     def keys(place: Place) -> dict[str, str]:
         found: dict[str, str] = {}
 
-        def planned(run: Run, plan: Plan, *, inputs: Any, config: Any, **_: Any) -> State[ArtifactRef]:
+        def planned(run: Run, plan: TrainingPlan, *, inputs: Any, config: Any, **_: Any) -> State[ArtifactRef]:
             key = cache_key(plan.kind, inputs=inputs, config=config, stage_version=STAGE_VERSION, seed=run.config.seed)
             found[plan.title] = key
             return Completed(data=ArtifactRef(kind=plan.kind, key=key, name=plan.title))
@@ -325,11 +325,11 @@ def test_an_expert_is_anchored_after_the_fact_from_its_plain_self(make: Make) ->
 def test_results_tell_of_it_from_its_first_plain_step_on(make: Make) -> None:
     place = make(warm_start=0, anchor_after=0.5, anchor_weight=1.0, validation_rows=2, validate_every=2)
     expert = place.expert("sent2")
-    trained = made.Trained(
+    trained = made.TrainedArtifacts(
         experts={"sent2": expert}, warm=None, joint=None, weak_lora=None, weak={}, selection={}, references={}
     )
     (part,) = parts.expert_parts(place.run, SimpleNamespace(trained=trained))  # type: ignore[arg-type]
-    told = Expert.model_validate(part)
+    told = ExpertResult.model_validate(part)
     (plain,) = [place.manifest(ref) for ref in place.manifest(expert).inputs if ref.kind == "expert"]
     assert (told.steps, len(told.loss)) == (STEPS, STEPS)
     assert [value is not None for value in told.anchor] == [False] * 3 + [True, False, True]

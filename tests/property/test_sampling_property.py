@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memmcl.backbone.forward import Row
+from memmcl.backbone.forward import TokenizedRow
 from memmcl.experts.sampling import Sampler, Turns
 
 SIZES, SEEDS = st.integers(1, 12), st.integers(0, 2**63 - 1)
 
 
-def rows(count: int) -> list[Row]:
-    return [Row((number,)) for number in range(count)]
+def rows(count: int) -> list[TokenizedRow]:
+    return [TokenizedRow((number,)) for number in range(count)]
 
 
 @settings(deadline=None)
@@ -48,7 +48,9 @@ def test_a_step_has_its_rows_whatever_was_asked_before(count: int, size: int, se
 def test_turns_go_round_in_the_order_of_names(
     counts: dict[str, int], size: int, seed: int, data: st.DataObject
 ) -> None:
-    given_rows = {name: [Row((ord(name), number)) for number in range(count)] for name, count in counts.items()}
+    given_rows = {
+        name: [TokenizedRow((ord(name), number)) for number in range(count)] for name, count in counts.items()
+    }
     names = sorted(name for name, count in counts.items() if count)
     turns = Turns(given_rows, size, seed)
     assert bool(turns) == bool(names)

@@ -27,7 +27,7 @@ from torch import nn
 
 from memmcl.adapters.format import CONFIG_FILE, WEIGHTS_FILE, Adapter, Factors, files_like, to_files
 from memmcl.adapters.load import read_adapter
-from memmcl.backbone.forward import Row
+from memmcl.backbone.forward import TokenizedRow
 from memmcl.errors import ModelError, StoreError, TrainingError, UsageError
 from memmcl.experts.after import (
     RECORD,
@@ -124,7 +124,7 @@ def merged(base: Path, adapter: Adapter) -> nn.Module:
 
 
 @torch.no_grad()
-def naive_kl(reference: nn.Module, model: nn.Module, rows: Sequence[Row]) -> float:
+def naive_kl(reference: nn.Module, model: nn.Module, rows: Sequence[TokenizedRow]) -> float:
     """Mean KL(reference || model) over the answer positions, one plain pass a row."""
     found = []
     for row in rows:

@@ -12,7 +12,7 @@ from tiny import VOCABULARY, answer_logits, backbone_of, naive_logprob, plain_mo
 from torch import nn
 
 from memmcl.backbone.decode import _fewer, dropping, in_place
-from memmcl.backbone.forward import ROUND, Backbone, Row, collate, pack
+from memmcl.backbone.forward import ROUND, Backbone, TokenizedRow, collate, pack
 from memmcl.errors import ModelError
 
 SPLITS = (0, 1, 2)
@@ -34,16 +34,18 @@ def random_ids(rng: np.random.Generator, length: int) -> tuple[int, ...]:
     return tuple(int(token) for token in rng.integers(3, VOCABULARY, length))
 
 
-def random_rows(seed: int, prefix: int, lengths: tuple[int, ...] = (1, 9, 4, 6, 2, 9, 3)) -> list[Row]:
+def random_rows(seed: int, prefix: int, lengths: tuple[int, ...] = (1, 9, 4, 6, 2, 9, 3)) -> list[TokenizedRow]:
     """Rows behind one prefix; continuations of one token and more, some with the same beginning."""
     rng = np.random.default_rng(seed)
     shared, start = random_ids(rng, prefix), random_ids(rng, 2)
     continuations = ((*start, 7, 2), (*start, 2), start, (start[0],), (11,), (11, 2), random_ids(rng, 5))
-    return [Row((*shared, *random_ids(rng, length)), continuations[: 1 + i]) for i, length in enumerate(lengths)]
+    return [
+        TokenizedRow((*shared, *random_ids(rng, length)), continuations[: 1 + i]) for i, length in enumerate(lengths)
+    ]
 
 
 def scored_logits(
-    backbone: Backbone, rows: list[Row], prefix: int, batch_size: int
+    backbone: Backbone, rows: list[TokenizedRow], prefix: int, batch_size: int
 ) -> dict[tuple[int, int], torch.Tensor]:
     """Return, by (row, continuation), the logits that predict its tokens."""
     prepared = backbone.prepare(rows, batch_size=batch_size, prefix=prefix)
@@ -65,7 +67,7 @@ def scored_logits(
 
 
 def test_collate_lays_out_a_tree() -> None:
-    batch = collate([Row((5, 6), ((7, 8), (9,))), Row((4,), ((3, 2, 1),))], pad=0, prefix=3)
+    batch = collate([TokenizedRow((5, 6), ((7, 8), (9,))), TokenizedRow((4,), ((3, 2, 1),))], pad=0, prefix=3)
     assert batch.tokens.tolist() == [[5, 6, 7], [4, 3, 2]]
     assert batch.positions.tolist() == [[3, 4, 5], [3, 4, 5]]
     assert batch.queries.tolist() == [[0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
@@ -78,7 +80,7 @@ def test_collate_lays_out_a_tree() -> None:
 
 
 def test_the_mask_hides_one_continuation_from_another_and_padding_from_all() -> None:
-    batch = collate([Row((5, 6), ((7, 8, 2), (9, 2), (4,))), Row((3,))], pad=0)
+    batch = collate([TokenizedRow((5, 6), ((7, 8, 2), (9, 2), (4,))), TokenizedRow((3,))], pad=0)
     assert batch.tokens.tolist() == [[5, 6, 7, 8, 9], [3, 0, 0, 0, 0]]
     assert batch.positions.tolist()[0] == [0, 1, 2, 3, 2]
     first, second = batch.mask[:, 0].int().tolist()
@@ -136,7 +138,7 @@ def test_the_trunk_is_computed_once_and_serves_other_top_weights(backbone: Backb
 
 
 def test_the_trunks_keys_and_values_can_be_asked_for_later(backbone: Backbone) -> None:
-    rows = [Row(row.prompt) for row in random_rows(5, 2)]
+    rows = [TokenizedRow(row.prompt) for row in random_rows(5, 2)]
     later, at_once = (backbone.prepare(rows, batch_size=3, prefix=2) for _ in range(2))
     backbone.trunk(later)
     backbone.trunk(later, keep_cache=True)
@@ -158,7 +160,12 @@ def test_sequence_hidden_is_the_models_own_hidden_state(backbone: Backbone, mode
 
 
 def test_prepare_sorts_rows_by_length_and_keeps_their_indices(backbone: Backbone) -> None:
-    rows = [Row((1, 2, 3, 4), ((5,),)), Row((1, 2), ((5,),)), Row((1, 2), ((5, 6, 7),)), Row((1, 9, 9), ((5,),))]
+    rows = [
+        TokenizedRow((1, 2, 3, 4), ((5,),)),
+        TokenizedRow((1, 2), ((5,),)),
+        TokenizedRow((1, 2), ((5, 6, 7),)),
+        TokenizedRow((1, 9, 9), ((5,),)),
+    ]
     prepared = backbone.prepare(rows, batch_size=3, prefix=1)
     assert prepared.order == [[1, 3, 0], [2]]
     assert prepared.prefix == (1,)
@@ -189,7 +196,7 @@ WAYS = pytest.mark.parametrize("decode", [dropping, in_place])
 def test_greedy_equals_generate(
     backbone: Backbone, model: nn.Module, batch_size: int, prefix: int, decode: Decode
 ) -> None:
-    rows = [Row(row.prompt) for row in random_rows(2, prefix)]
+    rows = [TokenizedRow(row.prompt) for row in random_rows(2, prefix)]
     free = [generated(model, row.prompt, VOCABULARY, 8) for row in rows]
     assert len({token for ids in free for token in ids}) > 10, "the oracle says one token over and over"
     end = free[1][3]  # stops one row in the middle, others later or never
@@ -209,7 +216,7 @@ def test_greedy_equals_generate(
 @WAYS
 @pytest.mark.parametrize("limit", [1, 2, 5])
 def test_greedy_stops_at_the_limit(backbone: Backbone, model: nn.Module, limit: int, decode: Decode) -> None:
-    rows = [Row(row.prompt) for row in random_rows(4, 0)]
+    rows = [TokenizedRow(row.prompt) for row in random_rows(4, 0)]
     prepared = backbone.prepare(rows, batch_size=8)
     backbone.trunk(prepared, keep_cache=True)
     (order,) = prepared.order
@@ -220,7 +227,7 @@ def test_greedy_stops_at_the_limit(backbone: Backbone, model: nn.Module, limit: 
 
 @WAYS
 def test_an_answer_that_ends_at_once_is_empty(backbone: Backbone, model: nn.Module, decode: Decode) -> None:
-    rows = [Row(row.prompt) for row in random_rows(4, 0)]
+    rows = [TokenizedRow(row.prompt) for row in random_rows(4, 0)]
     end = generated(model, rows[0].prompt, VOCABULARY, 1)[0]
     prepared = backbone.prepare(rows[:1], batch_size=8)
     backbone.trunk(prepared, keep_cache=True)
@@ -230,7 +237,7 @@ def test_an_answer_that_ends_at_once_is_empty(backbone: Backbone, model: nn.Modu
 @WAYS
 @pytest.mark.parametrize("prefix", [0, 5])
 def test_weights_that_are_no_numbers_leave_nothing_behind(backbone: Backbone, decode: Decode, prefix: int) -> None:
-    rows = [Row(row.prompt) for row in random_rows(4, prefix)]
+    rows = [TokenizedRow(row.prompt) for row in random_rows(4, prefix)]
     prepared = backbone.prepare(rows, batch_size=8, prefix=prefix)
     backbone.trunk(prepared, keep_cache=True)
 
@@ -249,17 +256,17 @@ def test_weights_that_are_no_numbers_leave_nothing_behind(backbone: Backbone, de
     assert decoded() == before
 
 
-def packed_rows() -> tuple[list[Row], list[int]]:
+def packed_rows() -> tuple[list[TokenizedRow], list[int]]:
     """Rows of two prefixes and of none, one of them twice, with answers of one token and more."""
     rng = np.random.default_rng(6)
     first, second = random_ids(rng, 4), random_ids(rng, 2)
     rows = [
-        Row((*first, *random_ids(rng, 3)), (random_ids(rng, 3),)),
-        Row((*second, *random_ids(rng, 5)), (random_ids(rng, 1),)),
-        Row((*first, *random_ids(rng, 1)), (random_ids(rng, 2),)),
-        Row(random_ids(rng, 4), (random_ids(rng, 4),)),
-        Row((*second, *random_ids(rng, 2)), (random_ids(rng, 2),)),
-        Row(random_ids(rng, 1), (random_ids(rng, 1),)),
+        TokenizedRow((*first, *random_ids(rng, 3)), (random_ids(rng, 3),)),
+        TokenizedRow((*second, *random_ids(rng, 5)), (random_ids(rng, 1),)),
+        TokenizedRow((*first, *random_ids(rng, 1)), (random_ids(rng, 2),)),
+        TokenizedRow(random_ids(rng, 4), (random_ids(rng, 4),)),
+        TokenizedRow((*second, *random_ids(rng, 2)), (random_ids(rng, 2),)),
+        TokenizedRow(random_ids(rng, 1), (random_ids(rng, 1),)),
     ]
     return [*rows, rows[0]], [4, 2, 4, 0, 2, 0, 4]
 

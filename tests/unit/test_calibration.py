@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memmcl.errors import ConfigError, DataError
-from memmcl.evaluate.calibration import METHODS, apply, fit
+from memmcl.evaluate.calibration import CALIBRATIONS, apply, fit
 
 
 def logs(*rows: list[float]) -> np.ndarray:
@@ -34,7 +34,7 @@ def test_content_free_calibration_is_a_fit_on_one_row() -> None:
     assert apply(logs([0.8, 0.2]), offsets) == pytest.approx(np.zeros((1, 2)))
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(CALIBRATIONS))
 @given(
     rows=st.lists(
         st.tuples(st.lists(st.floats(-20, 0), min_size=3, max_size=3), st.floats(-50, 50)), min_size=1, max_size=9

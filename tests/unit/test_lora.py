@@ -24,7 +24,7 @@ from train_fixture import (
 )
 
 from memmcl.backbone.activations import Activations
-from memmcl.backbone.forward import Backbone, Row
+from memmcl.backbone.forward import Backbone, TokenizedRow
 from memmcl.errors import TrainingError
 from memmcl.experts.lora import adapted, factors_of, initial_factors, parameters_of, switched_off
 from memmcl.experts.settings import LoraShape
@@ -44,7 +44,7 @@ def start_of(backbone: Backbone, shape: LoraShape, others: Rows, seed: int = 7) 
 
 
 @pytest.fixture(scope="module")
-def others() -> dict[str, list[Row]]:
+def others() -> dict[str, list[TokenizedRow]]:
     """Rows of two other subtasks, one with a prefix that all share; enough tokens to span all directions."""
     rng = np.random.default_rng(8)
 
@@ -53,8 +53,8 @@ def others() -> dict[str, list[Row]]:
 
     shared = ids(20)
     return {
-        "free": [Row((3 + number, *ids(30)), (ids(4),)) for number in range(10)],
-        "shared": [Row((*shared, 3 + number, *ids(20)), (ids(2),)) for number in range(7)],
+        "free": [TokenizedRow((3 + number, *ids(30)), (ids(4),)) for number in range(10)],
+        "shared": [TokenizedRow((*shared, 3 + number, *ids(20)), (ids(2),)) for number in range(7)],
     }
 
 
@@ -80,7 +80,7 @@ def naive_moments(directory: Path, names: list[str], others: Rows) -> dict[str, 
 
 
 def test_osrm_starts_where_other_subtasks_features_are_least(
-    tiny_base: Path, backbone: Backbone, others: dict[str, list[Row]]
+    tiny_base: Path, backbone: Backbone, others: dict[str, list[TokenizedRow]]
 ) -> None:
     """A's rows are orthogonal, as long as Kaiming's, and span the eigenvectors of the smallest eigenvalues."""
     before = state_of(backbone.model)
@@ -105,7 +105,7 @@ def test_osrm_starts_where_other_subtasks_features_are_least(
     assert sum(seen["osrm"]) < 0.2 * sum(seen["kaiming"])
 
 
-def test_osrm_moves_other_subtasks_less(tiny_base: Path, others: dict[str, list[Row]]) -> None:
+def test_osrm_moves_other_subtasks_less(tiny_base: Path, others: dict[str, list[TokenizedRow]]) -> None:
     """After training on own rows, without an anchor, the update of the first adapted layers is smaller elsewhere."""
     backbone = backbone_of(tiny_base, 3)
     moved = {}
@@ -135,7 +135,7 @@ def test_osrm_needs_other_subtasks(tiny_base: Path, backbone: Backbone, others: 
     assert_same_state(before, state_of(backbone.model))
 
 
-def test_where_it_starts_depends_on_the_seed_alone(backbone: Backbone, others: dict[str, list[Row]]) -> None:
+def test_where_it_starts_depends_on_the_seed_alone(backbone: Backbone, others: dict[str, list[TokenizedRow]]) -> None:
     state = torch.random.get_rng_state()
     one, again, other = (start_of(backbone, LORA, others, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), state)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from memmcl import seeds
-from memmcl.backbone.forward import Row
+from memmcl.backbone.forward import TokenizedRow
 from memmcl.experts.sampling import Sampler, Turns
 
 
-def rows(name: int, count: int) -> list[Row]:
-    return [Row((name, number)) for number in range(count)]
+def rows(name: int, count: int) -> list[TokenizedRow]:
+    return [TokenizedRow((name, number)) for number in range(count)]
 
 
-def numbers(batch: list[Row]) -> list[int]:
+def numbers(batch: list[TokenizedRow]) -> list[int]:
     return [row.prompt[1] for row in batch]
 
 

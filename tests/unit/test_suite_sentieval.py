@@ -10,7 +10,7 @@ from tiny import SENTIEVAL, needs_sentieval
 
 from memmcl.errors import DataError
 from memmcl.suite.examples import Example, drawing_order
-from memmcl.suite.sources import Read, read_sources
+from memmcl.suite.sources import RowPools, read_sources
 from memmcl.suite.subtasks import POLARITIES, SUBTASKS
 
 
@@ -31,7 +31,7 @@ def write_csv(path: Path, *records: list[str]) -> None:
         csv.writer(file, lineterminator="\n").writerows(records)
 
 
-def read(root: Path, *names: str, **options: object) -> Read:
+def read(root: Path, *names: str, **options: object) -> RowPools:
     return read_sources([SUBTASKS[name] for name in names], source=str(root), **options)
 
 

@@ -34,7 +34,7 @@ from train_fixture import (
 
 from memmcl.adapters.format import Factors
 from memmcl.backbone.activations import Activations
-from memmcl.backbone.forward import Backbone, Row
+from memmcl.backbone.forward import Backbone, TokenizedRow
 from memmcl.errors import TrainingError
 from memmcl.experts.settings import Anchoring, Stopping
 from memmcl.experts.train import Moved
@@ -203,8 +203,8 @@ def test_every_row_is_seen_once_an_epoch(tiny_base: Path, rows: Rows, anchors: R
 
 
 def test_tokens_count_a_shared_prefix_once(tiny_base: Path) -> None:
-    rows = [Row((5, 6, 7, 8), ((9, 2),)), Row((5, 6, 7, 10, 11), ((12, 2),))]
-    others = [Row((9, 4), ((3, 3, 2),)), Row((9, 5), ((2,),))]
+    rows = [TokenizedRow((5, 6, 7, 8), ((9, 2),)), TokenizedRow((5, 6, 7, 10, 11), ((12, 2),))]
+    others = [TokenizedRow((9, 4), ((3, 3, 2),)), TokenizedRow((9, 5), ((2,),))]
     backbone = backbone_of(tiny_base, 2)
     assert train(backbone, {"one": rows}, steps=3, batch_size=2).tokens == 3 * (3 + 2 + 3)
     trained = train(backbone, {"one": rows}, {"two": others}, steps=3, batch_size=2)

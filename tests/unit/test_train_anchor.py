@@ -31,7 +31,7 @@ from memmcl.adapters.format import Factors
 from memmcl.backbone.forward import Backbone
 from memmcl.errors import TrainingError
 from memmcl.experts.settings import Anchoring
-from memmcl.experts.train import Trained
+from memmcl.experts.train import TrainedAdapter
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_fewer_anchors_pull_harder(tiny_base: Path, backbone: Backbone, rows: Ro
     assert distance(weaker, factors) > 2e-2, "a weight without `every` would not be noticed"
 
 
-def trained_on(backbone: Backbone, rows: Rows, **changed: object) -> Trained:
+def trained_on(backbone: Backbone, rows: Rows, **changed: object) -> TrainedAdapter:
     return train(backbone, rows, **{"steps": 10, "batch_size": 6, "learning_rate": 1e-2} | changed)
 
 

@@ -27,7 +27,7 @@ from train_fixture import (
     train,
 )
 
-from memmcl.backbone.forward import Backbone, Batch, Row
+from memmcl.backbone.forward import Backbone, Batch, TokenizedRow
 from memmcl.errors import TrainingError
 from memmcl.experts.checkpoint import decode, encode
 from memmcl.experts.settings import Anchoring
@@ -42,20 +42,20 @@ def backbone(tiny_base: Path) -> Backbone:
 
 
 @pytest.fixture(scope="module")
-def uneven() -> dict[str, list[Row]]:
+def uneven() -> dict[str, list[TokenizedRow]]:
     """Rows whose answers have 1 to 24 tokens."""
     rng = np.random.default_rng(5)
 
     def ids(length: int) -> tuple[int, ...]:
         return tuple(int(token) for token in rng.integers(3, VOCABULARY, length))
 
-    return {name: [Row(ids(6), (ids(length),)) for length in (1, 24, 2, 1, 17, 1)] for name in ("a", "b")}
+    return {name: [TokenizedRow(ids(6), (ids(length),)) for length in (1, 24, 2, 1, 17, 1)] for name in ("a", "b")}
 
 
-def of_parts(size: int) -> Callable[[nn.Module, Sequence[Row]], Tensor]:
+def of_parts(size: int) -> Callable[[nn.Module, Sequence[TokenizedRow]], Tensor]:
     """Return the mistake: the mean over parts of each part's mean."""
 
-    def loss(model: nn.Module, rows: Sequence[Row]) -> Tensor:
+    def loss(model: nn.Module, rows: Sequence[TokenizedRow]) -> Tensor:
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
         return torch.stack([naive_loss(model, part) for part in parts]).mean()
 
@@ -64,7 +64,7 @@ def of_parts(size: int) -> Callable[[nn.Module, Sequence[Row]], Tensor]:
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4, 5, 6, 99])
 def test_parts_are_weighted_by_their_answer_tokens(
-    backbone: Backbone, uneven: dict[str, list[Row]], micro_batch: int
+    backbone: Backbone, uneven: dict[str, list[TokenizedRow]], micro_batch: int
 ) -> None:
     """The same factors as in one part; every part size, also where the last part is smaller."""
     settings = {"batch_size": 6, "steps": 3, "anchoring": Anchoring(5.0, 5)}
@@ -76,7 +76,9 @@ def test_parts_are_weighted_by_their_answer_tokens(
     assert distance(parts.factors, whole.factors) < 2e-3
 
 
-def test_a_mean_of_means_would_be_noticed(tiny_base: Path, backbone: Backbone, uneven: dict[str, list[Row]]) -> None:
+def test_a_mean_of_means_would_be_noticed(
+    tiny_base: Path, backbone: Backbone, uneven: dict[str, list[TokenizedRow]]
+) -> None:
     """The plain loop with that mistake is ten times as far away as what the test above lets pass."""
     rows, plan = uneven["a"], replace(PLAN, batch_size=6, steps=3)
     start = initial_factors(backbone, {"a": rows})

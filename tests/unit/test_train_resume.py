@@ -30,7 +30,7 @@ from memmcl.errors import TrainingError
 from memmcl.experts import checkpoint
 from memmcl.experts.checkpoint import decode
 from memmcl.experts.settings import Anchoring, Stopping
-from memmcl.experts.train import Moved, Trained
+from memmcl.experts.train import Moved, TrainedAdapter
 
 PLAIN: dict[str, Any] = {"steps": 7}
 EVERYTHING: dict[str, Any] = PLAIN | {
@@ -66,14 +66,16 @@ def backbone(tiny_base: Path) -> Backbone:
     return backbone_of(tiny_base, 2)
 
 
-def run(base: Path, backbone: Backbone, settings: dict[str, Any], **more: Any) -> Trained:
+def run(base: Path, backbone: Backbone, settings: dict[str, Any], **more: Any) -> TrainedAdapter:
     rows = {**own_rows(base), "emotion": other_rows(base)["uabsa"][:2]}
     anchors = {"irony": other_rows(base)["irony"], "uabsa": other_rows(base)["uabsa"][1:]}
     return train(backbone, rows, anchors, **{"validation": held_out_rows(base)} | settings | more)
 
 
 @pytest.fixture(scope="module", params=["plain", "everything", "early"])
-def whole(request: pytest.FixtureRequest, tiny_base: Path, backbone: Backbone) -> tuple[dict[str, Any], Trained, Saves]:
+def whole(
+    request: pytest.FixtureRequest, tiny_base: Path, backbone: Backbone
+) -> tuple[dict[str, Any], TrainedAdapter, Saves]:
     """Settings, an uninterrupted training, and its checkpoints after every step."""
     settings = {"plain": PLAIN, "everything": EVERYTHING, "early": EARLY}[request.param]
     saves = Saves()
@@ -95,7 +97,7 @@ def without_clock(data: bytes) -> tuple[Any, dict[str, bytes]]:
 
 @pytest.mark.parametrize("kept", [1, 3, -1])
 def test_killed_while_saving(
-    tiny_base: Path, backbone: Backbone, whole: tuple[dict[str, Any], Trained, Saves], kept: int
+    tiny_base: Path, backbone: Backbone, whole: tuple[dict[str, Any], TrainedAdapter, Saves], kept: int
 ) -> None:
     """From any checkpoint training goes on to the same factors, losses, anchors, looks, best adapter and tokens.
 
@@ -117,7 +119,7 @@ def test_killed_while_saving(
 
 
 def test_killed_between_checkpoints_and_again(
-    tiny_base: Path, backbone: Backbone, whole: tuple[dict[str, Any], Trained, Saves]
+    tiny_base: Path, backbone: Backbone, whole: tuple[dict[str, Any], TrainedAdapter, Saves]
 ) -> None:
     """What was done since the last checkpoint is done again; a resumed training can be killed like any other."""
     settings, trained, _ = whole
@@ -176,7 +178,7 @@ for dtype in ("float32", "bfloat16"):
 """
 
 
-def as_files(trained: Trained) -> dict[str, bytes]:
+def as_files(trained: TrainedAdapter) -> dict[str, bytes]:
     """Return all that decides whether two trainings are equal, as bytes."""
     told = replace(trained, factors={}, seconds=0.0)
     return {"curves": json.dumps(vars(told)).encode(), **to_files(trained.factors, base_name="", rank=4, alpha=8.0)}

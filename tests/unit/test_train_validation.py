@@ -24,7 +24,7 @@ from train_fixture import (
 from memmcl.adapters.format import Factors
 from memmcl.backbone.forward import Backbone
 from memmcl.experts.settings import Curve, Optimisation, Stopping
-from memmcl.experts.train import Moved, Trained, rate
+from memmcl.experts.train import Moved, TrainedAdapter, rate
 
 WORSENS = {"learning_rate": 0.05, "curve": "constant", "batch_size": 6}
 """So fast that the held-out rows of another subtask suffer, after a while."""
@@ -40,7 +40,7 @@ def rows(tiny_base: Path) -> Rows:
     return own_rows(tiny_base)
 
 
-def watched(backbone: Backbone, rows: Rows, **changed: object) -> tuple[Trained, list[dict[str, Factors]]]:
+def watched(backbone: Backbone, rows: Rows, **changed: object) -> tuple[TrainedAdapter, list[dict[str, Factors]]]:
     """Train, and return the factors after each step too."""
     during: list[dict[str, Factors]] = []
 

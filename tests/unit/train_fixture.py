@@ -16,12 +16,12 @@ from tiny import answer_logits, backbone_of, plain_model, prompter_of, training_
 from torch import Tensor, nn
 
 from memmcl.adapters.format import Adapter, Factors, to_files
-from memmcl.backbone.forward import Backbone, Row
+from memmcl.backbone.forward import Backbone, TokenizedRow
 from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
-from memmcl.experts.train import Trained, train_adapter
+from memmcl.experts.train import TrainedAdapter, train_adapter
 from memmcl.merge.build import Merger
 
-Rows = Mapping[str, Sequence[Row]]
+Rows = Mapping[str, Sequence[TokenizedRow]]
 ADAPTER = "default"
 
 LORA = LoraShape(("q_proj", "v_proj", "down_proj"), rank=4, alpha=8.0)
@@ -30,24 +30,26 @@ ANCHORING = Anchoring(weight=0.5, batch_size=2)
 
 
 @cache
-def own_rows(directory: Path) -> dict[str, list[Row]]:
+def own_rows(directory: Path) -> dict[str, list[TokenizedRow]]:
     """Return six rows of one subtask."""
     return {"sent2": training_rows(prompter_of(directory), "sent2", 6)}
 
 
 @cache
-def other_rows(directory: Path) -> dict[str, list[Row]]:
+def other_rows(directory: Path) -> dict[str, list[TokenizedRow]]:
     """Return three rows each of two other subtasks."""
     return {name: training_rows(prompter_of(directory), name, 3) for name in ("irony", "uabsa")}
 
 
 @cache
-def held_out_rows(directory: Path) -> dict[str, list[Row]]:
+def held_out_rows(directory: Path) -> dict[str, list[TokenizedRow]]:
     """Return three rows of the first subtask that are not among its six."""
     return {"sent2": training_rows(prompter_of(directory), "sent2", 9)[6:]}
 
 
-def train(backbone: Backbone, rows: Rows, anchors: Rows | None = None, *, seed: int = 7, **changed: Any) -> Trained:
+def train(
+    backbone: Backbone, rows: Rows, anchors: Rows | None = None, *, seed: int = 7, **changed: Any
+) -> TrainedAdapter:
     """Train by LORA, PLAN and ANCHORING; `changed` are their fields, the last's as a whole, and other arguments."""
     groups: dict[str, Any] = {}
     for name, group in (("lora", LORA), ("optimisation", PLAN)):
@@ -66,7 +68,7 @@ def assert_same_factors(one: Adapter, two: Adapter) -> None:
         assert one[name].scale == two[name].scale
 
 
-def assert_same_training(one: Trained, two: Trained) -> None:
+def assert_same_training(one: TrainedAdapter, two: TrainedAdapter) -> None:
     """Compare all bits but the clock's."""
     assert_same_factors(one.factors, two.factors)
     timeless = {"factors": {}, "seconds": 0.0}
@@ -128,7 +130,7 @@ def loaded(directory: Path, folder: Path, adapter: Adapter, **written: Any) -> P
     return PeftModel.from_pretrained(plain_model(directory), folder).eval()
 
 
-def naive_kl(base: nn.Module, adapted: nn.Module, rows: Sequence[Row]) -> Tensor:
+def naive_kl(base: nn.Module, adapted: nn.Module, rows: Sequence[TokenizedRow]) -> Tensor:
     """Mean KL(base || adapted) over the answer positions, one plain pass per row."""
     found = []
     for row in rows:
@@ -139,13 +141,13 @@ def naive_kl(base: nn.Module, adapted: nn.Module, rows: Sequence[Row]) -> Tensor
     return torch.cat(found).mean()
 
 
-def naive_loss(model: nn.Module, rows: Sequence[Row]) -> Tensor:
+def naive_loss(model: nn.Module, rows: Sequence[TokenizedRow]) -> Tensor:
     """Mean cross-entropy over the answer tokens, one plain pass per row."""
     logits = torch.cat([answer_logits(model, row.prompt, row.continuations[0]) for row in rows])
     return nn.functional.cross_entropy(logits, torch.tensor([token for row in rows for token in row.continuations[0]]))
 
 
-Loss = Callable[[nn.Module, Sequence[Row]], Tensor]
+Loss = Callable[[nn.Module, Sequence[TokenizedRow]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ class Plain:
     loss: Loss = naive_loss
 
     def train(
-        self, start: Adapter, rows: Sequence[Row], anchors: Rows
+        self, start: Adapter, rows: Sequence[TokenizedRow], anchors: Rows
     ) -> tuple[Adapter, list[float], list[float | None]]:
         """Return factors, own losses and anchors."""
         plan = self.optimisation

@@ -8,7 +8,6 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from memmcl.report.parts import ContextResult, Search
 from memmcl.report.plots.figure import (
     COLOURS,
     PANEL,
@@ -24,6 +23,7 @@ from memmcl.report.plots.figure import (
     whole_numbers,
 )
 from memmcl.report.results import Results
+from memmcl.report.schema import ContextResult, SearchResult
 from memmcl.report.verdict import plus_minus
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def fitness_plots(results: Results) -> tuple[Plot, ...]:
             f"fitness {plus_minus(best)}"
         )
 
-        def paint(figure: Figure, search: Search = search) -> None:
+        def paint(figure: Figure, search: SearchResult = search) -> None:
             _paint_fitness(figure.add_subplot(), search)
 
         panels.append(draw(f"fitness-{number}", paint, width=PANEL, height=230, alt=alt, title=search.title))
@@ -84,7 +84,7 @@ def seconds_plots(results: Results) -> tuple[Plot, ...]:
         }
         spoken = ", ".join(f"{part} {total:.1f} s" for part, total in totals.items())
 
-        def paint(figure: Figure, search: Search = search) -> None:
+        def paint(figure: Figure, search: SearchResult = search) -> None:
             axes = figure.add_subplot()
             frame(axes, "y")
             x = [c.index for c in search.candidates]
@@ -262,7 +262,7 @@ def _dot_plot(
     return draw(name, paint, width=width, height=46 + 21 * len(rows), alt=alt, title=title)
 
 
-def _paint_fitness(axes: Axes, search: Search) -> None:
+def _paint_fitness(axes: Axes, search: SearchResult) -> None:
     frame(axes, "both")
     known = sorted((c.index, c.fitness, c.is_seed, c.stopped) for c in search.candidates if c.fitness is not None)
     stopped = [(index, fitness) for index, fitness, _, lost in known if lost]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
-from memmcl.report.parts import RIVALS, Expert
 from memmcl.report.plots.figure import (
     COLOURS,
     PANEL,
@@ -21,7 +20,8 @@ from memmcl.report.plots.figure import (
     whole_numbers,
 )
 from memmcl.report.results import Results
-from memmcl.report.transfer import Kept, interference, kept
+from memmcl.report.schema import RIVALS, ExpertResult
+from memmcl.report.transfer import RetentionRow, interference, kept
 from memmcl.report.verdict import plus_minus, signed
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def loss_plots(results: Results) -> tuple[Plot, ...]:
     for number, expert in enumerate(results.experts):
         if any(value is not None for value in expert.loss):
 
-            def paint(figure: Figure, expert: Expert = expert) -> None:
+            def paint(figure: Figure, expert: ExpertResult = expert) -> None:
                 axes = figure.add_subplot()
                 _paint_loss(axes, expert)
                 axes.set(xlabel="step", ylim=(0, top * 1.05))
@@ -122,7 +122,7 @@ def nai_plot(results: Results) -> Plot | None:
     return draw("nai", paint, width=WIDE, height=height, alt=alt)
 
 
-def _paint_loss(axes: Axes, expert: Expert) -> None:
+def _paint_loss(axes: Axes, expert: ExpertResult) -> None:
     frame(axes, "y")
     curve(axes, expert.loss, COLOURS["rival" if expert.subtask in RIVALS else "expert"], "-", "loss")
     if any(value is not None for value in expert.anchor):
@@ -135,7 +135,7 @@ def _paint_loss(axes: Axes, expert: Expert) -> None:
     whole_numbers(axes)
 
 
-def _loss_in_words(expert: Expert) -> str:
+def _loss_in_words(expert: ExpertResult) -> str:
     losses = [value for value in expert.loss if value is not None]
     told = f"Training loss of {expert.subtask}: first {losses[0]:.3f}, last {losses[-1]:.3f}"
     points = [point for point in expert.validation if point.loss is not None]
@@ -146,7 +146,9 @@ def _loss_in_words(expert: Expert) -> str:
     return told + ("; stopped early" if expert.stopped_early else "")
 
 
-def _paint_kept(axes: Axes, models: tuple[Kept, ...], names: list[str], part: Literal["retention", "nai"]) -> None:
+def _paint_kept(
+    axes: Axes, models: tuple[RetentionRow, ...], names: list[str], part: Literal["retention", "nai"]
+) -> None:
     frame(axes, "both")
     low, high = REACH
     shown = [0.0, 1.0]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from memmcl.report.parts import Relation, TaskVectors
 from memmcl.report.plots.experts import MARKERS
 from memmcl.report.plots.figure import (
     CHARACTER,
@@ -22,6 +21,7 @@ from memmcl.report.plots.figure import (
     whole_numbers,
 )
 from memmcl.report.results import Results
+from memmcl.report.schema import TaskVectors, VectorPair
 from memmcl.report.verdict import plus_minus
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _line(
     axes.plot(layers, values, marker=marker, linestyle=dashes, color=colour, markersize=4.5, linewidth=1.4, label=label)
 
 
-def _pairs(relation: Relation) -> list[tuple[int, int, float]]:
+def _pairs(relation: VectorPair) -> list[tuple[int, int, float]]:
     both = combinations(range(len(relation.norms)), 2)
     return [(one, other, value) for one, other in both if (value := relation.cosines[one][other]) is not None]
 

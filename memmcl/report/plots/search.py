@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from memmcl.evolve import pareto
-from memmcl.report.parts import Candidate, Search
 from memmcl.report.plots.figure import COLOURS, PANEL, Plot, draw, frame
 from memmcl.report.results import Results
+from memmcl.report.schema import CandidateResult, SearchResult
 from memmcl.report.verdict import plus_minus
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ def front_plots(results: Results) -> tuple[Plot, ...]:
                 figure: Figure,
                 i: int = i,
                 j: int = j,
-                search: Search = search,
-                shown: list[Candidate] = shown,
-                best: list[Candidate] = best,
-                winner: Candidate | None = winner,
+                search: SearchResult = search,
+                shown: list[CandidateResult] = shown,
+                best: list[CandidateResult] = best,
+                winner: CandidateResult | None = winner,
             ) -> None:
                 axes = figure.add_subplot()
                 frame(axes, "both")
@@ -62,18 +62,18 @@ def front_plots(results: Results) -> tuple[Plot, ...]:
     return tuple(panels)
 
 
-def measured(search: Search) -> list[Candidate]:
+def measured(search: SearchResult) -> list[CandidateResult]:
     """Return the candidates that were put to all rows and did not fail, one of each genome."""
     whole = (one for one in search.candidates if not one.stopped and not one.reused and one.objectives)
     return [one for one in whole if all(value is not None for value in one.objectives)]
 
 
-def front(candidates: list[Candidate]) -> list[Candidate]:
+def front(candidates: list[CandidateResult]) -> list[CandidateResult]:
     """Return those that no other beats in one objective without losing in another."""
     return [candidates[place] for place in pareto.front(np.array([one.objectives for one in candidates]))]
 
 
-def _spoken(search: Search, winner: Candidate) -> str:
+def _spoken(search: SearchResult, winner: CandidateResult) -> str:
     return ", ".join(
         f"{name} {plus_minus(value)}" for name, value in zip(search.objectives, winner.objectives, strict=True)
     )

@@ -24,10 +24,10 @@ def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-Measured = Annotated[float | None, BeforeValidator(_finite_or_none)]
+FiniteOrNone = Annotated[float | None, BeforeValidator(_finite_or_none)]
 """A number, or None where there is none; NaN and infinities become None."""
 
-Kind = Literal["baseline", "expert", "merge", "unified", "rival"]
+ModelKind = Literal["baseline", "expert", "merge", "unified", "rival"]
 
 BASE = "base"
 """the name of the untouched base, as a model and as a row of the interference"""
@@ -36,26 +36,26 @@ RIVALS = ("joint", "weak")
 """trainings that are no expert: one LoRA on the train rows of all subtasks, one on their pooled weak rows"""
 
 
-class Part(BaseModel):
+class Section(BaseModel):
     """Base of all parts: frozen, no unknown keys, the docstring under a field is its description."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class BaseInfo(Part):
+class BaseInfo(Section):
     name: str
     digest: str
     """sha256 of the weights"""
     licence: str
 
 
-class Hardware(Part):
+class Hardware(Section):
     cpus: NonNegativeInt
     memory_gb: NonNegativeFloat | None = None
     device: str
 
 
-class Run(Part):
+class RunInfo(Section):
     run_id: str
     name: str
     created: AwareDatetime
@@ -69,41 +69,41 @@ class Run(Part):
     config: dict[str, JsonValue]
 
 
-class Rows(Part):
+class RowCounts(Section):
     train: NonNegativeInt
     weak: NonNegativeInt
     selection: NonNegativeInt
     test: NonNegativeInt
 
 
-class Example(Part):
+class SamplePrompt(Section):
     prompt: str
     answer: str
 
 
-class Subtask(Part):
+class SubtaskInfo(Section):
     name: str
     group: str
     title: str
     metric: str
     labels: tuple[str, ...] = ()
     """empty for tuple subtasks"""
-    rows: Rows
-    difficulty: Measured = None
-    example: Example | None = None
+    rows: RowCounts
+    difficulty: FiniteOrNone = None
+    example: SamplePrompt | None = None
     """one prompt as the model sees it and its gold answer; shown in the report and the model card"""
 
 
-class Model(Part):
+class Model(Section):
     name: str
     """short; "base" names the untouched base model"""
     title: str
-    kind: Kind
+    kind: ModelKind
     """expert: each expert on its own subtask, the ceiling; rival: trained another way at equal budget"""
     description: str = ""
 
 
-class Score(Part):
+class SubtaskScore(Section):
     """One model on the test rows of one subtask."""
 
     model: str
@@ -114,43 +114,43 @@ class Score(Part):
     se: NonNegativeFloat
     """bootstrap standard error over rows"""
     n: NonNegativeInt
-    balanced_accuracy: Measured = None
+    balanced_accuracy: FiniteOrNone = None
     rejected: NonNegativeInt = 0
     """answers that could not be parsed"""
-    strict_score: Measured = None
+    strict_score: FiniteOrNone = None
     """tuple subtasks: the score without tolerant parsing"""
 
 
-class Mean(Part):
+class Mean(Section):
     model: str
     mean: FiniteFloat
     """over subtasks"""
     se: NonNegativeFloat
 
 
-class Comparison(Part):
+class Comparison(Section):
     """Mean score of `a` minus mean score of `b`, paired on test rows."""
 
     a: str
     b: str
     difference: FiniteFloat
     se: NonNegativeFloat
-    p: Measured = None
+    p: FiniteOrNone = None
     n: NonNegativeInt
 
 
-class Retention(Part):
+class Retention(Section):
     """What a merged model keeps of one subtask's expert, on the test rows."""
 
     subtask: str
     model: str = "unified"
-    retention: Measured = None
+    retention: FiniteOrNone = None
     """merged / expert"""
-    nai: Measured = None
+    nai: FiniteOrNone = None
     """(merged - base) / (expert - base)"""
 
 
-class Interference(Part):
+class Interference(Section):
     """The base, or one expert, alone on the test rows of one subtask: its own, or another's."""
 
     expert: str
@@ -163,18 +163,18 @@ class Interference(Part):
     """test rows; a cap may make them fewer than those of the scores"""
 
 
-class Relation(Part):
+class VectorPair(Section):
     """The experts' task vectors in one layer, or in all together, in the order of `TaskVectors.experts`."""
 
     layer: NonNegativeInt | None = None
     """None: all layers"""
-    norms: tuple[Measured, ...]
+    norms: tuple[FiniteOrNone, ...]
     """Frobenius norm of each expert's task vector"""
-    cosines: tuple[tuple[Measured, ...], ...]
+    cosines: tuple[tuple[FiniteOrNone, ...], ...]
     """experts x experts; None where one of the two is zero"""
-    conflict: Measured = None
+    conflict: FiniteOrNone = None
     """share of pairs of experts, over all entries where both are non-zero, that differ in sign"""
-    cancelled: Measured = None
+    cancelled: FiniteOrNone = None
     """share of the summed magnitude of all entries that cancels in the plain sum of all experts"""
 
     @property
@@ -184,21 +184,21 @@ class Relation(Part):
         return sum(pairs) / len(pairs) if pairs else None
 
 
-class TaskVectors(Part):
+class TaskVectors(Section):
     """How the experts' task vectors relate, at the coefficient 1; what they all stand on is none of them."""
 
     experts: tuple[str, ...]
-    overall: Relation
-    layers: tuple[Relation, ...]
+    overall: VectorPair
+    layers: tuple[VectorPair, ...]
 
 
-class CandidateSeconds(Part):
+class CandidateSeconds(Section):
     merge: NonNegativeFloat = 0.0
     evaluate: NonNegativeFloat = 0.0
     wait: NonNegativeFloat = 0.0
 
 
-class Candidate(Part):
+class CandidateResult(Section):
     index: NonNegativeInt
     """position in ask order"""
     origin: str
@@ -206,11 +206,11 @@ class Candidate(Part):
     parents: tuple[NonNegativeInt, ...] = ()
     """candidates that it descends from"""
     genome: tuple[FiniteFloat, ...]
-    fitness: Measured = None
+    fitness: FiniteOrNone = None
     """None: the candidate failed"""
-    values: dict[str, Measured] = {}
+    values: dict[str, FiniteOrNone] = {}
     """retention by subtask"""
-    objectives: tuple[Measured, ...] = ()
+    objectives: tuple[FiniteOrNone, ...] = ()
     """in the order of `Search.objectives`; empty for one that failed, or where fitness alone counts"""
     seconds: CandidateSeconds = CandidateSeconds()
     rows: NonNegativeInt | None = None
@@ -225,26 +225,26 @@ class Candidate(Part):
         return self.origin.startswith("seed:")
 
 
-class Finalist(Part):
+class FinalistResult(Section):
     """A merge that might have been the winner."""
 
     title: str
-    fitness: Measured = None
+    fitness: FiniteOrNone = None
     """on the weak rows"""
-    selection: Measured = None
+    selection: FiniteOrNone = None
     """on the selection rows, which decide; None where there are none and the weak rows do"""
     wins: bool = False
 
 
-class Search(Part):
+class SearchResult(Section):
     stage: Literal["stage1", "stage2", "joint"]
     group: str | None = None
     strategy: str
     genes: tuple[str, ...]
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[CandidateResult, ...]
     winner: NonNegativeInt | None = None
     """index of the winning candidate; None when another search's won"""
-    finalists: tuple[Finalist, ...] = ()
+    finalists: tuple[FinalistResult, ...] = ()
     objectives: tuple[str, ...] = ()
     """what a multi-objective search trades off; the winner is the point of the front with the highest mean"""
     seconds: NonNegativeFloat
@@ -257,30 +257,30 @@ class Search(Part):
         return titles[self.stage]
 
 
-class Merge(Part):
+class MergeInfo(Section):
     method: str
     experts: tuple[str, ...]
     blocks: tuple[str, ...]
     coefficients: tuple[tuple[FiniteFloat, ...], ...]
     """experts x blocks, the product of both stages"""
     adapted_layers: tuple[int, ...] = ()
-    lambda_task_arithmetic: Measured = None
+    lambda_task_arithmetic: FiniteOrNone = None
 
 
-class ValidationPoint(Part):
+class ValidationPoint(Section):
     step: NonNegativeInt
     """steps done when it was measured"""
-    loss: Measured
+    loss: FiniteOrNone
 
 
-class Expert(Part):
+class ExpertResult(Section):
     """One training: an expert, or one of the special ones that `subtask` names."""
 
     subtask: str
     """a subtask; or "joint" or "weak", the rivals; or "warm", the start that all experts stand on"""
-    loss: tuple[Measured, ...]
+    loss: tuple[FiniteOrNone, ...]
     """one per step"""
-    anchor: tuple[Measured, ...] = ()
+    anchor: tuple[FiniteOrNone, ...] = ()
     """KL(base || expert), one per step, None where a step had no anchor; empty without anchor"""
     anchor_every: NonNegativeInt = 1
     """steps from one anchor to the next"""
@@ -296,16 +296,16 @@ class Expert(Part):
     learning_rate: NonNegativeFloat
     seconds: NonNegativeFloat
     trainable_parameters: NonNegativeInt
-    weak_score: Measured = None
-    base_weak_score: Measured = None
-    constant_weak_score: Measured = None
+    weak_score: FiniteOrNone = None
+    base_weak_score: FiniteOrNone = None
+    constant_weak_score: FiniteOrNone = None
     """the best constant answer on the same weak rows"""
-    tokens_per_second: Measured = None
-    gpu_memory_gb: Measured = None
+    tokens_per_second: FiniteOrNone = None
+    gpu_memory_gb: FiniteOrNone = None
     """at the peak"""
 
 
-class Feature(Part):
+class Feature(Section):
     subtask: str
     feature: str
     raw: FiniteFloat
@@ -313,23 +313,23 @@ class Feature(Part):
     """scaled to [0, 1] over the suite"""
 
 
-class ContextResult(Part):
+class ContextResult(Section):
     """One context of one subtask with the unified model; the gate reads the weak scores alone."""
 
     subtask: str
     context: str
     tokens: NonNegativeInt
     demonstrations: NonNegativeInt
-    weak_score: Measured = None
-    weak_score_calibrated: Measured = None
-    test_score: Measured = None
-    test_se: Measured = None
+    weak_score: FiniteOrNone = None
+    weak_score_calibrated: FiniteOrNone = None
+    test_score: FiniteOrNone = None
+    test_se: FiniteOrNone = None
     chosen: bool
     calibrated: bool
     """whether the test score uses calibrated label scores"""
 
 
-class Curriculum(Part):
+class Curriculum(Section):
     weights: dict[str, float] = {}
     order: tuple[str, ...] = ()
     """subtasks in ascending difficulty"""
@@ -337,13 +337,13 @@ class Curriculum(Part):
     contexts: tuple[ContextResult, ...] = ()
 
 
-class Timing(Part):
+class Timing(Section):
     stage: str
     name: str
     seconds: NonNegativeFloat
 
 
-class Data(Part):
+class Data(Section):
     source: str
     dropped: dict[str, NonNegativeInt] = {}
     """rows left out, by reason"""

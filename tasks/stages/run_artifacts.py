@@ -17,7 +17,7 @@ from tasks.stages.experts import JOINT, WEAK
 from tasks.stages.merge import ARITHMETIC, STAGE_2, Grounds, Winner
 
 
-class Trained(BaseModel):
+class TrainedArtifacts(BaseModel):
     """What the first part of a run made, all by subtask but the special trainings."""
 
     model_config = ConfigDict(frozen=True)
@@ -44,7 +44,7 @@ class Trained(BaseModel):
         return {name: ref for name, ref in found.items() if ref is not None}
 
 
-class Made(BaseModel):
+class RunArtifacts(BaseModel):
     """References to everything a run made."""
 
     model_config = ConfigDict(frozen=True)
@@ -53,7 +53,7 @@ class Made(BaseModel):
     data: ArtifactRef
     """What was read: digests of all rows, and how many were left out why."""
     anchors: ArtifactRef | None
-    trained: Trained
+    trained: TrainedArtifacts
     searches: dict[str, ArtifactRef]
     unified: ArtifactRef
     gates: dict[str, ArtifactRef]
@@ -87,7 +87,7 @@ class Made(BaseModel):
         }
 
 
-def contestants(run: Run, trained: Trained, winners: Mapping[str, Winner], subtask: str) -> Contestants:
+def contestants(run: Run, trained: TrainedArtifacts, winners: Mapping[str, Winner], subtask: str) -> Contestants:
     """Return who is put to a subtask's test rows: what experts stand on is part of them and of every merge of them.
 
     winners: of the searches, by their names.
