@@ -1,64 +1,51 @@
-"""Trained experts of the lab as artifacts of a store, so that the product's own bench and plans search their merge."""
+"""Trained experts of the lab as artifacts of a store, so that the product's own plans and driver search their merge."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lab import WARM, Lab
-from tasks.search.bench import Bench
 
 from memmcl import seeds
 from memmcl.adapters.format import Adapter, to_files
 from memmcl.backbone.load import read_layers, resolve_base
 from memmcl.backbone.resident import Base
 from memmcl.config import RunConfig, parse_config
-from memmcl.evolve import Proposal
+from memmcl.search.course import OnResult, Phase
+from memmcl.search.local import LocalDriver
 from memmcl.search.plan import SearchPlan
+from memmcl.search.problem import REFERENCE, SELECTION, WEAK, SearchProblem
 from memmcl.store import ArtifactRef, Store
 from memmcl.suite.examples import to_table
-from tasks.run.runtime import Run, open_store, read_rows
-from tasks.search.driver import Phase
-from tasks.stages.merge import Grounds
-from tasks.stages.references import DOCUMENT, measure_rows
+from tasks.run.runtime import Run, read_rows
+from tasks.stages.references import measure_rows
 
 Refs = dict[str, ArtifactRef]
-Told = Callable[[Phase, Proposal, Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Ground:
-    """What searches stand on. weak, selection: how many weak rows there are of each kind."""
+    """The lab's experts and rows, published, as a problem that searches solve."""
 
     lab: Lab
-    tree: dict[str, Any]
     store: Store
-    grounds: Grounds
+    problem: SearchProblem
 
-    def run(self, search: Mapping[str, Any], seed: int = 0) -> Run:
-        """Return a run with these settings of the search."""
-        tree = {**self.tree, "search": {**self.tree.get("search", {}), **search}, "seed": seed}
-        return run_of(parse_config(tree), self.lab, self.store)
+    def with_search(self, settings: Mapping[str, Any], seed: int = 0) -> SearchProblem:
+        """Return the problem with these settings of the search changed."""
+        search = {**self.problem.search.model_dump(exclude_unset=True), **settings}
+        return replace(self.problem, search=parse_config({"search": search}).search, seed=seed)
 
-    def search(self, plan: SearchPlan, told: Told | None = None) -> Sequence[Phase]:
-        """Carry a plan out in this process, and return its phases."""
-        store, course = open_store(plan.run), plan.course()
-        bench = Bench(plan.run, **self.grounds.bench())
-        try:
-            while course.advance(plan.run, store):
-                phase = course.phases[-1]
-                proposal = phase.core.next()
-                assert proposal is not None, "one process evaluates one candidate after the other"
-                record = bench.evaluate(phase.spec, proposal.genome, phase.core.hurdles(proposal.index))
-                phase.core.done(proposal.index, record)
-                if told is not None:
-                    told(phase, proposal, record)
-        finally:
-            bench.close()
-        return course.phases
+
+def carry_out(plan: SearchPlan, on_result: OnResult = lambda *_: None) -> Sequence[Phase]:
+    """Carry a plan out in this process, and return its phases."""
+    course = plan.course()
+    LocalDriver().run(plan.problem, [course], on_result)
+    return course.phases
 
 
 def run_of(config: RunConfig, lab: Lab, store: Store) -> Run:
@@ -83,25 +70,23 @@ def ground(
     *,
     weak_rows: int,
     folder: Path,
-    search: Mapping[str, Any] | None = None,
     batch_size: int = 16,
 ) -> Ground:
     """Publish experts, weak rows (the first `weak_rows`; the others are selection rows) and references."""
     store = Store.open(str(folder))
-    tree = {
+    tree: dict[str, Any] = {
         "data": {"subtasks": list(experts)},
-        "model": {"dtype": lab.dtype},
-        "search": dict(search or {}),
+        "model": {"name_or_path": lab.model, "dtype": lab.dtype},
         "evaluation": {"batch_size": batch_size},
     }
-    run = run_of(parse_config({**tree, "search": {**tree["search"], "blend": {"loglik": 1, "agree": 1}}}), lab, store)
-    start = [_adapter(store, WARM, WARM, warm, [])] if warm else []
-    refs: Refs = {name: _adapter(store, "expert", name, one, start) for name, one in experts.items()}
-    parts: dict[str, Refs] = {"weak": {}, "selection": {}}
+    run = run_of(parse_config({**tree, "search": {"blend": {"loglik": 1, "agree": 1}}}), lab, store)
+    start = {WARM: _adapter(store, WARM, WARM, warm, [])} if warm else {}
+    refs: Refs = {name: _adapter(store, "expert", name, one, list(start.values())) for name, one in experts.items()}
+    parts: dict[str, Refs] = {WEAK: {}, SELECTION: {}}
     references: Refs = {}
     for name in experts:
         rows = lab.parts[name]["weak"]
-        for part, found in (("weak", rows[:weak_rows]), ("selection", rows[weak_rows:])):
+        for part, found in ((WEAK, rows[:weak_rows]), (SELECTION, rows[weak_rows:])):
             if found:
                 key = seeds.digest([name, part, [row.id for row in found]])
                 parts[part][name] = store.publish(
@@ -113,9 +98,23 @@ def ground(
             "reference",
             seeds.digest([name, "reference"]),
             name=name,
-            files={DOCUMENT: json.dumps(measured).encode(), **files},
+            files={REFERENCE: json.dumps(measured).encode(), **files},
         ).ref
-    return Ground(lab, tree, store, Grounds(experts=refs, references=references, **parts))
+    config = parse_config(tree)
+    problem = SearchProblem(
+        store=store.spec,
+        model=run.model,
+        search=config.search,
+        evaluation=config.evaluation,
+        seed=config.seed,
+        subtasks=dict(lab.subtasks),
+        experts=refs,
+        weak=parts[WEAK],
+        references=references,
+        selection=parts[SELECTION],
+        base_adapters=start,
+    )
+    return Ground(lab, store, problem)
 
 
 def _adapter(store: Store, kind: str, name: str, factors: Adapter, inputs: list[ArtifactRef]) -> ArtifactRef:

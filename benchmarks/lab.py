@@ -62,7 +62,7 @@ class Lab:
     ) -> None:
         torch.set_num_threads(1)
         base = resolve_base(model)
-        self.device, self.dtype = check_device(device), resolve_dtype(dtype, device)
+        self.model, self.device, self.dtype = model, check_device(device), resolve_dtype(dtype, device)
         tokenizer = load_tokenizer(base)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         split = max(0, read_layers(base) - top) if top else 0

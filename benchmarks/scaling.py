@@ -23,14 +23,17 @@ from typing import Any
 
 import ray
 
-from memmcl.backbone.resident import Base
-from memmcl.config import SearchConfig, parse_config
+from memmcl.backbone.resident import Base, ModelSpec
+from memmcl.config import RunConfig, SearchConfig, parse_config
 from memmcl.evolve import build_strategy
+from memmcl.search.course import Course
+from memmcl.search.problem import SearchProblem
 from memmcl.search.spec import SearchSpec
 from memmcl.seeds import digest
 from memmcl.store import Store
-from tasks.run.runtime import Run
-from tasks.search.driver import Course, Evaluator, run_courses
+from tasks.search.driver import RayDriver
+from tasks.search.queue import Candidate
+from tasks.search.worker import Worker
 
 GENES = 8
 Spans = list[tuple[int, float, float]]
@@ -50,19 +53,18 @@ def fitness(genome: Sequence[float]) -> float:
     return -math.fsum((gene - 0.5) ** 2 for gene in genome)
 
 
-class Sleeper(Evaluator):
+class Sleeper(Worker):
     """A worker without a model."""
 
-    def _open(self, bench: dict[str, Any]) -> None:
-        self._bench = _Bench(bench["seconds"])  # type: ignore[assignment]
+    pause = 0.0
+    """Seconds that an evaluation takes in the mean."""
 
+    def _open(self, problem: SearchProblem) -> None:
+        pass
 
-class _Bench:
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-
-    def evaluate(self, spec: SearchSpec, genome: Sequence[float], hurdles: Sequence[object]) -> dict[str, Any]:
-        pid, begin, end = sleep(genome, self._seconds)
+    def _evaluate(self, spec: SearchSpec, candidate: Candidate) -> dict[str, Any]:
+        genome = candidate["genome"]
+        pid, begin, end = sleep(genome, self.pause)
         return {
             "genome": list(genome),
             "fitness": fitness(genome),
@@ -77,24 +79,29 @@ class _Bench:
 
 def asynchronous(workers: int, seconds: float, evaluations: int, folder: Path) -> Spans:
     """Return the spans of a search on Tune."""
-    run = _run(workers, folder)
+    config = _config(workers)
+    problem = _problem(config, folder)
     spec = SearchSpec(
         name="sleep",
         key="0" * 64,
-        strategy=run.config.search.strategy,
+        strategy=config.search.strategy,
         subtasks=(),
         seeds=(),
         evaluations=evaluations,
+        blocks=1,
+        bounds=config.search.bounds,
+        mask_seed=0,
         parts={f"e{number}": {f"e{number}": (1.0,)} for number in range(GENES)},
     )
     spans: Spans = []
 
-    def told(_: SearchSpec, __: object, record: Mapping[str, Any]) -> None:
+    def note(_: SearchSpec, __: object, record: Mapping[str, Any]) -> None:
         pid, begin, end = record["span"]
         spans.append((pid, begin, end))
 
     course = Course(lambda phases: None if phases else spec)
-    run_courses(run, [course], {"seconds": seconds}, told, Sleeper)
+    worker = type("Sleeper", (Sleeper,), {"pause": seconds})
+    RayDriver(config.ray, worker).run(problem, [course], note)
     return spans
 
 
@@ -113,11 +120,26 @@ def synchronous(workers: int, seconds: float, evaluations: int, _: Path) -> Span
     return spans
 
 
-def _run(workers: int, folder: Path) -> Run:
-    tree = {"search": {"lookahead": max(4, 2 * workers), "population": max(4, workers)}, "ray": {"workers": workers}}
+def _config(workers: int) -> RunConfig:
+    return parse_config(
+        {"search": {"lookahead": max(4, 2 * workers), "population": max(4, workers)}, "ray": {"workers": workers}}
+    )
+
+
+def _problem(config: RunConfig, folder: Path) -> SearchProblem:
+    """Return a search without a model, rows or experts."""
     base = Base(name="none", digest="none", licence=None, dtype="float32", device="cpu", layers=1, split=0)
-    store = Store.open(str(folder))
-    return Run(id="scaling", config=parse_config(tree), base=base, store=store.spec, command="benchmarks")
+    return SearchProblem(
+        store=Store.open(str(folder)).spec,
+        model=ModelSpec(base=base, max_prompt_tokens=1),
+        search=config.search,
+        evaluation=config.evaluation,
+        seed=config.seed,
+        subtasks={},
+        experts={},
+        weak={},
+        references={},
+    )
 
 
 def busy(spans: Spans, workers: int) -> float:

