@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "deployments")]
+sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT / "deployments")]
 
 import fsspec  # noqa: E402
 import pyarrow as pa  # noqa: E402

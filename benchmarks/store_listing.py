@@ -24,7 +24,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "deployments")]
+sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT / "deployments")]
 
 from seaweed import REGION  # noqa: E402
 from servers import s3_server  # noqa: E402

@@ -19,10 +19,10 @@ EACH = 10
 """Injections of each kind; of those that strike S3, three more where a file is sent in parts."""
 WORK = """Each injection has a store of its own, on which what a run, a search and a retrain do is done in small:
 publish artifacts with several files, save checkpoints, tell and read candidates, hold a lease, promote and roll back a
-champion, swap a pointer, list and verify (`tests/store_workload.py`). The fault strikes one request or call, or, in one
-case of three, so many that trying again does not help. What must hold: an error is one line of our own; the same step
-succeeds when it is done again; all results are those of an undisturbed store; nothing that was acknowledged is lost;
-`verify` finds no problem."""
+champion, swap a pointer, list and verify (`tests/helpers/store_workload.py`). The fault strikes one request or
+call, or, in one case of three, so many that trying again does not help. What must hold: an error is one line of our
+own; the same step succeeds when it is done again; all results are those of an undisturbed store; nothing that was
+acknowledged is lost; `verify` finds no problem."""
 NAMES = """A listing of names has no digest: what it leaves out counts as not there, and is made or told again, to the
 same result. Over a network that others can write to, use https."""
 

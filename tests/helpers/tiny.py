@@ -33,7 +33,7 @@ from memmcl.suite.subtasks import POLARITIES, SUBTASKS, Subtask
 EMBEDDED = ("sent2", "asc", "uabsa", "aste", "irony", "emotion")
 """The subtasks that the embedded corpus has rows for."""
 
-SENTIEVAL = Path(os.environ.get("MEMMCL_SENTIEVAL", Path(__file__).resolve().parents[2] / "shared/data/sentieval"))
+SENTIEVAL = Path(os.environ.get("MEMMCL_SENTIEVAL", Path(__file__).resolve().parents[3] / "shared/data/sentieval"))
 """Development files of SentiEval, where they are at hand."""
 needs_sentieval = pytest.mark.skipif(not SENTIEVAL.is_dir(), reason="set MEMMCL_SENTIEVAL to SentiEval's files")
 

@@ -1,4 +1,4 @@
-"""Which rows a step takes: pinned for one seed; tests/property/test_sampling_property.py has the rules."""
+"""Which rows a step takes: pinned for one seed; tests/property/experts/test_sampling.py has the rules."""
 
 from __future__ import annotations
 

@@ -120,8 +120,8 @@ def test_an_example_is_a_command_that_works(example: str) -> None:
     path = next(path for path in sorted(COMMANDS, key=len, reverse=True) if tuple(words[: len(path)]) == path)
     context = COMMANDS[path].make_context(" ".join(path), words[len(path) :])  # raises on what it does not know
     config = context.params.get("config")
-    if path == ("run",) and (Path(__file__).parents[2] / str(config)).is_file():
-        load_config(Path(__file__).parents[2] / str(config), context.params["set_"] or ())
+    if path == ("run",) and (Path(__file__).parents[3] / str(config)).is_file():
+        load_config(Path(__file__).parents[3] / str(config), context.params["set_"] or ())
     elif path == ("run",):
         load_config(None, context.params["set_"] or ())
 

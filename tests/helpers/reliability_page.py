@@ -9,7 +9,7 @@ from pathlib import Path
 
 from injections import GOOD, Outcome
 
-PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 PARTS = ("s3", "disk", "run", "kills", "flips")
 HEAD = """# Reliability
 

@@ -1,6 +1,6 @@
 """A program that runs two searches with races, one of them with a joint search behind it, and notes each evaluation.
 
-    python tests/watched_search.py CASE NOTES
+    python tests/helpers/watched_search.py CASE NOTES
 
 CASE is what `write_case` wrote. Workers append a line to NOTES as they begin a candidate: the mark of the tree that
 they belong to, their process id, the search's key, genome. What was found is printed: the winners' coefficients.

@@ -192,7 +192,7 @@ def test_another_process_goes_on_to_the_same_bits(tiny_base: Path, tmp_path: Pat
         trained = run(tiny_base, backbone_of(tiny_base, 2, dtype), EVERYTHING, save=saves, save_every=3)
         (tmp_path / dtype).write_bytes(saves[0])
         expected |= {f"{dtype}.{name}": data for name, data in as_files(trained).items()}
-    tests = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+    tests = [str(Path(__file__).parents[2] / "helpers"), str(Path(__file__).parent)]
     subprocess.run(
         [sys.executable, "-c", CHILD, str(tmp_path), json.dumps(tests)],
         check=True,

@@ -210,7 +210,7 @@ def test_an_own_subtask_may_not_have_the_name_of_something_else(name: str) -> No
 
 
 def test_the_full_configuration_runs_all_sixteen_on_the_corpus_and_on_the_benchmark() -> None:
-    path = Path(__file__).parents[2] / "deployments" / "configs" / "full.yaml"
+    path = Path(__file__).parents[3] / "deployments" / "configs" / "full.yaml"
     config = load_config(path)
     assert sorted(config.data.subtasks) == sorted(SUBTASKS)
     for source in ("embedded", *([str(SENTIEVAL)] if SENTIEVAL.is_dir() else [])):
