@@ -1,4 +1,4 @@
-"""What the tests of strategies share: a search by look-ahead, and small problems."""
+"""What the tests of strategies share: a search by look-ahead, small problems, a strategy that follows a script."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from memmcl.evolve import LookAhead, build_strategy, pareto
+from memmcl.evolve import LookAhead, Proposal, build_strategy, pareto
 from memmcl.evolve.strategy import Genome
 
 Evaluate = Callable[[Genome], Mapping[str, Any]]
@@ -54,3 +54,33 @@ def hypervolume(core: LookAhead, corner: float = -1.1) -> float:
             area += (first - corner) * (second - floor)
             floor = second
     return area
+
+
+class Scripted:
+    """A strategy that proposes given genomes and writes down every ask and tell."""
+
+    def __init__(self, genomes: list[Genome], generation: int = 0) -> None:
+        self.genomes = genomes
+        self.generation = generation
+        self.log: list[tuple[str, int]] = []
+        self.told: dict[int, float | None] = {}
+        self.objectives: dict[int, Any] = {}
+        self.recorded: list[Genome | None] = []
+
+    def ask(self, recorded: Genome | None = None) -> Proposal:
+        index = sum(1 for what, _ in self.log if what == "ask")
+        self.log.append(("ask", index))
+        self.recorded.append(recorded)
+        return Proposal(index, self.genomes[index], "scripted", self.generation)
+
+    def tell(self, index: int, fitness: float | None, objectives: Any = None) -> None:
+        self.log.append(("tell", index))
+        self.told[index] = fitness
+        self.objectives[index] = objectives
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+
+def distinct(count: int) -> list[Genome]:
+    return [(float(i),) for i in range(count)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_merge_methods import COEFFICIENTS, RECIPES, Adapters, moments, weights_of
+from merge_fixture import COEFFICIENTS, RECIPES, Adapters, moments, weights_of
 from tiny import backbone_of, corpus, prompter_of, random_factors
 
 from memmcl.backbone.forward import Backbone

@@ -7,40 +7,10 @@ import math
 from typing import Any
 
 import pytest
+from evolve_fixture import Scripted, distinct
 
 from memmcl.errors import ConfigError, SearchError
 from memmcl.evolve import LookAhead, Proposal, build_strategy
-from memmcl.evolve.strategy import Genome
-
-
-class Scripted:
-    """A strategy that proposes given genomes and writes down every ask and tell."""
-
-    def __init__(self, genomes: list[Genome], generation: int = 0) -> None:
-        self.genomes = genomes
-        self.generation = generation
-        self.log: list[tuple[str, int]] = []
-        self.told: dict[int, float | None] = {}
-        self.objectives: dict[int, Any] = {}
-        self.recorded: list[Genome | None] = []
-
-    def ask(self, recorded: Genome | None = None) -> Proposal:
-        index = sum(1 for what, _ in self.log if what == "ask")
-        self.log.append(("ask", index))
-        self.recorded.append(recorded)
-        return Proposal(index, self.genomes[index], "scripted", self.generation)
-
-    def tell(self, index: int, fitness: float | None, objectives: Any = None) -> None:
-        self.log.append(("tell", index))
-        self.told[index] = fitness
-        self.objectives[index] = objectives
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-
-def distinct(count: int) -> list[Genome]:
-    return [(float(i),) for i in range(count)]
 
 
 def handed(search: LookAhead) -> list[int]:

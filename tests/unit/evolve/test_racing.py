@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from test_evolve_lookahead import Scripted, distinct
+from evolve_fixture import Scripted, distinct
 
 from memmcl.errors import ConfigError, SearchError
 from memmcl.evolve import LookAhead

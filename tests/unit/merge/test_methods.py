@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from merge_fixture import COEFFICIENTS, RECIPES, Adapters, moments, weights_of
 from peft import PeftModel
 from tiny import backbone_of, base_ref, plain_model, probe_logits, random_factors
 from torch import Tensor
 
 from memmcl import seeds
 from memmcl.adapters.format import Factors
-from memmcl.backbone.forward import Backbone
 from memmcl.errors import ConfigError, GenomeError, ModelError
 from memmcl.merge import METHODS, merge_task_vectors
 from memmcl.merge.build import Merger, in_adapter_space, merged_factors
@@ -24,8 +24,6 @@ from memmcl.merge.export import adapter_files, compressed, merged_adapter, write
 from memmcl.merge.genome import Recipe
 
 ADAPTED = {"low": (1, 2, 3), "high": (2, 3), "top": (3,)}
-COEFFICIENTS = {"low": (0.7, 0.2), "high": (0.4, 0.9), "top": (1.1, 0.4)}
-Adapters = dict[str, dict[str, Factors]]
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +34,6 @@ def adapters(tiny_base: Path) -> Adapters:
         "high": random_factors(tiny_base, layers=ADAPTED["high"], rank=2, alpha=7.0, seed=2),
         "top": random_factors(tiny_base, layers=ADAPTED["top"], modules=("q_proj", "up_proj"), rank=5, seed=3),
     }
-
-
-def weights_of(backbone: Backbone) -> dict[str, Tensor]:
-    return {name: weight.detach().clone() for name, weight in backbone.model.state_dict().items()}
 
 
 def tensor(*rows: list[float]) -> Tensor:
@@ -151,32 +145,6 @@ def test_weights_that_do_not_fit(vectors: Tensor, weights: Tensor, said: str) ->
 def test_slerp_refuses_negative_weights() -> None:
     with pytest.raises(GenomeError, match=r"slerp needs weights of 0 and more, got -0\.5"):
         merge_task_vectors("slerp", torch.ones(2, 2, 2), torch.tensor([1.0, -0.5]))
-
-
-RECIPES = [
-    Recipe("ties", {"density": 0.3, "scale": 1.4}),
-    Recipe("dare_linear", {"density": 0.6}, seed=5),
-    Recipe("dare_ties", {"density": 0.6, "divide_by": "count"}, seed=5),
-    Recipe("della", {"density": 0.5}, seed=5),
-    Recipe("breadcrumbs", {"density": 0.8}),
-    Recipe("slerp"),
-    Recipe("tsv"),
-    Recipe("iso_cts"),
-    Recipe("regmean"),
-]
-
-
-def moments(adapters: Adapters) -> dict[str, dict[str, Tensor]]:
-    generator = torch.Generator().manual_seed(9)
-
-    def moment(size: int) -> Tensor:
-        inputs = torch.randn(2 * size, size, generator=generator)
-        return inputs.T @ inputs
-
-    return {
-        name: {module: moment(pair.a.shape[1]) for module, pair in adapter.items()}
-        for name, adapter in adapters.items()
-    }
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
