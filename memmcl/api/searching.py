@@ -42,7 +42,7 @@ from memmcl.search.records import progress_of
 from memmcl.search.reference import reference_key
 from memmcl.search.spec import Parts, SearchSpec
 from memmcl.search.user_references import BASE, REFERENCE_VERSION, measure_references
-from memmcl.store import ArtifactRef, Lease, Store, cache_key
+from memmcl.store import ArtifactRef, Lease, StageSettings, Store, cache_key
 from memmcl.suite.configured import lenders, read_arguments
 from memmcl.suite.examples import to_table
 from memmcl.suite.splits import digest_of
@@ -395,4 +395,5 @@ def _published(
     key = cache_key(kind, inputs=(), config=config, stage_version=STAGE_VERSION, seed=0)
     if store.find(kind, key):
         return ArtifactRef(kind=kind, key=key, name=name)
-    return store.publish(kind, key, name=name, files=files, config=config, stage_version=STAGE_VERSION).ref
+    settings = StageSettings(config, stage_version=STAGE_VERSION)
+    return store.publish(kind, key, name=name, files=files, settings=settings).ref

@@ -12,7 +12,7 @@ from memmcl.backbone.resident import resident_prompter
 from memmcl.config import ExpertsConfig
 from memmcl.errors import ConfigError, DataError
 from memmcl.experts.forced import LEAST, forced_rows, read_texts
-from memmcl.store import ArtifactRef, cache_key
+from memmcl.store import ArtifactRef, StageSettings, cache_key
 from memmcl.suite.configured import lenders, read_arguments
 from memmcl.suite.examples import Example, from_table, normalised, to_table
 from memmcl.suite.faults import Faults
@@ -106,8 +106,7 @@ def publish_anchors(run: Run, splits: Splits, anchors: Anchors | None) -> Artifa
             anchors.key,
             name="anchor rows",
             files={"rows.parquet": table},
-            config=anchors.described,
-            stage_version=STAGE_VERSION,
+            settings=StageSettings(anchors.described, stage_version=STAGE_VERSION),
             metrics={"rows": sum(counts.values()), "by_subtask": counts},
         )
         .ref

@@ -15,7 +15,7 @@ from e2e_driver import tiny_config
 
 from memmcl.config import parse_config
 from memmcl.errors import ConfigError, CorruptArtifact, DataError
-from memmcl.store import ArtifactRef, Champions
+from memmcl.store import ArtifactRef, Champions, StageSettings
 from memmcl.store.manifest import manifest_path
 from memmcl.suite.embedded import read_embedded
 from memmcl.suite.examples import Example, normalised
@@ -216,9 +216,7 @@ def champion_of(place: Place) -> Champion:
         name="warm start",
         files={},
         inputs=train,
-        config=experts.warm_config(place.run),
-        seed=place.run.config.seed,
-        stage_version=experts.STAGE_VERSION,
+        settings=StageSettings(experts.warm_config(place.run), place.run.config.seed, experts.STAGE_VERSION),
     )
     done = store.publish("run", place.run.id, name="tiny", files={}, inputs=[lent, warm.ref])
     found = {f"{ref.kind}:{ref.name}": ref for ref in done.inputs}
