@@ -43,7 +43,7 @@ from memmcl.search.reference import reference_key
 from memmcl.search.spec import Parts, SearchSpec
 from memmcl.search.user_references import BASE, REFERENCE_VERSION, measure_references
 from memmcl.store import ArtifactRef, Lease, StageSettings, Store, cache_key
-from memmcl.suite.configured import lenders, read_arguments
+from memmcl.suite.configured import lenders, reading_of
 from memmcl.suite.examples import to_table
 from memmcl.suite.splits import digest_of
 from memmcl.suite.subtasks import Pairs
@@ -277,7 +277,7 @@ def plan_search(
         catalogue=lenders(config),
         experts=list(experts),
         max_characters=config.data.max_characters,
-        storage=read_arguments(config)["storage"],
+        storage=reading_of(config).storage,
         labelled=cfg.labelled,
     )
     _check_fitness(cfg.weights, rows)
