@@ -10,7 +10,7 @@ from typing import Any
 
 from memmcl.errors import DataError
 from memmcl.suite import hub
-from memmcl.suite.embedded import read_embedded
+from memmcl.suite.embedded import corpus_rows
 from memmcl.suite.examples import Example, normalised
 from memmcl.suite.faults import Fault, Faults
 from memmcl.suite.files import read_files
@@ -138,7 +138,8 @@ def read_sources(subtasks: Sequence[Subtask], reading: Reading = EMBEDDED, *, fa
         if own is not None:
             feeds = _of_source(own, subtask, intake.shape, reading.storage)
         elif reading.source == "embedded":
-            feeds = _of_corpus(subtask)
+            rows = corpus_rows(subtask)
+            feeds = iter([_Feed(f"embedded_{subtask.name}", split_of, rows, published=False)])
         else:
             feeds = _of_directory(reading.source, subtask, reading.storage)
         for feed in feeds:
@@ -190,22 +191,6 @@ class _Intake:
                 dropped=self._dropped,
             )
         return self._pools[feed.dataset, split]
-
-
-def _of_corpus(subtask: Subtask) -> Iterator[_Feed]:
-    found = read_embedded([subtask])[subtask.name]
-    rows = (
-        Row(
-            f"corpus, {subtask.name}, {example.text[:40]!r}",
-            {
-                "text": example.text,
-                **example.fields,
-                "label": example.gold if isinstance(example.gold, str) else list(example.gold),
-            },
-        )
-        for example in found
-    )
-    yield _Feed(f"embedded_{subtask.name}", split_of, rows, published=False)
 
 
 def _of_directory(root: str, subtask: Subtask, storage: Mapping[str, Any] | None) -> Iterator[_Feed]:
