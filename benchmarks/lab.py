@@ -33,6 +33,7 @@ from memmcl.merge.deltas import Grams
 from memmcl.suite import metrics, parsing
 from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Prompter
+from memmcl.suite.sources import Reading
 from memmcl.suite.splits import load_splits
 from memmcl.suite.subtasks import SUBTASKS
 
@@ -74,12 +75,7 @@ class Lab:
         self.subtasks = {name: SUBTASKS[name] for name in subtasks}
         found = load_splits(
             list(self.subtasks.values()),
-            source=source,
-            sources={},
-            pool_rows=20_000,
-            max_characters=20_000,
-            weak_labels=True,
-            storage={},
+            Reading(source=source),
             train_rows=train_rows,
             weak_rows=weak_rows,
             selection_rows=0,

@@ -38,12 +38,12 @@ _READER = r"""
 import json, re, sys, time
 from pathlib import Path
 
-from memmcl.suite.sources import Source, read_sources
+from memmcl.suite.sources import Reading, Source, read_sources
 from memmcl.suite.subtasks import SUBTASKS
 
 url, storage = sys.argv[1], json.loads(sys.argv[2])
 started = time.monotonic()
-read = read_sources([SUBTASKS["sent2"]], sources={"sent2": Source(path=url)}, storage=storage)
+read = read_sources([SUBTASKS["sent2"]], Reading(sources={"sent2": Source(path=url)}, storage=storage))
 kept = sum(len(rows) for rows in read.pools["sent2"].values())
 print(json.dumps({
     "rows": kept + read.dropped.total() + len(read.faults),

@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT / "deployments")]
 from seaweed import REGION  # noqa: E402
 from servers import s3_server  # noqa: E402
 
-from memmcl.store import ArtifactRef, Reign, Store, promote, read_champions  # noqa: E402
+from memmcl.store import ArtifactRef, Reign, StageSettings, Store, promote, read_champions  # noqa: E402
 from memmcl.store.champion import Champions  # noqa: E402
 
 INPUTS = 20
@@ -109,7 +109,7 @@ def publish(store: Store, what: ArtifactRef, number: int, others: list[ArtifactR
         name=what.name,
         files={"file": b"report" if others else b"rows"},
         inputs=inputs,
-        config={"experts": {"steps": 80, "rank": 8}},
+        settings=StageSettings({"experts": {"steps": 80, "rank": 8}}),
         seconds=1.0,
         metrics={"loss": [0.5] * 20},
     )

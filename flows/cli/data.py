@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,8 +19,8 @@ from memmcl.suite.faults import Fault, Faults
 from memmcl.suite.subtasks import GROUPS, SUBTASKS, Subtask
 
 if TYPE_CHECKING:
-    from memmcl.suite.sources import RowPools
-    from memmcl.suite.stats import Lengths, PartStats
+    from memmcl.suite.sources import Reading, RowPools
+    from memmcl.suite.stats import Lengths, SplitStats
 
 data_app = typer.Typer(
     help="The data of a run: which subtasks there are, whether their rows can be used, what the rows are like.",
@@ -76,15 +76,15 @@ def data_check(path: DataPath = None, config: RunFile = None, set_: Overrides = 
     from memmcl.suite.sources import read_sources
     from memmcl.suite.stats import leakage
 
-    subtasks, arguments = _what_to_read(path, config, set_ or [])
+    subtasks, reading = _what_to_read(path, config, set_ or [])
     faults = _Listed()
-    warnings = _unread(path, arguments["storage"]) if path else []
+    warnings = _unread(path, reading.storage) if path else []
     missing: list[str] = []
     left_out: Counter[str] = Counter()
     rows = 0
     for subtask in subtasks:  # one by one: what one lacks does not hide what is wrong with the next
         try:
-            read = read_sources([subtask], **arguments, faults=faults)
+            read = read_sources([subtask], reading, faults=faults)
         except DataError as error:
             if str(error) not in missing:
                 missing.append(str(error))
@@ -132,8 +132,8 @@ def data_stats(
     from memmcl.suite.sources import read_sources
     from memmcl.suite.stats import constants, describe, leakage
 
-    subtasks, arguments = _what_to_read(path, config, set_ or [])
-    read = read_sources(subtasks, **arguments)
+    subtasks, reading = _what_to_read(path, config, set_ or [])
+    read = read_sources(subtasks, reading)
     parts, leaks = describe(subtasks, read.pools), leakage(read.pools)
     best = constants(subtasks, read.pools)
     left_out = _left_out(read)
@@ -179,23 +179,20 @@ class _Listed(Faults):
         self.odd.append(fault)
 
 
-def _what_to_read(
-    path: str | None, config: Path | None, overrides: Sequence[str]
-) -> tuple[list[Subtask], dict[str, Any]]:
-    """Return the subtasks, and the arguments of `read_sources`."""
-    from memmcl.suite.configured import catalogue, read_arguments
+def _what_to_read(path: str | None, config: Path | None, overrides: Sequence[str]) -> tuple[list[Subtask], Reading]:
+    """Return the subtasks, and where their rows are read from."""
+    from memmcl.suite.configured import catalogue, reading_of
 
     settings = load_config(config, overrides)
-    arguments = read_arguments(settings)
-    if path is None:
-        return list(catalogue(settings).values()), arguments
-    arguments["source"] = path
-    if config is not None:
-        return list(catalogue(settings).values()), arguments
-    return _subtasks_in(path, arguments["storage"]), arguments
+    reading = reading_of(settings)
+    if path is not None:
+        reading = replace(reading, source=path)
+        if config is None:
+            return _subtasks_in(path, reading.storage), reading
+    return list(catalogue(settings).values()), reading
 
 
-def _subtasks_in(path: str, storage: dict[str, Any]) -> list[Subtask]:
+def _subtasks_in(path: str, storage: Mapping[str, Any] | None) -> list[Subtask]:
     """Return the subtasks of the catalogue that have a data set in a directory of SentiEval's layout."""
     found = _datasets_in(path, storage)
     present = [subtask for subtask in SUBTASKS.values() if found & set(_folders_of(subtask))]
@@ -209,7 +206,7 @@ def _subtasks_in(path: str, storage: dict[str, Any]) -> list[Subtask]:
     return present
 
 
-def _unread(path: str, storage: dict[str, Any]) -> list[str]:
+def _unread(path: str, storage: Mapping[str, Any] | None) -> list[str]:
     known = {folder for subtask in SUBTASKS.values() for folder in _folders_of(subtask)}
     return [
         f"{folder}: no data set of the catalogue is called so; nothing reads this folder"
@@ -221,7 +218,7 @@ def _folders_of(subtask: Subtask) -> list[str]:
     return [f"{subtask.group.lower()}/{name}" for name in subtask.datasets]
 
 
-def _datasets_in(path: str, storage: dict[str, Any]) -> set[str]:
+def _datasets_in(path: str, storage: Mapping[str, Any] | None) -> set[str]:
     """Return the folders GROUP/DATASET below `path`, or below `data` there."""
     from memmcl.files.places import open_place, reading
 
@@ -245,7 +242,7 @@ def _left_out(read: RowPools) -> dict[str, int]:
     return {**unusable, **read.dropped}
 
 
-def _show_parts(parts: Sequence[PartStats]) -> None:
+def _show_parts(parts: Sequence[SplitStats]) -> None:
     table = _table("subtask", "data set", "part", "rows", "texts", "repeats", "answers", "missing")
     for part in parts:
         answers = ", ".join(f"{count} {label}" for label, count in part.labels.items())

@@ -42,8 +42,8 @@ from memmcl.search.records import progress_of
 from memmcl.search.reference import reference_key
 from memmcl.search.spec import Parts, SearchSpec
 from memmcl.search.user_references import BASE, REFERENCE_VERSION, measure_references
-from memmcl.store import ArtifactRef, Lease, Store, cache_key
-from memmcl.suite.configured import lenders, read_arguments
+from memmcl.store import ArtifactRef, Lease, StageSettings, Store, cache_key
+from memmcl.suite.configured import lenders, reading_of
 from memmcl.suite.examples import to_table
 from memmcl.suite.splits import digest_of
 from memmcl.suite.subtasks import Pairs
@@ -277,7 +277,7 @@ def plan_search(
         catalogue=lenders(config),
         experts=list(experts),
         max_characters=config.data.max_characters,
-        storage=read_arguments(config)["storage"],
+        storage=reading_of(config).storage,
         labelled=cfg.labelled,
     )
     _check_fitness(cfg.weights, rows)
@@ -395,4 +395,5 @@ def _published(
     key = cache_key(kind, inputs=(), config=config, stage_version=STAGE_VERSION, seed=0)
     if store.find(kind, key):
         return ArtifactRef(kind=kind, key=key, name=name)
-    return store.publish(kind, key, name=name, files=files, config=config, stage_version=STAGE_VERSION).ref
+    settings = StageSettings(config, stage_version=STAGE_VERSION)
+    return store.publish(kind, key, name=name, files=files, settings=settings).ref

@@ -60,16 +60,17 @@ def name_of(fs: Any, path: str) -> str:
 
 def is_local(fs: Any) -> bool:
     """Return whether `fs` is this machine's disk."""
-    return "file" in _protocols(fs)
+    return "file" in protocols_of(fs)
 
 
 def _full_name(fs: Any, path: str) -> str:
     if is_local(fs):
         return path
-    return f"az://{path}" if "abfs" in _protocols(fs) else str(fs.unstrip_protocol(path))
+    return f"az://{path}" if "abfs" in protocols_of(fs) else str(fs.unstrip_protocol(path))
 
 
-def _protocols(fs: Any) -> tuple[str, ...]:
+def protocols_of(fs: Any) -> tuple[str, ...]:
+    """Return the schemes that `fs` serves."""
     return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
 
 

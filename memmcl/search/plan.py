@@ -14,7 +14,7 @@ from memmcl.search.course import Course, Phase
 from memmcl.search.document import candidates_table
 from memmcl.search.problem import SearchProblem
 from memmcl.search.spec import Parts, SearchSpec
-from memmcl.store import ArtifactRef, Manifest, cache_key
+from memmcl.store import ArtifactRef, Manifest, StageSettings, cache_key
 from memmcl.suite.subtasks import GROUPS
 
 STAGE_VERSION = 3
@@ -195,9 +195,7 @@ class SearchPlan:
                 "candidates.parquet": candidates_table(document),
             },
             inputs=self.inputs,
-            config=self.problem.search.model_dump(mode="json"),
-            seed=self.problem.seed,
-            stage_version=STAGE_VERSION,
+            settings=StageSettings(self.problem.search.model_dump(mode="json"), self.problem.seed, STAGE_VERSION),
             seconds=seconds,
             metrics={
                 "fitness": winner.fitness,

@@ -13,6 +13,7 @@ from memmcl.merge.build import Merger
 from memmcl.search.course import Driver
 from memmcl.search.problem import REFERENCE, WEAK, SearchProblem
 from memmcl.search.reference import Values, brief_of, expectations, gold_answers, reference_key, values_of
+from memmcl.store import StageSettings
 
 REFERENCE_VERSION = 3
 BASE = "base"
@@ -46,8 +47,7 @@ def measure_references(problem: SearchProblem, rivals: Rivals, driver: Driver) -
             name=ref.name,
             files={REFERENCE: json.dumps(values).encode(), **files},
             inputs=[*(problem.experts[model] for model in models if model != BASE), problem.weak[name]],
-            config={"brought": models, **settings},
-            stage_version=REFERENCE_VERSION,
+            settings=StageSettings({"brought": models, **settings}, stage_version=REFERENCE_VERSION),
             metrics={"held_to": values["held_to"], "measured": values["measured"]},
         )
 

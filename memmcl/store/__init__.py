@@ -5,7 +5,7 @@ from memmcl.store.closure import Closure
 from memmcl.store.gc import collect, remove_run
 from memmcl.store.index import newest, starting, summaries
 from memmcl.store.lease import Lease
-from memmcl.store.manifest import ArtifactRef, BlobInfo, Manifest, Refs, cache_key
+from memmcl.store.manifest import ArtifactRef, BlobInfo, Manifest, Refs, StageSettings, cache_key
 from memmcl.store.plan import Policy, RemovalPlan
 from memmcl.store.store import Store
 from memmcl.store.verify import Problem, Verification
@@ -22,6 +22,7 @@ __all__ = [
     "Refs",
     "Reign",
     "RemovalPlan",
+    "StageSettings",
     "Store",
     "Verification",
     "cache_key",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -99,6 +100,18 @@ class Manifest(_Frozen):
     def ref(self) -> ArtifactRef:
         """The reference to this artifact."""
         return ArtifactRef(kind=self.kind, key=self.key, name=self.name)
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """What decides the content of an artifact beside its inputs.
+
+    config: the part of the configuration that the stage reads. stage_version: of the stage's core function.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    stage_version: int = 1
 
 
 def cache_key(

@@ -33,6 +33,7 @@ from memmcl.store.manifest import (
     ArtifactRef,
     BlobInfo,
     Manifest,
+    StageSettings,
     blob_path,
     check_file,
     check_name,
@@ -95,9 +96,7 @@ class Store:
         name: str,
         files: Mapping[str, bytes | Path],
         inputs: Sequence[ArtifactRef] = (),
-        config: Mapping[str, Any] | None = None,
-        seed: int = 0,
-        stage_version: int = 1,
+        settings: StageSettings | None = None,
         seconds: float = 0.0,
         metrics: Mapping[str, Any] | None = None,
     ) -> Manifest:
@@ -110,7 +109,8 @@ class Store:
             ValueError, TypeError: a name that cannot be stored, or config and metrics that are not JSON.
             StoreFull, StoreAccessError: nothing was published.
         """
-        config = dict(config or {})
+        settings = settings or StageSettings()
+        config = dict(settings.config)
         for file in files:
             check_file(file)
         manifest = Manifest(
@@ -121,8 +121,8 @@ class Store:
             inputs=tuple(inputs),
             config=config,
             config_digest=seeds.digest(config),
-            seed=seed,
-            stage_version=stage_version,
+            seed=settings.seed,
+            stage_version=settings.stage_version,
             code_version=__version__,
             created=datetime.now(UTC).isoformat(timespec="microseconds"),
             seconds=seconds,

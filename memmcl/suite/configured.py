@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from memmcl.config import RunConfig, SubtaskConfig
 from memmcl.errors import ConfigError, shown
-from memmcl.suite.sources import Source
+from memmcl.suite.sources import Reading, Source
 from memmcl.suite.splits import Splits, load_splits
 from memmcl.suite.subtasks import SUBTASKS, Subtask, get_subtask
 
@@ -25,7 +24,7 @@ def read_splits(config: RunConfig) -> Splits:
     pool = data.pseudo_pool if data.weak_source == "pseudo" else 1.0
     return load_splits(
         list(catalogue(config).values()),
-        **read_arguments(config),
+        reading_of(config),
         train_rows=data.train_rows,
         weak_rows=math.ceil(data.weak_rows * pool),
         selection_rows=math.ceil(data.selection_rows * pool),
@@ -35,20 +34,20 @@ def read_splits(config: RunConfig) -> Splits:
     )
 
 
-def read_arguments(config: RunConfig) -> dict[str, Any]:
-    """Return where rows are read from, and how, as arguments of `read_sources` and `load_splits`."""
+def reading_of(config: RunConfig) -> Reading:
+    """Return where the rows of a run are read from, and how."""
     data = config.data
-    own = {subtask.name: subtask.data for subtask in data.custom}
+    custom = {subtask.name: subtask.data for subtask in data.custom}
     region = {"client_kwargs": {"region_name": config.store.region}} if config.store.region else {}
     endpoint = {"endpoint_url": config.store.endpoint_url} if config.store.endpoint_url else {}
-    return {
-        "source": data.source,
-        "sources": {name: Source(**source.model_dump()) for name, source in (own | data.sources).items()},
-        "pool_rows": data.pool_rows,
-        "max_characters": data.max_characters,
-        "weak_labels": data.weak_source == "labelled",
-        "storage": endpoint | region,
-    }
+    return Reading(
+        source=data.source,
+        sources={name: Source(**source.model_dump()) for name, source in (custom | data.sources).items()},
+        pool_rows=data.pool_rows,
+        max_characters=data.max_characters,
+        weak_labels=data.weak_source == "labelled",
+        storage=endpoint | region,
+    )
 
 
 def catalogue(config: RunConfig) -> dict[str, Subtask]:

@@ -7,17 +7,16 @@ UABSA, ASTE, ASQP and ASC, or only the subtasks that `serves` names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from typing import NamedTuple
 
 from memmcl.errors import DataError, short
 from memmcl.suite.examples import Example
 from memmcl.suite.faults import Fault
 from memmcl.suite.files import json_rows
-from memmcl.suite.rows import PLAIN, Row, RowError, example_of, text_of
-from memmcl.suite.subtasks import POLARITIES, Subtask
+from memmcl.suite.rows import Row, RowError, example_of
+from memmcl.suite.subtasks import Subtask
 
 DINING = ("restaurant", "cafe")
 """The domains whose quads have ASQP's categories."""
@@ -25,23 +24,8 @@ DINING = ("restaurant", "cafe")
 UNNAMED = "NULL"
 """The aspect of an opinion about something that the sentence does not name."""
 
-
-class Quad(NamedTuple):
-    """One opinion of a sentence, its parts in the order of an ASQP tuple."""
-
-    category: str
-    aspect: str
-    opinion: str
-    polarity: str
-
-
-class Sentence(NamedTuple):
-    """An annotated sentence; `serves` names the subtasks that may use it, None for all."""
-
-    text: str
-    domain: object
-    quads: list[Quad]
-    serves: list[str] | None
+_ANNOTATED = ("uabsa", "aste", "asqp", "asc")
+_QUAD = ("category", "aspect", "opinion", "polarity")
 
 
 def read_embedded(subtasks: Sequence[Subtask]) -> dict[str, list[Example]]:
@@ -59,123 +43,79 @@ def read_corpus(corpus: Traversable, subtasks: Sequence[Subtask]) -> dict[str, l
     Raises:
         DataError: no rows for a subtask, or a row that cannot be used.
     """
-    sentences: list[Sentence] | None = None
     examples: dict[str, list[Example]] = {}
     for subtask in subtasks:
-        dataset = f"embedded_{subtask.name}"
-        if subtask.name in _FROM_QUADS:
-            if sentences is None:
-                sentences = _read_sentences(corpus)
-            make = _FROM_QUADS[subtask.name]
-            serving = [one for one in sentences if one.serves is None or subtask.name in one.serves]
-            found = [example for sentence in serving for example in make(dataset, sentence)]
-        else:
-            found = [_example(row, subtask, dataset) for row in _read(corpus, f"{subtask.name}.jsonl")]
-        if not found:
-            raise DataError(
-                f"the embedded corpus has no rows for subtask {subtask.name!r}; "
-                f"set data.source to a directory, or leave the subtask out"
-            )
-        examples[subtask.name] = found
+        examples[subtask.name] = []
+        for row in corpus_rows(subtask, corpus):
+            try:
+                examples[subtask.name].append(example_of(row, subtask, f"embedded_{subtask.name}"))
+            except RowError as error:
+                raise DataError(str(row.fault(error))) from error
     return examples
 
 
-def _read(corpus: Traversable, name: str) -> list[Row]:
-    file = corpus.joinpath(name)
-    rows = []
-    for row in json_rows(file.read_bytes().splitlines(), f"corpus/{name}") if file.is_file() else ():
-        if isinstance(row, Fault):
-            raise DataError(str(row))
-        rows.append(row)
+def corpus_rows(subtask: Subtask, corpus: Traversable | None = None) -> list[Row]:
+    """Return the rows of a subtask in the corpus (or in another folder), as `example_of` takes them.
+
+    Raises:
+        DataError: there are none, or the annotation of one cannot be read.
+    """
+    corpus = corpus or files("memmcl.suite").joinpath("corpus")
+    if subtask.name in _ANNOTATED:
+        names = sorted(entry.name for entry in corpus.iterdir() if entry.name.endswith(".jsonl"))
+        annotated = [row for name in names if name.startswith("absa_") for row in _read(corpus, name)]
+        rows = [row for sentence in annotated for row in _rows_of_sentence(sentence, subtask)]
+    else:
+        rows = list(_read(corpus, f"{subtask.name}.jsonl"))
+    if not rows:
+        raise DataError(
+            f"the embedded corpus has no rows for subtask {subtask.name!r}; "
+            f"set data.source to a directory, or leave the subtask out"
+        )
     return rows
 
 
-def _example(row: Row, subtask: Subtask, dataset: str) -> Example:
-    try:
-        return example_of(row, subtask, dataset)
-    except RowError as error:
-        raise DataError(str(row.fault(error))) from error
+def _read(corpus: Traversable, name: str) -> Iterator[Row]:
+    file = corpus.joinpath(name)
+    for row in json_rows(file.read_bytes().splitlines(), f"corpus/{name}") if file.is_file() else ():
+        if isinstance(row, Fault):
+            raise DataError(str(row))
+        yield row
 
 
-def _read_sentences(corpus: Traversable) -> list[Sentence]:
-    names = sorted(entry.name for entry in corpus.iterdir()) if corpus.is_dir() else []
-    annotated = [name for name in names if name.startswith("absa_") and name.endswith(".jsonl")]
-    return [_sentence(row) for name in annotated for row in _read(corpus, name)]
+def _rows_of_sentence(sentence: Row, subtask: Subtask) -> Iterator[Row]:
+    """Yield a row per named aspect with one polarity (ASC), or one row with all tuples; none where it does not serve.
+
+    UABSA and ASTE need every aspect named, so that the spans alone are the whole annotation; only UABSA takes a
+    sentence without opinions. ASQP takes sentences about restaurants and cafes.
+    """
+    quads, values = _quads(sentence), sentence.values
+    if subtask.name not in (values.get("serves") or _ANNOTATED):
+        return
+    if subtask.name == "asc":
+        polarities: dict[str, set[str]] = {}
+        for quad in quads:
+            polarities.setdefault(quad["aspect"], set()).add(quad["polarity"])
+        for aspect, labels in polarities.items():
+            if aspect != UNNAMED and len(labels) == 1:
+                yield Row(sentence.place, {"text": values.get("text"), "aspect": aspect, "label": labels.pop()})
+        return
+    if subtask.name == "asqp":
+        serves = bool(quads) and values.get("domain") in DINING
+    else:
+        serves = bool(quads or subtask.name == "uabsa") and all(quad["aspect"] != UNNAMED for quad in quads)
+    if serves:
+        tuples = dict.fromkeys(tuple(quad[name] for name in subtask.tuple_fields) for quad in quads)
+        yield Row(sentence.place, {"text": values.get("text"), "label": list(tuples)})
 
 
-def _sentence(row: Row) -> Sentence:
-    try:
-        text = text_of(row, PLAIN)
-    except RowError as error:
-        raise DataError(str(row.fault(error))) from error
-    values = row.values.get("quads")
-    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-        raise DataError(f"{row.place}: expected 'quads' as a list of objects; correct the row")
-    return Sentence(
-        text, row.values.get("domain"), [_quad(value, row.place) for value in values], row.values.get("serves")
-    )
-
-
-def _quad(values: dict[str, object], place: str) -> Quad:
-    parts = []
-    for name in Quad._fields:
-        value = values.get(name)
+def _quads(sentence: Row) -> list[dict[str, str]]:
+    quads = sentence.values.get("quads")
+    if not isinstance(quads, list) or not all(isinstance(quad, dict) for quad in quads):
+        raise DataError(f"{sentence.place}: expected 'quads' as a list of objects; correct the row")
+    for name, value in ((name, quad.get(name)) for quad in quads for name in _QUAD):
         if not isinstance(value, str) or not value.strip():
-            raise DataError(f"{place}: {name!r} must be a non-empty string, got {short(value)}; correct the row")
-        parts.append(value)
-    quad = Quad(*parts)
-    if quad.polarity not in POLARITIES:
-        raise DataError(
-            f"{place}: unknown polarity {quad.polarity!r}; "
-            f"expected exactly one of {', '.join(POLARITIES)}: correct the row"
-        )
-    return quad
-
-
-def _is_named(quads: Iterable[Quad]) -> bool:
-    """Return whether the sentence names every aspect, so that its spans alone are the whole annotation."""
-    return all(quad.aspect != UNNAMED for quad in quads)
-
-
-def _uabsa(dataset: str, sentence: Sentence) -> list[Example]:
-    """One example a sentence that names all its aspects; no quads give the answer []."""
-    if not _is_named(sentence.quads):
-        return []
-    pairs = dict.fromkeys((quad.aspect, quad.polarity) for quad in sentence.quads)
-    return [Example.create(dataset, sentence.text, pairs)]
-
-
-def _aste(dataset: str, sentence: Sentence) -> list[Example]:
-    """One example a sentence that has quads and names all its aspects."""
-    if not sentence.quads or not _is_named(sentence.quads):
-        return []
-    triplets = dict.fromkeys((quad.aspect, quad.opinion, quad.polarity) for quad in sentence.quads)
-    return [Example.create(dataset, sentence.text, triplets)]
-
-
-def _asqp(dataset: str, sentence: Sentence) -> list[Example]:
-    """One example a sentence about a restaurant or cafe that has quads."""
-    if not sentence.quads or sentence.domain not in DINING:
-        return []
-    return [Example.create(dataset, sentence.text, dict.fromkeys(sentence.quads))]
-
-
-def _asc(dataset: str, sentence: Sentence) -> list[Example]:
-    """One example per named aspect; an aspect with two polarities has no single label and gives none."""
-    polarities: dict[str, set[str]] = {}
-    for quad in sentence.quads:
-        if quad.aspect != UNNAMED:
-            polarities.setdefault(quad.aspect, set()).add(quad.polarity)
-    return [
-        Example.create(dataset, sentence.text, found.pop(), {"aspect": aspect})
-        for aspect, found in polarities.items()
-        if len(found) == 1
-    ]
-
-
-_FROM_QUADS: dict[str, Callable[[str, Sentence], list[Example]]] = {
-    "uabsa": _uabsa,
-    "aste": _aste,
-    "asqp": _asqp,
-    "asc": _asc,
-}
+            raise DataError(
+                f"{sentence.place}: {name!r} must be a non-empty string, got {short(value)}; correct the row"
+            )
+    return quads

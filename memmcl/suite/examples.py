@@ -25,10 +25,7 @@ class Fields(Mapping[str, str]):
         self._pairs = tuple(sorted((fields or {}).items()))
 
     def __getitem__(self, name: str) -> str:
-        for key, value in self._pairs:
-            if key == name:
-                return value
-        raise KeyError(name)
+        return dict(self._pairs)[name]
 
     def __iter__(self) -> Iterator[str]:
         return (key for key, _ in self._pairs)

@@ -11,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any, TypeVar
+
+import httpx
 
 from memmcl.errors import DataError, UsageError
 from memmcl.suite.download import Unavailable, base_of, download, open_client, shown
@@ -129,50 +131,78 @@ def fetch_sentieval(
     base = base_of(base_url or listing.base_url)
     place = open_target(target, storage or {})
     place.prepare(file.place for file in listing.files)
-    stop = threading.Event()
-    there: set[Listed] = set()
-    failures: dict[Listed, Unavailable] = {}
-
-    def arrived(file: Listed) -> None:
-        there.add(file)
-        if progress is not None:
-            progress(len(there), sum(file.size for file in there), file.place)
-
-    def is_good(file: Listed) -> bool:
-        data = place.read(file.place)
-        return data is not None and len(data) == file.size and hashlib.sha256(data).hexdigest() == file.sha256
-
-    _each(is_good, listing.files, jobs, stop, lambda file, good: arrived(file) if good else None)
-    present = len(there)
-
-    def outcome() -> DataError:
-        return _incomplete(place, shown(base), listing, there, failures)
-
-    def fetch(file: Listed) -> Unavailable | None:
-        try:
-            data = download(client, base, file.path, file.sha256, file.size, stop)
-        except Unavailable as failure:
-            return failure
-        place.write(file.place, data)
-        return None
-
-    def fetched(file: Listed, failure: Unavailable | None) -> None:
-        if failure is None:
-            arrived(file)
-            return
-        failures[file] = failure
-        if len(there) == present and sum(failure.passing for failure in failures.values()) == HOPELESS:
-            raise outcome()
-
-    if present < len(listing.files):
+    fetch = _Fetch(listing, base, place, progress)
+    _each(fetch.is_good, listing.files, jobs, fetch.stop, lambda file, good: fetch.arrived(file) if good else None)
+    fetch.present = len(fetch.there)
+    missing = [file for file in listing.files if file not in fetch.there]
+    if missing:
         place.remove(NOTICE)
         with open_client(jobs, judged=base_url is not None) as client:
-            _each(fetch, [file for file in listing.files if file not in there], jobs, stop, fetched)
-    if failures:
-        raise outcome()
+            _each(partial(fetch.fetch, client), missing, jobs, fetch.stop, fetch.ended)
+    if fetch.failures:
+        raise fetch.incomplete()
     if place.read(NOTICE) != (notice := listing.notice.encode()):
         place.write(NOTICE, notice)
-    return Fetched(place.shown, len(listing.files), listing.size, present, listing.notice)
+    return Fetched(place.shown, len(listing.files), listing.size, fetch.present, listing.notice)
+
+
+@dataclass
+class _Fetch:
+    """One call of `fetch_sentieval`.
+
+    there: the files that are at the target, of which `present` were there before. failures: of those that could not be
+    fetched. stop: set when no more files are wanted.
+    """
+
+    listing: Listing
+    base: httpx.URL
+    place: Target
+    progress: FileCallback | None
+    present: int = 0
+    there: set[Listed] = field(default_factory=set)
+    failures: dict[Listed, Unavailable] = field(default_factory=dict)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def is_good(self, file: Listed) -> bool:
+        """Return whether the file is at the target with the right content."""
+        data = self.place.read(file.place)
+        return data is not None and len(data) == file.size and hashlib.sha256(data).hexdigest() == file.sha256
+
+    def fetch(self, client: httpx.Client, file: Listed) -> Unavailable | None:
+        """Download a file to the target; return why it is not to be had, None where it was."""
+        try:
+            data = download(client, self.base, file.path, file.sha256, file.size, self.stop)
+        except Unavailable as failure:
+            return failure
+        self.place.write(file.place, data)
+        return None
+
+    def arrived(self, file: Listed) -> None:
+        """Count a file that is at the target."""
+        self.there.add(file)
+        if self.progress is not None:
+            self.progress(len(self.there), sum(one.size for one in self.there), file.place)
+
+    def ended(self, file: Listed, failure: Unavailable | None) -> None:
+        """Count a download; give up where the source does not serve at all."""
+        if failure is None:
+            self.arrived(file)
+            return
+        self.failures[file] = failure
+        if len(self.there) == self.present and sum(one.passing for one in self.failures.values()) == HOPELESS:
+            raise self.incomplete()
+
+    def incomplete(self) -> DataError:
+        """Return the error that says what is missing, and why."""
+        files, failures = self.listing.files, list(self.failures.items())
+        first = [f"{file.path}: {failure}" for file, failure in failures[:SHOWN_FAILURES]]
+        more = f"; and {len(failures) - len(first)} more" if len(failures) > len(first) else ""
+        untried = len(files) - len(self.there) - len(failures)
+        rest = f" and {untried} were not tried" if untried else ""
+        return DataError(
+            f"{len(self.there)} of {len(files)} files are at {self.place.shown}; {len(failures)} could not be fetched "
+            f"from {shown(self.base)}{rest}: {'; '.join(first)}{more}. Run the same command again to go on"
+        )
 
 
 def _each(
@@ -195,16 +225,3 @@ def _each(
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _incomplete(
-    place: Target, source: str, listing: Listing, there: Set[Listed], failures: Mapping[Listed, Unavailable]
-) -> DataError:
-    first = [f"{file.path}: {failure}" for file, failure in list(failures.items())[:SHOWN_FAILURES]]
-    more = f"; and {len(failures) - len(first)} more" if len(failures) > len(first) else ""
-    untried = len(listing.files) - len(there) - len(failures)
-    rest = f" and {untried} were not tried" if untried else ""
-    return DataError(
-        f"{len(there)} of {len(listing.files)} files are at {place.shown}; {len(failures)} could not be fetched from "
-        f"{source}{rest}: {'; '.join(first)}{more}. Run the same command again to go on"
-    )

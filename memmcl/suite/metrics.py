@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from memmcl.errors import DataError, shown
 from memmcl.suite.examples import Example, format_tuples
 from memmcl.suite.parsing import read_list, read_literal
-from memmcl.suite.subtasks import GRADES, POLARITIES, SUBTASKS, Metric, Subtask
+from memmcl.suite.subtasks import SUBTASKS, Metric, Subtask
 
 Floats = NDArray[np.float64]
 
@@ -51,40 +51,12 @@ class Scoring:
         return {"accuracy": 2, "tuple_f1": 4}.get(self.metric, 1 + 3 * len(self.scored))
 
 
-_TWO = ("positive", "negative")
-_EMOTIONS = ("anger", "joy", "optimism", "sadness")
-_HATE = ("hate", "non-hate")
-_OFFENSIVE = ("offensive", "non-offensive")
-_TUPLES = Scoring("tuple_f1")
+def _subtask_scoring(subtask: Subtask) -> Scoring:
+    return Scoring(subtask.metric, subtask.labels, subtask.scored_labels)
 
-DATASETS: dict[str, Scoring] = {
-    "imdb": Scoring("accuracy", _TWO),
-    "yelp2": Scoring("accuracy", _TWO),
-    "yelp5": Scoring("accuracy", GRADES),
-    "mr": Scoring("accuracy", _TWO),
-    "sst2": Scoring("accuracy", _TWO),
-    "twitter": Scoring("accuracy", POLARITIES),
-    "sst5": Scoring("accuracy", GRADES),
-    "asc_lap14": Scoring("accuracy", POLARITIES),
-    "asc_rest14": Scoring("accuracy", POLARITIES),
-    "uabsa_laptop14": _TUPLES,
-    "uabsa_rest14": _TUPLES,
-    "uabsa_rest15": _TUPLES,
-    "uabsa_rest16": _TUPLES,
-    "aste_laptop14": _TUPLES,
-    "aste_rest14": _TUPLES,
-    "aste_rest15": _TUPLES,
-    "aste_rest16": _TUPLES,
-    "asqp_rest15": _TUPLES,
-    "asqp_rest16": _TUPLES,
-    "implicit": Scoring("accuracy", POLARITIES),
-    "compsent19": Scoring("accuracy", ("better", "worse")),
-    "emotion": Scoring("macro_f1", _EMOTIONS, scored=_EMOTIONS),
-    "hate": Scoring("macro_f1", _HATE, scored=_HATE),
-    "offensive": Scoring("macro_f1", _OFFENSIVE, scored=_OFFENSIVE),
-    "irony": Scoring("label_f1", ("irony", "non_irony"), scored=("irony",)),
-    "stance": Scoring("macro_f1", ("against", "favor", "none"), scored=("against", "favor")),
-}
+
+DATASETS = {dataset: _subtask_scoring(subtask) for subtask in SUBTASKS.values() for dataset in subtask.datasets}
+"""How each of SentiEval's 26 data sets is scored."""
 
 
 def scoring_of(dataset: str) -> Scoring:
@@ -102,10 +74,6 @@ def scoring_of(dataset: str) -> Scoring:
         f"no metric for data set {shown(dataset)}; expected embedded_SUBTASK or one of SentiEval's: "
         f"{', '.join(DATASETS)}"
     )
-
-
-def _subtask_scoring(subtask: Subtask) -> Scoring:
-    return Scoring(subtask.metric, subtask.labels, subtask.scored_labels)
 
 
 def score(dataset: str, predictions: Sequence[str], golds: Sequence[Any]) -> float:
@@ -178,11 +146,10 @@ def balanced_accuracy(golds: Sequence[str], predictions: Sequence[str]) -> float
         DataError: no rows, or unequal lengths.
     """
     _check_lengths(len(golds), len(predictions))
-    total: Counter[str] = Counter()
-    right: Counter[str] = Counter()
-    for gold, answer in zip(golds, predictions, strict=True):
-        total[_form(gold)] += 1
-        right[_form(gold)] += _form(gold) == _form(answer)
+    total = Counter(map(_form, golds))
+    right = Counter(
+        _form(gold) for gold, answer in zip(golds, predictions, strict=True) if _form(gold) == _form(answer)
+    )
     return float(np.mean([right[label] / total[label] for label in total]))
 
 

@@ -1,16 +1,16 @@
-"""The one door to rows: whatever they lie in, `read_sources` returns pools of examples and the faults it met."""
+"""Reads rows wherever they lie: `read_sources` returns pools of examples, and what is wrong with other rows."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from memmcl.errors import DataError
 from memmcl.suite import hub
-from memmcl.suite.embedded import read_embedded
+from memmcl.suite.embedded import corpus_rows
 from memmcl.suite.examples import Example, normalised
 from memmcl.suite.faults import Fault, Faults
 from memmcl.suite.files import read_files
@@ -19,8 +19,8 @@ from memmcl.suite.rows import Row, RowError, Shape, example_of, text_of
 from memmcl.suite.sentieval import find_folders
 from memmcl.suite.subtasks import Subtask
 
-PARTS = ("train", "weak", "test")
-"""What a source has: the weak part is the pool for weak and selection rows."""
+SOURCE_SPLITS = ("train", "weak", "test")
+"""The splits of a source; its weak split is the pool for weak and selection rows."""
 
 _TEST_BELOW = 30
 _WEAK_BELOW = 50
@@ -29,11 +29,11 @@ _WEAK_OF_TRAIN_BELOW = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the rows of one subtask lie: one place for all of them, a place per part, or a Hugging Face data set.
+    """Where the rows of one subtask lie: one place for all of them, a place per split, or a Hugging Face data set.
 
-    path: file(s) of all rows, as a path, glob or URL; `part_of` deals them to the parts.
-    train, weak, test: file(s) of one part; with `dataset`, the name of that split. Without weak, the fifth of the
-        training rows whose content hash is lowest is the weak part.
+    path: file(s) of all rows, as a path, glob or URL; `split_of` deals them to the splits.
+    train, weak, test: file(s) of one split; with `dataset`, the name of that split there. Without weak, the fifth of
+        the training rows whose content hash is lowest is the weak split.
     dataset, subset, revision: a Hugging Face data set by name or directory, its configuration, and its version.
     columns: our field -> their column.
     labels: their label, as text -> ours.
@@ -50,11 +50,36 @@ class Source:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Where rows are read from, and how.
+
+    source: "embedded", or a directory or URL in SentiEval's layout.
+    sources: subtask -> where its rows lie, when not in `source`.
+    pool_rows: so many rows of each data set and split are kept at most, the first in drawing order. Repeated rows are
+        looked for among those: in train and weak they are faults, in a test split that was read as such warnings.
+    max_characters: a longer text is a fault.
+    weak_labels: False for weak rows that need no label; their gold is then "" or ().
+    storage: options of the S3 file system.
+    """
+
+    source: str = "embedded"
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    pool_rows: int = 20_000
+    max_characters: int = 20_000
+    weak_labels: bool = True
+    storage: Mapping[str, Any] | None = None
+
+
+EMBEDDED = Reading()
+"""The corpus that ships with memmcl."""
+
+
 @dataclass(frozen=True)
 class RowPools:
     """What was read.
 
-    pools: subtask -> part of `PARTS` -> examples, data set by data set, in drawing order.
+    pools: subtask -> split of `SOURCE_SPLITS` -> examples, data set by data set, in drawing order.
     faults: rows that are in no pool because of what is wrong with them.
     dropped: reason -> number of sound rows that are in no pool.
     """
@@ -64,59 +89,42 @@ class RowPools:
     dropped: Counter[str]
 
 
-Divide = Callable[[str], str]
-"""From a text to its part."""
+SplitOf = Callable[[str], str]
+"""From a text to its split."""
 
 
 @dataclass(frozen=True)
 class _Feed:
-    """Rows of one data set. `file` tells files apart whose common rows are one row; see `Pool.add`."""
+    """Rows of one data set.
+
+    published: whether the source itself has a test split, instead of one that we choose. file: tells files apart whose
+    common rows are one row; see `Pool.add`.
+    """
 
     dataset: str
-    divide: Divide
+    split_of: SplitOf
     rows: Iterable[Row | Fault]
-    own_test: bool
+    published: bool
     file: str = ""
 
 
-def part_of(text: str) -> str:
-    """Return the part of a text whose source has no parts: by a hash of its content, 30 % test, 20 % weak, else train.
+def split_of(text: str) -> str:
+    """Return the split of a text whose source has none: by a hash of its content, 30 % test, 20 % weak, else train.
 
-    The hash is that of the text alone, so a sentence that serves several subtasks is in one part for all.
+    The hash is that of the text alone, so a sentence that serves several subtasks is in one split for all.
     """
     bucket = _bucket(text)
     return "test" if bucket < _TEST_BELOW else "weak" if bucket < _WEAK_BELOW else "train"
-
-
-def _train_or_weak(text: str) -> str:
-    return "weak" if _bucket(text) < _WEAK_OF_TRAIN_BELOW else "train"
 
 
 def _bucket(text: str) -> int:
     return int(hashlib.sha256(normalised(text).encode()).hexdigest(), 16) % 100
 
 
-def read_sources(
-    subtasks: Sequence[Subtask],
-    *,
-    source: str = "embedded",
-    sources: Mapping[str, Source] | None = None,
-    pool_rows: int = 20_000,
-    max_characters: int = 20_000,
-    weak_labels: bool = True,
-    storage: Mapping[str, Any] | None = None,
-    faults: Faults | None = None,
-) -> RowPools:
+def read_sources(subtasks: Sequence[Subtask], reading: Reading = EMBEDDED, *, faults: Faults | None = None) -> RowPools:
     """Read the rows of `subtasks` in a stream; what is wrong with a row becomes a fault and is never raised.
 
-    source: "embedded", or a directory or URL in SentiEval's layout.
-    sources: subtask -> where its rows lie, when not in `source`.
-    pool_rows: so many rows of each data set and part are kept at most, the first in drawing order. Repeated rows are
-        found among those: in train and weak they are faults, in a test part that a source has of its own warnings.
-    max_characters: a longer text is a fault.
-    weak_labels: False for weak rows that need no label; their gold is then "" or ().
-    storage: options of the S3 file system.
-    faults: where faults go, for whoever wants to see each as it is found; they are in the result too.
+    faults: where faults go, for whoever wants to see each as it is met; they are in the result too.
 
     Raises:
         DataError: no such place, no access to it, or no data set for a subtask.
@@ -125,48 +133,29 @@ def read_sources(
     dropped: Counter[str] = Counter()
     pools: dict[str, dict[str, list[Example]]] = {}
     for subtask in subtasks:
-        given = (sources or {}).get(subtask.name)
-        intake = _Intake(
-            subtask,
-            Shape(
-                columns=given.columns if given else {},
-                labels=given.labels if given else {},
-                max_characters=max_characters,
-            ),
-            pool_rows=pool_rows,
-            weak_labels=weak_labels,
-            faults=faults,
-            dropped=dropped,
-        )
-        if given is not None:
-            feeds = _of_source(given, subtask, intake.shape, storage)
-        elif source == "embedded":
-            feeds = _of_corpus(subtask)
+        own = reading.sources.get(subtask.name)
+        intake = _Intake(subtask, reading, faults, dropped)
+        if own is not None:
+            feeds = _of_source(own, subtask, intake.shape, reading.storage)
+        elif reading.source == "embedded":
+            rows = corpus_rows(subtask)
+            feeds = iter([_Feed(f"embedded_{subtask.name}", split_of, rows, published=False)])
         else:
-            feeds = _of_directory(source, subtask, storage)
+            feeds = _of_directory(reading.source, subtask, reading.storage)
         for feed in feeds:
             intake.take(feed)
-        pools[subtask.name] = intake.parts()
+        pools[subtask.name] = intake.splits()
     return RowPools(pools, faults, dropped)
 
 
 class _Intake:
-    """Makes examples of the rows of one subtask and pools them by data set and part."""
+    """Makes examples of the rows of one subtask and pools them by data set and split."""
 
-    def __init__(
-        self,
-        subtask: Subtask,
-        shape: Shape,
-        *,
-        pool_rows: int,
-        weak_labels: bool,
-        faults: Faults,
-        dropped: Counter[str],
-    ) -> None:
-        self.subtask = subtask
-        self.shape = shape
-        self._pool_rows = pool_rows
-        self._weak_labels = weak_labels
+    def __init__(self, subtask: Subtask, reading: Reading, faults: Faults, dropped: Counter[str]) -> None:
+        source = reading.sources.get(subtask.name, Source())
+        self.shape = Shape(columns=source.columns, labels=source.labels, max_characters=reading.max_characters)
+        self._subtask = subtask
+        self._reading = reading
         self._faults = faults
         self._dropped = dropped
         self._pools: dict[tuple[str, str], Pool] = {}
@@ -178,78 +167,59 @@ class _Intake:
                 self._faults.add(row)
                 continue
             try:
-                part = feed.divide(text_of(row, self.shape))
-                example = self._example(row, feed.dataset, labelled=self._weak_labels or part != "weak")
+                split = feed.split_of(text_of(row, self.shape))
+                labelled = self._reading.weak_labels or split != "weak"
+                example = example_of(row, self._subtask, feed.dataset, self.shape, labelled=labelled)
             except RowError as error:
                 self._faults.add(row.fault(error))
                 continue
-            self._pool(feed, part).add(example, row.place, feed.file)
+            self._pool(feed, split).add(example, row.place, feed.file)
 
-    def parts(self) -> dict[str, list[Example]]:
-        """Return part -> examples."""
-        rows: dict[str, list[Example]] = {part: [] for part in PARTS}
-        for (_, part), pool in self._pools.items():
-            rows[part] += pool.rows()
+    def splits(self) -> dict[str, list[Example]]:
+        """Return split -> examples."""
+        rows: dict[str, list[Example]] = {split: [] for split in SOURCE_SPLITS}
+        for (_, split), pool in self._pools.items():
+            rows[split] += pool.rows()
         return rows
 
-    def _example(self, row: Row, dataset: str, *, labelled: bool) -> Example:
-        return example_of(row, self.subtask, dataset, self.shape, labelled=labelled)
-
-    def _pool(self, feed: _Feed, part: str) -> Pool:
-        if (feed.dataset, part) not in self._pools:
-            self._pools[feed.dataset, part] = Pool(
-                self._pool_rows,
-                keep_repeats=feed.own_test and part == "test",
+    def _pool(self, feed: _Feed, split: str) -> Pool:
+        if (feed.dataset, split) not in self._pools:
+            self._pools[feed.dataset, split] = Pool(
+                self._reading.pool_rows,
+                keep_repeats=feed.published and split == "test",
                 faults=self._faults,
                 dropped=self._dropped,
             )
-        return self._pools[feed.dataset, part]
-
-
-def _of_corpus(subtask: Subtask) -> Iterator[_Feed]:
-    found = read_embedded([subtask])[subtask.name]
-    rows = (
-        Row(
-            f"corpus, {subtask.name}, {example.text[:40]!r}",
-            {
-                "text": example.text,
-                **example.fields,
-                "label": example.gold if isinstance(example.gold, str) else list(example.gold),
-            },
-        )
-        for example in found
-    )
-    yield _Feed(f"embedded_{subtask.name}", part_of, rows, own_test=False)
+        return self._pools[feed.dataset, split]
 
 
 def _of_directory(root: str, subtask: Subtask, storage: Mapping[str, Any] | None) -> Iterator[_Feed]:
     for folder in find_folders(root, subtask, storage):
-        for part, paths in folder.files.items():
-            divide = _only(part) if part != "train" or "weak" in folder.files else _train_or_weak
+        for split, paths in folder.files.items():
             for path in paths:
+                file = path if folder.sampled else ""
                 rows = folder.rows(path, subtask)
-                yield _Feed(folder.dataset, divide, rows, own_test=True, file=path if folder.sampled else "")
+                yield _Feed(folder.dataset, _split_of(split, folder.files), rows, published=True, file=file)
 
 
-def _of_source(given: Source, subtask: Subtask, shape: Shape, storage: Mapping[str, Any] | None) -> Iterator[_Feed]:
+def _of_source(source: Source, subtask: Subtask, shape: Shape, storage: Mapping[str, Any] | None) -> Iterator[_Feed]:
     columns = shape.needed(subtask)
-    if given.path is not None:
-        rows: Iterable[Row | Fault] = read_files(given.path, columns=columns, storage=storage)
-        yield _Feed(subtask.name, part_of, rows, own_test=False)
+    if source.path is not None:
+        rows: Iterable[Row | Fault] = read_files(source.path, columns=columns, storage=storage)
+        yield _Feed(subtask.name, split_of, rows, published=False)
         return
-    places = {part: place for part in PARTS if (place := getattr(given, part)) is not None}
-    found: Mapping[str, Any] = {}
-    if given.dataset is not None:
-        found = hub.load(given.dataset, given.subset, given.revision)
-        places = {part: split for part, split in hub.SPLITS.items() if split in found} | places
-    _check_places(subtask, places, sorted(found))
-    for part, place in places.items():
-        if given.dataset is not None:
-            rows = hub.rows(given.dataset, place, found)
+    places = {split: place for split in SOURCE_SPLITS if (place := getattr(source, split)) is not None}
+    hub_set: Mapping[str, Any] = {}
+    if source.dataset is not None:
+        hub_set = hub.load(source.dataset, source.subset, source.revision)
+        places = {split: theirs for split, theirs in hub.SPLITS.items() if theirs in hub_set} | places
+    _check_places(subtask, places, sorted(hub_set))
+    for split, place in places.items():
+        if source.dataset is not None:
+            rows = hub.rows(source.dataset, place, hub_set)
         else:
             rows = read_files(place, columns=columns, storage=storage)
-        divide = _only(part) if part != "train" or "weak" in places else _train_or_weak
-        yield _Feed(subtask.name, divide, rows, own_test=True)
+        yield _Feed(subtask.name, _split_of(split, places), rows, published=True)
 
 
 def _check_places(subtask: Subtask, places: Mapping[str, str], splits: Sequence[str]) -> None:
@@ -258,14 +228,17 @@ def _check_places(subtask: Subtask, places: Mapping[str, str], splits: Sequence[
     Raises:
         DataError: one of them is missing.
     """
-    missing = [part for part in ("train", "test") if part not in places]
+    missing = [split for split in ("train", "test") if split not in places]
     if missing:
         advice = f"name one of its splits ({', '.join(splits)})" if splits else "name a file, or give all rows as path"
         raise DataError(
             f"the source of subtask {subtask.name!r} has no {' and no '.join(missing)} rows; "
-            f"add {' and '.join(f'{part}:' for part in missing)} to it: {advice}"
+            f"add {' and '.join(f'{split}:' for split in missing)} to it: {advice}"
         )
 
 
-def _only(part: str) -> Divide:
-    return lambda _: part
+def _split_of(split: str, splits: Collection[str]) -> SplitOf:
+    """Return the split of each text in the files of `split`; without weak rows, training rows serve as such too."""
+    if split == "train" and "weak" not in splits:
+        return lambda text: "weak" if _bucket(text) < _WEAK_OF_TRAIN_BELOW else "train"
+    return lambda _: split

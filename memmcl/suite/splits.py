@@ -8,7 +8,7 @@ repeats a test text of any subtask, nor shares a window of 36 normalised charact
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from typing import Any, Literal, NamedTuple
@@ -18,10 +18,10 @@ from memmcl.errors import ConfigError, DataError
 from memmcl.suite.examples import Example, drawing_order, normalised
 from memmcl.suite.faults import Fault, Faults
 from memmcl.suite.overlap import WINDOW, Blocklist
-from memmcl.suite.sources import Source, read_sources
+from memmcl.suite.sources import EMBEDDED, Reading, read_sources
 from memmcl.suite.subtasks import Subtask
 
-PREPARED_PARTS = ("train", "weak", "selection", "test")
+SPLITS = ("train", "weak", "selection", "test")
 
 OnOverlap = Literal["error", "drop"]
 OnError = Literal["fail", "skip"]
@@ -37,18 +37,18 @@ class _Row(NamedTuple):
 
 
 _Pools = dict[str, dict[str, list[_Row]]]
-"""Subtask -> part of `sources.PARTS` -> rows."""
+"""Subtask -> split of `sources.SOURCE_SPLITS` -> rows."""
 
 
 @dataclass(frozen=True)
 class Splits:
     """Rows ready for use.
 
-    parts: subtask -> part of `PREPARED_PARTS` -> rows. Any first k rows of a part are themselves balanced.
+    parts: subtask -> split of `SPLITS` -> rows. Any first k rows of a split are themselves balanced.
     dropped: reason -> number of rows left out for it; reasons that did not occur are absent.
     faults: the first 1000 rows that cannot be used and were skipped.
     warnings: the first 1000 rows that are used although something about them is odd.
-    subtasks: what the rows are asked, by name; part of their digests.
+    subtasks: what the rows are asked, by name; they belong to their digests.
     """
 
     parts: dict[str, dict[str, tuple[Example, ...]]]
@@ -57,9 +57,9 @@ class Splits:
     warnings: tuple[Fault, ...] = ()
     subtasks: Mapping[str, Subtask] = field(default_factory=dict)
 
-    def digest(self, subtask: str, part: str) -> str:
-        """Return the digest of a part's rows, in their order, and of what they are asked."""
-        return digest_of(self.parts[subtask][part], self.subtasks.get(subtask))
+    def digest(self, subtask: str, split: str) -> str:
+        """Return the digest of a split's rows, in their order, and of what they are asked."""
+        return digest_of(self.parts[subtask][split], self.subtasks.get(subtask))
 
 
 def digest_of(rows: Sequence[Example], subtask: Subtask | None) -> str:
@@ -74,19 +74,14 @@ def digest_of(rows: Sequence[Example], subtask: Subtask | None) -> str:
 
 def load_splits(
     subtasks: Sequence[Subtask],
+    reading: Reading = EMBEDDED,
     *,
-    source: str = "embedded",
-    sources: Mapping[str, Source] | None = None,
     train_rows: int | None,
     weak_rows: int,
     selection_rows: int,
     test_rows: int | None,
     on_overlap: OnOverlap = "error",
     on_error: OnError = "fail",
-    pool_rows: int = 20_000,
-    max_characters: int = 20_000,
-    weak_labels: bool = True,
-    storage: Mapping[str, Any] | None = None,
 ) -> Splits:
     """Read the rows of `subtasks` (see `sources.read_sources`) and prepare their splits (see `prepare`).
 
@@ -94,17 +89,9 @@ def load_splits(
 
     Raises:
         ConfigError: a negative number of rows.
-        DataError: data that is missing, rows that cannot be used, overlapping splits, or an empty part.
+        DataError: data that is missing, rows that cannot be used, overlapping splits, or an empty split.
     """
-    read = read_sources(
-        subtasks,
-        source=source,
-        sources=sources,
-        pool_rows=pool_rows,
-        max_characters=max_characters,
-        weak_labels=weak_labels,
-        storage=storage,
-    )
+    read = read_sources(subtasks, reading)
     if len(read.faults) and on_error == "fail":
         raise _unusable(read.faults)
     splits = prepare(
@@ -114,7 +101,7 @@ def load_splits(
         selection_rows=selection_rows,
         test_rows=test_rows,
         on_overlap=on_overlap,
-        weak_labels=weak_labels,
+        weak_labels=reading.weak_labels,
     )
     skipped = {f"rows that cannot be used: {kind}": rows for kind, rows in sorted(read.faults.counts.items())}
     return replace(
@@ -148,63 +135,54 @@ def prepare(
 ) -> Splits:
     """Make the parts disjoint by content over all subtasks, then draw so many rows of each (None: all).
 
-    A text in the test part and in the train or weak part of one data set is an error, or dropped from train
-    and weak with `on_overlap="drop"`. Otherwise train and weak rows whose text is in any test part or shares
-    `WINDOW` characters with one, and train rows whose text is in any weak part, are dropped. Weak and
-    selection rows come from the weak part and share no text either. Rows are drawn in the order of a hash of
+    A text in the test split and in the train or weak split of one data set is an error, or dropped from train
+    and weak with `on_overlap="drop"`. Otherwise train and weak rows whose text is in any test split or shares
+    `WINDOW` characters with one, and train rows whose text is in any weak split, are dropped. Weak and
+    selection rows come from the weak split and share no text either. Rows are drawn in the order of a hash of
     (data set, content, fields), in turn from each data set of the subtask; weak and selection rows also in
-    turn from each label, unless `weak_labels` is false. Repeated rows count once, but in the test part, where
+    turn from each label, unless `weak_labels` is false. Repeated rows count once, but in the test split, where
     published scores count each.
 
     Raises:
         ConfigError: a negative number of rows.
-        DataError: overlapping splits, or a part that has no rows (selection rows only where some are wanted).
+        DataError: overlapping splits, or a split that has no rows (selection rows only where some are wanted).
     """
     caps = {"train": train_rows, "weak": weak_rows, "selection": selection_rows, "test": test_rows}
-    for part, cap in caps.items():
+    for split, cap in caps.items():
         if cap is not None and cap < 0:
-            raise ConfigError(f"{part}_rows must not be negative, got {cap}")
+            raise ConfigError(f"{split}_rows must not be negative, got {cap}")
     dropped: Counter[str] = Counter()
-    pools = {
-        name: {
-            "train": _distinct(_ordered(parts["train"]), dropped),
-            "weak": _distinct(_ordered(parts["weak"]), dropped),
-            "test": _ordered(parts["test"]),
-        }
-        for name, parts in splits.items()
-    }
+    pools = {name: {split: _ordered(rows) for split, rows in pool.items()} for name, pool in splits.items()}
     for name, pool in pools.items():
+        for split in ("train", "weak"):
+            pool[split] = _without(pool[split], _repeats(pool[split]), "repeated rows of a part", dropped)
         _separate_test(name, pool, on_overlap, dropped)
-    _separate_parts(pools, dropped)
+    _separate_splits(pools, dropped)
     chosen = {
-        name: {
-            "train": _draw(pool["train"], train_rows, by_label=False),
-            "test": _draw(pool["test"], test_rows, by_label=False),
-        }
+        name: {split: _draw(pool[split], caps[split], by_label=False) for split in ("train", "test")}
         for name, pool in pools.items()
     }
     _draw_weak(pools, chosen, weak_rows, selection_rows, by_label=weak_labels)
-    parts = {
-        name: {part: tuple(row.example for row in rows[part]) for part in PREPARED_PARTS}
-        for name, rows in chosen.items()
+    prepared = {
+        name: {split: tuple(row.example for row in rows[split]) for split in SPLITS} for name, rows in chosen.items()
     }
-    for name, rows in parts.items():
-        for part in PREPARED_PARTS:
-            if not rows[part] and (part != "selection" or selection_rows):
-                raise _empty(name, part, caps[part], len(splits[name][_pool_of(part)]))
-    return Splits(parts=parts, dropped=dict(dropped))
+    for name, examples in prepared.items():
+        for split in SPLITS:
+            if not examples[split] and (split != "selection" or selection_rows):
+                raise _empty(name, split, caps[split], len(splits[name][_pool_of(split)]))
+    return Splits(parts=prepared, dropped=dict(dropped))
 
 
-def _pool_of(part: str) -> str:
-    return "weak" if part == "selection" else part
+def _pool_of(split: str) -> str:
+    return "weak" if split == "selection" else split
 
 
-def _empty(name: str, part: str, cap: int | None, read: int) -> DataError:
+def _empty(name: str, split: str, cap: int | None, read: int) -> DataError:
     if cap == 0:
-        return DataError(f"the {part} part of subtask {name!r} is empty: {part}_rows is 0; ask for at least 1 row")
+        return DataError(f"the {split} split of subtask {name!r} is empty: {split}_rows is 0; ask for at least 1 row")
     return DataError(
-        f"the {part} part of subtask {name!r} is empty: its source has {read} usable {_pool_of(part)} rows, "
-        f"none of them left for it; add rows that share no text with another part, or leave the subtask out"
+        f"the {split} split of subtask {name!r} is empty: its source has {read} usable {_pool_of(split)} rows, "
+        f"none of them left for it; add rows that share no text with another split, or leave the subtask out"
     )
 
 
@@ -213,63 +191,57 @@ def _ordered(examples: Iterable[Example]) -> list[_Row]:
     return [_Row(example, normalised(example.text)) for example in sorted(examples, key=drawing_order)]
 
 
-def _distinct(rows: Sequence[_Row], dropped: Counter[str]) -> list[_Row]:
-    """Return the first row of each id."""
-    kept: dict[str, _Row] = {}
+def _repeats(rows: Iterable[_Row]) -> Iterator[bool]:
+    """Yield for each row whether an earlier one has its id."""
+    seen: set[str] = set()
     for row in rows:
-        kept.setdefault(row.example.id, row)
-    _count(dropped, "repeated rows of a part", len(rows) - len(kept))
-    return list(kept.values())
+        yield row.example.id in seen
+        seen.add(row.example.id)
 
 
 def _separate_test(name: str, pool: dict[str, list[_Row]], on_overlap: OnOverlap, dropped: Counter[str]) -> None:
     """Take test texts out of the train and weak rows of the same data set, or refuse."""
     test = {(row.example.dataset, row.content) for row in pool["test"]}
-    for part in ("train", "weak"):
-        kept: list[_Row] = []
-        overlapping: list[_Row] = []
-        for row in pool[part]:
-            (overlapping if (row.example.dataset, row.content) in test else kept).append(row)
-        if overlapping and on_overlap == "error":
-            first = overlapping[0].example
+    for split in ("train", "weak"):
+        overlaps = [(row.example.dataset, row.content) in test for row in pool[split]]
+        if any(overlaps) and on_overlap == "error":
+            first = pool[split][overlaps.index(True)].example
             raise DataError(
-                f"overlapping splits: {len(overlapping)} {part} rows of {name!r} have a text of the test "
+                f"overlapping splits: {sum(overlaps)} {split} rows of {name!r} have a text of the test "
                 f"split of their own data set, as {first.text[:40]!r} in {first.dataset}; "
-                f"remove them from one split, or set data.on_overlap: drop, which drops them from {part}"
+                f"remove them from one split, or set data.on_overlap: drop, which drops them from {split}"
             )
-        _count(dropped, f"{part} rows whose text is in the test split of their data set", len(overlapping))
-        pool[part] = kept
+        reason = f"{split} rows whose text is in the test split of their data set"
+        pool[split] = _without(pool[split], overlaps, reason, dropped)
 
 
-def _separate_parts(pools: _Pools, dropped: Counter[str]) -> None:
-    """Take what overlaps with any test part out of weak and train, and the texts of all weak parts out of train."""
+def _separate_splits(pools: _Pools, dropped: Counter[str]) -> None:
+    """Take what overlaps with any test split out of weak and train, and the texts of all weak splits out of train."""
     test, weak = Blocklist.of(_contents(pools, "test")), _contents(pools, "weak")
     for pool in pools.values():
-        for part in ("weak", "train"):
-            rows = _without(pool[part], test.equal, f"{part} rows whose text is in a test part", dropped)
-            reason = f"{part} rows that share {WINDOW} characters with a test text"
-            pool[part] = _without(rows, test.sharing, reason, dropped)
-        reason = "train rows whose text is in a weak part"
-        pool["train"] = _without(pool["train"], lambda found: (text in weak for text in found), reason, dropped)
+        for split in ("weak", "train"):
+            equal = test.equal([row.content for row in pool[split]])
+            rows = _without(pool[split], equal, f"{split} rows whose text is in a test part", dropped)
+            sharing = test.sharing([row.content for row in rows])
+            reason = f"{split} rows that share {WINDOW} characters with a test text"
+            pool[split] = _without(rows, sharing, reason, dropped)
+        in_weak = [row.content in weak for row in pool["train"]]
+        pool["train"] = _without(pool["train"], in_weak, "train rows whose text is in a weak part", dropped)
 
 
-def _contents(pools: _Pools, part: str) -> set[str]:
-    return {row.content for pool in pools.values() for row in pool[part]}
+def _contents(pools: _Pools, split: str) -> set[str]:
+    return {row.content for pool in pools.values() for row in pool[split]}
 
 
-def _without(
-    rows: list[_Row], unwanted: Callable[[list[str]], Iterable[Any]], reason: str, dropped: Counter[str]
-) -> list[_Row]:
-    """Return the rows that `unwanted`, asked for all contents at once, does not name."""
-    found = unwanted([row.content for row in rows])
-    kept = [row for row, is_unwanted in zip(rows, found, strict=True) if not is_unwanted]
-    _count(dropped, reason, len(rows) - len(kept))
+def _without(rows: list[_Row], unwanted: Iterable[Any], reason: str, dropped: Counter[str]) -> list[_Row]:
+    """Return the rows that are not `unwanted` (a flag per row), and count the others under `reason`.
+
+    Reasons are stored in runs and belong to their keys: their wording never changes.
+    """
+    kept = [row for row, is_unwanted in zip(rows, unwanted, strict=True) if not is_unwanted]
+    if len(kept) < len(rows):
+        dropped[reason] += len(rows) - len(kept)
     return kept
-
-
-def _count(dropped: Counter[str], reason: str, rows: int) -> None:
-    if rows:
-        dropped[reason] += rows
 
 
 def _draw_weak(pools: _Pools, chosen: _Pools, weak: int, selection: int, *, by_label: bool) -> None:

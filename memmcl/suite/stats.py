@@ -11,11 +11,11 @@ import numpy as np
 from memmcl.suite.examples import Example, normalised
 from memmcl.suite.metrics import best_constant
 from memmcl.suite.overlap import Blocklist
-from memmcl.suite.sources import PARTS
+from memmcl.suite.sources import SOURCE_SPLITS
 from memmcl.suite.subtasks import Subtask
 
 Pools = Mapping[str, Mapping[str, Sequence[Example]]]
-"""Subtask -> part of `sources.PARTS` -> rows."""
+"""Subtask -> part of `sources.SOURCE_SPLITS` -> rows."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class PartStats:
+class SplitStats:
     """One part of one data set.
 
     texts: how many different contents its rows have.
@@ -72,27 +72,27 @@ class Constant:
     score: float
 
 
-def describe(subtasks: Sequence[Subtask], pools: Pools) -> list[PartStats]:
+def describe(subtasks: Sequence[Subtask], pools: Pools) -> list[SplitStats]:
     """Return what the rows of each subtask, data set and part are like; parts without rows are left out."""
     described = []
     for subtask in subtasks:
         by_dataset: dict[str, dict[str, list[Example]]] = {}
-        for part in PARTS:
+        for part in SOURCE_SPLITS:
             for example in pools[subtask.name][part]:
                 by_dataset.setdefault(example.dataset, {}).setdefault(part, []).append(example)
         described += [
             _describe_part(subtask, dataset, part, parts[part])
             for dataset, parts in sorted(by_dataset.items())
-            for part in PARTS
+            for part in SOURCE_SPLITS
             if part in parts
         ]
     return described
 
 
-def _describe_part(subtask: Subtask, dataset: str, part: str, rows: Sequence[Example]) -> PartStats:
+def _describe_part(subtask: Subtask, dataset: str, part: str, rows: Sequence[Example]) -> SplitStats:
     found = Counter(row.gold for row in rows if isinstance(row.gold, str) and row.gold)
     labels = {label: found[label] for label in subtask.labels if label in found}
-    return PartStats(
+    return SplitStats(
         subtask=subtask.name,
         dataset=dataset,
         part=part,

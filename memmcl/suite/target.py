@@ -6,18 +6,18 @@ This is a plain folder that other programs read. The artifact store, with its ma
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from memmcl.errors import StoreAccessError, StoreError, StoreFull, UsageError, shown
+from memmcl.errors import DataError, StoreAccessError, StoreError, StoreFull, UsageError, shown
 from memmcl.files import allowed
 from memmcl.files.failures import FULL, NO_CREDENTIALS, causes_of, code_of, is_foreign, names_of, replace_file
-
-LEFTOVER_SECONDS = 24 * 3600.0
-"""A temporary file older than this belongs to a killed process."""
+from memmcl.files.folder import ABANDONED
+from memmcl.files.places import is_local, open_place, protocols_of
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Target:
         Raises:
             StoreAccessError: the place cannot be read.
         """
-        try:
-            data: bytes = Path(self.root, path).read_bytes() if self.local else self.fs.cat_file(f"{self.root}/{path}")
-        except Exception as error:
-            if isinstance(error, FileNotFoundError) and code_of(error) != "NoSuchBucket":
+        with self._translated():
+            try:
+                return self._path(path).read_bytes() if self.local else bytes(self.fs.cat_file(f"{self.root}/{path}"))
+            except FileNotFoundError as error:
+                if code_of(error) == "NoSuchBucket":
+                    raise
                 return None
-            raise self._translate(error) from None  # a library's text may name the key
-        return data
 
     def write(self, path: str, data: bytes) -> None:
         """Store the content; a reader sees what was there before or all of `data`.
@@ -49,16 +49,14 @@ class Target:
         Raises:
             StoreAccessError, StoreFull: it could not be written; what was there is unchanged.
         """
-        try:
+        with self._translated():
             if self.local:
-                replace_file(Path(self.root, path), data)
+                replace_file(self._path(path), data)
                 return
             whole = f"{self.root}/{path}"
-            if not self._is_s3:  # folders of a bucket need no making, and s3fs would try to make the bucket
+            if "s3" not in protocols_of(self.fs):  # a bucket has no folders, and s3fs would try to make the bucket
                 self.fs.makedirs(whole.rpartition("/")[0], exist_ok=True)
             self.fs.pipe_file(whole, data)
-        except Exception as error:
-            raise self._translate(error) from None
 
     def remove(self, path: str) -> None:
         """Remove a file if it is there.
@@ -66,36 +64,37 @@ class Target:
         Raises:
             StoreAccessError: it could not be removed.
         """
-        try:
+        with self._translated():
             if self.local:
-                Path(self.root, path).unlink(missing_ok=True)
+                self._path(path).unlink(missing_ok=True)
             elif self.read(path) is not None:
                 self.fs.rm_file(f"{self.root}/{path}")
-        except OSError as error:
-            raise self._translate(error) from None
 
     def prepare(self, paths: Iterable[str]) -> None:
-        """Make a directory that is missing, and sweep out what killed writers of `paths` left there.
+        """Make a directory that is missing, and remove the temporary files that killed writers of `paths` left there.
 
         Raises:
             StoreAccessError, StoreFull: the directory cannot be made or written.
         """
         if not self.local:
             return
-        oldest = time.time() - LEFTOVER_SECONDS
-        try:
+        oldest = time.time() - ABANDONED
+        with self._translated():
             Path(self.root).mkdir(parents=True, exist_ok=True)
-            for path in paths:
-                whole = Path(self.root, path)
-                for part in whole.parent.glob(f".{whole.name}.*.part"):
-                    if part.stat().st_mtime < oldest:
-                        part.unlink(missing_ok=True)
-        except OSError as error:
-            raise self._translate(error) from None
+            for whole in map(self._path, paths):
+                for temporary in whole.parent.glob(f".{whole.name}.*.part"):
+                    if temporary.stat().st_mtime < oldest:
+                        temporary.unlink(missing_ok=True)
 
-    @property
-    def _is_s3(self) -> bool:
-        return "s3" in _protocols(self.fs)
+    def _path(self, path: str) -> Path:
+        return Path(self.root, path)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise self._translate(error) from None  # a library's text may name the key
 
     def _translate(self, error: Exception) -> Exception:
         """Return what to raise for an exception of the disk or of an S3 client; the same one for a defect of ours."""
@@ -133,9 +132,6 @@ def open_target(url: str, storage: Mapping[str, Any]) -> Target:
         UsageError: no place, an unknown scheme, or a URL with credentials or a query (the message hides them).
         ConfigError: a place that may not be written to.
     """
-    import fsspec
-    from fsspec.implementations.local import LocalFileSystem
-
     scheme, separator, rest = url.partition("://")
     if separator and ("@" in urlsplit(url).netloc or "?" in rest):
         raise UsageError(
@@ -146,27 +142,16 @@ def open_target(url: str, storage: Mapping[str, Any]) -> Target:
         raise UsageError(
             f"{shown(url)} names no place to write to; give a directory, or a URL such as s3://bucket/folder"
         )
-    allowed.require(url)
-    if storage.get("endpoint_url"):
-        allowed.require_endpoint(storage["endpoint_url"])
     if not separator:
+        allowed.require(url)
         root = str(Path(url).expanduser().absolute())
-        return Target(LocalFileSystem(), root, root, local=True)
-    options: dict[str, Any] = {}
-    if scheme == "s3":
-        patience = {"connect_timeout": 5, "read_timeout": 60}
-        fresh = {"use_listings_cache": False, "skip_instance_cache": True}  # others write too; credentials as of now
-        options = {"config_kwargs": patience} | dict(storage) | fresh
+        return Target(None, root, root, local=True)
+    patience = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60}}
     try:
-        fs, root = fsspec.url_to_fs(url, **options)
-    except (ValueError, ImportError) as error:
+        fs, root = open_place(url, {**patience, **storage})
+    except DataError as error:
         raise UsageError(
             f"cannot write to {scheme}:// addresses; give a directory, or a URL such as s3://bucket/folder"
         ) from error
-    if isinstance(fs, LocalFileSystem):
-        return Target(fs, root, root, local=True)
-    return Target(fs, root.rstrip("/"), url.rstrip("/"), local=False)
-
-
-def _protocols(fs: Any) -> set[str]:
-    return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    local = is_local(fs)
+    return Target(fs, root if local else root.rstrip("/"), root if local else url.rstrip("/"), local)

@@ -21,7 +21,7 @@ from memmcl.backbone.resident import Base, ModelSpec
 from memmcl.config import RunConfig, parse_config
 from memmcl.errors import CorruptArtifact, MemmclError, StoreAccessError
 from memmcl.search.problem import store_at
-from memmcl.store import ArtifactRef, Closure, Manifest, Store, cache_key
+from memmcl.store import ArtifactRef, Closure, Manifest, StageSettings, Store, cache_key
 from memmcl.suite.configured import catalogue
 from memmcl.suite.examples import Example, from_table
 from memmcl.suite.subtasks import Subtask
@@ -136,9 +136,7 @@ def reuse_or_make(
         name=name,
         files=files,
         inputs=inputs,
-        config=config,
-        seed=run.config.seed,
-        stage_version=stage_version,
+        settings=StageSettings(config, run.config.seed, stage_version),
         seconds=seconds,
         metrics=metrics,
     )

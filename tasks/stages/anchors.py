@@ -12,8 +12,8 @@ from memmcl.backbone.resident import resident_prompter
 from memmcl.config import ExpertsConfig
 from memmcl.errors import ConfigError, DataError
 from memmcl.experts.forced import LEAST, forced_rows, read_texts
-from memmcl.store import ArtifactRef, cache_key
-from memmcl.suite.configured import lenders, read_arguments
+from memmcl.store import ArtifactRef, StageSettings, cache_key
+from memmcl.suite.configured import lenders, reading_of
 from memmcl.suite.examples import Example, from_table, normalised, to_table
 from memmcl.suite.faults import Faults
 from memmcl.suite.overlap import Blocklist
@@ -106,8 +106,7 @@ def publish_anchors(run: Run, splits: Splits, anchors: Anchors | None) -> Artifa
             anchors.key,
             name="anchor rows",
             files={"rows.parquet": table},
-            config=anchors.described,
-            stage_version=STAGE_VERSION,
+            settings=StageSettings(anchors.described, stage_version=STAGE_VERSION),
             metrics={"rows": sum(counts.values()), "by_subtask": counts},
         )
         .ref
@@ -130,7 +129,7 @@ def _of_corpus(run: Run, splits: Splits) -> Lent:
     """Return training rows of the shipped corpus, of each subtask of the catalogue whose question fits a prompt."""
     tested = tests_of(splits)
     fitting = [subtask for subtask in SUBTASKS.values() if _fits(run, subtask)]
-    read = read_sources(fitting, source="embedded")
+    read = read_sources(fitting)
     count = run.config.experts.anchor_rows
     return {name: _untested(pools["train"], tested)[:count] for name, pools in sorted(read.pools.items())}
 
@@ -144,7 +143,7 @@ def _of_texts(run: Run, url: str, splits: Splits) -> Lent:
     names = sorted(splits.parts) if len(splits.parts) > 1 else sorted(known)
     asked = [known[name] for name in names if _fits(run, known[name])]
     faults = Faults()
-    found = read_texts(url, storage=read_arguments(run.config)["storage"], faults=faults)
+    found = read_texts(url, storage=reading_of(run.config).storage, faults=faults)
     texts = sorted(found, key=lambda text: (seeds.digest(normalised(text)), text))
     overlapping = tests_of(splits).overlapping([normalised(text) for text in texts])
     usable = [text for text, tested in zip(texts, overlapping, strict=True) if not tested]

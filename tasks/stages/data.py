@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from memmcl import seeds
 from memmcl.errors import DataError
-from memmcl.store import ArtifactRef, cache_key
+from memmcl.store import ArtifactRef, StageSettings, cache_key
 from memmcl.suite.configured import read_splits
 from memmcl.suite.examples import to_table
 from memmcl.suite.splits import Splits
@@ -112,7 +112,7 @@ def _publish(run: Run, splits: Splits, subtask: str, part: str) -> ArtifactRef:
             ref.key,
             name=ref.name,
             files={"rows.parquet": to_table(rows)},
-            config=_describe(splits, subtask, part),
+            settings=StageSettings(_describe(splits, subtask, part)),
             metrics={"rows": len(rows)},
         )
         .ref

@@ -16,7 +16,18 @@ from prefect.states import State
 from memmcl.config import parse_config
 from memmcl.errors import ServiceError
 from memmcl.evaluate.promotion import Judgement, Pair, SubtaskDuel, judge
-from memmcl.store import ArtifactRef, Champions, Manifest, Refs, Reign, Store, cache_key, promote, read_champions
+from memmcl.store import (
+    ArtifactRef,
+    Champions,
+    Manifest,
+    Refs,
+    Reign,
+    StageSettings,
+    Store,
+    cache_key,
+    promote,
+    read_champions,
+)
 from memmcl.store.champion import now
 from memmcl.suite import metrics
 from memmcl.suite.splits import Splits
@@ -192,9 +203,7 @@ def judge_challenger(run: Run, challenger: Manifest, champion: Champion, scored:
         name=f"run {run.id[:8]} against champion {champion.id}",
         files={"judgement.json": json.dumps(asdict(judged), indent=1).encode()},
         inputs=[challenger.ref, champion.done.ref, *(scored[name] for name in sorted(scored))],
-        config=run.config.promotion.model_dump(mode="json"),
-        seed=run.config.seed,
-        stage_version=JUDGEMENT_VERSION,
+        settings=StageSettings(run.config.promotion.model_dump(mode="json"), run.config.seed, JUDGEMENT_VERSION),
         metrics={
             "promoted": judged.promoted,
             "reason": judged.reason,

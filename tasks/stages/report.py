@@ -12,7 +12,7 @@ from prefect.states import State
 from memmcl.backbone.resident import find_base
 from memmcl.merge.export import write_full
 from memmcl.report import model_card, render_html, write_tables
-from memmcl.store import ArtifactRef
+from memmcl.store import ArtifactRef, StageSettings
 from tasks.run.leftovers import work_folder
 from tasks.run.runtime import Run, load_adapter, log, open_store, reuse_or_make
 from tasks.stages.results import gather
@@ -78,9 +78,7 @@ def publish_report(run: Run, made: RunArtifacts, started: float, peak_memory_gb:
             name=run.config.name,
             files=files,
             inputs=made.refs(),
-            config=run.config.what(),
-            seed=run.config.seed,
-            stage_version=REPORT_VERSION,
+            settings=StageSettings(run.config.what(), run.config.seed, REPORT_VERSION),
             seconds=results.wall_seconds,
             metrics={
                 "unified": unified.mean,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from memmcl.errors import CorruptArtifact, MemmclError
-from memmcl.store import Lease, Manifest, Store, read_champions
+from memmcl.store import Lease, Manifest, StageSettings, Store, read_champions
 from memmcl.store.index import summaries
 from memmcl.store.manifest import blob_path, manifest_path
 
@@ -164,7 +164,8 @@ def _publish(stored: Stored, path: str, expected: Any) -> None:
     owner = stored.manifests.get(path) or stored.owners[path]
     places = {file: blob_path(info.sha256) for file, info in owner.blobs.items()}
     files = {file: expected if at == path else (stored.root / at).read_bytes() for file, at in places.items()}
-    stored.store.publish(owner.kind, owner.key, name=owner.name, files=files, inputs=owner.inputs, config=owner.config)
+    settings = StageSettings(owner.config)
+    stored.store.publish(owner.kind, owner.key, name=owner.name, files=files, inputs=owner.inputs, settings=settings)
 
 
 def _append(stored: Stored, path: str, record: Any) -> None:

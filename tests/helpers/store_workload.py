@@ -17,7 +17,7 @@ from typing import Any
 
 from memmcl.errors import Conflict
 from memmcl.seeds import digest
-from memmcl.store import ArtifactRef, Lease, Reign, Store, promote, read_champions, rollback
+from memmcl.store import ArtifactRef, Lease, Reign, StageSettings, Store, promote, read_champions, rollback
 from memmcl.store.index import summaries
 
 PART = 5 << 20
@@ -170,7 +170,8 @@ LISTS = {"resume", "look"}
 
 
 def _publish(work: Work, kind: str, name: str, files: dict[str, Any], **more: Any) -> Any:
-    return _blobs(work.store.publish(kind, work.key(name), name=name, files=files, config={"of": name}, **more))
+    settings = StageSettings({"of": name})
+    return _blobs(work.store.publish(kind, work.key(name), name=name, files=files, settings=settings, **more))
 
 
 def _blobs(manifest: Any) -> Any:

@@ -15,11 +15,11 @@ from e2e_driver import tiny_config
 
 from memmcl.config import parse_config
 from memmcl.errors import ConfigError, CorruptArtifact, DataError
-from memmcl.store import ArtifactRef, Champions
+from memmcl.store import ArtifactRef, Champions, StageSettings
 from memmcl.store.manifest import manifest_path
 from memmcl.suite.embedded import read_embedded
 from memmcl.suite.examples import Example, normalised
-from memmcl.suite.sources import part_of
+from memmcl.suite.sources import split_of
 from memmcl.suite.splits import Splits
 from memmcl.suite.subtasks import SUBTASKS
 from tasks.run import pins
@@ -124,7 +124,7 @@ def test_the_corpus_lends_rows_of_all_subtasks(make: Make, alone: bool) -> None:
     for name, rows in lent.items():
         known = {(row.text, row.gold, row.fields) for row in found[name]}
         assert {(row.text, row.gold, row.fields) for row in rows} <= known
-        assert {part_of(row.text) for row in rows} == {"train"}
+        assert {split_of(row.text) for row in rows} == {"train"}
     tests = {normalised(row.text) for parts in place.splits.parts.values() for row in parts["test"]}
     assert texts_of(lent).isdisjoint(tests)
 
@@ -216,9 +216,7 @@ def champion_of(place: Place) -> Champion:
         name="warm start",
         files={},
         inputs=train,
-        config=experts.warm_config(place.run),
-        seed=place.run.config.seed,
-        stage_version=experts.STAGE_VERSION,
+        settings=StageSettings(experts.warm_config(place.run), place.run.config.seed, experts.STAGE_VERSION),
     )
     done = store.publish("run", place.run.id, name="tiny", files={}, inputs=[lent, warm.ref])
     found = {f"{ref.kind}:{ref.name}": ref for ref in done.inputs}

@@ -263,7 +263,7 @@ def test_an_empty_split(call: Call, config: Path, tmp_path: Path) -> None:
     said(
         ended,
         1,
-        "the weak part of subtask 'sent2' is empty: its source has 0 usable weak rows",
+        "the weak split of subtask 'sent2' is empty: its source has 0 usable weak rows",
         "leave the subtask out",
     )
 

@@ -17,7 +17,7 @@ from servers import S3Server
 from memmcl.adapters.format import CONFIG_FILE, Factors, to_files
 from memmcl.adapters.load import read_user_adapter
 from memmcl.errors import DataError, ModelError
-from memmcl.suite.sources import RowPools, Source, read_sources
+from memmcl.suite.sources import Reading, RowPools, Source, read_sources
 from memmcl.suite.subtasks import SUBTASKS
 
 ASC = SUBTASKS["asc"]
@@ -52,7 +52,7 @@ def bucket(s3: S3Server, storage: Mapping[str, Any]) -> str:
 
 
 def read(url: str, storage: Mapping[str, Any]) -> RowPools:
-    return read_sources([ASC], sources={"asc": Source(path=url)}, storage=storage)
+    return read_sources([ASC], Reading(sources={"asc": Source(path=url)}, storage=storage))
 
 
 def test_the_same_rows_are_read_from_every_format(bucket: str, storage: Mapping[str, Any]) -> None:
@@ -67,12 +67,12 @@ def test_the_same_rows_are_read_from_every_format(bucket: str, storage: Mapping[
 
 
 def test_a_directory_in_sentievals_layout_is_read(bucket: str, storage: Mapping[str, Any]) -> None:
-    found = read_sources([ASC], source=f"{bucket}/suite", storage=storage)
+    found = read_sources([ASC], Reading(source=f"{bucket}/suite", storage=storage))
     assert found.faults.first == []
     assert {part: len(rows) for part, rows in found.pools["asc"].items()} == dict.fromkeys(
         ("train", "weak", "test"), len(ROWS)
     )
-    bad = read_sources([SUBTASKS["asc"]], source=f"{bucket}/suite", storage=storage, max_characters=5)
+    bad = read_sources([SUBTASKS["asc"]], Reading(source=f"{bucket}/suite", storage=storage, max_characters=5))
     assert bad.faults.first[0].place == f"{bucket}/suite/sc/asc_lap14/train.jsonl, line 1"
 
 
@@ -82,7 +82,7 @@ def test_what_is_not_there_or_not_ours_is_one_line(
     with pytest.raises(DataError, match=r"no data file at s3://.*/nowhere\.csv; expected"):
         read(f"{bucket}/nowhere.csv", storage)
     with pytest.raises(DataError, match=r"'s3://.*/nowhere' is not a directory"):
-        read_sources([ASC], source=f"{bucket}/nowhere", storage=storage)
+        read_sources([ASC], Reading(source=f"{bucket}/nowhere", storage=storage))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(DataError, match=r"no access to s3://.*/a\.csv; check the credentials") as caught:
         read(f"{bucket}/a.csv", storage)

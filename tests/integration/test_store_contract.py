@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pytest
 
 from memmcl.errors import ArtifactNotFound, Conflict, CorruptArtifact, StoreAccessError, StoreFull
-from memmcl.store import ArtifactRef, Manifest, Store, objects
+from memmcl.store import ArtifactRef, Manifest, StageSettings, Store, objects
 from memmcl.store.manifest import blob_path, manifest_path
 from memmcl.store.objects import Objects
 
@@ -121,9 +121,7 @@ def test_what_is_published_can_be_found_read_and_fetched(store: Store, tmp_path:
         name="expert irony",
         files={"adapter/a.bin": big, "empty": b"", "b.json": b"{}"},
         inputs=[source],
-        config={"rank": 8},
-        seed=7,
-        stage_version=3,
+        settings=StageSettings({"rank": 8}, seed=7, stage_version=3),
         seconds=1.5,
         metrics={"loss": 0.5, "steps": (1, 2)},
     )

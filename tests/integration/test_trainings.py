@@ -28,7 +28,7 @@ from memmcl.experts.train import STAGE_VERSION
 from memmcl.report.schema import ExpertResult
 from memmcl.search.scorer import Scorer
 from memmcl.search.spec import SearchSpec
-from memmcl.store import ArtifactRef, Manifest, Store, cache_key
+from memmcl.store import ArtifactRef, Manifest, StageSettings, Store, cache_key
 from memmcl.store.manifest import manifest_path
 from memmcl.suite.splits import Splits
 from tasks.run import runtime
@@ -249,7 +249,12 @@ def test_experts_on_different_warm_starts_do_not_add_up(make: Make) -> None:
     refs = {"irony": place.expert("irony", place.warm())}
     manifest = other.manifest(other.expert("emotion", other.warm()))
     place.store.publish(
-        "expert", manifest.key, name=manifest.name, files={}, inputs=manifest.inputs, config=manifest.config
+        "expert",
+        manifest.key,
+        name=manifest.name,
+        files={},
+        inputs=manifest.inputs,
+        settings=StageSettings(manifest.config),
     )
     with pytest.raises(ModelError, match="stand on different warm starts"):
         start_of(place.run, refs | {"emotion": manifest.ref})

@@ -16,7 +16,7 @@ from memmcl.suite.faults import Faults
 from memmcl.suite.files import read_files
 from memmcl.suite.pool import BEYOND, Pool
 from memmcl.suite.rows import MISSING, Row
-from memmcl.suite.sources import Source, read_sources
+from memmcl.suite.sources import Reading, Source, read_sources
 from memmcl.suite.subtasks import SUBTASKS
 
 COLUMNS = ("text", "aspect", "label")
@@ -93,7 +93,7 @@ def test_every_format_gives_the_same_examples_and_as_many_faults(rows: list[tupl
         reads = []
         for path in write_all(Path(folder), labelled):
             source = Source(train=str(path), weak=str(path), test=str(path))
-            reads.append(read_sources([SUBTASKS["asc"]], sources={"asc": source}))
+            reads.append(read_sources([SUBTASKS["asc"]], Reading(sources={"asc": source})))
         for read in reads:
             assert read.pools == reads[0].pools
             assert read.faults.counts == reads[0].faults.counts

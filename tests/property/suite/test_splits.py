@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from memmcl.errors import DataError
 from memmcl.suite.examples import Example, normalised
 from memmcl.suite.overlap import WINDOW
-from memmcl.suite.sources import PARTS, part_of
-from memmcl.suite.splits import PREPARED_PARTS, Splits, prepare
+from memmcl.suite.sources import SOURCE_SPLITS, split_of
+from memmcl.suite.splits import SPLITS, Splits, prepare
 
 Pools = dict[str, dict[str, list[Example]]]
 
@@ -42,7 +42,7 @@ def pools(draw: st.DrawFn) -> Pools:
                 Example.create(draw(st.sampled_from([f"{name}1", f"{name}2"])), text, draw(st.sampled_from("pqr")))
                 for text in draw(st.lists(texts(), max_size=10))
             ]
-            for part in PARTS
+            for part in SOURCE_SPLITS
         }
     return made
 
@@ -66,7 +66,7 @@ def windows(found: Iterable[str]) -> set[str]:
 
 def padded(splits: Pools) -> Pools:
     """Give each part rows that nothing else shares, so that none is empty."""
-    own = {part: [f"{part} {number}" for number in range(6)] for part in PARTS}
+    own = {part: [f"{part} {number}" for number in range(6)] for part in SOURCE_SPLITS}
     return {
         name: {
             part: [*rows, *(Example.create(f"{name}1", f"own {name} {text}", "p") for text in own[part])]
@@ -85,7 +85,7 @@ def test_no_train_or_weak_row_repeats_or_shares_a_window_with_any_test_row(made:
     for part in ("train", "weak", "selection"):
         assert not set(contents(splits, part)) & test
         assert not windows(contents(splits, part)) & windows(test)
-    parts = [set(contents(splits, part)) for part in PREPARED_PARTS]
+    parts = [set(contents(splits, part)) for part in SPLITS]
     assert sum(map(len, parts)) == len(set().union(*parts))
 
 
@@ -107,7 +107,7 @@ def test_every_row_is_in_a_part_or_counted_as_dropped(made: Pools) -> None:
 def test_the_order_of_rows_and_subtasks_does_not_matter(made: Pools, generator: random.Random) -> None:
     made = padded(made)
     shuffled = {
-        name: {part: generator.sample(made[name][part], len(made[name][part])) for part in reversed(PARTS)}
+        name: {part: generator.sample(made[name][part], len(made[name][part])) for part in reversed(SOURCE_SPLITS)}
         for name in generator.sample(sorted(made), len(made))
     }
     first, second = everything(made), everything(shuffled)
@@ -135,7 +135,7 @@ def test_added_rows_that_touch_no_other_move_no_other(made: Pools, numbers: list
     assert second is not None
     assert first.dropped == second.dropped
     for name in made:
-        for part in PARTS:
+        for part in SOURCE_SPLITS:
             before, after = first.parts[name][part], second.parts[name][part]
             for group in {(row.dataset, row.gold) for row in before}:
                 kept = [row for row in after if (row.dataset, row.gold) == group and not row.text.startswith("added ")]
@@ -160,13 +160,13 @@ def test_without_weak_labels_the_drawn_texts_do_not_depend_on_labels(made: Pools
     assert first is not None
     assert second is not None
     for name in made:
-        for part in PREPARED_PARTS:
+        for part in SPLITS:
             assert [row.id for row in first.parts[name][part]] == [row.id for row in second.parts[name][part]]
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_the_part_of_a_text_is_that_of_its_letters_and_digits(text: str) -> None:
-    assert part_of(text) in PARTS
+    assert split_of(text) in SOURCE_SPLITS
     if any(character.isalnum() for character in text):
-        assert part_of(f"«{text.upper().lower()}…»") == part_of(text.upper().lower())
-        assert part_of(normalised(text)) == part_of(text)
+        assert split_of(f"«{text.upper().lower()}…»") == split_of(text.upper().lower())
+        assert split_of(normalised(text)) == split_of(text)

@@ -24,7 +24,7 @@ from memmcl.suite import hub
 from memmcl.suite.configured import read_splits
 from memmcl.suite.fetch import Listed, Listing, fetch_sentieval
 from memmcl.suite.files import read_files
-from memmcl.suite.sources import Source, read_sources
+from memmcl.suite.sources import Reading, Source, read_sources
 from memmcl.suite.subtasks import SUBTASKS
 
 VARIABLE = allowed.VARIABLE
@@ -210,7 +210,7 @@ def test_a_redirect_is_judged_before_it_is_followed(monkeypatch: pytest.MonkeyPa
             read_texts(f"{web.url}/sub/away.csv")
         assert "/a.csv" not in web.asked
         with pytest.raises(ConfigError, match="may not be opened"):
-            read_sources([IRONY], source=f"{web.url}")
+            read_sources([IRONY], Reading(source=f"{web.url}"))
         monkeypatch.setenv(VARIABLE, f"{web.url}/plain.txt")
         assert read_texts(f"{web.url}/plain.txt") == ["more words"]
 
@@ -327,9 +327,9 @@ def test_a_subtask_whose_rows_may_not_be_read_is_no_missing_data_set(
 ) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     with pytest.raises(DataError, match="is not a directory"):
-        read_sources([IRONY], source=str(tmp_path / "nothing"))
+        read_sources([IRONY], Reading(source=str(tmp_path / "nothing")))
     with pytest.raises(ConfigError, match="may not be opened"):
-        read_sources([IRONY], sources={"irony": Source(path="/etc/hosts.csv")})
+        read_sources([IRONY], Reading(sources={"irony": Source(path="/etc/hosts.csv")}))
 
 
 def test_memory_is_judged_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from memmcl.errors import CorruptArtifact
-from memmcl.store import ArtifactRef, Store
+from memmcl.store import ArtifactRef, StageSettings, Store
 from memmcl.store.sealed import is_sealed, seal, unseal
 
 KEY = "0f" * 32
@@ -59,7 +59,9 @@ KINDS: dict[str, tuple[str, Callable[[Store], Any]]] = {
 
 def fill(store: Store) -> None:
     """Put one small object of each kind into the store."""
-    store.publish("expert", KEY, name="e", files={"a.json": b"{}"}, config={"rank": 8}, metrics={"loss": 0.5})
+    store.publish(
+        "expert", KEY, name="e", files={"a.json": b"{}"}, settings=StageSettings({"rank": 8}), metrics={"loss": 0.5}
+    )
     store.append("searches/x", 7, RECORD)
     store.swap_pointer("champions/c", {"history": []}, None)
     store.save_checkpoint(KEY, b"step 2")
@@ -145,7 +147,7 @@ def test_a_damaged_object_is_replaced_by_the_next_write(store: Store) -> None:
         store.objects.write(path, data.replace(b"0.5", b"0.6"))
     assert (manifest(store), record(store)) == (None, None)
     fill_again = store.publish(
-        "expert", KEY, name="e", files={"a.json": b"{}"}, config={"rank": 8}, metrics={"loss": 0.5}
+        "expert", KEY, name="e", files={"a.json": b"{}"}, settings=StageSettings({"rank": 8}), metrics={"loss": 0.5}
     )
     assert fill_again.blobs == kept.blobs
     assert store.append("searches/x", 7, RECORD) == RECORD

@@ -18,7 +18,7 @@ from memmcl.suite.examples import Example, normalised
 from memmcl.suite.metrics import DATASETS
 from memmcl.suite.parsing import match_label, parse_tuples
 from memmcl.suite.prompts import query_text
-from memmcl.suite.sources import PARTS
+from memmcl.suite.sources import SOURCE_SPLITS, Reading
 from memmcl.suite.splits import Splits, load_splits
 from memmcl.suite.subtasks import GROUPS, SUBTASKS
 
@@ -39,7 +39,7 @@ def sixteen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def splits(sixteen: Path) -> Splits:
     return load_splits(
         list(SUBTASKS.values()),
-        source=str(sixteen),
+        Reading(source=str(sixteen)),
         train_rows=None,
         weak_rows=16,
         selection_rows=8,
@@ -69,7 +69,7 @@ def test_the_embedded_corpus_has_rows_of_every_part_for_every_subtask() -> None:
         list(SUBTASKS.values()), train_rows=None, weak_rows=24, selection_rows=0, test_rows=None, on_overlap="error"
     )
     for name, parts in embedded.parts.items():
-        sizes = {part: len(parts[part]) for part in PARTS}
+        sizes = {part: len(parts[part]) for part in SOURCE_SPLITS}
         assert sizes["train"] >= 64, (name, sizes)
         assert sizes["weak"] == 24, (name, sizes)
         assert sizes["test"] >= 32, (name, sizes)
@@ -90,7 +90,7 @@ def test_invented_rows_load_into_splits_and_hardly_overlap(splits: Splits) -> No
     texts = Counter(normalised(row.text) for parts in splits.parts.values() for rows in parts.values() for row in rows)
     assert set(texts.values()) == {1}
     for name, subtask in SUBTASKS.items():
-        for part in PARTS:
+        for part in SOURCE_SPLITS:
             labels = {row.gold for row in splits.parts[name][part]}
             assert subtask.is_tuple or labels == set(subtask.labels), (name, part)
 

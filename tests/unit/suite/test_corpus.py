@@ -15,7 +15,7 @@ from memmcl import seeds
 from memmcl.suite import embedded
 from memmcl.suite.embedded import DINING, UNNAMED, read_corpus, read_embedded
 from memmcl.suite.examples import Example, normalised
-from memmcl.suite.sources import PARTS, part_of
+from memmcl.suite.sources import SOURCE_SPLITS, split_of
 from memmcl.suite.subtasks import POLARITIES, SUBTASKS
 
 CORPUS = Path(embedded.__file__).parent / "corpus"
@@ -59,7 +59,7 @@ def examples(name: str) -> list[Example]:
 
 
 def in_parts(name: str) -> dict[str, list[Example]]:
-    return {part: [row for row in examples(name) if part_of(row.text) == part] for part in PARTS}
+    return {part: [row for row in examples(name) if split_of(row.text) == part] for part in SOURCE_SPLITS}
 
 
 def windows(text: str) -> Iterator[str]:
@@ -169,7 +169,7 @@ def test_dining_sentences_use_the_categories_that_the_question_names_and_all_of_
     unnamed = Counter(
         part for part, rows in in_parts("asqp").items() for row in rows for item in row.gold if item[1] == UNNAMED
     )
-    assert unnamed.keys() == set(PARTS)
+    assert unnamed.keys() == set(SOURCE_SPLITS)
     assert min(unnamed.values()) >= 3, unnamed
 
 

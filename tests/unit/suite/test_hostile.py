@@ -24,7 +24,7 @@ from memmcl.suite.faults import Fault
 from memmcl.suite.files import COLUMNS, read_files
 from memmcl.suite.parsing import match_label, parse_tuples, read_any_list, read_literal
 from memmcl.suite.rows import Row
-from memmcl.suite.sources import Source, read_sources
+from memmcl.suite.sources import Reading, Source, read_sources
 from memmcl.suite.subtasks import SUBTASKS
 
 pytestmark = pytest.mark.timeout(60)
@@ -239,7 +239,7 @@ def test_no_value_is_shown_beyond_its_bound(tmp_path: Path, subtask: str, row: d
     path.write_text(json.dumps(row) + "\n")
     columns = {"text": "text", "label": "label"}
     read = read_sources(
-        [SUBTASKS[subtask]], sources={subtask: Source(path=str(path), columns=columns)}, max_characters=1 << 24
+        [SUBTASKS[subtask]], Reading(sources={subtask: Source(path=str(path), columns=columns)}, max_characters=1 << 24)
     )
     for fault in read.faults.first:
         assert len(str(fault)) <= MESSAGE

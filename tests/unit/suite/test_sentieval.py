@@ -10,7 +10,7 @@ from tiny import SENTIEVAL, needs_sentieval
 
 from memmcl.errors import DataError
 from memmcl.suite.examples import Example, drawing_order
-from memmcl.suite.sources import RowPools, read_sources
+from memmcl.suite.sources import Reading, RowPools, read_sources
 from memmcl.suite.subtasks import POLARITIES, SUBTASKS
 
 
@@ -32,7 +32,7 @@ def write_csv(path: Path, *records: list[str]) -> None:
 
 
 def read(root: Path, *names: str, **options: object) -> RowPools:
-    return read_sources([SUBTASKS[name] for name in names], source=str(root), **options)
+    return read_sources([SUBTASKS[name] for name in names], Reading(source=str(root), **options))
 
 
 def sound(root: Path, name: str) -> dict[str, list[Example]]:

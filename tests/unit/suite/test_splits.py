@@ -11,8 +11,8 @@ from tiny import SENTIEVAL, needs_sentieval
 
 from memmcl.errors import ConfigError, DataError
 from memmcl.suite.examples import Example, normalised
-from memmcl.suite.sources import PARTS, Source
-from memmcl.suite.splits import PREPARED_PARTS, Splits, load_splits, prepare
+from memmcl.suite.sources import SOURCE_SPLITS, Reading, Source
+from memmcl.suite.splits import SPLITS, Splits, load_splits, prepare
 from memmcl.suite.subtasks import SUBTASKS
 
 Sources = dict[str, dict[str, list[Example]]]
@@ -42,7 +42,7 @@ def contents(splits: Splits, part: str) -> set[str]:
 def test_parts_come_out_whole_where_nothing_overlaps() -> None:
     splits = everything({"a": plain("one"), "b": plain("two")})
     assert splits.dropped == {}
-    assert [{part: len(parts[part]) for part in PREPARED_PARTS} for parts in splits.parts.values()] == [
+    assert [{part: len(parts[part]) for part in SPLITS} for parts in splits.parts.values()] == [
         {"train": 20, "weak": 20, "selection": 0, "test": 20}
     ] * 2
 
@@ -80,7 +80,7 @@ def test_texts_of_other_data_sets_and_subtasks_are_dropped_and_counted() -> None
             "weak rows whose text is in a test part": 1,
             "train rows whose text is in a weak part": 3,
         }
-        assert [len(splits.parts["a"][part]) for part in PARTS] == [20, 20, 20]
+        assert [len(splits.parts["a"][part]) for part in SOURCE_SPLITS] == [20, 20, 20]
 
 
 def test_parts_are_disjoint_by_content_whatever_overlaps() -> None:
@@ -88,7 +88,9 @@ def test_parts_are_disjoint_by_content_whatever_overlaps() -> None:
     refused = 0
     for _ in range(200):
         sources = {
-            name: source(*(rows(name + str(generator.randrange(2)), generator.sample(range(60), 12)) for _ in PARTS))
+            name: source(
+                *(rows(name + str(generator.randrange(2)), generator.sample(range(60), 12)) for _ in SOURCE_SPLITS)
+            )
             for name in "abc"
         }
         try:
@@ -96,7 +98,7 @@ def test_parts_are_disjoint_by_content_whatever_overlaps() -> None:
         except DataError:  # nothing left of a part
             refused += 1
             continue
-        parts = [contents(splits, part) for part in PREPARED_PARTS]
+        parts = [contents(splits, part) for part in SPLITS]
         assert sum(len(part) for part in parts) == len(set().union(*parts))
         read = sum(len(part) for pool in sources.values() for part in pool.values())
         weak_left = sum(len(pool["weak"]) for pool in everything(sources, on_overlap="drop").parts.values())
@@ -111,7 +113,7 @@ def test_the_same_rows_in_any_order_give_the_same_splits() -> None:
     first = everything(sources, **caps)
     generator = random.Random(2)
     shuffled = {
-        name: {part: generator.sample(pool[part], len(pool[part])) for part in reversed(PARTS)}
+        name: {part: generator.sample(pool[part], len(pool[part])) for part in reversed(SOURCE_SPLITS)}
         for name, pool in reversed(sources.items())
     }
     second = everything(shuffled, **caps)
@@ -128,7 +130,7 @@ def test_the_digest_is_that_of_the_rows() -> None:
     second = everything({"a": changed})
     assert first.digest("a", "train") != second.digest("a", "train")
     assert first.digest("a", "test") == second.digest("a", "test")
-    assert len({first.digest("a", part) for part in PREPARED_PARTS}) == 4
+    assert len({first.digest("a", part) for part in SPLITS}) == 4
 
 
 def test_weak_and_selection_rows_are_balanced_over_labels_then_data_sets() -> None:
@@ -180,12 +182,12 @@ def test_weak_and_selection_share_no_text_over_subtasks() -> None:
 def test_repeated_rows_count_once_but_in_the_test_part() -> None:
     """Published scores count each test row, repeated or not."""
     one = plain("one")
-    for part in PARTS:
+    for part in SOURCE_SPLITS:
         one[part] += one[part][:3]
     one["test"].append(replace(one["test"][0], gold="negative"))
     splits = everything({"a": one})
     assert splits.dropped == {"repeated rows of a part": 6}
-    assert {part: len(splits.parts["a"][part]) for part in PARTS} == {"train": 20, "weak": 20, "test": 24}
+    assert {part: len(splits.parts["a"][part]) for part in SOURCE_SPLITS} == {"train": 20, "weak": 20, "test": 24}
     assert Counter(row.id for row in splits.parts["a"]["test"]) == Counter(row.id for row in one["test"])
 
 
@@ -225,11 +227,11 @@ def test_without_weak_labels_weak_rows_are_drawn_without_looking_at_them() -> No
     assert [row.id for row in blind] != [row.id for row in everything(sources, weak_rows=20).parts["a"]["weak"]]
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", SOURCE_SPLITS)
 def test_an_empty_part_is_refused(part: str) -> None:
     sources = {"a": plain("one"), "b": {**plain("two"), part: []}}
     with pytest.raises(
-        DataError, match=rf"the {part} part of subtask 'b' is empty: its source has 0 usable {part} rows"
+        DataError, match=rf"the {part} split of subtask 'b' is empty: its source has 0 usable {part} rows"
     ):
         everything(sources)
     with pytest.raises(DataError, match=f"{part}_rows is 0; ask for at least 1"):
@@ -240,7 +242,7 @@ def test_an_empty_part_is_refused(part: str) -> None:
 
 def test_a_selection_that_weak_rows_use_up_is_refused() -> None:
     with pytest.raises(
-        DataError, match="the selection part of subtask 'a' is empty: its source has 20 usable weak rows"
+        DataError, match="the selection split of subtask 'a' is empty: its source has 20 usable weak rows"
     ):
         everything({"a": plain("one")}, weak_rows=20, selection_rows=1)
 
@@ -250,7 +252,7 @@ CAPS = {"train_rows": None, "weak_rows": 4, "selection_rows": 0, "test_rows": No
 
 def test_load_splits_refuses_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not a directory"):
-        load_splits([SUBTASKS["sent2"]], source=str(tmp_path / "nowhere"), **CAPS)
+        load_splits([SUBTASKS["sent2"]], Reading(source=str(tmp_path / "nowhere")), **CAPS)
 
 
 def write(folder: Path, **parts: str) -> Source:
@@ -272,7 +274,7 @@ def test_rows_that_cannot_be_used_are_an_error_that_names_the_first_five(tmp_pat
         test=numbered("test", 8) + ",positive\n",
     )
     with pytest.raises(DataError) as caught:
-        load_splits([SUBTASKS["sent2"]], sources={"sent2": made}, **CAPS)
+        load_splits([SUBTASKS["sent2"]], Reading(sources={"sent2": made}), **CAPS)
     message = str(caught.value)
     assert message.startswith("rows that cannot be used: 7 (6 unknown label, 1 empty text): the first 5: ")
     assert [f"train.csv, line {line}: unknown label 'Positive'" in message for line in range(9, 17)] == [
@@ -296,7 +298,9 @@ def test_rows_that_cannot_be_used_are_skipped_and_counted_where_that_is_wanted(t
         weak=numbered("weak", 8),
         test=numbered("test", 8) + "test 1,negative\n",
     )
-    splits = load_splits([SUBTASKS["sent2"]], sources={"sent2": made}, on_error="skip", on_overlap="drop", **CAPS)
+    splits = load_splits(
+        [SUBTASKS["sent2"]], Reading(sources={"sent2": made}), on_error="skip", on_overlap="drop", **CAPS
+    )
     assert splits.dropped == {
         "rows that cannot be used: missing value": 1,
         "rows that cannot be used: unknown label": 2,
@@ -310,23 +314,23 @@ def test_rows_that_cannot_be_used_are_skipped_and_counted_where_that_is_wanted(t
     assert [(fault.place.rpartition("/")[2], fault.kind) for fault in splits.warnings] == [
         ("test.csv, line 10", "repeated row")
     ]
-    assert [len(splits.parts["sent2"][part]) for part in PARTS] == [8, 4, 9]
+    assert [len(splits.parts["sent2"][part]) for part in SOURCE_SPLITS] == [8, 4, 9]
 
 
 def test_with_pseudo_labels_the_weak_file_needs_none(tmp_path: Path) -> None:
     made = write(
         tmp_path, train=numbered("train", 8), weak="".join(f"w {i},\n" for i in range(8)), test=numbered("t", 8)
     )
-    splits = load_splits([SUBTASKS["sent2"]], sources={"sent2": made}, weak_labels=False, **CAPS)
+    splits = load_splits([SUBTASKS["sent2"]], Reading(sources={"sent2": made}, weak_labels=False), **CAPS)
     assert [row.gold for row in splits.parts["sent2"]["weak"]] == [""] * 4
     with pytest.raises(DataError, match="8 missing value"):
-        load_splits([SUBTASKS["sent2"]], sources={"sent2": made}, **CAPS)
+        load_splits([SUBTASKS["sent2"]], Reading(sources={"sent2": made}), **CAPS)
 
 
 @needs_sentieval
 def test_sentieval_rows_fall_out_for_known_reasons() -> None:
     """The copy was cleaned of most overlaps; two tweets share 36 characters although neither holds the other."""
-    splits = load_splits(list(SUBTASKS.values()), source=str(SENTIEVAL), **CAPS)
+    splits = load_splits(list(SUBTASKS.values()), Reading(source=str(SENTIEVAL)), **CAPS)
     assert set(splits.dropped) == {
         "train rows whose text is in a weak part",
         "train rows that share 36 characters with a test text",
