@@ -21,7 +21,8 @@ from memmcl import seeds
 from memmcl.adapters import format as adapter
 from memmcl.adapters.format import Adapter, Factors
 from memmcl.backbone.activations import Activations, activations_directory
-from memmcl.backbone.forward import Backbone, TokenizedRow
+from memmcl.backbone.batches import TokenizedRow
+from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import check_device, load_base, load_tokenizer, read_layers, resolve_base, resolve_dtype
 from memmcl.evaluate import bootstrap, calibration
 from memmcl.evaluate.scoring import Probe

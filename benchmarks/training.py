@@ -24,7 +24,7 @@ from lab import MODULES, Lab
 from memmcl import seeds
 from memmcl.adapters.format import Factors
 from memmcl.backbone.activations import Activations
-from memmcl.backbone.forward import TokenizedRow
+from memmcl.backbone.batches import TokenizedRow
 from memmcl.backbone.load import load_base, resolve_base
 from memmcl.experts.lora import initial_factors
 from memmcl.experts.sampling import Sampler

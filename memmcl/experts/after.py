@@ -16,8 +16,9 @@ from torch import Tensor
 
 from memmcl.adapters.format import Adapter
 from memmcl.backbone.activations import Activations
+from memmcl.backbone.batches import TokenizedRow
 from memmcl.backbone.decode import greedy
-from memmcl.backbone.forward import Backbone, TokenizedRow
+from memmcl.backbone.forward import Backbone
 from memmcl.experts.forced import forced_rows
 from memmcl.experts.lora import adapted, check_shape, switched_off
 from memmcl.experts.objective import divergence

@@ -21,7 +21,8 @@ from torch import Tensor
 from memmcl import seeds
 from memmcl.adapters.format import Adapter, Factors
 from memmcl.backbone.activations import Activations
-from memmcl.backbone.forward import Backbone, TokenizedRow
+from memmcl.backbone.batches import TokenizedRow
+from memmcl.backbone.forward import Backbone
 from memmcl.errors import TrainingError
 from memmcl.experts import checkpoint
 from memmcl.experts.checkpoint import Progressed

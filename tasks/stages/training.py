@@ -11,7 +11,7 @@ from prefect.states import State
 
 from memmcl.adapters import format as adapter
 from memmcl.backbone.activations import prune_activations
-from memmcl.backbone.forward import TokenizedRow
+from memmcl.backbone.batches import TokenizedRow
 from memmcl.backbone.resident import resident, resident_activations
 from memmcl.config import ExpertsConfig
 from memmcl.errors import StoreError, TrainingError

@@ -27,7 +27,7 @@ from torch import nn
 
 from memmcl.adapters.format import CONFIG_FILE, WEIGHTS_FILE, Adapter, Factors, files_like, to_files
 from memmcl.adapters.load import read_adapter
-from memmcl.backbone.forward import TokenizedRow
+from memmcl.backbone.batches import TokenizedRow
 from memmcl.errors import ModelError, StoreError, TrainingError, UsageError
 from memmcl.experts.after import (
     RECORD,

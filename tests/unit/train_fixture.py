@@ -16,7 +16,8 @@ from tiny import answer_logits, backbone_of, plain_model, prompter_of, training_
 from torch import Tensor, nn
 
 from memmcl.adapters.format import Adapter, Factors, to_files
-from memmcl.backbone.forward import Backbone, TokenizedRow
+from memmcl.backbone.batches import TokenizedRow
+from memmcl.backbone.forward import Backbone
 from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
 from memmcl.experts.train import TrainedAdapter, train_adapter
 from memmcl.merge.build import Merger
