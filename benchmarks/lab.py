@@ -27,7 +27,7 @@ from memmcl.backbone.load import check_device, load_base, load_tokenizer, read_l
 from memmcl.evaluate import bootstrap, calibration
 from memmcl.evaluate.scoring import Probe
 from memmcl.evolve.fitness import loglik_retention
-from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
+from memmcl.experts.settings import Anchoring, LoraShape, Optimisation, Teacher, TrainingData, TrainingSettings
 from memmcl.experts.train import TrainedAdapter, train_adapter
 from memmcl.merge.build import Merger
 from memmcl.merge.deltas import Grams
@@ -120,7 +120,7 @@ class Lab:
         anchoring: Anchoring | None,
         warm: Adapter | None = None,
         start: Adapter | None = None,
-        teacher: str = "gold",
+        teacher: Teacher = "gold",
         described: Mapping[str, Any] | None = None,
     ) -> Adapter:
         """Return the trained adapter, from the folder if it was trained before."""
@@ -149,15 +149,12 @@ class Lab:
         with self.standing_on(warm):
             trained = train_adapter(
                 self.backbone,
-                rows,
-                anchors,
-                lora=lora,
-                optimisation=optimisation,
-                anchoring=anchoring,
-                seed=seeds.derive(seed, "expert", name),
-                activations=self.activations,
+                TrainingData(rows, anchors),
+                TrainingSettings(
+                    lora, optimisation, seeds.derive(seed, "expert", name), anchoring=anchoring, teacher=teacher
+                ),
                 start=start,
-                teacher=teacher,  # type: ignore[arg-type]
+                activations=self.activations,
             )
         self._keep(place, trained, settings)
         return trained.factors
