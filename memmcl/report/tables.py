@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import io
-import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
+from memmcl.report import markdown
+from memmcl.report.markdown import plain_text
 from memmcl.report.results import Document, Results, parse_results
 from memmcl.report.schema import (
     CandidateResult,
@@ -21,7 +21,6 @@ from memmcl.report.schema import (
     SubtaskScore,
 )
 from memmcl.report.verdict import leaders, plus_minus
-from memmcl.text import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -184,15 +183,12 @@ def markdown_table(document: Document) -> str:
     columns: list[str | None] = [None, *(subtask.name for subtask in results.subtasks)]
     best = {column: leaders(results, column) for column in columns}
     heads = ["model", MEAN, *(f"{plain_text(s.name)}<br>{plain_text(s.metric)}" for s in results.subtasks)]
-    lines = [heads, ["---", *("---:" for _ in columns)]]
+    rows = []
     for model in results.models:
-        row = [plain_text(model.title)]
-        for column in columns:
-            value, se = _value(results, model.name, column)
-            number = plus_minus(value, se)
-            row.append(f"**{number}**" if model.name in best[column] else number)
-        lines.append(row)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+        numbers = {column: plus_minus(*_value(results, model.name, column)) for column in columns}
+        bold = (f"**{text}**" if model.name in best[column] else text for column, text in numbers.items())
+        rows.append([plain_text(model.title), *bold])
+    return markdown.table(heads, rows)
 
 
 def _value(results: Results, model: str, column: str | None) -> tuple[float | None, float | None]:
@@ -201,13 +197,3 @@ def _value(results: Results, model: str, column: str | None) -> tuple[float | No
         return (mean.mean, mean.se) if mean else (None, None)
     score = results.score_of(model, column)
     return (score.score, score.se) if score else (None, None)
-
-
-def plain_text(text: str) -> str:
-    """Return `text` on one line, with what Markdown or HTML would read as markup made plain.
-
-    It may stand at the beginning of a line, or of a cell of a table.
-    """
-    escaped = html.escape(one_line(text), quote=False)
-    escaped = re.sub(r"([\\`*_\[\]|~])", r"\\\1", escaped)
-    return re.sub(r"^(\d*)([#+\-.)=])", r"\1\\\2", escaped)
