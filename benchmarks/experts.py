@@ -22,7 +22,7 @@ import numpy as np
 from lab import MODULES, WARM, Lab
 
 from memmcl.adapters.format import Adapter
-from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
+from memmcl.experts.settings import Anchoring, LoraShape, Optimisation, Teacher
 
 SIX = ("sent2", "asc", "uabsa", "aste", "irony", "emotion")
 GRID = (0.4, 0.7, 1.0, 1.3)
@@ -133,7 +133,7 @@ class Trial:
         anchoring: Anchoring | None = None,
         warm: Adapter | None = None,
         start: Adapter | None = None,
-        teacher: str = "gold",
+        teacher: Teacher = "gold",
     ) -> Adapter:
         started = time.perf_counter()
         trained = self.lab.train(

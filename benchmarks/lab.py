@@ -21,12 +21,13 @@ from memmcl import seeds
 from memmcl.adapters import format as adapter
 from memmcl.adapters.format import Adapter, Factors
 from memmcl.backbone.activations import Activations, activations_directory
-from memmcl.backbone.forward import Backbone, TokenizedRow
+from memmcl.backbone.batches import TokenizedRow
+from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import check_device, load_base, load_tokenizer, read_layers, resolve_base, resolve_dtype
 from memmcl.evaluate import bootstrap, calibration
 from memmcl.evaluate.scoring import Probe
 from memmcl.evolve.fitness import loglik_retention
-from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
+from memmcl.experts.settings import Anchoring, LoraShape, Optimisation, Teacher, TrainingData, TrainingSettings
 from memmcl.experts.train import TrainedAdapter, train_adapter
 from memmcl.merge.build import Merger
 from memmcl.merge.deltas import Grams
@@ -115,7 +116,7 @@ class Lab:
         anchoring: Anchoring | None,
         warm: Adapter | None = None,
         start: Adapter | None = None,
-        teacher: str = "gold",
+        teacher: Teacher = "gold",
         described: Mapping[str, Any] | None = None,
     ) -> Adapter:
         """Return the trained adapter, from the folder if it was trained before."""
@@ -144,15 +145,12 @@ class Lab:
         with self.standing_on(warm):
             trained = train_adapter(
                 self.backbone,
-                rows,
-                anchors,
-                lora=lora,
-                optimisation=optimisation,
-                anchoring=anchoring,
-                seed=seeds.derive(seed, "expert", name),
-                activations=self.activations,
+                TrainingData(rows, anchors),
+                TrainingSettings(
+                    lora, optimisation, seeds.derive(seed, "expert", name), anchoring=anchoring, teacher=teacher
+                ),
                 start=start,
-                teacher=teacher,  # type: ignore[arg-type]
+                activations=self.activations,
             )
         self._keep(place, trained, settings)
         return trained.factors

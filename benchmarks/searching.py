@@ -30,7 +30,7 @@ from ground import Ground, carry_out, ground
 from lab import MODULES, WARM, Lab
 
 from memmcl.adapters.format import Adapter
-from memmcl.backbone.forward import TokenizedRow
+from memmcl.backbone.batches import TokenizedRow
 from memmcl.evaluate import bootstrap
 from memmcl.evolve import Proposal, seed_genomes
 from memmcl.experts.settings import LoraShape, Optimisation

@@ -24,11 +24,11 @@ from lab import MODULES, Lab
 from memmcl import seeds
 from memmcl.adapters.format import Factors
 from memmcl.backbone.activations import Activations
-from memmcl.backbone.forward import TokenizedRow
+from memmcl.backbone.batches import TokenizedRow
 from memmcl.backbone.load import load_base, resolve_base
 from memmcl.experts.lora import initial_factors
 from memmcl.experts.sampling import Sampler
-from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
+from memmcl.experts.settings import Anchoring, LoraShape, Optimisation, TrainingData, TrainingSettings
 from memmcl.experts.train import TrainedAdapter, train_adapter
 from memmcl.experts.trunk import Trunk
 
@@ -43,12 +43,8 @@ def ours(
     started = time.perf_counter()
     trained = train_adapter(
         lab.backbone,
-        {"own": rows},
-        anchored.get("anchors", {}),
-        lora=SHAPE,
-        optimisation=Optimisation(steps, BATCH, RATE),
-        anchoring=anchored.get("anchoring"),
-        seed=SEED,
+        TrainingData({"own": rows}, anchored.get("anchors", {})),
+        TrainingSettings(SHAPE, Optimisation(steps, BATCH, RATE), SEED, anchored.get("anchoring")),
         activations=activations,
     )
     return time.perf_counter() - started, trained

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from memmcl.backbone.batches import ROUND, Batch, TokenizedRow, collate
 from memmcl.backbone.packed import Segments, packed_attention
 from memmcl.backbone.recording import Recordings
 from memmcl.errors import ModelError
@@ -27,43 +28,6 @@ from memmcl.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import DynamicCache
-
-
-ROUND = 32
-"""Lengths are padded to multiples of this: each new shape costs a kernel of its own, in time and memory."""
-
-
-@dataclass(frozen=True)
-class TokenizedRow:
-    """A prompt and the continuations to score behind it, as token ids. A row to generate from has none."""
-
-    prompt: tuple[int, ...]
-    continuations: tuple[tuple[int, ...], ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.prompt) + sum(len(ids) - 1 for ids in self.continuations)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Right-padded rows. `prefix` counts the tokens of a shared prefix that precede each row.
-
-    tokens, positions: (rows, length) int64; mask: (rows, 1, length, prefix + length) bool, True = may attend;
-    queries: (u, 2) int64 of (row, position) whose outputs predict tokens of continuations; picks: (n,) int64, the
-    query of each such token (all continuations of a row share its first query); targets: (n,) int64, the tokens;
-    owners: (n, 2) int64 of (row, continuation); lengths: (rows,) prompt lengths. segments: of a packed row only.
-    """
-
-    tokens: Tensor
-    positions: Tensor
-    mask: Tensor
-    queries: Tensor
-    picks: Tensor
-    targets: Tensor
-    owners: Tensor
-    lengths: Tensor
-    prefix: int = 0
-    segments: Segments | None = None
 
 
 @dataclass
@@ -84,109 +48,6 @@ class Prepared:
     hidden: list[Tensor] = field(default_factory=list)
     caches: list[Any] = field(default_factory=list)
     decodings: dict[tuple[int, int], Any] = field(default_factory=dict)
-
-
-def collate(rows: Sequence[TokenizedRow], pad: int, prefix: int = 0, device: str | torch.device = "cpu") -> Batch:
-    """Lay rows out with their continuations behind them, and make the tree-shaped mask."""
-    length = max(len(row) for row in rows)
-    tokens = torch.full((len(rows), length), pad, dtype=torch.long)
-    positions = torch.zeros((len(rows), length), dtype=torch.long)
-    segments = torch.full((len(rows), length), -1, dtype=torch.long)  # 0 the prompt, 1.. continuations, -1 padding
-    queries: list[tuple[int, int]] = []
-    picks: list[int] = []
-    targets: list[int] = []
-    owners: list[tuple[int, int]] = []
-    for r, row in enumerate(rows):
-        start = len(row.prompt)
-        tokens[r, :start] = torch.tensor(row.prompt)
-        positions[r, :start] = torch.arange(prefix, prefix + start)
-        segments[r, :start] = 0
-        at, first = start, len(queries)
-        queries += [(r, start - 1)] if row.continuations else []
-        for c, ids in enumerate(row.continuations):
-            inner = len(ids) - 1
-            tokens[r, at : at + inner] = torch.tensor(ids[:-1])
-            positions[r, at : at + inner] = torch.arange(prefix + start, prefix + start + inner)
-            segments[r, at : at + inner] = c + 1
-            picks += [first, *range(len(queries), len(queries) + inner)]
-            queries += [(r, at + j) for j in range(inner)]
-            targets += ids
-            owners += [(r, c)] * len(ids)
-            at += inner
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    same = segments[:, :, None] == segments[:, None, :]
-    prompt = (segments[:, None, :] == 0) & (segments[:, :, None] >= 0)
-    own = causal & (same | prompt)
-    mask = torch.cat([torch.ones(len(rows), length, prefix, dtype=torch.bool), own], dim=2)[:, None]
-    pairs = torch.tensor(queries, dtype=torch.long).reshape(-1, 2)
-    return Batch(
-        tokens=tokens.to(device),
-        positions=positions.to(device),
-        mask=mask.to(device),
-        queries=pairs.to(device),
-        picks=torch.tensor(picks, dtype=torch.long, device=device),
-        targets=torch.tensor(targets, dtype=torch.long, device=device),
-        owners=torch.tensor(owners, dtype=torch.long).reshape(-1, 2),
-        lengths=torch.tensor([len(row.prompt) for row in rows], device=device),
-        prefix=prefix,
-    )
-
-
-def pack(rows: Sequence[TokenizedRow], prefixes: Sequence[int], pad: int, device: str | torch.device = "cpu") -> Batch:
-    """Lay all rows into one sequence, each shared prefix once; only the sequence's end is padded, to a `ROUND`.
-
-    Row i has one continuation, and its first `prefixes[i]` prompt tokens are a prefix that it shares with every row
-    that starts alike. Each row sees its prefix and itself, as if it stood alone. Returns a batch of one long row
-    whose queries and targets are those of the rows in their order; `owners` says whose.
-    """
-    starts: dict[tuple[int, ...], int] = {}
-    tokens: list[int] = []
-    positions: list[int] = []
-    segments: list[int] = []
-    parents: list[int] = []  # by segment: the prefix's segment, itself for a prefix
-    queries: list[tuple[int, int]] = []
-    targets: list[int] = []
-    owners: list[tuple[int, int]] = []
-    for i, (row, length) in enumerate(zip(rows, prefixes, strict=True)):
-        shared = row.prompt[:length]
-        if shared not in starts:
-            starts[shared] = len(parents)
-            segments += [len(parents)] * length
-            parents.append(len(parents))
-            tokens += shared
-            positions += range(length)
-        (answer,) = row.continuations
-        body = (*row.prompt[length:], *answer[:-1])
-        first = len(tokens) + len(body) - len(answer)
-        segments += [len(parents)] * len(body)
-        parents.append(starts[shared])
-        tokens += body
-        positions += range(length, length + len(body))
-        queries += [(0, first + j) for j in range(len(answer))]
-        targets += answer
-        owners += [(i, 0)] * len(answer)
-    used = len(tokens)
-    fill = -used % ROUND
-    tokens += [pad] * fill
-    positions += [0] * fill
-    segments += [len(parents)] * fill
-    parents.append(len(parents))
-    segment = torch.tensor(segments)
-    parent = torch.tensor(parents)[segment]
-    causal = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()
-    mask = causal & ((segment[:, None] == segment[None]) | (parent[:, None] == segment[None]))
-    return Batch(
-        tokens=torch.tensor([tokens], device=device),
-        positions=torch.tensor([positions], device=device),
-        mask=mask[None, None].to(device),
-        queries=torch.tensor(queries, device=device),
-        picks=torch.arange(len(targets), device=device),
-        targets=torch.tensor(targets, device=device),
-        owners=torch.tensor(owners),
-        lengths=torch.tensor([used], device=device),
-        # on a GPU one kernel with a dense mask is faster than many small ones
-        segments=Segments.of(segments, parents) if torch.device(device).type == "cpu" else None,
-    )
 
 
 class _Entry(nn.Module):

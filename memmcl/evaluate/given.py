@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from memmcl.backbone.forward import Backbone, Batch, TokenizedRow, pack
+from memmcl.backbone.batches import Batch, TokenizedRow, pack
+from memmcl.backbone.forward import Backbone
 from memmcl.backbone.recording import Recordings
 from memmcl.errors import SearchError
 from memmcl.evaluate.choice import Branches, Choices

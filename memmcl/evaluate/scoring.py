@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from memmcl.backbone.batches import TokenizedRow
 from memmcl.backbone.decode import greedy
-from memmcl.backbone.forward import Backbone, Prepared, TokenizedRow
+from memmcl.backbone.forward import Backbone, Prepared
 from memmcl.errors import DataError
 from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Demonstration, Prompter, shared_prefix

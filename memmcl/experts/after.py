@@ -16,12 +16,13 @@ from torch import Tensor
 
 from memmcl.adapters.format import Adapter
 from memmcl.backbone.activations import Activations
+from memmcl.backbone.batches import TokenizedRow
 from memmcl.backbone.decode import greedy
-from memmcl.backbone.forward import Backbone, TokenizedRow
+from memmcl.backbone.forward import Backbone
 from memmcl.experts.forced import forced_rows
 from memmcl.experts.lora import adapted, check_shape, switched_off
 from memmcl.experts.objective import divergence
-from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
+from memmcl.experts.settings import Anchoring, LoraShape, Optimisation, TrainingData, TrainingSettings
 from memmcl.experts.train import StepCallback, TrainedAdapter, train_adapter
 from memmcl.experts.trunk import Trunk
 from memmcl.files import folder as folders
@@ -88,15 +89,10 @@ def anchor_adapter(
     before = measure(adapter)
     trained = train_adapter(
         backbone,
-        {OWN: training.own},
-        training.others,
-        lora=_shape(adapter),
-        optimisation=optimisation,
-        anchoring=anchoring,
-        seed=seed,
-        activations=activations,
+        TrainingData({OWN: training.own}, training.others),
+        TrainingSettings(_shape(adapter), optimisation, seed, anchoring, teacher="self"),
         start=adapter,
-        teacher="self",
+        activations=activations,
         progress=progress,
     )
     return Anchored(trained, before, measure(trained.factors))

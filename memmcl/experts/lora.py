@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from memmcl import seeds
 from memmcl.adapters.format import Adapter, Factors
-from memmcl.backbone.forward import Backbone, TokenizedRow
+from memmcl.backbone.batches import TokenizedRow
+from memmcl.backbone.forward import Backbone
 from memmcl.errors import TrainingError
 from memmcl.experts.fused import fuse
 from memmcl.experts.settings import LoraShape

@@ -1,9 +1,14 @@
-"""What one training takes beside its rows: small frozen groups of plain values."""
+"""What one training takes: small frozen groups of plain values, and its rows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # settings alone load no torch
+    from memmcl.backbone.batches import TokenizedRow
 
 Init = Literal["kaiming", "osrm"]
 Curve = Literal["cosine", "linear", "constant"]
@@ -45,6 +50,14 @@ class Optimisation:
     micro_batch: int | None = None
     recompute: bool = False
 
+    def rate(self, step: int) -> float:
+        """Return the share of the peak rate at a step (0, 1, ...): a linear rise, then the curve."""
+        rising = max(1, round(self.steps * self.warmup))
+        if step < rising:
+            return (step + 1) / rising
+        left = 1 - (step - rising) / max(1, self.steps - rising)
+        return {"cosine": 0.5 * (1 - math.cos(math.pi * left)), "linear": left, "constant": 1.0}[self.curve]
+
 
 @dataclass(frozen=True)
 class Anchoring:
@@ -67,10 +80,55 @@ class Anchoring:
 
 @dataclass(frozen=True)
 class Stopping:
-    """Look at the validation rows every so many steps, keep the best adapter.
+    """Validate every so many steps, and keep the best adapter.
 
-    patience: looks without improvement before training stops early; 0: never.
+    patience: validations without improvement before training stops early; 0: never.
     """
 
     every: int
     patience: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """All that decides the outcome of a training beside its data and the adapter that it starts from.
+
+    teacher: "gold" learns the answers of the rows; "self" stays close to the starting adapter's outputs at them.
+    """
+
+    lora: LoraShape
+    optimisation: Optimisation
+    seed: int
+    anchoring: Anchoring | None = None
+    stopping: Stopping | None = None
+    teacher: Teacher = "gold"
+
+
+RowsBySubtask = Mapping[str, "Sequence[TokenizedRow]"]
+"""Rows by subtask: those of a subtask share their instruction."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Rows with one continuation each: the answer with its end token.
+
+    rows: to train on. anchors: rows of other subtasks; their answers are forced text only, never in the loss.
+    validation: to choose the best step by.
+    """
+
+    rows: RowsBySubtask
+    anchors: RowsBySubtask = field(default_factory=dict)
+    validation: RowsBySubtask = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """save: called with a checkpoint after every `every` steps, 0: never. resume: a checkpoint to go on from."""
+
+    save: Callable[[bytes], None] = lambda data: None
+    every: int = 0
+    resume: bytes | None = None
+
+    def due(self, step: int) -> bool:
+        """Return whether a checkpoint is written after so many steps."""
+        return self.every > 0 and step % self.every == 0

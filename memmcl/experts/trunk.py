@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from memmcl.backbone.activations import Activations
-from memmcl.backbone.forward import Backbone, Batch, TokenizedRow, pack
+from memmcl.backbone.batches import Batch, TokenizedRow, pack
+from memmcl.backbone.forward import Backbone
 from memmcl.suite.prompts import shared_prefix
 
 PACKED = 8

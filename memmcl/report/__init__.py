@@ -5,9 +5,10 @@ Everything here is a pure function of `Results`; nothing reads a store, a clock 
 """
 
 from memmcl.report.html import render_html
+from memmcl.report.markdown import plain_text
 from memmcl.report.model_card import model_card
 from memmcl.report.results import Results, parse_results
-from memmcl.report.tables import markdown_table, plain_text, results_table, write_tables
+from memmcl.report.tables import markdown_table, results_table, write_tables
 from memmcl.report.verdict import Verdict, verdict
 
 __all__ = [

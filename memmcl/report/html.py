@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
@@ -13,10 +14,10 @@ from memmcl.report.plots import common as plots
 from memmcl.report.plots import experts as plots_experts
 from memmcl.report.plots import merge as plots_merge
 from memmcl.report.plots import search as plots_search
-from memmcl.report.plots.figure import COLOURS
+from memmcl.report.plots.figure import COLOURS, Plot
 from memmcl.report.results import Document, Results, parse_results
-from memmcl.report.schema import Comparison, ExpertResult, SearchResult, SubtaskScore
-from memmcl.report.transfer import interference, kept
+from memmcl.report.schema import BASE, ExpertResult, SearchResult, SubtaskScore
+from memmcl.report.transfer import interference, retention_rows
 from memmcl.report.verdict import ceiling, leaders, outcome, plus_minus, signed, verdict
 
 DARK = {
@@ -36,27 +37,44 @@ DARK = {
 TRAININGS = {
     "joint": "a rival: one LoRA on the train rows of all subtasks",
     "weak": "a rival: one LoRA on the weak rows of all subtasks",
-    "warm": "the start that all experts stand on, on the rows of all subtasks",
+    "warm": "the warm start of all experts, trained on the rows of all subtasks",
 }
-"""what a training is that is no subtask's expert"""
+"""the trainings that are no subtask's expert"""
+
+PLOTS: dict[str, Callable[[Results], Plot | tuple[Plot, ...] | None]] = {
+    "mean": plots.mean_plot,
+    "subtasks": plots.subtask_plots,
+    "fitness": plots.fitness_plots,
+    "fronts": plots_search.front_plots,
+    "seconds": plots.seconds_plots,
+    "weights": plots.weights_plot,
+    "difficulty": plots.difficulty_plot,
+    "contexts": plots.context_plot,
+    "losses": plots_experts.loss_plots,
+    "interference": plots_experts.interference_plot,
+    "nai": plots_experts.nai_plot,
+    "task_vectors": plots_merge.task_vectors_plot,
+    "time": plots.time_plot,
+}
+"""by the name that the template uses"""
 
 GLOSSARY = (
-    ("expert", "A LoRA adapter trained on one subtask; its score on that subtask is the ceiling of a merge."),
-    ("interference", "What an expert changes on the subtasks of others; in a merge it works against their experts."),
+    ("expert", "A LoRA adapter trained on one subtask; its score there is the ceiling for a merge."),
+    ("interference", "How an expert changes the scores on other subtasks; in a merge it works against their experts."),
     ("task vector", "What an expert adds to the base weights; a merge is a weighted sum of task vectors."),
     ("genome", "The coefficients of a merge, one per expert (or group model) and layer block."),
     ("candidate", "A genome with its scores; its fitness is its mean retention on the weak set."),
     ("group model", "The winner of a stage-1 search: the experts of one group of subtasks, merged."),
     ("unified model", "The winner of the stage-2 search: the group models, merged into one model."),
-    ("weak set", "The few rows of a subtask that a search may look at; disjoint from training and test rows."),
-    ("retention", "Score of a merge divided by the score of that subtask's expert; 1 means nothing was lost."),
-    ("NAI", "(merge − base) / (expert − base): the share of what training gained that the merge keeps."),
+    ("weak set", "The few rows of a subtask that a search may use; disjoint from training and test rows."),
+    ("retention", "Score of a merge divided by the score of that subtask's expert; 1 means that nothing was lost."),
+    ("NAI", "(merge − base) / (expert − base): the share of the gain from training that the merge keeps."),
     ("difficulty", "A weighted sum of a subtask's meta features, each scaled to [0, 1] over the suite."),
     ("curriculum", "The subtasks in ascending difficulty; a context takes demonstrations in that order."),
     ("context gate", "Picks the context of a subtask by its score on the weak set; test rows play no part."),
-    ("calibrated", "Label scores corrected for what the model prefers whatever the input says."),
-    ("balanced accuracy", "The mean of the recalls of all labels; a constant answer scores one over their number."),
-    ("±", "One standard error: bootstrap over test rows. It holds no variance of training or of the search."),
+    ("calibrated", "Label scores corrected for the labels that the model prefers regardless of the input."),
+    ("balanced accuracy", "The mean recall over all labels; a constant answer scores 1 / number of labels."),
+    ("±", "One bootstrap standard error over test rows; the variance of training and search is not in it."),
 )
 
 
@@ -81,42 +99,16 @@ def render_html(document: Document) -> str:
         verdict=verdict(results),
         tiles=_tiles(results),
         best={column: leaders(results, column) for column in (None, *(s.name for s in results.subtasks))},
-        kept=kept(results),
-        kept_names=[n for n in results.curriculum_names() if any(part.subtask == n for part in results.retention)],
+        retention=retention_rows(results),
         interference=interference(results),
-        outcome=_outcome,
-        hint=_hint,
+        outcome=outcome,
         remarks=_remarks,
-        unreadable=sum(score.rejected for score in results.scores),
-        answered=sum(score.n for score in results.scores),
-        groups=list(dict.fromkeys(subtask.group for subtask in results.subtasks)),
+        groups=results.names_by_group(),
         search_rows=[_search_row(search) for search in results.searches],
-        finalists=[search for search in results.searches if search.finalists],
         trainings=[_training(expert) for expert in results.experts],
-        shown={
-            "validation": any(e.validation or e.best_step is not None for e in results.experts),
-            "constant": any(e.constant_weak_score is not None for e in results.experts),
-            "gpu": any(e.gpu_memory_gb is not None for e in results.experts),
-        },
-        below_constant=_below_constant(results),
         config=yaml.safe_dump(results.run.config, sort_keys=False, allow_unicode=True),
-        features=list(dict.fromkeys(part.feature for part in results.curriculum.features)),
-        scaled={(part.subtask, part.feature): part for part in results.curriculum.features},
-        plots={
-            "mean": plots.mean_plot(results),
-            "subtasks": plots.subtask_plots(results),
-            "fitness": plots.fitness_plots(results),
-            "fronts": plots_search.front_plots(results),
-            "seconds": plots.seconds_plots(results),
-            "weights": plots.weights_plot(results),
-            "difficulty": plots.difficulty_plot(results),
-            "contexts": plots.context_plot(results),
-            "losses": plots_experts.loss_plots(results),
-            "interference": plots_experts.interference_plot(results),
-            "nai": plots_experts.nai_plot(results),
-            "task_vectors": plots_merge.task_vectors_plot(results),
-            "time": plots.time_plot(results),
-        },
+        features={(feature.subtask, feature.feature): feature for feature in results.curriculum.features},
+        plots={name: plot(results) for name, plot in PLOTS.items()},
         glossary=GLOSSARY,
         light=COLOURS,
         dark=DARK,
@@ -146,37 +138,15 @@ def p_value(value: float | None) -> str:
 
 
 def _tiles(results: Results) -> list[dict[str, Any]]:
+    """Return the models whose means stand on top of the page: base, unified, rivals, and the experts as the ceiling."""
     top = ceiling(results)
-    wanted = [
-        "base",
-        *(m.name for m in results.models if m.kind in ("unified", "rival")),
-        *([top.model] if top else []),
-    ]
-    tiles = []
-    for name in dict.fromkeys(wanted):
-        model, mean = results.model_of(name), results.mean_of(name)
-        if model and mean:
-            tiles.append({"model": model, "mean": mean})
-    return tiles
-
-
-def _outcome(pair: Comparison) -> str:
-    return outcome(pair.difference, pair.se)
-
-
-def _hint(score: SubtaskScore) -> str:
-    parts = [f"{score.metric}, n = {score.n}, {score.context}"]
-    if score.balanced_accuracy is not None:
-        parts.append(f"balanced accuracy {score.balanced_accuracy:.3f}")
-    if score.strict_score is not None:
-        parts.append(f"without tolerant parsing {score.strict_score:.3f}")
-    if score.rejected:
-        parts.append(f"{score.rejected} unreadable answers")
-    return "; ".join(parts)
+    names = [BASE, *(m.name for m in results.models if m.kind in ("unified", "rival")), *([top.model] if top else [])]
+    tiles = [{"model": results.model_of(name), "mean": results.mean_of(name)} for name in dict.fromkeys(names)]
+    return [tile for tile in tiles if all(tile.values())]
 
 
 def _remarks(score: SubtaskScore) -> list[str]:
-    """Return what stands under a score: the strict one where the page would show another number, unreadable answers."""
+    """Return the lines under a score: the strict score where it is another number, and unreadable answers."""
     remarks = []
     if score.strict_score is not None and plus_minus(score.strict_score) != plus_minus(score.score):
         remarks.append(f"strict {plus_minus(score.strict_score)}")
@@ -186,25 +156,14 @@ def _remarks(score: SubtaskScore) -> list[str]:
 
 
 def _training(expert: ExpertResult) -> dict[str, Any]:
-    rows = expert.rows_per_micro_batch
+    weak, constant = expert.weak_score, expert.constant_weak_score
     return {
         "expert": expert,
-        "what": TRAININGS.get(expert.subtask, ""),
-        "at_once": rows if rows is not None and rows < expert.batch_size else None,
+        "title": TRAININGS.get(expert.subtask, ""),
         "loss": next((value for value in reversed(expert.loss) if value is not None), None),
         "anchor": next((value for value in reversed(expert.anchor) if value is not None), None),
+        "below_constant": weak is not None and constant is not None and weak <= constant,
     }
-
-
-def _below_constant(results: Results) -> list[str]:
-    """Return the trainings that answer their weak rows no better than the best constant answer does."""
-    return [
-        expert.subtask
-        for expert in results.experts
-        if expert.weak_score is not None
-        and expert.constant_weak_score is not None
-        and expert.weak_score <= expert.constant_weak_score
-    ]
 
 
 def _search_row(search: SearchResult) -> dict[str, Any]:
@@ -214,10 +173,6 @@ def _search_row(search: SearchResult) -> dict[str, Any]:
         "search": search,
         "winner": winner,
         "best_seed": max(seeds, default=None),
-        "seeds": sum(c.is_seed for c in search.candidates),
         "failed": sum(c.fitness is None for c in search.candidates),
-        "stopped": sum(c.stopped for c in search.candidates),
-        "all_failed": all(c.fitness is None for c in search.candidates),
-        "reused": sum(c.reused for c in search.candidates),
         "genome": [] if winner is None else list(zip(search.genes, winner.genome, strict=False)),
     }

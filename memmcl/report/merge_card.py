@@ -6,10 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
-from memmcl.report.model_card import CODE_ADAPTER, CODE_CONVERTED, CODE_FULL
-from memmcl.report.tables import plain_text
+from memmcl.report.markdown import front_matter, loading_code, plain_text, table
 
 Record = Mapping[str, Any]
 """What `merge.json` holds."""
@@ -17,29 +14,20 @@ Record = Mapping[str, Any]
 
 def merge_card(record: Record) -> str:
     """Return README.md for the merge that `record` describes."""
+    base, adapter = record["base"]["name"], record["output"]["form"] == "adapter"
+    relation = "adapter" if adapter else "merge"
     sections = (
-        _front_matter(record),
+        front_matter(
+            base, record["base"]["licence"], ["merge", "model-merging"], adapter=adapter, base_model_relation=relation
+        ),
         _introduction(record),
         _experts(record),
         _errors(record),
         _search(record),
-        _usage(record),
+        f"## Use\n\n```python\n{loading_code(base, adapter=adapter)}```\n",
         _lineage(record),
     )
     return "\n".join(section for section in sections if section)
-
-
-def _front_matter(record: Record) -> str:
-    adapter = record["output"]["form"] == "adapter"
-    fields = {
-        "base_model": record["base"]["name"],
-        "base_model_relation": "adapter" if adapter else "merge",
-        "library_name": "peft" if adapter else "transformers",
-        **({"license": record["base"]["licence"]} if record["base"]["licence"] else {}),
-        "pipeline_tag": "text-generation",
-        "tags": ["merge", "model-merging", *(["lora"] if adapter else []), "memmcl"],
-    }
-    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
 
 
 def _introduction(record: Record) -> str:
@@ -49,11 +37,11 @@ def _introduction(record: Record) -> str:
         f"a PEFT adapter of rank {output['rank']}" if output["form"] == "adapter" else f"a model in {output['dtype']}"
     )
     licence = record["base"]["licence"]
-    told = f"The base is under the licence {plain_text(licence)}." if licence else "The licence is that of the base."
+    terms = f"The base is under the licence {plain_text(licence)}." if licence else "The licence is that of the base."
     warnings = "".join(f"\n* {plain_text(warning)}" for warning in record["warnings"])
     return (
         f"# {' + '.join(names)} on {base}\n\n"
-        f"{form[0].upper()}{form[1:]}: {len(names)} LoRA experts, merged by `{record['method']['name']}`. {told}\n"
+        f"{form[0].upper()}{form[1:]}: {len(names)} LoRA experts, merged by `{record['method']['name']}`. {terms}\n"
         + (f"\nWarnings:\n{warnings}\n" if warnings else "")
     )
 
@@ -61,23 +49,27 @@ def _introduction(record: Record) -> str:
 def _experts(record: Record) -> str:
     blocks = len(record["experts"][0]["coefficients"])
     weights = ["weight"] if blocks == 1 else [f"block {number}" for number in range(1, blocks + 1)]
-    lines = [["expert", *weights, "rank", "modules", "from", "sha256 of its weights"]]
-    lines.append(["---", *("---:" for _ in weights), "---:", "---:", "---", "---"])
-    for expert in record["experts"]:
-        values = [f"{value:.6g}" for value in expert["coefficients"]]
-        digest = expert["sha256"]["adapter_model.safetensors"]
-        place = plain_text(expert["place"])
-        lines.append([plain_text(expert["name"]), *values, str(expert["rank"]), str(expert["modules"]), place, digest])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    head = ["expert", *weights, "rank", "modules", "from", "sha256 of its weights"]
+    rows = [
+        [
+            plain_text(expert["name"]),
+            *(f"{value:.6g}" for value in expert["coefficients"]),
+            str(expert["rank"]),
+            str(expert["modules"]),
+            plain_text(expert["place"]),
+            expert["sha256"]["adapter_model.safetensors"],
+        ]
+        for expert in record["experts"]
+    ]
     method = record["method"]
-    given = [
+    parameters = [
         f"{name} {value:g}" if isinstance(value, float | int) else f"{name} {value}"
         for name, value in method["parameters"].items()
     ]
-    told = f"Method `{method['name']}` ({plain_text(method['reference'])})"
-    told += f" with {', '.join(given)}" if given else ""
-    told += f"; masks from seed {method['seed']}" if method["seed"] is not None else ""
-    return f"## Experts and method\n\n{table}\n\n{told}.\n"
+    line = f"Method `{method['name']}` ({plain_text(method['reference'])})"
+    line += f" with {', '.join(parameters)}" if parameters else ""
+    line += f"; masks from seed {method['seed']}" if method["seed"] is not None else ""
+    return f"## Experts and method\n\n{table(head, rows, left=(0, len(head) - 2, len(head) - 1))}\n{line}.\n"
 
 
 def _errors(record: Record) -> str:
@@ -97,20 +89,12 @@ def _search(record: Record) -> str:
     search = record["search"]
     if search is None:
         return ""
-    lines = [
+    return (
+        "## Search\n\n"
         f"The coefficients are the best of {search['evaluations']} candidates of `{search['strategy']}`, by "
         f"`{search['fitness']}` on {search['rows']} weak rows (candidate {search['winner']}, {search['origin']}); "
-        "all of them stand in `candidates.parquet`. On weak rows a winner looks better than it is."
-    ]
-    return "## Search\n\n" + "\n".join(lines) + "\n"
-
-
-def _usage(record: Record) -> str:
-    name = record["base"]["name"]
-    converted = name.startswith("pypi:") or name.endswith(".gguf")
-    adapter = record["output"]["form"] == "adapter"
-    code = (CODE_CONVERTED if converted else CODE_ADAPTER).format(base=name) if adapter else CODE_FULL
-    return f"## Use\n\n```python\n{code}```\n"
+        "all of them stand in `candidates.parquet`. On weak rows a winner looks better than it is.\n"
+    )
 
 
 def _lineage(record: Record) -> str:
@@ -119,9 +103,9 @@ def _lineage(record: Record) -> str:
     if base["weights"]:
         lines.append(f"* Weights and tokenizer of the base: `{base['weights']}`")
     for expert in record["experts"]:
-        said = f", trained on {plain_text(expert['base_name'])}" if expert["base_name"] else ""
+        trained_on = f", trained on {plain_text(expert['base_name'])}" if expert["base_name"] else ""
         files = ", ".join(f"{file} `{digest}`" for file, digest in expert["sha256"].items())
-        lines.append(f"* Expert {plain_text(expert['name'])}{said}: {files}")
+        lines.append(f"* Expert {plain_text(expert['name'])}{trained_on}: {files}")
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     lines.append(f"* Versions: {versions}")
     again = "" if record["search"] else f"\nMade by:\n\n    {_command(record)}\n"
@@ -130,15 +114,15 @@ def _lineage(record: Record) -> str:
 
 def _command(record: Record) -> str:
     """Return the command that makes the same merge."""
-    made, output = record["made_from"], record["made_from"]["output"]
+    recipe, output = record["made_from"]["recipe"], record["made_from"]["output"]
     words = ["memmcl", "merge", "--base", record["base"]["name"]]
     for expert in record["experts"]:
         words += ["--expert", f"{expert['name']}={expert['place']}"]
     weights = [repr(expert["coefficients"][0]).removesuffix(".0") for expert in record["experts"]]
-    words += ["--weights", ",".join(weights), "--method", made["recipe"]["method"]]
-    for name, value in made["recipe"]["parameters"].items():
+    words += ["--weights", ",".join(weights), "--method", recipe["method"]]
+    for name, value in recipe["parameters"].items():
         words += ["--param", f"{name}={value}"]
-    words += ["--seed", str(made["recipe"]["seed"])] if made["recipe"]["seed"] is not None else []
+    words += ["--seed", str(recipe["seed"])] if recipe["seed"] is not None else []
     words += ["--rank", str(output["rank"])] if output["rank"] else []
     words += ["--full", "--dtype", output["dtype"]] if output["full"] else []
     words += [word for expert in record["experts"] if expert["texts"] for word in ("--texts", f"{expert['name']}=FILE")]

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-import html
 import io
-import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
+from pydantic import BaseModel
+
+from memmcl.report import markdown
+from memmcl.report.markdown import plain_text
 from memmcl.report.results import Document, Results, parse_results
+from memmcl.report.schema import (
+    CandidateResult,
+    CandidateSeconds,
+    ContextResult,
+    ExpertResult,
+    Interference,
+    SearchResult,
+    SubtaskScore,
+)
 from memmcl.report.verdict import leaders, plus_minus
-from memmcl.text import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,109 +42,63 @@ def write_tables(document: Document) -> dict[str, bytes]:
     import pyarrow as pa
 
     results = parse_results(document)
-    text, whole, real, truth = pa.string(), pa.int64(), pa.float64(), pa.bool_()
-    scores = {
-        "model": text,
-        "subtask": text,
-        "context": text,
-        "metric": text,
-        "score": real,
-        "se": real,
-        "n": whole,
-        "balanced_accuracy": real,
-        "rejected": whole,
-        "strict_score": real,
-    }
-    interference = {"expert": text, "subtask": text, "score": real, "se": real, "n": whole}
     candidates = {
-        "stage": text,
-        "group": text,
-        "index": whole,
-        "origin": text,
-        "parents": pa.list_(whole),
-        "genome": pa.list_(real),
-        "fitness": real,
-        "stopped": truth,
-        "rows": whole,
-        "values": pa.map_(text, real),
-        "seconds_merge": real,
-        "seconds_evaluate": real,
-        "seconds_wait": real,
-        "reused": truth,
-        "winner": truth,
+        **_columns(SearchResult, "stage", "group"),
+        **_columns(CandidateResult, "index", "origin", "parents", "genome", "fitness", "stopped", "rows", "values"),
+        **{f"seconds_{name}": pa.float64() for name in CandidateSeconds.model_fields},
+        "reused": pa.bool_(),
+        "winner": pa.bool_(),
     }
-    contexts = {
-        "subtask": text,
-        "context": text,
-        "tokens": whole,
-        "demonstrations": whole,
-        "weak_score": real,
-        "weak_score_calibrated": real,
-        "test_score": real,
-        "test_se": real,
-        "chosen": truth,
-        "calibrated": truth,
-    }
-    experts = {
-        "subtask": text,
-        "loss": pa.list_(real),
-        "anchor": pa.list_(real),
-        "anchor_every": whole,
-        "validation": pa.list_(pa.struct({"step": whole, "loss": real})),
-        "steps": whole,
-        "best_step": whole,
-        "stopped_early": truth,
-        "batch_size": whole,
-        "rows_per_micro_batch": whole,
-        "rank": whole,
-        "learning_rate": real,
-        "seconds": real,
-        "trainable_parameters": whole,
-        "weak_score": real,
-        "base_weak_score": real,
-        "constant_weak_score": real,
-        "tokens_per_second": real,
-        "gpu_memory_gb": real,
-    }
-    return {
-        "scores.parquet": _parquet(scores, [score.model_dump() for score in results.scores]),
-        "interference.parquet": _parquet(interference, [part.model_dump() for part in results.interference]),
-        "candidates.parquet": _parquet(candidates, _candidate_rows(results)),
-        "contexts.parquet": _parquet(contexts, [part.model_dump() for part in results.curriculum.contexts]),
-        "experts.parquet": _parquet(experts, [expert.model_dump() for expert in results.experts]),
-    }
-
-
-def _candidate_rows(results: Results) -> list[dict[str, Any]]:
-    return [
+    rows = [
         {
+            **dict(candidate),
             "stage": search.stage,
             "group": search.group,
-            "index": candidate.index,
-            "origin": candidate.origin,
-            "genome": candidate.genome,
-            "parents": candidate.parents,
-            "fitness": candidate.fitness,
-            "stopped": candidate.stopped,
-            "rows": candidate.rows,
             "values": list(candidate.values.items()),
-            "seconds_merge": candidate.seconds.merge,
-            "seconds_evaluate": candidate.seconds.evaluate,
-            "seconds_wait": candidate.seconds.wait,
-            "reused": candidate.reused,
+            **{f"seconds_{name}": seconds for name, seconds in candidate.seconds},
             "winner": candidate.index == search.winner,
         }
         for search in results.searches
         for candidate in search.candidates
     ]
+    return {
+        "scores.parquet": _parquet(_columns(SubtaskScore), results.scores),
+        "interference.parquet": _parquet(_columns(Interference), results.interference),
+        "candidates.parquet": _parquet(candidates, rows),
+        "contexts.parquet": _parquet(_columns(ContextResult), results.curriculum.contexts),
+        "experts.parquet": _parquet(_columns(ExpertResult), results.experts),
+    }
 
 
-def _parquet(columns: dict[str, pa.DataType], rows: list[dict[str, Any]]) -> bytes:
+def _columns(model: type[BaseModel], *names: str) -> dict[str, pa.DataType]:
+    """Return the Arrow types of these fields of a model, by default of all."""
+    return {name: _arrow_type(model.model_fields[name].annotation) for name in names or model.model_fields}
+
+
+def _arrow_type(annotation: Any) -> pa.DataType:
+    """Return the Arrow type for a field of `memmcl.report.schema`; what may be None is a nullable column."""
+    import pyarrow as pa
+
+    scalars = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    if annotation in scalars:
+        return scalars[annotation]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return pa.struct(_columns(annotation))
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return pa.string()
+    if origin is dict:
+        return pa.map_(*map(_arrow_type, arguments))
+    return pa.list_(_arrow_type(arguments[0])) if origin is tuple else _arrow_type(arguments[0])
+
+
+def _parquet(columns: dict[str, pa.DataType], rows: Iterable[BaseModel | dict[str, Any]]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    values = [row.model_dump() if isinstance(row, BaseModel) else row for row in rows]
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(list(columns.items()))), buffer, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(values, schema=pa.schema(list(columns.items()))), buffer, compression="zstd")
     return buffer.getvalue()
 
 
@@ -218,15 +183,12 @@ def markdown_table(document: Document) -> str:
     columns: list[str | None] = [None, *(subtask.name for subtask in results.subtasks)]
     best = {column: leaders(results, column) for column in columns}
     heads = ["model", MEAN, *(f"{plain_text(s.name)}<br>{plain_text(s.metric)}" for s in results.subtasks)]
-    lines = [heads, ["---", *("---:" for _ in columns)]]
+    rows = []
     for model in results.models:
-        row = [plain_text(model.title)]
-        for column in columns:
-            value, se = _value(results, model.name, column)
-            number = plus_minus(value, se)
-            row.append(f"**{number}**" if model.name in best[column] else number)
-        lines.append(row)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+        numbers = {column: plus_minus(*_value(results, model.name, column)) for column in columns}
+        bold = (f"**{text}**" if model.name in best[column] else text for column, text in numbers.items())
+        rows.append([plain_text(model.title), *bold])
+    return markdown.table(heads, rows)
 
 
 def _value(results: Results, model: str, column: str | None) -> tuple[float | None, float | None]:
@@ -235,13 +197,3 @@ def _value(results: Results, model: str, column: str | None) -> tuple[float | No
         return (mean.mean, mean.se) if mean else (None, None)
     score = results.score_of(model, column)
     return (score.score, score.se) if score else (None, None)
-
-
-def plain_text(text: str) -> str:
-    """Return `text` on one line, with what Markdown or HTML would read as markup made plain.
-
-    It may stand at the beginning of a line, or of a cell of a table.
-    """
-    escaped = html.escape(one_line(text), quote=False)
-    escaped = re.sub(r"([\\`*_\[\]|~])", r"\\\1", escaped)
-    return re.sub(r"^(\d*)([#+\-.)=])", r"\1\\\2", escaped)

@@ -24,7 +24,7 @@ class RetentionRow:
     nai: float | None
 
 
-def kept(results: Results) -> tuple[RetentionRow, ...]:
+def retention_rows(results: Results) -> tuple[RetentionRow, ...]:
     """Return what each merged model with a retention keeps, in the order of the document's models."""
     found = []
     for model in results.models:

@@ -9,6 +9,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
+from memmcl.experts.settings import RowsBySubtask
 from memmcl.experts.train import STAGE_VERSION
 from memmcl.store import ArtifactRef, Refs, cache_key
 from memmcl.suite.configured import lenders
@@ -18,15 +19,7 @@ from tasks.run.models import WARM
 from tasks.run.runtime import Run, load_adapter, lost, open_store, read_rows, worth_retrying
 from tasks.stages.anchors import read_anchors
 from tasks.stages.data import split_ref
-from tasks.stages.training import (
-    Material,
-    RowsBySubtask,
-    TrainingPlan,
-    describe,
-    split_rows,
-    token_rows,
-    train_or_reuse,
-)
+from tasks.stages.training import Material, TrainingPlan, describe, split_rows, token_rows, train_or_reuse
 
 JOINT = "joint"
 WEAK = "weak"

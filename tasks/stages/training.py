@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from prefect.states import State
 
 from memmcl.adapters import format as adapter
 from memmcl.backbone.activations import prune_activations
-from memmcl.backbone.forward import TokenizedRow
+from memmcl.backbone.batches import TokenizedRow
 from memmcl.backbone.resident import resident, resident_activations
 from memmcl.config import ExpertsConfig
 from memmcl.errors import StoreError, TrainingError
 from memmcl.experts import checkpoint
-from memmcl.experts.settings import Anchoring, Init, LoraShape, Optimisation, Stopping, Teacher
+from memmcl.experts.settings import (
+    Anchoring,
+    Checkpointing,
+    Init,
+    LoraShape,
+    Optimisation,
+    Stopping,
+    Teacher,
+    TrainingData,
+    TrainingSettings,
+)
 from memmcl.experts.train import STAGE_VERSION, Moved, TrainedAdapter, train_adapter
 from memmcl.merge.build import merged_factors
 from memmcl.merge.export import adapter_files
@@ -28,9 +38,6 @@ from tasks.run.cluster import place
 from tasks.run.models import WARM, folded
 from tasks.run.runtime import Run, load_adapter, log, open_store, release_memory, reuse_or_make
 from tasks.ui.progress import shown
-
-RowsBySubtask = Mapping[str, Sequence[TokenizedRow]]
-"""Rows by subtask."""
 
 STANDALONE = "standalone"
 """The folder in an expert's artifact that holds it with its warm start, as one adapter on the plain base."""
@@ -56,7 +63,7 @@ class TrainingPlan:
 
     label: what it is called in logs and tables; title: what its artifact is called. seed: its names.
     keeps_rows: whether rows are kept out for validation; they tell who learns from gold answers which step is best.
-    teacher: see `train_adapter`.
+    teacher: see `TrainingSettings`.
     """
 
     label: str
@@ -81,12 +88,9 @@ class TrainingPlan:
 
 
 @dataclass(frozen=True)
-class Material:
-    """What a training is made from. start: the adapter that it starts from, None for a new one."""
+class Material(TrainingData):
+    """The data of a training. start: the adapter that it starts from, None for a new one."""
 
-    rows: RowsBySubtask
-    anchors: RowsBySubtask = field(default_factory=dict)
-    validation: RowsBySubtask = field(default_factory=dict)
     start: adapter.Adapter | None = None
 
 
@@ -183,20 +187,18 @@ def _session(
         try:
             return train_adapter(
                 resident(run.model)[0],
-                material.rows,
-                material.anchors,
-                lora=LoraShape(cfg.target_modules, cfg.rank, cfg.alpha, cfg.rslora, cfg.dropout, plan.init),
-                optimisation=_optimisation(cfg, plan.steps),
-                anchoring=_anchoring(cfg) if plan.anchored else None,
-                seed=run.seed(*plan.seed),
-                activations=resident_activations(run.model),
-                validation=material.validation,
-                stopping=Stopping(cfg.validate_every, cfg.patience) if material.validation else None,
+                material,
+                TrainingSettings(
+                    lora=LoraShape(cfg.target_modules, cfg.rank, cfg.alpha, cfg.rslora, cfg.dropout, plan.init),
+                    optimisation=_optimisation(cfg, plan.steps),
+                    seed=run.seed(*plan.seed),
+                    anchoring=_anchoring(cfg) if plan.anchored else None,
+                    stopping=Stopping(cfg.validate_every, cfg.patience) if material.validation else None,
+                    teacher=plan.teacher,
+                ),
                 start=material.start,
-                teacher=plan.teacher,
-                save=save,
-                save_every=cfg.checkpoint_every,
-                resume=resume,
+                activations=resident_activations(run.model),
+                checkpointing=Checkpointing(save, cfg.checkpoint_every, resume),
                 progress=progress,
             )
         except TrainingError as error:

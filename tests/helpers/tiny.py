@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from memmcl.adapters.format import Factors
-from memmcl.backbone.forward import Backbone, TokenizedRow
+from memmcl.backbone.batches import TokenizedRow
+from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import BaseRef, load_base, load_tokenizer, quiet_transformers, resolve_base
 from memmcl.suite.embedded import read_embedded
 from memmcl.suite.examples import Example

@@ -16,8 +16,9 @@ from tiny import answer_logits, backbone_of, plain_model, prompter_of, training_
 from torch import Tensor, nn
 
 from memmcl.adapters.format import Adapter, Factors, to_files
-from memmcl.backbone.forward import Backbone, TokenizedRow
-from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
+from memmcl.backbone.batches import TokenizedRow
+from memmcl.backbone.forward import Backbone
+from memmcl.experts.settings import Anchoring, Checkpointing, LoraShape, Optimisation, TrainingData, TrainingSettings
 from memmcl.experts.train import TrainedAdapter, train_adapter
 from memmcl.merge.build import Merger
 
@@ -50,14 +51,17 @@ def held_out_rows(directory: Path) -> dict[str, list[TokenizedRow]]:
 def train(
     backbone: Backbone, rows: Rows, anchors: Rows | None = None, *, seed: int = 7, **changed: Any
 ) -> TrainedAdapter:
-    """Train by LORA, PLAN and ANCHORING; `changed` are their fields, the last's as a whole, and other arguments."""
-    groups: dict[str, Any] = {}
-    for name, group in (("lora", LORA), ("optimisation", PLAN)):
-        own = {field.name for field in fields(group)}
-        groups[name] = replace(group, **{key: changed.pop(key) for key in own & set(changed)})
-    return train_adapter(
-        backbone, rows, anchors or {}, seed=seed, anchoring=changed.pop("anchoring", ANCHORING), **groups, **changed
-    )
+    """Train by LORA, PLAN and ANCHORING; `changed` are fields of all groups of settings, and other arguments."""
+    if "save_every" in changed:
+        changed["every"] = changed.pop("save_every")
+
+    def regroup(group: Any) -> Any:
+        names = {field.name for field in fields(group)}
+        return replace(group, **{key: changed.pop(key) for key in names & set(changed)})
+
+    data = regroup(TrainingData(rows, anchors or {}))
+    settings = regroup(TrainingSettings(regroup(LORA), regroup(PLAN), seed, ANCHORING))
+    return train_adapter(backbone, data, settings, checkpointing=regroup(Checkpointing()), **changed)
 
 
 def assert_same_factors(one: Adapter, two: Adapter) -> None:

@@ -15,8 +15,9 @@ import torch
 from tiny import base_ref, make_tiny_gguf, plain_model, probe_logits, prompter_of
 
 from memmcl.backbone import load
+from memmcl.backbone.batches import TokenizedRow
 from memmcl.backbone.decode import greedy
-from memmcl.backbone.forward import Backbone, TokenizedRow
+from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import load_base, load_tokenizer, resolve_base
 from memmcl.suite.prompts import Prompter
 

@@ -459,9 +459,9 @@ def test_validation_rows_are_the_last_and_not_trained_on(make: Make, monkeypatch
     seen: list[dict[str, Any]] = []
     train = training.train_adapter
 
-    def watched(backbone: Any, rows: Any, anchors: Any, **more: Any) -> Any:
-        seen.append({"rows": rows, "validation": more["validation"], "stopping": more["stopping"]})
-        return train(backbone, rows, anchors, **more)
+    def watched(backbone: Any, data: Any, settings: Any, **more: Any) -> Any:
+        seen.append({"rows": data.rows, "validation": data.validation, "stopping": settings.stopping})
+        return train(backbone, data, settings, **more)
 
     monkeypatch.setattr(training, "train_adapter", watched)
     trained = place.manifest(place.expert("irony", place.warm()))

@@ -21,7 +21,7 @@ from memmcl.report.plots.figure import (
 )
 from memmcl.report.results import Results
 from memmcl.report.schema import RIVALS, ExpertResult
-from memmcl.report.transfer import RetentionRow, interference, kept
+from memmcl.report.transfer import RetentionRow, interference, retention_rows
 from memmcl.report.verdict import plus_minus, signed
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def nai_plot(results: Results) -> Plot | None:
 
     None without retention.
     """
-    models = kept(results)
+    models = retention_rows(results)
     names = [name for name in results.curriculum_names() if any(name in model.by_subtask for model in models)]
     if not names:
         return None

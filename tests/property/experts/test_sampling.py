@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memmcl.backbone.forward import TokenizedRow
+from memmcl.backbone.batches import TokenizedRow
 from memmcl.experts.sampling import Sampler, Turns
 
 SIZES, SEEDS = st.integers(1, 12), st.integers(0, 2**63 - 1)

@@ -11,8 +11,9 @@ import torch
 from tiny import VOCABULARY, answer_logits, backbone_of, naive_logprob, plain_model
 from torch import nn
 
+from memmcl.backbone.batches import ROUND, TokenizedRow, collate, pack
 from memmcl.backbone.decode import _fewer, dropping, in_place
-from memmcl.backbone.forward import ROUND, Backbone, TokenizedRow, collate, pack
+from memmcl.backbone.forward import Backbone
 from memmcl.errors import ModelError
 
 SPLITS = (0, 1, 2)

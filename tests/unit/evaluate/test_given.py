@@ -11,7 +11,8 @@ from scipy.spatial.distance import jensenshannon
 from tiny import backbone_of, corpus, naive_logprob, plain_model, prompter_of, random_factors
 from torch import nn
 
-from memmcl.backbone.forward import Backbone, Batch
+from memmcl.backbone.batches import Batch
+from memmcl.backbone.forward import Backbone
 from memmcl.errors import SearchError
 from memmcl.evaluate.given import Distributions, GivenAnswers, PartValues, js_divergence
 from memmcl.merge.build import Merger

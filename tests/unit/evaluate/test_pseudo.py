@@ -14,7 +14,7 @@ from memmcl.errors import DataError
 from memmcl.evaluate import calibration
 from memmcl.evaluate.pseudo import keep_confident, label_rows
 from memmcl.evaluate.scoring import Probe
-from memmcl.experts.settings import LoraShape, Optimisation
+from memmcl.experts.settings import LoraShape, Optimisation, TrainingData, TrainingSettings
 from memmcl.experts.train import train_adapter
 from memmcl.merge.build import Merger
 from memmcl.suite.examples import Example
@@ -100,12 +100,12 @@ def test_an_expert_recovers_the_labels_of_the_rows_it_was_fitted_to(
     backbone, subtask, rows = backbone_of(tiny_base, 1), SUBTASKS[name], corpus(name, 4)
     trained = train_adapter(
         backbone,
-        {name: training_rows(prompter, name, 4)},
-        {},
-        lora=LoraShape(("q_proj", "v_proj", "up_proj", "down_proj"), rank=16, alpha=32.0),
-        optimisation=Optimisation(steps=60, batch_size=4, learning_rate=0.02),
-        anchoring=None,
-        seed=3,
+        TrainingData({name: training_rows(prompter, name, 4)}),
+        TrainingSettings(
+            lora=LoraShape(("q_proj", "v_proj", "up_proj", "down_proj"), rank=16, alpha=32.0),
+            optimisation=Optimisation(steps=60, batch_size=4, learning_rate=0.02),
+            seed=3,
+        ),
     )
     probe = Probe(backbone, prompter, subtask, unlabelled(name, 4), batch_size=3, max_new_tokens=80)
     before = label_rows(probe)

@@ -27,7 +27,7 @@ from torch import nn
 
 from memmcl.adapters.format import CONFIG_FILE, WEIGHTS_FILE, Adapter, Factors, files_like, to_files
 from memmcl.adapters.load import read_adapter
-from memmcl.backbone.forward import TokenizedRow
+from memmcl.backbone.batches import TokenizedRow
 from memmcl.errors import ModelError, StoreError, TrainingError, UsageError
 from memmcl.experts.after import (
     RECORD,
@@ -39,7 +39,7 @@ from memmcl.experts.after import (
     own_rows,
     write_adapter,
 )
-from memmcl.experts.settings import Anchoring, LoraShape, Optimisation
+from memmcl.experts.settings import Anchoring, LoraShape, Optimisation, TrainingData, TrainingSettings
 from memmcl.experts.train import train_adapter
 from memmcl.files.folder import new_folder
 from memmcl.merge.build import Merger
@@ -60,12 +60,8 @@ def adapter(tiny_base: Path) -> dict[str, Factors]:
     rows = {"sent2": training_rows(prompter_of(tiny_base), "sent2", 24)}
     return train_adapter(
         backbone_of(tiny_base, SPLIT),
-        rows,
-        {},
-        lora=LoraShape(MODULES, 4, 8.0),
-        optimisation=Optimisation(40, 8, 1e-2),
-        anchoring=None,
-        seed=0,
+        TrainingData(rows),
+        TrainingSettings(LoraShape(MODULES, 4, 8.0), Optimisation(40, 8, 1e-2), seed=0),
     ).factors
 
 

@@ -24,7 +24,8 @@ from train_fixture import (
 )
 
 from memmcl.backbone.activations import Activations
-from memmcl.backbone.forward import Backbone, TokenizedRow
+from memmcl.backbone.batches import TokenizedRow
+from memmcl.backbone.forward import Backbone
 from memmcl.errors import TrainingError
 from memmcl.experts.lora import adapted, factors_of, initial_factors, parameters_of, switched_off
 from memmcl.experts.settings import LoraShape

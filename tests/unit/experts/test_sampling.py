@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from memmcl import seeds
-from memmcl.backbone.forward import TokenizedRow
+from memmcl.backbone.batches import TokenizedRow
 from memmcl.experts.sampling import Sampler, Turns
 
 

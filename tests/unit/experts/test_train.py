@@ -34,7 +34,8 @@ from train_fixture import (
 
 from memmcl.adapters.format import Factors
 from memmcl.backbone.activations import Activations
-from memmcl.backbone.forward import Backbone, TokenizedRow
+from memmcl.backbone.batches import TokenizedRow
+from memmcl.backbone.forward import Backbone
 from memmcl.errors import TrainingError
 from memmcl.experts.settings import Anchoring, Stopping
 from memmcl.experts.train import Moved

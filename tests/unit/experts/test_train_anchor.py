@@ -209,7 +209,7 @@ def test_the_own_loss_of_teacher_self_is_its_divergence_from_the_start(
 
 def test_an_adapter_is_its_own_teacher_only_where_there_is_one(backbone: Backbone, rows: Rows) -> None:
     with pytest.raises(
-        TrainingError, match=r'^teacher "self" holds an adapter to itself: give the adapter as `start`$'
+        TrainingError, match=r'^teacher "self" distils an adapter into itself: give the adapter as `start`$'
     ):
         train(backbone, rows, teacher="self")
 

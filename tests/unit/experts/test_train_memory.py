@@ -27,7 +27,8 @@ from train_fixture import (
     train,
 )
 
-from memmcl.backbone.forward import Backbone, Batch, TokenizedRow
+from memmcl.backbone.batches import Batch, TokenizedRow
+from memmcl.backbone.forward import Backbone
 from memmcl.errors import TrainingError
 from memmcl.experts.checkpoint import decode, encode
 from memmcl.experts.settings import Anchoring

@@ -24,7 +24,7 @@ from train_fixture import (
 from memmcl.adapters.format import Factors
 from memmcl.backbone.forward import Backbone
 from memmcl.experts.settings import Curve, Optimisation, Stopping
-from memmcl.experts.train import Moved, TrainedAdapter, rate
+from memmcl.experts.train import Moved, TrainedAdapter
 
 WORSENS = {"learning_rate": 0.05, "curve": "constant", "batch_size": 6}
 """So fast that the held-out rows of another subtask suffer, after a while."""
@@ -133,7 +133,7 @@ def test_the_last_adapter_may_be_the_best(tiny_base: Path, backbone: Backbone, r
 )
 def test_the_rate_rises_and_follows_its_curve(curve: Curve, expected: list[float]) -> None:
     plan = Optimisation(steps=10, batch_size=1, learning_rate=9.0, warmup=0.3, curve=curve)
-    assert [rate(plan, step) for step in range(10)] == pytest.approx(expected, abs=1e-12)
+    assert [plan.rate(step) for step in range(10)] == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_the_rates_of_the_first_and_the_last_step(
     steps: int, warmup: float, curve: Curve, first: float, last: float
 ) -> None:
     plan = Optimisation(steps=steps, batch_size=1, learning_rate=9.0, warmup=warmup, curve=curve)
-    assert (rate(plan, 0), rate(plan, steps - 1)) == pytest.approx((first, last), abs=1e-12)
+    assert (plan.rate(0), plan.rate(steps - 1)) == pytest.approx((first, last), abs=1e-12)
 
 
 @pytest.mark.parametrize("curve", ["cosine", "linear", "constant"])
@@ -161,9 +161,9 @@ def test_training_follows_the_curve(backbone: Backbone, rows: Rows, curve: Curve
     trained, during = watched(backbone, rows, curve=curve, steps=4, warmup=0.5, learning_rate=1e-3, batch_size=6)
     plan = Optimisation(steps=4, batch_size=6, learning_rate=1e-3, warmup=0.5, curve=curve)
     name = "model.layers.3.mlp.down_proj"
-    assert float(during[0][name].b.abs().max()) == pytest.approx(1e-3 * rate(plan, 0), rel=1e-3)
+    assert float(during[0][name].b.abs().max()) == pytest.approx(1e-3 * plan.rate(0), rel=1e-3)
     moved = [float((one[name].b - two[name].b).abs().max()) for one, two in zip(during[1:], during, strict=False)]
-    bounds = [1e-3 * rate(plan, step) for step in (1, 2, 3)]
+    bounds = [1e-3 * plan.rate(step) for step in (1, 2, 3)]
     assert all(0.7 * bound < step < 1.3 * bound for step, bound in zip(moved, bounds, strict=True)), (moved, bounds)
     assert trained.loss[-1] < trained.loss[0]
     assert PLAN.curve == "cosine"

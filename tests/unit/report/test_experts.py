@@ -16,7 +16,7 @@ from memmcl.report import parse_results
 from memmcl.report.plots import common as plots
 from memmcl.report.plots import experts as plots_experts
 from memmcl.report.plots.figure import Plot, draw, shade
-from memmcl.report.transfer import interference, kept
+from memmcl.report.transfer import interference, retention_rows
 
 ORDER = ("sent2", "asc", "irony", "emotion", "aste", "uabsa")
 
@@ -110,7 +110,7 @@ def test_a_matrix_with_holes_counts_what_was_measured() -> None:
 def test_over_all_subtasks_mean_scores_are_divided() -> None:
     results = parse_results(results_document())
     base, expert = np.mean(LEVELS["base"]), np.mean(LEVELS["experts"])
-    found = kept(results)
+    found = retention_rows(results)
     assert [part.model.name for part in found] == ["sum", "unified"]
     for part in found:
         merged = np.mean(LEVELS[part.model.name])
@@ -124,7 +124,7 @@ def test_one_expert_that_learned_nothing_does_not_decide_the_mean() -> None:
     for score in document["scores"]:
         if (score["model"], score["subtask"]) == ("experts", "irony"):
             score["score"] = LEVELS["base"][4] + 1e-3
-    unified = kept(parse_results(document))[1]
+    unified = retention_rows(parse_results(document))[1]
     ratios = [(m - b) / (e - b) for m, b, e in zip(*(LEVELS[k] for k in ("unified", "base", "experts")), strict=True)]
     ratios[4] = (LEVELS["unified"][4] - LEVELS["base"][4]) / 1e-3
     assert np.mean(ratios) > 40
@@ -137,10 +137,10 @@ def test_only_subtasks_with_all_three_scores_are_in_the_mean() -> None:
     document["scores"] = [
         score for score in document["scores"] if score["subtask"] == "asc" or score["model"] != "experts"
     ]
-    unified = kept(parse_results(document))[1]
+    unified = retention_rows(parse_results(document))[1]
     assert unified.retention == pytest.approx(LEVELS["unified"][1] / LEVELS["experts"][1])
     document["scores"] = []
-    bare = kept(parse_results(document))[1]
+    bare = retention_rows(parse_results(document))[1]
     assert (bare.retention, bare.nai) == (None, None)
     assert bare.by_subtask["asc"].retention is not None
 
@@ -200,7 +200,7 @@ def test_retention_and_nai_are_drawn_where_they_are(figures: list[Figure]) -> No
     assert plot is not None
     left, right = figures[0].axes
     assert [label.get_text() for label in left.get_yticklabels()] == [*ORDER, "all subtasks"]
-    whole = {part.model.name: part for part in kept(parse_results(document))}
+    whole = {part.model.name: part for part in retention_rows(parse_results(document))}
     for axes, field in ((left, "retention"), (right, "nai")):
         expected = sorted(
             [max(-1.0, part[field]) for part in document["retention"] if part[field] is not None]
