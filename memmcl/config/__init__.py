@@ -1,0 +1,35 @@
+"""The configuration of a run: one frozen tree, read from one YAML file, checked before anything starts.
+
+`what` a run computes (everything but `name`, `promotion`, `store`, `ray` and the places of the rows) decides its id
+and every cache key; where it computes does not.
+"""
+
+from memmcl.config.curriculum import CurriculumConfig
+from memmcl.config.data import DataConfig, SourceConfig, SubtaskConfig
+from memmcl.config.evaluation import EvaluationConfig
+from memmcl.config.experts import ExpertsConfig
+from memmcl.config.model import ModelConfig
+from memmcl.config.promotion import PromotionConfig
+from memmcl.config.ray import RayConfig
+from memmcl.config.read import load_config, parse_config, read_yaml
+from memmcl.config.run import RunConfig
+from memmcl.config.search import SearchConfig
+from memmcl.config.store import StoreConfig
+
+__all__ = [
+    "CurriculumConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "ExpertsConfig",
+    "ModelConfig",
+    "PromotionConfig",
+    "RayConfig",
+    "RunConfig",
+    "SearchConfig",
+    "SourceConfig",
+    "StoreConfig",
+    "SubtaskConfig",
+    "load_config",
+    "parse_config",
+    "read_yaml",
+]

@@ -1,0 +1,33 @@
+"""The section `curriculum`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from memmcl.config.section import Section
+
+
+class CurriculumConfig(Section):
+    """Difficulty, contexts, and the gate that picks one per subtask on weak rows."""
+
+    contexts: tuple[Literal["zero-shot", "own-shots", "curriculum", "reversed", "random"], ...] = Field(
+        ("zero-shot", "own-shots", "curriculum", "reversed", "random"), description="Contexts that are compared"
+    )
+    own_shots: int = Field(4, ge=0, description="Demonstrations of the subtask itself, at most")
+    shots_per_subtask: int = Field(1, ge=0, description="Demonstrations of each easier subtask, at most")
+    budget_tokens: int = Field(512, ge=0, description="Tokens that demonstrations may take")
+    gate_margin: float = Field(
+        1.0, ge=0, description="Paired standard errors by which a context must beat zero-shot on weak rows"
+    )
+    weights: dict[str, float] | None = Field(
+        None, description="Weights of the difficulty's meta features by name; empty: the documented defaults"
+    )
+
+    @field_validator("contexts")
+    @classmethod
+    def _has_zero_shot(cls, contexts: tuple[str, ...]) -> tuple[str, ...]:
+        if "zero-shot" not in contexts or len(set(contexts)) != len(contexts):
+            raise ValueError("contexts must name zero-shot, and each context once")
+        return contexts
