@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
-from prefect import flow
-from prefect.states import Completed, State
+from prefect import State, flow
+from prefect.futures import PrefectFuture
+from prefect.states import Completed
 
 from memmcl.config import RunConfig
 from memmcl.files import allowed
@@ -111,37 +112,40 @@ def train_experts(run: Run, splits: SplitRefs, anchors: ArtifactRef | None) -> T
     Weak rows without labels are labelled by the experts here.
     """
     cfg, pseudo = run.config, run.config.data.weak_source == "pseudo"
-    train, weak = part(splits, "train"), part(splits, "weak")
+    train, rows = part(splits, "train"), {"weak": part(splits, "weak")}
+    rows["selection"] = part(splits, "selection") if cfg.data.selection_rows else {}
     with worker(run):
         warm = train_warm.submit(run, train) if cfg.experts.warm_start > 0 else None
         joint = train_joint.submit(run, train) if cfg.evaluation.joint_lora else None
-        rival = train_weak.submit(run, weak) if cfg.evaluation.weak_lora and not pseudo else None
+        rival = train_weak.submit(run, rows["weak"]) if cfg.evaluation.weak_lora and not pseudo else None
         order = longest_first(run, train)
-        trained = {name: train_expert.submit(run, name, train[name], anchors, warm) for name in order}
-        selection = part(splits, "selection") if cfg.data.selection_rows else {}
-        labelled, chosen = weak, selection
+        start = resolved(warm) if warm else None
+        experts = {name: train_expert.submit(run, name, train[name], anchors, start) for name in order}
         if pseudo:
-            labelled, chosen = (
-                {
-                    name: label_weak.submit(run, name, kind, trained[name], texts[name])
+            rows = {
+                kind: {
+                    name: resolved(label_weak.submit(run, name, kind, resolved(experts[name]), texts[name]))
                     for name in order
                     if name in texts
                 }
-                for kind, texts in (("weak", weak), ("selection", selection))
+                for kind, texts in rows.items()
+            }
+            rival = train_weak.submit(run, rows["weak"]) if cfg.evaluation.weak_lora else None
+        weak, selection = rows["weak"], rows["selection"]
+        references = {
+            name: measure_reference.submit(
+                run, name, resolved(experts[name]), weak[name], train[name], selection.get(name)
             )
-        measured = {
-            name: measure_reference.submit(run, name, trained[name], labelled[name], train[name], chosen.get(name))
             for name in order
         }
-        rival = train_weak.submit(run, labelled) if cfg.evaluation.weak_lora and pseudo else rival
         return TrainedArtifacts(
             warm=result(warm),
             joint=result(joint),
             weak_lora=result(rival),
-            experts=collect(trained),
-            weak=collect(labelled) if pseudo else weak,
-            selection=collect(chosen) if pseudo else selection,
-            references=collect(measured),
+            experts=collect(experts),
+            weak=collect(weak),
+            selection=collect(selection),
+            references=collect(references),
         )
 
 
@@ -169,7 +173,7 @@ def evaluate_models(
                 name,
                 contestants(run, trained, winners, name),
                 unified,
-                gated[name],
+                resolved(gated[name]),
                 weak[name],
                 test[name],
                 train,
@@ -194,14 +198,22 @@ def worker(run: Run) -> Any:
     return remote_options(num_cpus=cfg.cpus_per_worker, num_gpus=cfg.gpus_per_worker, **kept)
 
 
-def collect(futures: Mapping[str, Any]) -> Refs:
-    """Wait for all futures and return their artifacts; the first failure is raised once all have ended."""
+def resolved(future: PrefectFuture[ArtifactRef]) -> ArtifactRef:
+    """Return a future as the type that it has as an argument of a task: Prefect hands its result to the task."""
+    return cast("ArtifactRef", future)
+
+
+def collect(futures: Mapping[str, PrefectFuture[ArtifactRef] | ArtifactRef]) -> Refs:
+    """Wait for all futures and return the artifacts; the first failure is raised once all have ended."""
     for future in futures.values():
-        future.wait()
-    return {name: future.result() for name, future in sorted(futures.items())}
+        if isinstance(future, PrefectFuture):
+            future.wait()
+    return {
+        name: future.result() if isinstance(future, PrefectFuture) else future
+        for name, future in sorted(futures.items())
+    }
 
 
-def result(future: Any | None) -> ArtifactRef | None:
+def result(future: PrefectFuture[ArtifactRef] | None) -> ArtifactRef | None:
     """Wait for one future and return its artifact; None where there is none."""
-    ref: ArtifactRef | None = future.result() if future is not None else None
-    return ref
+    return None if future is None else future.result()

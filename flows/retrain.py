@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from prefect import flow
-from prefect.states import Completed, State
+from prefect import State, flow
+from prefect.states import Completed
 
 from flows.pipeline import DEFAULTS, collect, make_model, worker
 from memmcl.config import RunConfig

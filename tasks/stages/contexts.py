@@ -8,9 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.states import State
+from prefect import State
 
 from memmcl.backbone.forward import Backbone
 from memmcl.curriculum.choose import context_of
@@ -26,18 +24,12 @@ from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Prompter
 from memmcl.suite.subtasks import Subtask
 from tasks.run.models import adapted_model
-from tasks.run.runtime import Run, log, read_rows, reuse_or_make, worth_retrying
+from tasks.run.runtime import Run, log, read_rows, reuse_or_make, stage_task
 
 GATE_VERSION = 3
 
 
-@task(
-    name="context gate",
-    task_run_name="context gate {subtask}",
-    cache_policy=NO_CACHE,
-    retries=1,
-    retry_condition_fn=worth_retrying,
-)
+@stage_task("context gate", run_name="context gate {subtask}", retries=1)
 def gate_contexts(
     run: Run,
     subtask: str,

@@ -9,9 +9,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.states import State
+from prefect import State
 from pydantic import BaseModel, ConfigDict
 
 from memmcl.backbone.resident import resident
@@ -24,7 +22,7 @@ from memmcl.store import ArtifactRef
 from memmcl.suite import metrics, parsing
 from memmcl.suite.examples import Example
 from memmcl.suite.subtasks import Subtask
-from tasks.run.runtime import Run, load_adapter, log, open_store, read_rows, reuse_or_make, worth_retrying
+from tasks.run.runtime import Run, load_adapter, log, open_store, read_rows, reuse_or_make, stage_task
 from tasks.stages.contexts import context_answers, context_key
 
 EVALUATION_VERSION = 4
@@ -49,13 +47,7 @@ class Contestants(BaseModel):
     """Adapters that every merge adds as they are."""
 
 
-@task(
-    name="evaluate",
-    task_run_name="evaluate {subtask}",
-    cache_policy=NO_CACHE,
-    retries=1,
-    retry_condition_fn=worth_retrying,
-)
+@stage_task("evaluate", run_name="evaluate {subtask}", retries=1)
 def evaluate_subtask(
     run: Run,
     subtask: str,

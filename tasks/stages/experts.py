@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.states import Completed, State
+from prefect import State
+from prefect.states import Completed
 
 from memmcl.experts.train import STAGE_VERSION
 from memmcl.store import ArtifactRef, Refs, cache_key
@@ -15,7 +14,7 @@ from memmcl.suite.configured import lenders
 from memmcl.suite.prompts import Prompter
 from memmcl.suite.splits import Splits
 from tasks.run.models import WARM
-from tasks.run.runtime import Run, load_adapter, lost, open_store, read_rows, worth_retrying
+from tasks.run.runtime import Run, load_adapter, lost, open_store, read_rows, stage_task
 from tasks.stages.anchors import read_anchors
 from tasks.stages.data import split_ref
 from tasks.stages.training import (
@@ -32,9 +31,7 @@ JOINT = "joint"
 WEAK = "weak"
 
 
-@task(
-    name="warm start", task_run_name="warm start", cache_policy=NO_CACHE, retries=1, retry_condition_fn=worth_retrying
-)
+@stage_task("warm start", retries=1)
 def train_warm(run: Run, train: Refs) -> State[ArtifactRef]:
     """Train what all experts stand on: one adapter on all subtasks' rows, with its share of all their steps.
 
@@ -58,9 +55,7 @@ def train_warm(run: Run, train: Refs) -> State[ArtifactRef]:
     )
 
 
-@task(
-    name="expert", task_run_name="expert {subtask}", cache_policy=NO_CACHE, retries=1, retry_condition_fn=worth_retrying
-)
+@stage_task("expert", run_name="expert {subtask}", retries=1)
 def train_expert(
     run: Run, subtask: str, train: ArtifactRef, anchors: ArtifactRef | None, warm: ArtifactRef | None
 ) -> State[ArtifactRef]:
@@ -112,9 +107,7 @@ def train_expert(
     )
 
 
-@task(
-    name="joint LoRA", task_run_name="joint LoRA", cache_policy=NO_CACHE, retries=1, retry_condition_fn=worth_retrying
-)
+@stage_task("joint LoRA", retries=1)
 def train_joint(run: Run, train: Refs) -> State[ArtifactRef]:
     """Train the rival of merging: one LoRA on all subtasks' rows, with as many steps as all experts together."""
     plan = TrainingPlan(
@@ -129,7 +122,7 @@ def train_joint(run: Run, train: Refs) -> State[ArtifactRef]:
     )
 
 
-@task(name="weak LoRA", task_run_name="weak LoRA", cache_policy=NO_CACHE, retries=1, retry_condition_fn=worth_retrying)
+@stage_task("weak LoRA", retries=1)
 def train_weak(run: Run, weak: Refs) -> State[ArtifactRef]:
     """Train a rival of merging on what searches see: one LoRA on all weak rows alone, with as many steps as the joint.
 

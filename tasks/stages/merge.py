@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.states import Completed, State
+from prefect import State
+from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict
 
 from memmcl.evolve import Proposal, seed_genomes
@@ -24,7 +23,7 @@ from memmcl.store import ArtifactRef, Refs
 from memmcl.suite.subtasks import GROUPS
 from tasks.run.journal import note_search
 from tasks.run.models import WARM, start_of, with_start
-from tasks.run.runtime import Run, load_adapter, open_store, reuse_or_make
+from tasks.run.runtime import Run, load_adapter, open_store, reuse_or_make, stage_task
 from tasks.search.driver import RayDriver
 from tasks.ui.artifacts import show_board
 from tasks.ui.progress import shown
@@ -66,7 +65,7 @@ class Grounds(BaseModel):
         )
 
 
-@task(name="stage 1", task_run_name="stage 1: group models", cache_policy=NO_CACHE)
+@stage_task("stage 1", run_name="stage 1: group models")
 def search_groups(run: Run, grounds: Grounds) -> State[dict[str, ArtifactRef]]:
     """Search a group model in every group, and beside them tune the baselines: one coefficient for all experts.
 
@@ -107,7 +106,7 @@ def rival_spec(
     return make_spec(problem, method, parts, names, seeds, len(seeds), inputs, method=method, varied=varied, fixed=True)
 
 
-@task(name="stage 2", task_run_name="stage 2: unified model", cache_policy=NO_CACHE)
+@stage_task("stage 2", run_name="stage 2: unified model")
 def search_unified(run: Run, stage1: Refs, grounds: Grounds) -> State[dict[str, ArtifactRef]]:
     """Search the unified model: one coefficient per group model and block, scored on all subtasks.
 
@@ -133,7 +132,7 @@ def _found(run: Run, name: str, ref: ArtifactRef) -> Finalist:
     return Finalist(name, won["origin"], won["index"], *winner_of(found), found["fitness"])
 
 
-@task(name="unified model", task_run_name="unified model", cache_policy=NO_CACHE)
+@stage_task("unified model")
 def build_unified(run: Run, search: ArtifactRef, experts: Refs) -> State[ArtifactRef]:
     """Write the unified model as one PEFT adapter on the plain base: what experts stand on is part of it.
 

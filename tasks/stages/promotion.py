@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from prefect import task
+from prefect import State, task
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
-from prefect.states import State
 
 from memmcl.config import parse_config
 from memmcl.errors import ServiceError
@@ -20,7 +19,7 @@ from memmcl.store import ArtifactRef, Champions, Manifest, Refs, Reign, Store, c
 from memmcl.store.champion import now
 from memmcl.suite import metrics
 from memmcl.suite.splits import Splits
-from tasks.run.runtime import Run, closure_of, log, open_store, read_rows, reopen, reuse_or_make, worth_retrying
+from tasks.run.runtime import Run, closure_of, log, open_store, read_rows, reopen, reuse_or_make, stage_task
 from tasks.stages.contexts import gated_answers
 from tasks.stages.data import data_digests
 from tasks.stages.evaluate import EVALUATION_VERSION, score_answers
@@ -131,13 +130,7 @@ def _made_from(store: Store, run_id: str) -> tuple[Any, Any] | None:
     return results["data"]["digests"], parse_config(results["run"]["config"], f"run {run_id[:8]}").what()
 
 
-@task(
-    name="champion on test rows",
-    task_run_name="champion on {subtask}",
-    cache_policy=NO_CACHE,
-    retries=1,
-    retry_condition_fn=worth_retrying,
-)
+@stage_task("champion on test rows", run_name="champion on {subtask}", retries=1)
 def score_champion(
     champion: Run, subtask: str, refs: Refs, order: Sequence[str], test: ArtifactRef
 ) -> State[ArtifactRef]:
@@ -174,12 +167,12 @@ def judge_challenger(run: Run, challenger: Manifest, champion: Champion, scored:
     ours = {f"{ref.kind}:{ref.name}": ref for ref in challenger.inputs}
     pairs = {}
     for name, ref in scored.items():
-        counts = [
+        challenging, champions = (
             json.loads(store.read(one, "scores.json"))["gated"]["counts"]
             for one in (ours[f"evaluation:evaluation {name}"], ref)
-        ]
+        )
         datasets = metrics.datasets_of(read_rows(run, ours[f"split:{name} test"]))
-        pairs[name] = Pair(*counts, partial(metrics.score_from_counts, run.subtask(name), datasets))
+        pairs[name] = Pair(challenging, champions, partial(metrics.score_from_counts, run.subtask(name), datasets))
     judged = judge(
         pairs,
         margin=run.config.promotion.margin,

@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prefect import task
+from prefect import State, task
 from prefect.cache_policies import NO_CACHE
-from prefect.states import State
 
 from memmcl.backbone.resident import find_base
 from memmcl.merge.export import write_full
 from memmcl.report import model_card, render_html, write_tables
 from memmcl.store import ArtifactRef
 from tasks.run.leftovers import work_folder
-from tasks.run.runtime import Run, load_adapter, log, open_store, reuse_or_make
+from tasks.run.runtime import Run, load_adapter, log, open_store, reuse_or_make, stage_task
 from tasks.stages.results import gather
 from tasks.stages.run_artifacts import RunArtifacts
 from tasks.ui.artifacts import show_results
@@ -23,7 +22,7 @@ EXPORT_VERSION = 1
 REPORT_VERSION = 2
 
 
-@task(name="export", task_run_name="export full model", cache_policy=NO_CACHE)
+@stage_task("export", run_name="export full model")
 def export_full(run: Run, unified: ArtifactRef) -> State[ArtifactRef]:
     """Publish the unified model as a plain Hugging Face directory."""
 

@@ -8,11 +8,12 @@ from pydantic import BaseModel, ConfigDict
 
 from memmcl.curriculum.difficulty import DifficultyReport, difficulties
 from memmcl.curriculum.order import order_subtasks
+from memmcl.merge.genome import Coefficients
 from memmcl.store import ArtifactRef
 from tasks.run.models import WARM, with_start
 from tasks.run.runtime import Run, read_rows
 from tasks.stages.data import SplitRefs
-from tasks.stages.evaluate import Contestants
+from tasks.stages.evaluate import Contestants, Tables
 from tasks.stages.experts import JOINT, WEAK
 from tasks.stages.merge import ARITHMETIC, STAGE_2, Grounds, Winner
 
@@ -94,16 +95,16 @@ def contestants(run: Run, trained: TrainedArtifacts, winners: Mapping[str, Winne
     """
     blocks = run.config.search.blocks
     ones, names = (1.0,) * blocks, sorted(trained.experts)
-    start = {WARM: trained.warm} if trained.warm else {}
+    start: dict[str, ArtifactRef] = {WARM: trained.warm} if trained.warm else {}
     tuned = {"arithmetic": ARITHMETIC, **{name: name for name in run.config.search.rivals}, "unified": STAGE_2}
-    merges = {
+    merges: dict[str, Coefficients] = {
         "experts": {subtask: ones},
         "uniform": {name: (1.0 / len(names),) * blocks for name in names},
         "sum": dict.fromkeys(names, ones),
-        **{name: winners[search][0] for name, search in tuned.items()},
     }
+    merges |= {name: winners[search][0] for name, search in tuned.items()}
     recipes = {name: winners[search][1] for name, search in tuned.items()}
-    rivals = {name: {name: ones} for name in trained.special() if name != WARM}
+    rivals: Tables = {name: {name: ones} for name in trained.special() if name != WARM}
     return Contestants(
         models={"base": {}, **{name: with_start(table, start, blocks) for name, table in merges.items()}, **rivals},
         alone={"base": {}, **{name: with_start({name: ones}, start, blocks) for name in names}},

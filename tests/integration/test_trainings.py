@@ -37,7 +37,7 @@ from tasks.run.journal import Pinned
 from tasks.run.models import adapted_model, folded, standing_on, start_of
 from tasks.run.runtime import Run, open_store
 from tasks.run.session import open_run
-from tasks.stages import data, experts, made, parts, references, training, weak
+from tasks.stages import data, experts, parts, references, run_artifacts, training, weak
 from tasks.stages.merge import Grounds
 from tasks.stages.training import TrainingPlan
 
@@ -325,7 +325,7 @@ def test_an_expert_is_anchored_after_the_fact_from_its_plain_self(make: Make) ->
 def test_results_tell_of_it_from_its_first_plain_step_on(make: Make) -> None:
     place = make(warm_start=0, anchor_after=0.5, anchor_weight=1.0, validation_rows=2, validate_every=2)
     expert = place.expert("sent2")
-    trained = made.TrainedArtifacts(
+    trained = run_artifacts.TrainedArtifacts(
         experts={"sent2": expert}, warm=None, joint=None, weak_lora=None, weak={}, selection={}, references={}
     )
     (part,) = parts.expert_parts(place.run, SimpleNamespace(trained=trained))  # type: ignore[arg-type]
