@@ -176,11 +176,11 @@ def closure_of(store: Store, run_id: str) -> Closure:
     return store.closure("run", run_id, leaves=("anchors", "warm"))
 
 
-def lost(run: Run, pinned: ArtifactRef) -> CorruptArtifact:
-    """Return the error to raise where something that an earlier run made is damaged, and this one cannot make it."""
+def cannot_remake(run: Run, pinned: ArtifactRef) -> CorruptArtifact:
+    """Return the error for a damaged artifact of an earlier run that this run's rows cannot make again."""
     return CorruptArtifact(
-        f"{pinned}, which an earlier run made, is damaged in {run.store['url']}, and the rows of now make another one; "
-        "mend that run by `memmcl store verify --repair`, or start anew by `memmcl run`"
+        f"{pinned}, which an earlier run made, is damaged in {run.store['url']}, and rows of today make another; "
+        "repair that run by `memmcl store verify --repair`, or start anew by `memmcl run`"
     )
 
 

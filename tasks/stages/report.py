@@ -1,4 +1,4 @@
-"""The run's last artifacts: the report with its tables, and the model as a plain directory where that is asked for."""
+"""The run's last artifacts: the report with its tables, and, if configured, the model as a plain directory."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def export_full(run: Run, unified: ArtifactRef) -> State[ArtifactRef]:
 
 
 @task(name="report", task_run_name="report", cache_policy=NO_CACHE)
-def publish_report(run: Run, made: RunArtifacts, started: float, peak_memory_gb: float) -> ArtifactRef:
+def publish_report(run: Run, artifacts: RunArtifacts, started: float, peak_memory_gb: float) -> ArtifactRef:
     """Gather the results, draw the report, and publish both as the run's last artifact: it marks the run finished.
 
-    Where that is whole, something else of a finished run was damaged and has been made again: the report stays.
+    A report that is in the store stays: the run was finished, and something else of it was damaged.
     """
     found = open_store(run).find("run", run.id)
     if found is not None:
         log().info("report: in the store, reused")
         return found.ref
-    results = gather(run, made, started, peak_memory_gb)
+    results = gather(run, artifacts, started, peak_memory_gb)
     files: dict[str, bytes] = {
         "report.html": render_html(results).encode(),
         "results.json": results.model_dump_json(indent=1).encode(),
@@ -76,7 +76,7 @@ def publish_report(run: Run, made: RunArtifacts, started: float, peak_memory_gb:
             run.id,
             name=run.config.name,
             files=files,
-            inputs=made.refs(),
+            inputs=artifacts.refs(),
             config=run.config.what(),
             seed=run.config.seed,
             stage_version=REPORT_VERSION,
