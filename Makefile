@@ -40,7 +40,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 lint: install ## Style, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy memmcl
+	$(BIN)/mypy memmcl tasks flows
 	$(BIN)/lint-imports
 
 # Two processes, one thread each: most of a test's time is the start of servers and workers. By file (tests/conftest.py

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
-from prefect import flow
-from prefect.states import Completed, State
+from prefect import State, flow
+from prefect.futures import PrefectFuture
+from prefect.states import Completed
 
 from memmcl.config import RunConfig
 from memmcl.files import allowed
@@ -19,14 +20,14 @@ from tasks.run.ray_session import ray_session
 from tasks.run.ray_tasks import RayTaskRunner, remote_options
 from tasks.run.runtime import Run, log
 from tasks.run.session import check_place, finished, held, open_run
-from tasks.stages.contexts import gate_contexts
-from tasks.stages.data import SplitRefs, longest_first, publish_splits
-from tasks.stages.evaluate import evaluate_subtask
+from tasks.stages.contexts import ContextualModel, gate_contexts
+from tasks.stages.data import SplitRefs, longest_first, measure_difficulty, publish_splits
+from tasks.stages.evaluate import evaluate_subtask, models_to_evaluate
 from tasks.stages.experts import train_expert, train_joint, train_warm, train_weak
 from tasks.stages.merge import STAGE_2, build_unified, read_search, search_groups, search_unified, winner_of
 from tasks.stages.references import measure_reference
 from tasks.stages.report import export_full, publish_report
-from tasks.stages.run_artifacts import RunArtifacts, TrainedArtifacts, contestants, measure_difficulty
+from tasks.stages.run_artifacts import RunArtifacts, TrainedArtifacts
 from tasks.stages.weak import label_weak
 from tasks.ui.artifacts import announce, run_name
 from tasks.ui.cancel import CancelRequested, cancellable, cancelled
@@ -38,7 +39,7 @@ DEFAULTS = RunConfig()
 def pipeline(config: RunConfig = DEFAULTS) -> State[ArtifactRef]:
     """Train experts, search the merge in two stages, gate contexts, evaluate, report.
 
-    A run that is finished in the store is returned at once; one that was killed goes on where it was.
+    A run that is finished in the store is returned at once; one that was killed continues where it was.
 
     Args:
         config: What to train, search and evaluate, on which rows, where.
@@ -86,11 +87,10 @@ def make_model(run: Run, lease: Lease, started: float) -> ArtifactRef:
         trained = train_experts(run, splits, anchors)
         searches, unified = merge_experts(run, trained)
         lease.check()
-        _, order = measure_difficulty(run, splits)
-        gates, evaluations = evaluate_models(run, splits, trained, searches, unified, order)
+        gates, evaluations = evaluate_models(run, splits, trained, searches, unified)
         model = export_full(run, unified, return_state=True).result() if config.export == "full" else None
         lease.check()
-    made = RunArtifacts(
+    artifacts = RunArtifacts(
         splits=splits,
         anchors=anchors,
         data=read,
@@ -101,88 +101,82 @@ def make_model(run: Run, lease: Lease, started: float) -> ArtifactRef:
         evaluations=evaluations,
         model=model,
     )
-    return publish_report(run, made, started, memory.gib)
+    return publish_report(run, artifacts, started, memory.gib)
 
 
 @flow(name="experts", flow_run_name="experts", task_runner=RayTaskRunner())
 def train_experts(run: Run, splits: SplitRefs, anchors: ArtifactRef | None) -> TrainedArtifacts:
-    """Train what experts stand on, one expert per subtask, and the rivals, the longest first; measure each reference.
+    """Train the warm start, one expert per subtask, and the rivals, the longest first; measure each reference.
 
     Weak rows without labels are labelled by the experts here.
     """
     cfg, pseudo = run.config, run.config.data.weak_source == "pseudo"
-    train, weak = part(splits, "train"), part(splits, "weak")
+    train, rows = split_of(splits, "train"), {"weak": split_of(splits, "weak")}
+    rows["selection"] = split_of(splits, "selection") if cfg.data.selection_rows else {}
     with worker(run):
         warm = train_warm.submit(run, train) if cfg.experts.warm_start > 0 else None
         joint = train_joint.submit(run, train) if cfg.evaluation.joint_lora else None
-        rival = train_weak.submit(run, weak) if cfg.evaluation.weak_lora and not pseudo else None
+        rival = train_weak.submit(run, rows["weak"]) if cfg.evaluation.weak_lora and not pseudo else None
         order = longest_first(run, train)
-        trained = {name: train_expert.submit(run, name, train[name], anchors, warm) for name in order}
-        selection = part(splits, "selection") if cfg.data.selection_rows else {}
-        labelled, chosen = weak, selection
+        start = resolved(warm) if warm else None
+        experts = {name: train_expert.submit(run, name, train[name], anchors, start) for name in order}
         if pseudo:
-            labelled, chosen = (
-                {
-                    name: label_weak.submit(run, name, kind, trained[name], texts[name])
+            rows = {
+                kind: {
+                    name: resolved(label_weak.submit(run, name, kind, resolved(experts[name]), texts[name]))
                     for name in order
                     if name in texts
                 }
-                for kind, texts in (("weak", weak), ("selection", selection))
+                for kind, texts in rows.items()
+            }
+            rival = train_weak.submit(run, rows["weak"]) if cfg.evaluation.weak_lora else None
+        weak, selection = rows["weak"], rows["selection"]
+        references = {
+            name: measure_reference.submit(
+                run, name, resolved(experts[name]), weak[name], train[name], selection.get(name)
             )
-        measured = {
-            name: measure_reference.submit(run, name, trained[name], labelled[name], train[name], chosen.get(name))
             for name in order
         }
-        rival = train_weak.submit(run, labelled) if cfg.evaluation.weak_lora and pseudo else rival
         return TrainedArtifacts(
             warm=result(warm),
             joint=result(joint),
             weak_lora=result(rival),
-            experts=collect(trained),
-            weak=collect(labelled) if pseudo else weak,
-            selection=collect(chosen) if pseudo else selection,
-            references=collect(measured),
+            experts=collect(experts),
+            weak=collect(weak),
+            selection=collect(selection),
+            references=collect(references),
         )
 
 
 @flow(name="merge", flow_run_name="merge")
 def merge_experts(run: Run, trained: TrainedArtifacts) -> tuple[Refs, ArtifactRef]:
     """Search the group models, then the unified model, and write it as an adapter."""
-    stage1 = search_groups(run, trained.grounds, return_state=True).result()
-    stage2 = search_unified(run, stage1, trained.grounds, return_state=True).result()
+    stage1 = search_groups(run, trained, return_state=True).result()
+    stage2 = search_unified(run, stage1, trained, return_state=True).result()
     return stage1 | stage2, build_unified(run, stage2[STAGE_2], trained.experts, return_state=True).result()
 
 
 @flow(name="evaluation", flow_run_name="evaluation", task_runner=RayTaskRunner())
 def evaluate_models(
-    run: Run, splits: SplitRefs, trained: TrainedArtifacts, searches: Refs, unified: ArtifactRef, order: Sequence[str]
+    run: Run, splits: SplitRefs, trained: TrainedArtifacts, searches: Refs, unified: ArtifactRef
 ) -> tuple[Refs, Refs]:
-    """Choose a context per subtask on weak rows, then put every model to the test rows; the longest first."""
-    train, test, weak = part(splits, "train"), part(splits, "test"), trained.weak
-    hardest_first = list(reversed(order))
+    """Choose a context per subtask on weak rows, then score every model on the test rows; the hardest first."""
+    _, order = measure_difficulty(run, splits)
+    weak, test = trained.weak, split_of(splits, "test")
+    model = ContextualModel(unified=unified, train=split_of(splits, "train"), order=order)
     winners = {name: winner_of(read_search(run, ref)) for name, ref in searches.items()}
     with worker(run):
-        gated = {name: gate_contexts.submit(run, name, unified, weak[name], train, order) for name in hardest_first}
-        scored = {
-            name: evaluate_subtask.submit(
-                run,
-                name,
-                contestants(run, trained, winners, name),
-                unified,
-                gated[name],
-                weak[name],
-                test[name],
-                train,
-                order,
-            )
-            for name in hardest_first
-        }
-        return collect(gated), collect(scored)
+        gates = {name: gate_contexts.submit(run, name, model, weak[name]) for name in reversed(order)}
+        scores = {}
+        for name, gate in gates.items():
+            evaluated = models_to_evaluate(run, trained, winners, name)
+            scores[name] = evaluate_subtask.submit(run, name, evaluated, model, resolved(gate), weak[name], test[name])
+        return collect(gates), collect(scores)
 
 
-def part(splits: SplitRefs, name: str) -> Refs:
-    """Return one part of every subtask's rows."""
-    return {subtask: parts[name] for subtask, parts in splits.items()}
+def split_of(splits: SplitRefs, name: str) -> Refs:
+    """Return one split of every subtask."""
+    return {subtask: refs[name] for subtask, refs in splits.items()}
 
 
 def worker(run: Run) -> Any:
@@ -194,14 +188,22 @@ def worker(run: Run) -> Any:
     return remote_options(num_cpus=cfg.cpus_per_worker, num_gpus=cfg.gpus_per_worker, **kept)
 
 
-def collect(futures: Mapping[str, Any]) -> Refs:
-    """Wait for all futures and return their artifacts; the first failure is raised once all have ended."""
+def resolved(future: PrefectFuture[ArtifactRef]) -> ArtifactRef:
+    """Return a future as the type that it has as an argument of a task: Prefect hands its result to the task."""
+    return cast("ArtifactRef", future)
+
+
+def collect(futures: Mapping[str, PrefectFuture[ArtifactRef] | ArtifactRef]) -> Refs:
+    """Wait for all futures and return the artifacts; the first failure is raised once all have ended."""
     for future in futures.values():
-        future.wait()
-    return {name: future.result() for name, future in sorted(futures.items())}
+        if isinstance(future, PrefectFuture):
+            future.wait()
+    return {
+        name: future.result() if isinstance(future, PrefectFuture) else future
+        for name, future in sorted(futures.items())
+    }
 
 
-def result(future: Any | None) -> ArtifactRef | None:
+def result(future: PrefectFuture[ArtifactRef] | None) -> ArtifactRef | None:
     """Wait for one future and return its artifact; None where there is none."""
-    ref: ArtifactRef | None = future.result() if future is not None else None
-    return ref
+    return None if future is None else future.result()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from prefect import flow
-from prefect.states import Completed, State
+from prefect import State, flow
+from prefect.states import Completed
 
 from flows.pipeline import DEFAULTS, collect, make_model, worker
 from memmcl.config import RunConfig
@@ -100,9 +100,8 @@ def challenge(run: Run, challenger: Manifest, champion: Champion) -> Judgement:
     """Score the champion on the challenger's test rows, subtask by subtask, and judge."""
     tests = {ref.name.removesuffix(" test"): ref for ref in challenger.inputs if ref.name.endswith(" test")}
     both = [name for name in champion.order if name in run.config.data.subtasks]
-    theirs = champion.on_hardware_of(run)
+    theirs, model = champion.on_hardware_of(run), champion.model
+    gates = {name: champion.refs[f"gate:context gate {name}"] for name in both}
     with worker(run):
-        scored = collect(
-            {name: score_champion.submit(theirs, name, champion.refs, champion.order, tests[name]) for name in both}
-        )
+        scored = collect({name: score_champion.submit(theirs, name, model, gates[name], tests[name]) for name in both})
     return judge_challenger(run, challenger, champion, scored)

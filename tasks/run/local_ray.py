@@ -46,7 +46,7 @@ def local_ray(**options: Any) -> Iterator[None]:
         # SPT_NOENV: or titles are written over the environment.
         with private(), _environment({MARK: str(folder), "SPT_NOENV": "1"}):
             ray.init(_temp_dir=str(folder), **options)
-        node = ray._private.worker._global_node
+        node: Any = ray._private.worker._global_node
         logs = Path(node.get_session_dir_path()) / "logs"
         said = {
             name: f"the {title} of the local Ray died; its logs are in {logs}; look for memory limits, then {AGAIN}"
@@ -113,9 +113,11 @@ def _place() -> Path:
 
 def _own_node() -> psutil.Process | None:
     """Return the raylet that this process talks to, None where it cannot be found."""
-    socket = ray._private.worker._global_node.raylet_socket_name
+    node: Any = ray._private.worker._global_node
     for process in psutil.process_iter(["name", "cmdline"]):
-        if process.info["name"] == "raylet" and any(str(socket) in word for word in process.info["cmdline"] or []):
+        if process.info["name"] == "raylet" and any(
+            str(node.raylet_socket_name) in word for word in process.info["cmdline"] or []
+        ):
             return process
     return None
 

@@ -11,7 +11,7 @@ from memmcl.suite.splits import Splits
 from tasks.run.journal import Pinned
 from tasks.run.models import WARM
 from tasks.run.runtime import Run, load_manifest, log, open_store, read_rows
-from tasks.stages.anchors import describe, read_anchors, reads_anchors, tests_of
+from tasks.stages.anchors import anchors_of, read_anchors, reads_anchors, tests_of
 from tasks.stages.experts import warm_config
 from tasks.stages.promotion import Champion
 
@@ -34,7 +34,7 @@ def _anchors(run: Run, champion: Champion, splits: Splits) -> ArtifactRef | None
         log().warning("the champion's anchor rows are damaged: new ones are lent, all experts retrain")
         return None
     rows = read_anchors(run, pinned)
-    if describe(run, rows).key != pinned.key:  # other settings, or another question
+    if anchors_of(run, rows).key != pinned.key:  # other settings, or another question
         return None
     shared = _overlapping((row for found in rows.values() for row in found), splits)
     if shared:

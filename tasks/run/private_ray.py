@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ray._private import ray_constants
-from ray._raylet import AuthenticationTokenLoader
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # its stub leaves it out
 from ray.tune.execution import class_cache
 
 TOKEN = "RAY_AUTH_TOKEN"

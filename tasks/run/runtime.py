@@ -8,10 +8,12 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
+from prefect import State, Task, task
+from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
-from prefect.states import Completed, State
+from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict
 
 from memmcl import seeds
@@ -30,6 +32,8 @@ from tasks.run.journal import Pinned
 from tasks.ui.logs import clean_logs
 
 Files = Mapping[str, bytes | Path]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 clean_logs()  # Ray's workers import this module before they run anything
@@ -78,6 +82,23 @@ def worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
     except Exception:
         return True
     return False
+
+
+def stage_task(
+    name: str, *, run_name: str | None = None, retries: int = 0
+) -> Callable[[Callable[P, State[T]]], Task[P, T]]:
+    """Return the decorator of a Prefect task that returns the state it ends in; Prefect hands on what is in the state.
+
+    run_name: of its task runs, with its parameters in braces; None: its name.
+    """
+    decorator = task(
+        name=name,
+        task_run_name=run_name or name,
+        cache_policy=NO_CACHE,
+        retries=retries,
+        retry_condition_fn=worth_retrying,
+    )
+    return cast("Callable[[Callable[P, State[T]]], Task[P, T]]", decorator)
 
 
 def open_store(run: Run) -> Store:
@@ -153,11 +174,11 @@ def closure_of(store: Store, run_id: str) -> Closure:
     return store.closure("run", run_id, leaves=("anchors", "warm"))
 
 
-def lost(run: Run, pinned: ArtifactRef) -> CorruptArtifact:
-    """Return the error to raise where something that an earlier run made is damaged, and this one cannot make it."""
+def cannot_remake(run: Run, pinned: ArtifactRef) -> CorruptArtifact:
+    """Return the error for a damaged artifact of an earlier run that this run's rows cannot make again."""
     return CorruptArtifact(
-        f"{pinned}, which an earlier run made, is damaged in {run.store['url']}, and the rows of now make another one; "
-        "mend that run by `memmcl store verify --repair`, or start anew by `memmcl run`"
+        f"{pinned}, which an earlier run made, is damaged in {run.store['url']}, and rows of today make another; "
+        "repair that run by `memmcl store verify --repair`, or start anew by `memmcl run`"
     )
 
 

@@ -23,7 +23,7 @@ from tasks.run.journal import Pinned, note_run
 from tasks.run.repair import drop_damaged_records
 from tasks.run.runtime import Run, closure_of, open_store
 from tasks.stages import anchors, contexts, data, evaluate, merge, references, report, weak
-from tasks.stages.anchors import anchors_key, lend_anchors
+from tasks.stages.anchors import anchors_key, choose_anchors
 from tasks.stages.data import data_digests, rows_digest
 from tasks.stages.experts import warm_key
 from tasks.ui import history
@@ -73,7 +73,7 @@ def open_run(config: RunConfig, inputs: Inputs | None = None, pins: Callable[[Ru
     for name in config.data.subtasks:
         prompter.check(run.subtask(name))
     run = run.model_copy(update={"pinned": pins(run) if pins else Pinned()})
-    lent = anchors_key(run, lend_anchors(run, splits) if run.pinned.anchors is None else None)
+    lent = anchors_key(run, choose_anchors(run, splits) if run.pinned.anchors is None else None)
     identity = {
         "config": config.what(),
         "data": data_digests(splits),

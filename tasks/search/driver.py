@@ -58,7 +58,7 @@ class Multiplexer(Searcher):
         """Whether no more is handed out."""
         return self.error is not None or not self.active
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a string
         """Return a worker, None while there are as many as candidates, or FINISHED."""
         if self.ended:
             return str(Searcher.FINISHED)
@@ -179,7 +179,9 @@ class RayDriver:
         Raises:
             SearchError: the process was lost again and again.
         """
-        worker = _Caller.options(num_cpus=self._cfg.cpus_per_worker, num_gpus=self._cfg.gpus_per_worker).remote()
+        cpus, gpus = self._cfg.cpus_per_worker, self._cfg.gpus_per_worker
+        caller = ray.remote(_Caller).options(num_cpus=cpus, num_gpus=gpus, max_restarts=2, max_task_retries=2)
+        worker: Any = caller.remote()
         try:
             found: T = ray.get(worker.call.remote(function, *arguments))
         except (RayActorError, OutOfMemoryError) as error:
@@ -229,7 +231,6 @@ class _OnlyHere:
         return {"_on_result": None}
 
 
-@ray.remote(max_restarts=2, max_task_retries=2)
 class _Caller:
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)

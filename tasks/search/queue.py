@@ -110,7 +110,7 @@ class RayQueue:
         if self._actor is not None:
             ray.kill(self._actor)
 
-    def _ask(self, answer: ray.ObjectRef) -> Any:
+    def _ask(self, answer: ray.ObjectRef[Any]) -> Any:
         try:
             return ray.get(answer)
         except RayActorError as error:

@@ -1,4 +1,4 @@
-"""Anchor rows: what experts are held to the base on; lent by other subtasks, the shipped corpus, or plain texts."""
+"""Anchor rows, on which experts stay close to the base: from other subtasks, the shipped corpus, or plain texts."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from memmcl.suite.sources import read_sources
 from memmcl.suite.splits import Splits, digest_of
 from memmcl.suite.subtasks import SUBTASKS, Subtask
 from memmcl.urls import public
-from tasks.run.runtime import Run, load_manifest, lost, open_store
+from tasks.run.runtime import Run, cannot_remake, load_manifest, open_store
 
 STAGE_VERSION = 2
-Lent = Mapping[str, Sequence[Example]]
-"""Rows by the subtask that lends them."""
+RowsBySubtask = Mapping[str, Sequence[Example]]
+"""Anchor rows by the subtask that they are asked as."""
 
 
 @dataclass(frozen=True)
 class Anchors:
-    """Anchor rows by subtask, and what their artifact says of itself: settings, and digests of rows and questions."""
+    """Anchor rows by subtask. config: of their artifact: settings, and digests of rows and questions."""
 
     rows: dict[str, list[Example]]
-    described: dict[str, Any]
+    config: dict[str, Any]
 
     @property
     def key(self) -> str:
         """The key of their artifact."""
-        return cache_key("anchors", inputs=(), config=self.described, stage_version=STAGE_VERSION, seed=0)
+        return cache_key("anchors", inputs=(), config=self.config, stage_version=STAGE_VERSION, seed=0)
 
 
 def reads_anchors(cfg: ExpertsConfig) -> bool:
-    """Return whether experts need anchor rows at all: for the anchor, or to know what others use least."""
+    """Return whether experts need anchor rows: for the anchor, or for an initialisation that reads other subtasks."""
     return cfg.anchor_weight > 0 or cfg.init == "osrm"
 
 
-def lend_anchors(run: Run, splits: Splits) -> Anchors | None:
-    """Return the anchor rows that this run lends by itself; None where its experts need none.
+def choose_anchors(run: Run, splits: Splits) -> Anchors | None:
+    """Return anchor rows from this run's data and settings; None where its experts need none.
 
-    Where there is one subtask alone, nobody is there to lend it training rows: the corpus does.
+    A run of one subtask has no training rows of others: then the corpus has them.
 
     Raises:
         DataError: no such texts, or too few of them.
@@ -58,40 +58,40 @@ def lend_anchors(run: Run, splits: Splits) -> Anchors | None:
     if not reads_anchors(cfg):
         return None
     if cfg.anchor_source == "train" and len(splits.parts) > 1:
-        lent: Lent = {name: parts["train"][: cfg.anchor_rows] for name, parts in sorted(splits.parts.items())}
+        rows: RowsBySubtask = {name: parts["train"][: cfg.anchor_rows] for name, parts in sorted(splits.parts.items())}
     elif cfg.anchor_texts is not None:
-        lent = _of_texts(run, cfg.anchor_texts, splits)
+        rows = _of_texts(run, cfg.anchor_texts, splits)
     else:
-        lent = _of_corpus(run, splits)
-    return describe(run, lent)
+        rows = _of_corpus(run, splits)
+    return anchors_of(run, rows)
 
 
-def describe(run: Run, lent: Lent) -> Anchors:
-    """Return lent rows with all that decides what they are and how they are asked."""
+def anchors_of(run: Run, rows: RowsBySubtask) -> Anchors:
+    """Return anchor rows with all that decides what they are and how they are asked."""
     cfg, known = run.config.experts, lenders(run.config)
-    rows = {name: list(found) for name, found in lent.items() if found}
-    digests = {name: digest_of(found, known.get(name)) for name, found in rows.items()}
-    return Anchors(rows, {"source": cfg.anchor_source, "anchor_rows": cfg.anchor_rows, "rows": digests})
+    kept = {name: list(examples) for name, examples in rows.items() if examples}
+    digests = {name: digest_of(examples, known.get(name)) for name, examples in kept.items()}
+    return Anchors(kept, {"source": cfg.anchor_source, "anchor_rows": cfg.anchor_rows, "rows": digests})
 
 
 def anchors_key(run: Run, anchors: Anchors | None) -> str | None:
-    """Return the key of the anchor rows that the run uses: those pinned, or its own; None for none."""
+    """Return the key of the anchor rows that the run uses: the pinned ones, or else `anchors`; None for none."""
     if run.pinned.anchors is not None:
         return run.pinned.anchors.key
     return anchors.key if anchors is not None else None
 
 
 def publish_anchors(run: Run, splits: Splits, anchors: Anchors | None) -> ArtifactRef | None:
-    """Return the anchor rows that the run uses as an artifact, published if they are its own.
+    """Return the anchor rows that the run uses as an artifact: the pinned ones, or `anchors`, which are published.
 
     Raises:
-        CorruptArtifact: those of an earlier run are damaged, and this run's rows would lend others.
+        CorruptArtifact: the pinned ones are damaged, and this run's rows give others.
     """
     pinned = run.pinned.anchors
     if pinned is not None and open_store(run).find(pinned.kind, pinned.key) is None:
-        anchors = lend_anchors(run, splits)
+        anchors = choose_anchors(run, splits)
         if anchors is None or anchors.key != pinned.key:
-            raise lost(run, pinned)
+            raise cannot_remake(run, pinned)
     elif pinned is not None or anchors is None:
         return pinned
     found = open_store(run).find("anchors", anchors.key)
@@ -106,7 +106,7 @@ def publish_anchors(run: Run, splits: Splits, anchors: Anchors | None) -> Artifa
             anchors.key,
             name="anchor rows",
             files={"rows.parquet": table},
-            settings=StageSettings(anchors.described, stage_version=STAGE_VERSION),
+            settings=StageSettings(anchors.config, stage_version=STAGE_VERSION),
             metrics={"rows": sum(counts.values()), "by_subtask": counts},
         )
         .ref
@@ -114,7 +114,7 @@ def publish_anchors(run: Run, splits: Splits, anchors: Anchors | None) -> Artifa
 
 
 def read_anchors(run: Run, ref: ArtifactRef) -> dict[str, list[Example]]:
-    """Return the anchor rows of every subtask that lends some."""
+    """Return the anchor rows by subtask."""
     rows = iter(from_table(open_store(run).read(ref, "rows.parquet")))
     counts: dict[str, int] = load_manifest(run, ref).metrics["by_subtask"]
     return {name: list(islice(rows, count)) for name, count in counts.items()}
@@ -125,7 +125,7 @@ def tests_of(splits: Splits) -> Blocklist:
     return Blocklist.of(normalised(row.text) for parts in splits.parts.values() for row in parts["test"])
 
 
-def _of_corpus(run: Run, splits: Splits) -> Lent:
+def _of_corpus(run: Run, splits: Splits) -> RowsBySubtask:
     """Return training rows of the shipped corpus, of each subtask of the catalogue whose question fits a prompt."""
     tested = tests_of(splits)
     fitting = [subtask for subtask in SUBTASKS.values() if _fits(run, subtask)]
@@ -134,7 +134,7 @@ def _of_corpus(run: Run, splits: Splits) -> Lent:
     return {name: _untested(pools["train"], tested)[:count] for name, pools in sorted(read.pools.items())}
 
 
-def _of_texts(run: Run, url: str, splits: Splits) -> Lent:
+def _of_texts(run: Run, url: str, splits: Splits) -> RowsBySubtask:
     """Deal plain texts in the order of a hash of their content, to the run's subtasks in turn, with forced answers.
 
     Where the run has one subtask alone, they are dealt to those of the catalogue.
@@ -143,8 +143,8 @@ def _of_texts(run: Run, url: str, splits: Splits) -> Lent:
     names = sorted(splits.parts) if len(splits.parts) > 1 else sorted(known)
     asked = [known[name] for name in names if _fits(run, known[name])]
     faults = Faults()
-    found = read_texts(url, storage=reading_of(run.config).storage, faults=faults)
-    texts = sorted(found, key=lambda text: (seeds.digest(normalised(text)), text))
+    texts = read_texts(url, storage=reading_of(run.config).storage, faults=faults)
+    texts = sorted(texts, key=lambda text: (seeds.digest(normalised(text)), text))
     overlapping = tests_of(splits).overlapping([normalised(text) for text in texts])
     usable = [text for text, tested in zip(texts, overlapping, strict=True) if not tested]
     least = min(LEAST, cfg.anchor_rows) * len(asked)

@@ -8,9 +8,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.states import State
+from prefect import State
+from pydantic import BaseModel, ConfigDict
 
 from memmcl.backbone.forward import Backbone
 from memmcl.curriculum.choose import context_of
@@ -26,79 +25,86 @@ from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Prompter
 from memmcl.suite.subtasks import Subtask
 from tasks.run.models import adapted_model
-from tasks.run.runtime import Run, log, read_rows, reuse_or_make, worth_retrying
+from tasks.run.runtime import Run, log, open_store, read_rows, reuse_or_make, stage_task
 
 GATE_VERSION = 3
 
 
-@task(
-    name="context gate",
-    task_run_name="context gate {subtask}",
-    cache_policy=NO_CACHE,
-    retries=1,
-    retry_condition_fn=worth_retrying,
-)
-def gate_contexts(
-    run: Run,
-    subtask: str,
-    unified: ArtifactRef,
-    weak: ArtifactRef,
-    train: Mapping[str, ArtifactRef],
-    order: Sequence[str],
-) -> State[ArtifactRef]:
-    """Choose the subtask's context for the unified model, on weak rows alone."""
-    cfg = run.config
+class ContextualModel(BaseModel):
+    """The unified model, with all that its contexts are made from.
+
+    train: by subtask, the training rows that demonstrations are taken from. order: of the curriculum, the easiest
+    subtask first.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    unified: ArtifactRef
+    train: dict[str, ArtifactRef]
+    order: tuple[str, ...]
+
+    @property
+    def rows(self) -> list[ArtifactRef]:
+        """The training rows, in the curriculum's order."""
+        return [self.train[name] for name in self.order]
+
+
+@stage_task("context gate", run_name="context gate {subtask}", retries=1)
+def gate_contexts(run: Run, subtask: str, model: ContextualModel, weak: ArtifactRef) -> State[ArtifactRef]:
+    """Choose the context in which the unified model is asked a subtask, on weak rows alone."""
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
-        asked = run.subtask(subtask)
-        rows = read_rows(run, weak)
-        options: list[Option] = []
-        measured: list[dict[str, Any]] = []
-        with adapted_model(run, unified) as (backbone, prompter):
-            for context in contexts_of(run, asked, prompter, train, order):
-                probe = context_probe(run, backbone, prompter, asked, rows, context)
-                for calibrated, answers, offsets in _answers(probe, asked, cfg.evaluation.calibration):
-                    counts = metrics.row_counts(asked, rows, answers)
-                    score = partial(metrics.score_from_counts, asked, metrics.datasets_of(rows))
-                    value = float(score(counts.sum(axis=0)))
-                    options.append(
-                        Option(context.kind, calibrated, value, bootstrap.row_values(counts, score), context.tokens)
-                    )
-                    measured.append(
-                        {
-                            "context": context.kind,
-                            "calibrated": calibrated,
-                            "weak_score": value,
-                            "offsets": offsets,
-                            "tokens": context.tokens,
-                            "demonstrations": len(context.demonstrations),
-                        }
-                    )
-        calibrated = cfg.evaluation.calibration and not asked.is_tuple
-        chosen = choose(options, margin=cfg.curriculum.gate_margin, calibrated=calibrated)
-        for entry in measured:
+        entries, options = _measure(run, run.subtask(subtask), read_rows(run, weak), model)
+        calibrated = run.config.evaluation.calibration and not run.subtask(subtask).is_tuple
+        chosen = choose(options, margin=run.config.curriculum.gate_margin, calibrated=calibrated)
+        for entry in entries:
             entry["chosen"] = (entry["context"], entry["calibrated"]) == (chosen.kind, chosen.calibrated)
         log().info("%s: context %s%s", subtask, chosen.kind, ", calibrated" if chosen.calibrated else "")
-        return {"gate.json": json.dumps(measured).encode()}, {"context": chosen.kind, "calibrated": chosen.calibrated}
+        return {"gate.json": json.dumps(entries).encode()}, {"context": chosen.kind, "calibrated": chosen.calibrated}
 
     return reuse_or_make(
         run,
         "gate",
         name=f"context gate {subtask}",
-        inputs=[unified, weak, *(train[name] for name in order)],
-        config={"subtask": subtask, "order": list(order), **context_key(run)},
+        inputs=[model.unified, weak, *model.rows],
+        config={"subtask": subtask, "order": list(model.order), **context_key(run)},
         stage_version=GATE_VERSION,
         make=make,
     )
 
 
-def contexts_of(
-    run: Run, subtask: Subtask, prompter: Prompter, train: Mapping[str, ArtifactRef], order: Sequence[str]
-) -> list[Context]:
-    """Return the run's contexts of one subtask; demonstrations are train rows."""
-    cfg = run.config.curriculum
-    shown, known = {name: read_rows(run, train[name]) for name in order}, catalogue(run.config)
-    return [context_of(kind, cfg, known, subtask, prompter, shown, order, run.config.seed) for kind in cfg.contexts]
+def _measure(
+    run: Run, subtask: Subtask, rows: Sequence[Example], model: ContextualModel
+) -> tuple[list[dict[str, Any]], list[Option]]:
+    """Return the entries of every form of every context in the gate's document, and the options to choose from."""
+    entries, options = [], []
+    score = partial(metrics.score_from_counts, subtask, metrics.datasets_of(rows))
+    with adapted_model(run, model.unified) as (backbone, prompter):
+        for context in contexts_of(run, subtask, prompter, model):
+            probe = context_probe(run, backbone, prompter, subtask, rows, context)
+            for calibrated, answers, offsets in _forms(probe, run.config.evaluation.calibration):
+                counts = metrics.row_counts(subtask, rows, answers)
+                value = float(score(counts.sum(axis=0)))
+                per_row = bootstrap.row_values(counts, score)
+                options.append(Option(context.kind, calibrated, value, per_row, context.tokens))
+                entries.append(
+                    {
+                        "context": context.kind,
+                        "calibrated": calibrated,
+                        "weak_score": value,
+                        "offsets": offsets,
+                        "tokens": context.tokens,
+                        "demonstrations": len(context.demonstrations),
+                    }
+                )
+    return entries, options
+
+
+def contexts_of(run: Run, subtask: Subtask, prompter: Prompter, model: ContextualModel) -> list[Context]:
+    """Return the run's contexts of one subtask; demonstrations are training rows."""
+    cfg, order = run.config.curriculum, model.order
+    train, known = {name: read_rows(run, model.train[name]) for name in order}, catalogue(run.config)
+    return [context_of(kind, cfg, known, subtask, prompter, train, order, run.config.seed) for kind in cfg.contexts]
 
 
 def context_probe(
@@ -109,47 +115,32 @@ def context_probe(
     return make_probe(run.config.evaluation, (backbone, prompter), subtask, rows, shots)
 
 
-def context_answers(
-    run: Run,
-    subtask: Subtask,
-    rows: Sequence[Example],
-    unified: ArtifactRef,
-    gated: Sequence[Mapping[str, Any]],
-    train: Mapping[str, ArtifactRef],
-    order: Sequence[str],
-) -> dict[str, list[str]]:
-    """Return the unified model's answers per context, `context:KIND`, and those of the gate's choice, `gated`.
+def read_gate(run: Run, gate: ArtifactRef) -> list[dict[str, Any]]:
+    """Return the gate's document: one entry for every form of every context, one of them `chosen`."""
+    entries: list[dict[str, Any]] = json.loads(open_store(run).read(gate, "gate.json"))
+    return entries
 
-    A context whose calibrated form did better on weak rows than its plain one is reported calibrated.
+
+def context_answers(
+    run: Run, subtask: Subtask, rows: Sequence[Example], model: ContextualModel, entries: Sequence[Mapping[str, Any]]
+) -> dict[str, list[str]]:
+    """Return the unified model's answers in the given forms of contexts; those in the form that was chosen as `gated`.
+
+    The others are called `context:KIND`, or `context:KIND:calibrated`.
     """
     answers: dict[str, list[str]] = {}
-    with adapted_model(run, unified) as (backbone, prompter):
-        for context in contexts_of(run, subtask, prompter, train, order):
-            forms = [entry for entry in gated if entry["context"] == context.kind]
+    with adapted_model(run, model.unified) as (backbone, prompter):
+        for context in contexts_of(run, subtask, prompter, model):
+            forms = [entry for entry in entries if entry["context"] == context.kind]
             if not forms:
                 continue
             probe = context_probe(run, backbone, prompter, subtask, rows, context)
             for form in forms:
                 name = f"context:{context.kind}" + (":calibrated" if form["calibrated"] else "")
-                offsets = None if form["offsets"] is None else np.array(form["offsets"])
-                answers[name] = probe.answers(offsets)
+                answers[name] = probe.answers(None if form["offsets"] is None else np.array(form["offsets"]))
                 if form["chosen"]:
                     answers["gated"] = answers[name]
     return answers
-
-
-def gated_answers(
-    run: Run,
-    subtask: Subtask,
-    rows: Sequence[Example],
-    unified: ArtifactRef,
-    gated: Sequence[Mapping[str, Any]],
-    train: Mapping[str, ArtifactRef],
-    order: Sequence[str],
-) -> list[str]:
-    """Return the unified model's answers in the context that the gate chose."""
-    chosen = [entry for entry in gated if entry["chosen"]]
-    return context_answers(run, subtask, rows, unified, chosen, train, order)["gated"]
 
 
 def context_key(run: Run) -> dict[str, Any]:
@@ -163,17 +154,13 @@ def context_key(run: Run) -> dict[str, Any]:
     }
 
 
-def _answers(probe: Probe, subtask: Subtask, calibrate: bool) -> Iterator[tuple[bool, list[str], list[float] | None]]:
+def _forms(probe: Probe, calibrate: bool) -> Iterator[tuple[bool, list[str], list[float] | None]]:
     """Yield (calibrated, answers, offsets): plain, and for labels less their median over these rows."""
-    if subtask.is_tuple:
+    if probe.subtask.is_tuple:
         yield False, probe.answers(), None
         return
     scores = probe.label_scores()
-    yield False, _best(subtask, scores), None
+    yield False, probe.best_labels(scores), None
     if calibrate:
         offsets = calibration.fit(scores, "median")
-        yield True, _best(subtask, calibration.apply(scores, offsets)), [float(value) for value in offsets]
-
-
-def _best(subtask: Subtask, scores: np.ndarray) -> list[str]:
-    return [subtask.labels[index] for index in scores.argmax(axis=1)]
+        yield True, probe.best_labels(scores, offsets), offsets.tolist()

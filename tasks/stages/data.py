@@ -9,13 +9,15 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from memmcl import seeds
+from memmcl.curriculum.difficulty import DifficultyReport, difficulties
+from memmcl.curriculum.order import order_subtasks
 from memmcl.errors import DataError
 from memmcl.store import ArtifactRef, StageSettings, cache_key
 from memmcl.suite.configured import read_splits
 from memmcl.suite.examples import to_table
 from memmcl.suite.splits import Splits
 from tasks.run.runtime import Run, log, open_store, read_rows
-from tasks.stages.anchors import Anchors, anchors_key, lend_anchors, publish_anchors
+from tasks.stages.anchors import Anchors, anchors_key, choose_anchors, publish_anchors
 from tasks.ui.artifacts import show_faults
 
 STAGE_VERSION = 1
@@ -47,7 +49,7 @@ def publish_splits(run: Run) -> tuple[SplitRefs, ArtifactRef | None, ArtifactRef
     not retrain the experts of the others.
     """
     splits = read_splits(run.config)
-    anchors = lend_anchors(run, splits) if run.pinned.anchors is None else None
+    anchors = choose_anchors(run, splits) if run.pinned.anchors is None else None
     check_unchanged(run, splits, anchors)
     refs: SplitRefs = {}
     for name, parts in splits.parts.items():
@@ -91,6 +93,13 @@ def longest_first(run: Run, train: Mapping[str, ArtifactRef]) -> list[str]:
     rows = {name: read_rows(run, ref) for name, ref in train.items()}
     lengths = {name: sum(len(row.text) + len(row.answer) for row in found) / len(found) for name, found in rows.items()}
     return sorted(lengths, key=lambda name: (-lengths[name], name))
+
+
+def measure_difficulty(run: Run, splits: SplitRefs) -> tuple[dict[str, DifficultyReport], tuple[str, ...]]:
+    """Return the difficulty of every subtask, from training rows, and the curriculum's order, the easiest first."""
+    rows = {name: read_rows(run, refs["train"]) for name, refs in splits.items()}
+    reports = difficulties([run.subtask(name) for name in splits], rows, run.config.curriculum.weights)
+    return reports, order_subtasks({name: report.difficulty for name, report in reports.items()})
 
 
 def _key(kind: str, described: Mapping[str, object]) -> str:

@@ -1,4 +1,4 @@
-"""Scores: every model on test rows, and every expert alone on the first of them."""
+"""Scores: every model on the test rows, and every single expert on the first of them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.states import State
+from prefect import State
 from pydantic import BaseModel, ConfigDict
 
 from memmcl.backbone.resident import resident
@@ -24,8 +22,11 @@ from memmcl.store import ArtifactRef
 from memmcl.suite import metrics, parsing
 from memmcl.suite.examples import Example
 from memmcl.suite.subtasks import Subtask
-from tasks.run.runtime import Run, load_adapter, log, open_store, read_rows, reuse_or_make, worth_retrying
-from tasks.stages.contexts import context_answers, context_key
+from tasks.run.models import with_base_adapters
+from tasks.run.runtime import Run, load_adapter, log, read_rows, reuse_or_make, stage_task
+from tasks.stages.contexts import ContextualModel, context_answers, context_key, read_gate
+from tasks.stages.merge import ARITHMETIC, STAGE_2, Winner
+from tasks.stages.run_artifacts import TrainedArtifacts
 
 EVALUATION_VERSION = 4
 INTERFERENCE = "interference"
@@ -35,55 +36,78 @@ Tables = dict[str, dict[str, tuple[float, ...]]]
 """By model, the coefficients of adapters, one a block."""
 
 
-class Contestants(BaseModel):
-    """Who is put to a subtask's rows: models to all test rows, the base and every expert alone to the first of them."""
+class EvaluatedModels(BaseModel):
+    """The models that answer a subtask's test rows.
+
+    interference: those that answer the first rows alone: the base, and every expert by itself.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     models: Tables
-    alone: Tables
+    interference: Tables
     adapters: dict[str, ArtifactRef]
     recipes: dict[str, Recipe] = {}
     """How models merge that do not merge linearly."""
-    pinned: tuple[str, ...] = ()
+    base_adapters: tuple[str, ...] = ()
     """Adapters that every merge adds as they are."""
 
 
-@task(
-    name="evaluate",
-    task_run_name="evaluate {subtask}",
-    cache_policy=NO_CACHE,
-    retries=1,
-    retry_condition_fn=worth_retrying,
-)
+def models_to_evaluate(
+    run: Run, trained: TrainedArtifacts, winners: Mapping[str, Winner], subtask: str
+) -> EvaluatedModels:
+    """Return the models that are compared on a subtask; the warm start is part of experts and merges.
+
+    winners: by the name of the search.
+    """
+    blocks, start = run.config.search.blocks, trained.warm_start
+    ones, names = (1.0,) * blocks, sorted(trained.experts)
+    rivals: list[str] = list(run.config.search.rivals)
+    tuned = {"arithmetic": ARITHMETIC, **dict(zip(rivals, rivals, strict=True)), "unified": STAGE_2}
+    merges: Tables = {
+        "experts": {subtask: ones},
+        "uniform": {name: (1.0 / len(names),) * blocks for name in names},
+        "sum": dict.fromkeys(names, ones),
+    }
+    merges |= {name: winners[search][0] for name, search in tuned.items()}
+    models: Tables = {"base": {}}
+    models |= {name: with_base_adapters(table, start, blocks) for name, table in merges.items()}
+    models |= {name: {name: ones} for name in trained.rivals}
+    experts: Tables = {name: with_base_adapters({name: ones}, start, blocks) for name in names}
+    recipes = {name: winners[search][1] for name, search in tuned.items()}
+    return EvaluatedModels(
+        models=models,
+        interference={"base": {}} | experts,
+        adapters=trained.experts | trained.warm_start | trained.rivals,
+        recipes={name: recipe for name, recipe in recipes.items() if recipe.method != "linear"},
+        base_adapters=tuple(start),
+    )
+
+
+@stage_task("evaluate", run_name="evaluate {subtask}", retries=1)
 def evaluate_subtask(
     run: Run,
     subtask: str,
-    contestants: Contestants,
-    unified: ArtifactRef,
+    evaluated: EvaluatedModels,
+    model: ContextualModel,
     gate: ArtifactRef,
     weak: ArtifactRef,
     test: ArtifactRef,
-    train: Mapping[str, ArtifactRef],
-    order: Sequence[str],
 ) -> State[ArtifactRef]:
-    """Put every model, and the unified model in every context, to the subtask's test rows."""
-    models, alone, adapters = contestants.models, contestants.alone, contestants.adapters
-    few = run.config.evaluation.interference_rows
+    """Score every model, and the unified model in every context, on the subtask's test rows."""
+    adapters, few = evaluated.adapters, run.config.evaluation.interference_rows
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
-        asked = run.subtask(subtask)
-        rows = read_rows(run, test)
-        answers, by_expert = _model_answers(run, asked, rows, read_rows(run, weak), contestants, rows[:few])
-        constant, _ = metrics.best_constant(asked, read_rows(run, train[subtask]), rows)
+        asked, rows = run.subtask(subtask), read_rows(run, test)
+        answers, by_expert = _model_answers(run, asked, rows, read_rows(run, weak), evaluated)
+        constant, _ = metrics.best_constant(asked, read_rows(run, model.train[subtask]), rows)
         answers["constant"] = [constant] * len(rows)
-        gated = json.loads(open_store(run).read(gate, "gate.json"))
-        answers |= context_answers(run, asked, rows, unified, gated, train, order)
-        scores = {name: score_answers(run, asked, rows, given) for name, given in answers.items()}
-        for name in models:
+        answers |= context_answers(run, asked, rows, model, read_gate(run, gate))
+        scores = {name: score_answers(run, asked, rows, column) for name, column in answers.items()}
+        for name in evaluated.models:
             log().info("%s on %s: %.3f", name, subtask, scores[name]["score"])
-        by_score = {name: score_answers(run, asked, rows[:few], given) for name, given in by_expert.items()}
-        kept = {name: {key: found[key] for key in ("score", "se", "n")} for name, found in by_score.items()}
+        alone = {name: score_answers(run, asked, rows[:few], column) for name, column in by_expert.items()}
+        kept = {name: {key: score[key] for key in ("score", "se", "n")} for name, score in alone.items()}
         document = json.dumps({**scores, INTERFERENCE: kept}).encode()
         return {"scores.json": document, "predictions.parquet": _table(rows, answers)}, {}
 
@@ -91,23 +115,16 @@ def evaluate_subtask(
         run,
         "evaluation",
         name=f"evaluation {subtask}",
-        inputs=[
-            *(adapters[name] for name in sorted(adapters)),
-            unified,
-            gate,
-            weak,
-            test,
-            *(train[name] for name in order),
-        ],
+        inputs=[*(adapters[name] for name in sorted(adapters)), model.unified, gate, weak, test, *model.rows],
         config={
             "subtask": subtask,
             "adapters": sorted(adapters),
-            "models": _plain(models),
-            "recipes": {name: asdict(recipe) for name, recipe in contestants.recipes.items()},
-            "alone": _plain(alone) if few else {},
+            "models": evaluated.models,
+            "recipes": {name: asdict(recipe) for name, recipe in evaluated.recipes.items()},
+            "alone": evaluated.interference if few else {},
             "interference_rows": few,
             "bootstrap_samples": run.config.evaluation.bootstrap_samples,
-            "order": list(order),
+            "order": list(model.order),
             **context_key(run),
         },
         stage_version=EVALUATION_VERSION,
@@ -116,41 +133,35 @@ def evaluate_subtask(
 
 
 def _model_answers(
-    run: Run,
-    subtask: Subtask,
-    rows: Sequence[Example],
-    weak: Sequence[Example],
-    contestants: Contestants,
-    first: Sequence[Example],
+    run: Run, subtask: Subtask, rows: Sequence[Example], weak: Sequence[Example], evaluated: EvaluatedModels
 ) -> tuple[Answers, Answers]:
-    """Return every model's answers to all rows, and those of who is alone to the first rows, where there are any.
+    """Return every model's answers to all rows, and those for the table of interference to the first of them.
 
-    Label scores are calibrated on the weak rows where the run says so. Who is both is asked once.
+    Label scores are calibrated on the weak rows where the run's settings say so. A model of both is asked once.
     """
-    backbone, prompter = resident(run.model)
-    model, cfg = (backbone, prompter), run.config.evaluation
-    probe, weak_probe = (make_probe(cfg, model, subtask, part) for part in (rows, weak))
-    loaded = {name: load_adapter(run, ref) for name, ref in contestants.adapters.items()}
-    merger = Merger(backbone, loaded, blocks=run.config.search.blocks, pinned=contestants.pinned)
+    model, cfg = resident(run.model), run.config.evaluation
+    probe, weak_probe = (make_probe(cfg, model, subtask, examples) for examples in (rows, weak))
+    loaded = {name: load_adapter(run, ref) for name, ref in evaluated.adapters.items()}
+    merger = Merger(model[0], loaded, blocks=run.config.search.blocks, pinned=evaluated.base_adapters)
     answers: Answers = {}
-    alone: Answers = {}
+    by_expert: Answers = {}
 
     def ask(coefficients: Coefficients, asked: Probe, recipe: Recipe = LINEAR) -> list[str]:
         merger.apply(coefficients, recipe)
-        return asked.answers(offsets_of(run.config.evaluation, weak_probe))
+        return asked.answers(offsets_of(cfg, weak_probe))
 
     try:
-        for name, table in contestants.models.items():
-            answers[name] = ask(table, probe, contestants.recipes.get(name, LINEAR))
-        if first:
-            few = make_probe(cfg, model, subtask, first)
-            for name, table in contestants.alone.items():
-                linear = {other: it for other, it in contestants.models.items() if other not in contestants.recipes}
+        for name, table in evaluated.models.items():
+            answers[name] = ask(table, probe, evaluated.recipes.get(name, LINEAR))
+        linear = {name: table for name, table in evaluated.models.items() if name not in evaluated.recipes}
+        if few := rows[: cfg.interference_rows]:
+            first = make_probe(cfg, model, subtask, few)
+            for name, table in evaluated.interference.items():
                 same = next((other for other, theirs in linear.items() if theirs == table), None)
-                alone[name] = answers[same][: len(first)] if same is not None else ask(table, few)
+                by_expert[name] = answers[same][: len(few)] if same is not None else ask(table, first)
     finally:
         merger.reset()
-    return answers, alone
+    return answers, by_expert
 
 
 def score_answers(run: Run, subtask: Subtask, rows: Sequence[Example], answers: Sequence[str]) -> dict[str, Any]:
@@ -172,10 +183,6 @@ def score_answers(run: Run, subtask: Subtask, rows: Sequence[Example], answers: 
     }
 
 
-def _plain(tables: Tables) -> dict[str, dict[str, list[float]]]:
-    return {name: {part: list(row) for part, row in table.items()} for name, table in tables.items()}
-
-
 def _table(rows: Sequence[Example], answers: Mapping[str, Sequence[str]]) -> bytes:
     """Return the predictions as Parquet: id, text, gold, and a column per model."""
     import pyarrow as pa
@@ -185,7 +192,7 @@ def _table(rows: Sequence[Example], answers: Mapping[str, Sequence[str]]) -> byt
         "id": [row.id for row in rows],
         "text": [row.text for row in rows],
         "gold": [row.answer for row in rows],
-        **{name: list(given) for name, given in answers.items()},
+        **{name: list(column) for name, column in answers.items()},
     }
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink)

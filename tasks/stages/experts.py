@@ -1,13 +1,12 @@
-"""Experts, what they stand on, and the rivals of merging."""
+"""Experts, the warm start that they are trained on, and the rivals of merging."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, cast
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.states import Completed, State
+from prefect import State
+from prefect.states import Completed
 
 from memmcl.experts.settings import RowsBySubtask
 from memmcl.experts.train import STAGE_VERSION
@@ -15,23 +14,18 @@ from memmcl.store import ArtifactRef, Refs, cache_key
 from memmcl.suite.configured import lenders
 from memmcl.suite.prompts import Prompter
 from memmcl.suite.splits import Splits
-from tasks.run.models import WARM
-from tasks.run.runtime import Run, load_adapter, lost, open_store, read_rows, worth_retrying
+from tasks.run.models import JOINT, WARM, WEAK_LORA
+from tasks.run.runtime import Run, cannot_remake, load_adapter, open_store, read_rows, stage_task
 from tasks.stages.anchors import read_anchors
 from tasks.stages.data import split_ref
 from tasks.stages.training import Material, TrainingPlan, describe, split_rows, token_rows, train_or_reuse
 
-JOINT = "joint"
-WEAK = "weak"
 
-
-@task(
-    name="warm start", task_run_name="warm start", cache_policy=NO_CACHE, retries=1, retry_condition_fn=worth_retrying
-)
+@stage_task("warm start", retries=1)
 def train_warm(run: Run, train: Refs) -> State[ArtifactRef]:
-    """Train what all experts stand on: one adapter on all subtasks' rows, with its share of all their steps.
+    """Train the adapter that all experts start from, on all subtasks' rows, with its share of all their steps.
 
-    One that an earlier run pinned is part of the base, like the base's own weights.
+    One that is pinned from an earlier run is used as it is.
 
     Raises:
         CorruptArtifact: the pinned one is damaged, and this run's rows would make another.
@@ -41,30 +35,28 @@ def train_warm(run: Run, train: Refs) -> State[ArtifactRef]:
         if open_store(run).find(pinned.kind, pinned.key) is not None:
             return Completed(name="Reused", message=f"{pinned} is pinned", data=pinned)
         if _warm_key(run, rows) != pinned.key:
-            raise lost(run, pinned)
+            raise cannot_remake(run, pinned)
     return train_or_reuse(
         run,
         _warm_plan(run),
         inputs=rows,
         config=warm_config(run),
-        gather=lambda prompter: _pooled(run, prompter, train),
+        gather=lambda prompter: _joint_material(run, prompter, train),
     )
 
 
-@task(
-    name="expert", task_run_name="expert {subtask}", cache_policy=NO_CACHE, retries=1, retry_condition_fn=worth_retrying
-)
+@stage_task("expert", run_name="expert {subtask}", retries=1)
 def train_expert(
     run: Run, subtask: str, train: ArtifactRef, anchors: ArtifactRef | None, warm: ArtifactRef | None
 ) -> State[ArtifactRef]:
     """Train the expert of one subtask: a delta on the warm start, if there is one.
 
-    Anchored while it learns, or after the fact: then it first learns plainly, which is an artifact of its own.
+    It is anchored while it trains, or afterwards: then it first trains without an anchor, as a separate artifact.
     """
     cfg = run.config.experts
-    own = max(1, round((1 - cfg.warm_start) * cfg.steps))
+    steps = max(1, round((1 - cfg.warm_start) * cfg.steps))
     afterwards = cfg.anchor_after > 0
-    before = max(1, round((1 - cfg.anchor_after) * own))
+    before = max(1, round((1 - cfg.anchor_after) * steps))
     first = TrainingPlan(
         label=subtask,
         title=f"plain expert {subtask}" if afterwards else f"expert {subtask}",
@@ -73,14 +65,14 @@ def train_expert(
         init=cfg.init,
         anchored=cfg.anchor_weight > 0 and not afterwards,
     )
-    lent = anchors if first.anchored or cfg.init == "osrm" else None
-    on = [ref for ref in (warm,) if ref is not None]
+    first_anchors = anchors if first.anchored or cfg.init == "osrm" else None
+    start = [warm] if warm else []
     state = train_or_reuse(
         run,
         first,
-        inputs=[train, *([lent] if lent else []), *on],
+        inputs=[train, *([first_anchors] if first_anchors else []), *start],
         config=describe(run, first),
-        gather=lambda prompter: _own(run, prompter, subtask, train, lent),
+        gather=lambda prompter: _expert_material(run, prompter, subtask, train, first_anchors),
         warm=warm,
     )
     if not afterwards:
@@ -91,23 +83,21 @@ def train_expert(
         label=f"{subtask}, after the fact",
         title=f"expert {subtask}",
         seed=("expert", subtask, "after"),
-        steps=max(1, own - before),
+        steps=max(1, steps - before),
         anchored=True,
         teacher="self",
     )
     return train_or_reuse(
         run,
         second,
-        inputs=[train, plain, anchors, *on],
+        inputs=[train, plain, anchors, *start],
         config=describe(run, second),
-        gather=lambda prompter: _own(run, prompter, subtask, train, anchors, plain),
+        gather=lambda prompter: _expert_material(run, prompter, subtask, train, anchors, plain),
         warm=warm,
     )
 
 
-@task(
-    name="joint LoRA", task_run_name="joint LoRA", cache_policy=NO_CACHE, retries=1, retry_condition_fn=worth_retrying
-)
+@stage_task("joint LoRA", retries=1)
 def train_joint(run: Run, train: Refs) -> State[ArtifactRef]:
     """Train the rival of merging: one LoRA on all subtasks' rows, with as many steps as all experts together."""
     plan = TrainingPlan(
@@ -118,18 +108,18 @@ def train_joint(run: Run, train: Refs) -> State[ArtifactRef]:
         plan,
         inputs=[train[name] for name in sorted(train)],
         config=describe(run, plan),
-        gather=lambda prompter: _pooled(run, prompter, train),
+        gather=lambda prompter: _joint_material(run, prompter, train),
     )
 
 
-@task(name="weak LoRA", task_run_name="weak LoRA", cache_policy=NO_CACHE, retries=1, retry_condition_fn=worth_retrying)
+@stage_task("weak LoRA", retries=1)
 def train_weak(run: Run, weak: Refs) -> State[ArtifactRef]:
-    """Train a rival of merging on what searches see: one LoRA on all weak rows alone, with as many steps as the joint.
+    """Train a rival of merging on the rows that searches see: one LoRA with as many steps as the joint one.
 
-    All of them are trained on: none is kept for validation.
+    None of them is kept for validation.
     """
     steps = run.config.experts.steps * len(weak)
-    plan = TrainingPlan(label=WEAK, title="weak LoRA", seed=("expert", WEAK), steps=steps, keeps_rows=False)
+    plan = TrainingPlan(label=WEAK_LORA, title="weak LoRA", seed=("expert", WEAK_LORA), steps=steps, keeps_rows=False)
 
     def gather(prompter: Prompter) -> Material:
         return Material(
@@ -142,12 +132,12 @@ def train_weak(run: Run, weak: Refs) -> State[ArtifactRef]:
 
 
 def warm_config(run: Run) -> dict[str, Any]:
-    """Return all that decides the run's own warm start, but for its rows: what a pinned one must share."""
+    """Return all that decides the run's warm start but its rows; a pinned one must have the same."""
     return describe(run, _warm_plan(run), subtasks=sorted(run.config.data.subtasks))
 
 
 def warm_key(run: Run, splits: Splits) -> str | None:
-    """Return the key of the warm start that the run uses: the pinned one, or its own; None without one."""
+    """Return the key of the warm start that the run uses: the pinned one, or a new one; None without one."""
     if run.config.experts.warm_start == 0:
         return None
     if run.pinned.warm is not None:
@@ -165,7 +155,7 @@ def _warm_plan(run: Run) -> TrainingPlan:
     return TrainingPlan(label=WARM, title="warm start", seed=("expert", WARM), steps=steps, kind=WARM)
 
 
-def _pooled(run: Run, prompter: Prompter, train: Refs) -> Material:
+def _joint_material(run: Run, prompter: Prompter, train: Refs) -> Material:
     """Return the training rows of all subtasks."""
     rows: dict[str, Any] = {}
     validation: dict[str, Any] = {}
@@ -176,7 +166,7 @@ def _pooled(run: Run, prompter: Prompter, train: Refs) -> Material:
     return Material(rows, validation=_filled(validation))
 
 
-def _own(
+def _expert_material(
     run: Run,
     prompter: Prompter,
     subtask: str,
@@ -187,15 +177,15 @@ def _own(
     """Return the training rows of one subtask, and the anchor rows of all others."""
     used, kept = split_rows(run, read_rows(run, train), subtask)
     known = lenders(run.config)
-    lent = read_anchors(run, anchors) if anchors else {}
+    others = read_anchors(run, anchors) if anchors else {}
     asked = run.subtask(subtask)
     return Material(
         rows={subtask: token_rows(prompter, asked, used)},
-        anchors={name: token_rows(prompter, known[name], rows) for name, rows in lent.items() if name != subtask},
+        anchors={name: token_rows(prompter, known[name], rows) for name, rows in others.items() if name != subtask},
         validation=_filled({subtask: token_rows(prompter, asked, kept)}) if plain is None else {},
         start=load_adapter(run, plain) if plain else None,
     )
 
 
 def _filled(rows: RowsBySubtask) -> RowsBySubtask:
-    return {name: found for name, found in rows.items() if found}
+    return {name: tokenized for name, tokenized in rows.items() if tokenized}

@@ -8,10 +8,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.states import Completed, State
-from pydantic import BaseModel, ConfigDict
+from prefect import State
+from prefect.states import Completed
 
 from memmcl.evolve import Proposal, seed_genomes
 from memmcl.merge import METHODS
@@ -23,9 +21,10 @@ from memmcl.search.spec import Parts, SearchSpec
 from memmcl.store import ArtifactRef, Refs
 from memmcl.suite.subtasks import GROUPS
 from tasks.run.journal import note_search
-from tasks.run.models import WARM, start_of, with_start
-from tasks.run.runtime import Run, load_adapter, open_store, reuse_or_make
+from tasks.run.models import WARM, base_adapters_of, with_base_adapters
+from tasks.run.runtime import Run, load_adapter, open_store, reuse_or_make, stage_task
 from tasks.search.driver import RayDriver
+from tasks.stages.run_artifacts import TrainedArtifacts
 from tasks.ui.artifacts import show_board
 from tasks.ui.progress import shown
 
@@ -39,57 +38,30 @@ BOARDS, PLACES = 8, 5
 Winner = tuple[Coefficients, Recipe]
 
 
-class Grounds(BaseModel):
-    """What searches stand on, by subtask. selection: empty where weak rows decide between finalists."""
-
-    model_config = ConfigDict(frozen=True)
-
-    experts: dict[str, ArtifactRef]
-    weak: dict[str, ArtifactRef]
-    references: dict[str, ArtifactRef]
-    selection: dict[str, ArtifactRef]
-
-    def problem(self, run: Run) -> SearchProblem:
-        """Return what searches on these grounds are about."""
-        return SearchProblem(
-            store=run.store,
-            model=run.model,
-            search=run.config.search,
-            evaluation=run.config.evaluation,
-            seed=run.config.seed,
-            subtasks={name: run.subtask(name) for name in self.experts},
-            experts=self.experts,
-            weak=self.weak,
-            references=self.references,
-            selection=self.selection,
-            base_adapters=start_of(run, self.experts),
-        )
-
-
-@task(name="stage 1", task_run_name="stage 1: group models", cache_policy=NO_CACHE)
-def search_groups(run: Run, grounds: Grounds) -> State[dict[str, ArtifactRef]]:
+@stage_task("stage 1", run_name="stage 1: group models")
+def search_groups(run: Run, trained: TrainedArtifacts) -> State[dict[str, ArtifactRef]]:
     """Search a group model in every group, and beside them tune the baselines: one coefficient for all experts.
 
     All of them share the workers of one Tuner. Returns the searches by group, and the baselines' by name.
     """
-    cfg, names, problem = run.config.search, sorted(grounds.experts), grounds.problem(run)
-    itself: Parts = {name: {name: (1.0,) * cfg.blocks} for name in names}
+    cfg, names, problem = run.config.search, sorted(trained.experts), trained.problem(run)
+    each: Parts = {name: {name: (1.0,) * cfg.blocks} for name in names}
     plans = []
-    for group, members in groups_of(run, grounds.experts).items():
+    for group, members in groups_of(run, trained.experts).items():
         seeds = seed_genomes(members, cfg.blocks, cfg.bounds, cfg.lambdas)
         inputs = problem.inputs(members)
-        parts = {name: itself[name] for name in members}
+        parts = {name: each[name] for name in members}
         spec = make_spec(problem, group, parts, members, seeds, cfg.stage1_evaluations, inputs)
-        plans.append(SearchPlan(problem, spec, inputs, selection=bool(grounds.selection)))
+        plans.append(SearchPlan(problem, spec, inputs, selection=bool(trained.selection)))
     inputs = problem.inputs(names)
     fixed = [
         seed
         for seed in seed_genomes(names, cfg.blocks, cfg.bounds, cfg.lambdas)
         if not seed[0].startswith(("base", "expert"))
     ]
-    spec = make_spec(problem, ARITHMETIC, itself, names, fixed, len(fixed), inputs, method="linear", fixed=True)
+    spec = make_spec(problem, ARITHMETIC, each, names, fixed, len(fixed), inputs, method="linear", fixed=True)
     plans.append(SearchPlan(problem, spec, inputs))
-    plans += [SearchPlan(problem, rival_spec(problem, rival, itself, names, inputs), inputs) for rival in cfg.rivals]
+    plans += [SearchPlan(problem, rival_spec(problem, rival, each, names, inputs), inputs) for rival in cfg.rivals]
     return _run_stage(run, problem, plans)
 
 
@@ -107,39 +79,39 @@ def rival_spec(
     return make_spec(problem, method, parts, names, seeds, len(seeds), inputs, method=method, varied=varied, fixed=True)
 
 
-@task(name="stage 2", task_run_name="stage 2: unified model", cache_policy=NO_CACHE)
-def search_unified(run: Run, stage1: Refs, grounds: Grounds) -> State[dict[str, ArtifactRef]]:
+@stage_task("stage 2", run_name="stage 2: unified model")
+def search_unified(run: Run, stage1: Refs, trained: TrainedArtifacts) -> State[dict[str, ArtifactRef]]:
     """Search the unified model: one coefficient per group model and block, scored on all subtasks.
 
     A joint search of all coefficients may follow. The baselines of stage 1 are among those that may win.
     """
-    cfg, names, problem = run.config.search, sorted(grounds.experts), grounds.problem(run)
+    cfg, names, problem = run.config.search, sorted(trained.experts), trained.problem(run)
     groups = {name: stage1[name] for name in sorted(stage1) if name in GROUPS}
     models: Parts = {group: winner_of(read_search(run, ref))[0] for group, ref in groups.items()}
     seeds = seed_genomes(sorted(models), cfg.blocks, cfg.bounds, cfg.lambdas)
     inputs = [*groups.values(), *problem.inputs(names)]
     spec = make_spec(problem, STAGE_2, models, names, seeds, cfg.stage2_evaluations, inputs)
-    others = [_found(run, name, ref) for name, ref in sorted(stage1.items()) if name not in GROUPS]
+    others = [_finalist(run, name, ref) for name, ref in sorted(stage1.items()) if name not in GROUPS]
     plan = SearchPlan(
-        problem, spec, inputs, joint=cfg.joint_evaluations, others=others, selection=bool(grounds.selection)
+        problem, spec, inputs, joint=cfg.joint_evaluations, others=others, selection=bool(trained.selection)
     )
     return _run_stage(run, problem, [plan])
 
 
-def _found(run: Run, name: str, ref: ArtifactRef) -> Finalist:
-    """Return the winner of a search that is done, as one that may win another."""
-    found = read_search(run, ref)
-    won = next(one for one in found["finalists"] if one["wins"])
-    return Finalist(name, won["origin"], won["index"], *winner_of(found), found["fitness"])
+def _finalist(run: Run, name: str, ref: ArtifactRef) -> Finalist:
+    """Return the winner of a finished search, as a finalist of another."""
+    search = read_search(run, ref)
+    won = next(one for one in search["finalists"] if one["wins"])
+    return Finalist(name, won["origin"], won["index"], *winner_of(search), search["fitness"])
 
 
-@task(name="unified model", task_run_name="unified model", cache_policy=NO_CACHE)
+@stage_task("unified model")
 def build_unified(run: Run, search: ArtifactRef, experts: Refs) -> State[ArtifactRef]:
-    """Write the unified model as one PEFT adapter on the plain base: what experts stand on is part of it.
+    """Write the unified model as one PEFT adapter on the plain base; the warm start is part of it.
 
-    It is exact where the method has an exact one, otherwise the nearest of the rank that the configuration gives.
+    It is exact where the method has an exact one, otherwise the nearest of the rank that the configuration names.
     """
-    start = start_of(run, experts)
+    start = base_adapters_of(run, experts)
     adapters = {name: experts[name] for name in sorted(experts)} | start
     coefficients, recipe = winner_of(read_search(run, search))
     rank = None if METHODS[recipe.method].exact else run.config.search.adapter_rank
@@ -147,7 +119,7 @@ def build_unified(run: Run, search: ArtifactRef, experts: Refs) -> State[Artifac
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
         merged = merged_adapter(
             {name: load_adapter(run, ref) for name, ref in adapters.items()},
-            with_start(coefficients, start, run.config.search.blocks),
+            with_base_adapters(coefficients, start, run.config.search.blocks),
             recipe,
             lowest=run.base.split,
             layers=run.base.layers,
@@ -193,8 +165,7 @@ def winner_of(search: Mapping[str, Any]) -> Winner:
 
 def _run_stage(run: Run, problem: SearchProblem, plans: Sequence[SearchPlan]) -> State[dict[str, ArtifactRef]]:
     store = open_store(run)
-    found = {plan.name: store.find("search", plan.key) for plan in plans}
-    done = {name: manifest.ref for name, manifest in found.items() if manifest is not None}
+    done = {plan.name: manifest.ref for plan in plans if (manifest := store.find("search", plan.key)) is not None}
     missing = [plan for plan in plans if plan.name not in done]
     if not missing:
         return Completed(name="Reused", message="all searches were in the store", data=done)
@@ -203,14 +174,14 @@ def _run_stage(run: Run, problem: SearchProblem, plans: Sequence[SearchPlan]) ->
     title = "search " + ", ".join(board.best)
     with shown(title, board.total, lines=20) as move:
 
-        def told(spec: SearchSpec, proposal: Proposal, record: Mapping[str, Any]) -> None:
+        def on_result(spec: SearchSpec, proposal: Proposal, record: Mapping[str, Any]) -> None:
             board.take(spec, proposal, record, sum(phase.core.completed for one in courses for phase in one.phases))
             move(board.done, board.total, str(board))
             if board.due:
                 show_board(run, title, board.rows())
 
         courses = [plan.course(partial(note_search, store, run)) for plan in missing]
-        RayDriver(run.config.ray).run(problem, courses, told)
+        RayDriver(run.config.ray).run(problem, courses, on_result)
     seconds = time.perf_counter() - started
     for plan, course in zip(missing, courses, strict=True):
         done[plan.name] = plan.publish(course.phases, seconds).ref

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from prefect import task
+from prefect import State, task
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
-from prefect.states import State
 
 from memmcl.config import parse_config
 from memmcl.errors import ServiceError
@@ -31,8 +30,8 @@ from memmcl.store import (
 from memmcl.store.champion import now
 from memmcl.suite import metrics
 from memmcl.suite.splits import Splits
-from tasks.run.runtime import Run, closure_of, log, open_store, read_rows, reopen, reuse_or_make, worth_retrying
-from tasks.stages.contexts import gated_answers
+from tasks.run.runtime import Run, closure_of, log, open_store, read_rows, reopen, reuse_or_make, stage_task
+from tasks.stages.contexts import ContextualModel, context_answers, read_gate
 from tasks.stages.data import data_digests
 from tasks.stages.evaluate import EVALUATION_VERSION, score_answers
 from tasks.ui.history import root_flow_run_id
@@ -42,7 +41,10 @@ JUDGEMENT_VERSION = 1
 
 @dataclass(frozen=True)
 class Champion:
-    """The champion as a retrain meets it: its place in the history, its run, what it made, its curriculum's order."""
+    """The champion as a retrain needs it: the history of champions, the run with its artifacts by `kind:name`.
+
+    done: its last artifact. order: of its curriculum.
+    """
 
     champions: Champions
     done: Manifest
@@ -54,6 +56,12 @@ class Champion:
     def id(self) -> str:
         """The first digits of its run's id."""
         return self.run.id[:8]
+
+    @property
+    def model(self) -> ContextualModel:
+        """Its unified model, with what its contexts are made from."""
+        train = {name: self.refs[f"split:{name} train"] for name in self.order}
+        return ContextualModel(unified=self.refs["unified:unified model"], train=train, order=self.order)
 
     def on_hardware_of(self, other: Run) -> Run:
         """Return the champion's run as it is scored beside another: on the same kind of device, in the same type."""
@@ -142,24 +150,16 @@ def _made_from(store: Store, run_id: str) -> tuple[Any, Any] | None:
     return results["data"]["digests"], parse_config(results["run"]["config"], f"run {run_id[:8]}").what()
 
 
-@task(
-    name="champion on test rows",
-    task_run_name="champion on {subtask}",
-    cache_policy=NO_CACHE,
-    retries=1,
-    retry_condition_fn=worth_retrying,
-)
+@stage_task("champion on test rows", run_name="champion on {subtask}", retries=1)
 def score_champion(
-    champion: Run, subtask: str, refs: Refs, order: Sequence[str], test: ArtifactRef
+    champion: Run, subtask: str, model: ContextualModel, gate: ArtifactRef, test: ArtifactRef
 ) -> State[ArtifactRef]:
-    """Put the champion, in the context that its own gate chose, to the challenger's test rows of one subtask."""
-    train = {name: refs[f"split:{name} train"] for name in order}
-    unified, gate = refs["unified:unified model"], refs[f"gate:context gate {subtask}"]
+    """Score the champion, in the context that its gate chose, on the challenger's test rows of one subtask."""
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
         asked, rows = champion.subtask(subtask), read_rows(champion, test)
-        gated = json.loads(open_store(champion).read(gate, "gate.json"))
-        answers = gated_answers(champion, asked, rows, unified, gated, train, order)
+        chosen = [entry for entry in read_gate(champion, gate) if entry["chosen"]]
+        answers = context_answers(champion, asked, rows, model, chosen)["gated"]
         scores = {"gated": score_answers(champion, asked, rows, answers)}
         log().info("champion on %s: %.3f", subtask, scores["gated"]["score"])
         return {"scores.json": json.dumps(scores).encode()}, {}
@@ -168,7 +168,7 @@ def score_champion(
         champion,
         "evaluation",
         name=f"champion on {subtask}",
-        inputs=[unified, gate, test, *(train[name] for name in order)],
+        inputs=[model.unified, gate, test, *model.rows],
         config={"subtask": subtask, "champion": champion.id, "model": champion.model.key()},
         stage_version=EVALUATION_VERSION,
         make=make,
@@ -185,12 +185,12 @@ def judge_challenger(run: Run, challenger: Manifest, champion: Champion, scored:
     ours = {f"{ref.kind}:{ref.name}": ref for ref in challenger.inputs}
     pairs = {}
     for name, ref in scored.items():
-        counts = [
+        challenging, champions = (
             json.loads(store.read(one, "scores.json"))["gated"]["counts"]
             for one in (ours[f"evaluation:evaluation {name}"], ref)
-        ]
+        )
         datasets = metrics.datasets_of(read_rows(run, ours[f"split:{name} test"]))
-        pairs[name] = Pair(*counts, partial(metrics.score_from_counts, run.subtask(name), datasets))
+        pairs[name] = Pair(challenging, champions, partial(metrics.score_from_counts, run.subtask(name), datasets))
     judged = judge(
         pairs,
         margin=run.config.promotion.margin,

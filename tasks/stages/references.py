@@ -6,9 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.states import State
+from prefect import State
 
 from memmcl.backbone.resident import resident
 from memmcl.evaluate.asking import make_probe
@@ -19,18 +17,12 @@ from memmcl.suite import metrics
 from memmcl.suite.examples import Example
 from memmcl.suite.subtasks import Subtask
 from tasks.run.models import adapted_model
-from tasks.run.runtime import Run, read_rows, reuse_or_make, worth_retrying
+from tasks.run.runtime import Run, read_rows, reuse_or_make, stage_task
 
 REFERENCE_VERSION = 7
 
 
-@task(
-    name="reference",
-    task_run_name="reference {subtask}",
-    cache_policy=NO_CACHE,
-    retries=1,
-    retry_condition_fn=worth_retrying,
-)
+@stage_task("reference", run_name="reference {subtask}", retries=1)
 def measure_reference(
     run: Run, subtask: str, expert: ArtifactRef, weak: ArtifactRef, train: ArtifactRef, selection: ArtifactRef | None
 ) -> State[ArtifactRef]:

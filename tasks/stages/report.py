@@ -1,20 +1,19 @@
-"""The run's last artifacts: the report with its tables, and the model as a plain directory where that is asked for."""
+"""The run's last artifacts: the report with its tables, and, if configured, the model as a plain directory."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from prefect import task
+from prefect import State, task
 from prefect.cache_policies import NO_CACHE
-from prefect.states import State
 
 from memmcl.backbone.resident import find_base
 from memmcl.merge.export import write_full
 from memmcl.report import model_card, render_html, write_tables
 from memmcl.store import ArtifactRef, StageSettings
 from tasks.run.leftovers import work_folder
-from tasks.run.runtime import Run, load_adapter, log, open_store, reuse_or_make
+from tasks.run.runtime import Run, load_adapter, log, open_store, reuse_or_make, stage_task
 from tasks.stages.results import gather
 from tasks.stages.run_artifacts import RunArtifacts
 from tasks.ui.artifacts import show_results
@@ -23,7 +22,7 @@ EXPORT_VERSION = 1
 REPORT_VERSION = 2
 
 
-@task(name="export", task_run_name="export full model", cache_policy=NO_CACHE)
+@stage_task("export", run_name="export full model")
 def export_full(run: Run, unified: ArtifactRef) -> State[ArtifactRef]:
     """Publish the unified model as a plain Hugging Face directory."""
 
@@ -47,16 +46,16 @@ def export_full(run: Run, unified: ArtifactRef) -> State[ArtifactRef]:
 
 
 @task(name="report", task_run_name="report", cache_policy=NO_CACHE)
-def publish_report(run: Run, made: RunArtifacts, started: float, peak_memory_gb: float) -> ArtifactRef:
+def publish_report(run: Run, artifacts: RunArtifacts, started: float, peak_memory_gb: float) -> ArtifactRef:
     """Gather the results, draw the report, and publish both as the run's last artifact: it marks the run finished.
 
-    Where that is whole, something else of a finished run was damaged and has been made again: the report stays.
+    A report that is in the store stays: the run was finished, and something else of it was damaged.
     """
     found = open_store(run).find("run", run.id)
     if found is not None:
         log().info("report: in the store, reused")
         return found.ref
-    results = gather(run, made, started, peak_memory_gb)
+    results = gather(run, artifacts, started, peak_memory_gb)
     files: dict[str, bytes] = {
         "report.html": render_html(results).encode(),
         "results.json": results.model_dump_json(indent=1).encode(),
@@ -77,7 +76,7 @@ def publish_report(run: Run, made: RunArtifacts, started: float, peak_memory_gb:
             run.id,
             name=run.config.name,
             files=files,
-            inputs=made.refs(),
+            inputs=artifacts.refs(),
             settings=StageSettings(run.config.what(), run.config.seed, REPORT_VERSION),
             seconds=results.wall_seconds,
             metrics={

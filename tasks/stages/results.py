@@ -1,4 +1,4 @@
-"""The results document of a run, gathered from the artifacts it made."""
+"""The results document of a run, gathered from the artifacts it artifacts."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from memmcl.evolve.fitness import nai
 from memmcl.report import Results
 from memmcl.suite import metrics
 from memmcl.suite.examples import Example
+from tasks.run.models import JOINT, WEAK_LORA
 from tasks.run.runtime import Run, load_manifest, open_store, read_rows
-from tasks.stages.experts import JOINT, WEAK
+from tasks.stages.data import measure_difficulty
 from tasks.stages.merge import read_search
-from tasks.stages.parts import (
-    context_part,
-    expert_parts,
-    interference_parts,
-    merge_part,
-    run_part,
-    score_part,
-    search_parts,
-    subtask_part,
-    task_vectors_part,
-    timings_part,
+from tasks.stages.run_artifacts import RunArtifacts
+from tasks.stages.sections import (
+    context_section,
+    interference_section,
+    merge_section,
+    run_section,
+    score_section,
+    search_sections,
+    subtask_section,
+    task_vectors_section,
+    timings_section,
+    training_sections,
 )
-from tasks.stages.run_artifacts import RunArtifacts, measure_difficulty
 
 MODELS = {
     "base": ("Base, zero-shot", "baseline", "The untouched base model."),
@@ -46,51 +47,51 @@ MODELS = {
         "unified",
         "The same model, each subtask in the context that its gate chose.",
     ),
-    WEAK: ("LoRA on the weak rows", "rival", "One LoRA on all weak rows alone, with as many steps as the joint LoRA."),
+    WEAK_LORA: ("LoRA on the weak rows", "rival", "One LoRA on all weak rows, with as many steps as the joint LoRA."),
     JOINT: ("Joint LoRA", "rival", "One LoRA on all subtasks' rows, with as many steps as all experts together."),
 }
 ANSWERS = {"unified+context": "gated"}
-"""Models whose scores have another name."""
+"""Models whose answers and scores are stored under another name."""
 RETAINING = ("sum", "unified")
-"""Merges of which is told how much of each expert they keep."""
+"""Merges of which the report says how much of each expert they keep."""
 COMPARED = (
-    *(("unified", other) for other in ("base", "uniform", "sum", "arithmetic", "ties", "tsv", WEAK, JOINT)),
+    *(("unified", other) for other in ("base", "uniform", "sum", "arithmetic", "ties", "tsv", WEAK_LORA, JOINT)),
     ("unified+context", "unified"),
 )
 
 
-def gather(run: Run, made: RunArtifacts, started: float, peak_memory_gb: float) -> Results:
+def gather(run: Run, artifacts: RunArtifacts, started: float, peak_memory_gb: float) -> Results:
     """Return the results document of a run, all read from the store."""
     store = open_store(run)
-    reports, order = measure_difficulty(run, made.splits)
-    scores = {name: json.loads(store.read(ref, "scores.json")) for name, ref in made.evaluations.items()}
-    gates = {name: json.loads(store.read(ref, "gate.json")) for name, ref in made.gates.items()}
-    manifests = [load_manifest(run, ref) for ref in made.refs()]
+    reports, order = measure_difficulty(run, artifacts.splits)
+    scores = {name: json.loads(store.read(ref, "scores.json")) for name, ref in artifacts.evaluations.items()}
+    gates = {name: json.loads(store.read(ref, "gate.json")) for name, ref in artifacts.gates.items()}
+    manifests = [load_manifest(run, ref) for ref in artifacts.refs()]
     present = [name for name in MODELS if all(_answers(name) in by for by in scores.values())]
-    rows = {
-        part: {name: read_rows(run, refs[part]) for name, refs in made.splits.items()} for part in ("train", "test")
-    }
+    train, test = (
+        {name: read_rows(run, refs[split]) for name, refs in artifacts.splits.items()} for split in ("train", "test")
+    )
     document = {
-        "run": run_part(run),
-        "subtasks": [subtask_part(run, name, made, rows["train"][name][0], reports[name]) for name in order],
+        "run": run_section(run),
+        "subtasks": [subtask_section(run, name, artifacts, train[name][0], reports[name]) for name in order],
         "models": [
             dict(zip(("name", "title", "kind", "description"), (name, *MODELS[name]), strict=True)) for name in present
         ],
         "scores": [
-            score_part(run, model, name, scores[name][_answers(model)], gates[name])
+            score_section(run, model, name, scores[name][_answers(model)], gates[name])
             for model in present
             for name in order
         ],
         "means": [_mean(model, [scores[name][_answers(model)] for name in order]) for model in present],
-        "comparisons": _comparisons(run, present, scores, rows["test"]),
+        "comparisons": _comparisons(run, present, scores, test),
         "retention": [_retention(model, name, scores[name]) for model in RETAINING for name in order],
-        "interference": interference_parts(order, scores),
-        "task_vectors": task_vectors_part(run, made),
+        "interference": interference_section(order, scores),
+        "task_vectors": task_vectors_section(run, artifacts.trained.experts),
         "searches": [
-            part for name, ref in made.searches.items() for part in search_parts(run, name, read_search(run, ref))
+            one for name, ref in artifacts.searches.items() for one in search_sections(run, name, read_search(run, ref))
         ],
-        "merge": merge_part(run, made),
-        "experts": list(expert_parts(run, made)),
+        "merge": merge_section(run, artifacts),
+        "experts": list(training_sections(run, artifacts.trained)),
         "curriculum": {
             "weights": {**DEFAULT_WEIGHTS, **(run.config.curriculum.weights or {})},
             "order": order,
@@ -100,16 +101,16 @@ def gather(run: Run, made: RunArtifacts, started: float, peak_memory_gb: float) 
                 for feature in report.raw
             ],
             "contexts": [
-                context_part(name, kind, gates[name], scores[name])
+                context_section(name, kind, gates[name], scores[name])
                 for name in order
                 for kind in run.config.curriculum.contexts
             ],
         },
-        "timings": timings_part(manifests),
+        "timings": timings_section(manifests),
         "wall_seconds": time.time() - started,
         "peak_memory_gb": round(peak_memory_gb, 2),
-        "data": {"source": run.config.data.source, **json.loads(store.read(made.data, "data.json"))},
-        "notes": _notes(run, made),
+        "data": {"source": run.config.data.source, **json.loads(store.read(artifacts.data, "data.json"))},
+        "notes": _notes(run, artifacts),
     }
     return Results.model_validate(document)
 
@@ -118,8 +119,8 @@ def _answers(model: str) -> str:
     return ANSWERS.get(model, model)
 
 
-def _mean(model: str, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    mean, error = bootstrap.mean_with_error([(entry["score"], entry["se"]) for entry in found])
+def _mean(model: str, scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    mean, error = bootstrap.mean_with_error([(score["score"], score["se"]) for score in scores])
     return {"model": model, "mean": mean, "se": error}
 
 
@@ -133,42 +134,35 @@ def _comparisons(
             continue
         pairs = [
             (
-                found[_answers(a)]["counts"],
-                found[_answers(b)]["counts"],
+                by_model[_answers(a)]["counts"],
+                by_model[_answers(b)]["counts"],
                 partial(metrics.score_from_counts, run.subtask(name), metrics.datasets_of(tests[name])),
             )
-            for name, found in scores.items()
+            for name, by_model in scores.items()
         ]
         samples = run.config.evaluation.bootstrap_samples
         paired = bootstrap.paired_mean_difference(pairs, samples=samples, seed=run.seed("compare", a, b))
-        rows = sum(found["base"]["n"] for found in scores.values())
-        compared.append(
-            {
-                "a": a,
-                "b": b,
-                "difference": paired.difference,
-                "se": paired.standard_error,
-                "p": paired.p_value,
-                "n": rows,
-            }
-        )
+        rows = sum(by_model["base"]["n"] for by_model in scores.values())
+        found = {"difference": paired.difference, "se": paired.standard_error, "p": paired.p_value}
+        compared.append({"a": a, "b": b, **found, "n": rows})
     return compared
 
 
-def _retention(model: str, name: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    merged, base, expert = (found[one]["score"] for one in (model, "base", "experts"))
+def _retention(model: str, name: str, scores: Mapping[str, Any]) -> dict[str, Any]:
+    merged, base, expert = (scores[one]["score"] for one in (model, "base", "experts"))
     kept = merged / expert if expert > 0 else None
     return {"model": model, "subtask": name, "retention": kept, "nai": nai(merged, base, expert)}
 
 
-def _notes(run: Run, made: RunArtifacts) -> list[str]:
+def _notes(run: Run, artifacts: RunArtifacts) -> list[str]:
     notes = [
         "Scores of several subtasks may rest on the same sentences; the error of their mean takes them as independent.",
         "Seconds of experts, contexts and evaluation are those of one worker; several worked at once.",
     ]
-    if made.trained.warm is not None:
+    warm = artifacts.trained.warm
+    if warm is not None:
         notes.append(
-            f"Experts stand on a warm start ({made.trained.warm.key[:12]}): one adapter trained on all subtasks first, "
+            f"Experts start from a warm start ({warm.key[:12]}): one adapter trained on all subtasks first, "
             "part of every expert and every merge at the coefficient 1. The base is the plain base everywhere."
         )
     if run.config.data.weak_source == "pseudo":

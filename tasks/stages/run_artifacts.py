@@ -1,57 +1,67 @@
-"""What a run made, as references; who is put to its test rows; how difficult its subtasks are."""
+"""The artifacts of a run, as references: what its flows hand on from stage to stage."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from pydantic import BaseModel, ConfigDict
 
-from memmcl.curriculum.difficulty import DifficultyReport, difficulties
-from memmcl.curriculum.order import order_subtasks
+from memmcl.search.problem import SearchProblem
 from memmcl.store import ArtifactRef
-from tasks.run.models import WARM, with_start
-from tasks.run.runtime import Run, read_rows
+from tasks.run.models import JOINT, WARM, WEAK_LORA, base_adapters_of
+from tasks.run.runtime import Run
 from tasks.stages.data import SplitRefs
-from tasks.stages.evaluate import Contestants
-from tasks.stages.experts import JOINT, WEAK
-from tasks.stages.merge import ARITHMETIC, STAGE_2, Grounds, Winner
 
 
 class TrainedArtifacts(BaseModel):
-    """What the first part of a run made, all by subtask but the special trainings."""
+    """What trainings leave; `warm`, `joint` and `weak_lora` are single adapters, all else is by subtask."""
 
     model_config = ConfigDict(frozen=True)
 
     experts: dict[str, ArtifactRef]
-    warm: ArtifactRef | None
-    """What the experts stand on."""
-    joint: ArtifactRef | None
-    weak_lora: ArtifactRef | None
     weak: dict[str, ArtifactRef]
-    """The rows that searches and gates saw: the weak splits, or those that the experts labelled."""
-    selection: dict[str, ArtifactRef]
-    """The rows that decide between finalists; empty without such."""
+    """The rows that searches and gates see: the weak splits, or those that the experts labelled."""
     references: dict[str, ArtifactRef]
+    selection: dict[str, ArtifactRef] = {}
+    """The rows that decide between finalists; empty where the weak rows do."""
+    warm: ArtifactRef | None = None
+    """The adapter that the experts were trained on."""
+    joint: ArtifactRef | None = None
+    weak_lora: ArtifactRef | None = None
 
     @property
-    def grounds(self) -> Grounds:
-        """What searches stand on."""
-        return Grounds(experts=self.experts, weak=self.weak, references=self.references, selection=self.selection)
+    def rivals(self) -> dict[str, ArtifactRef]:
+        """The rivals of merging, by the name that coefficients and results have for them."""
+        return {name: ref for name, ref in ((JOINT, self.joint), (WEAK_LORA, self.weak_lora)) if ref is not None}
 
-    def special(self) -> dict[str, ArtifactRef]:
-        """Return the trainings that are no expert, by the name that coefficients and results have for them."""
-        found = {WARM: self.warm, JOINT: self.joint, WEAK: self.weak_lora}
-        return {name: ref for name, ref in found.items() if ref is not None}
+    @property
+    def warm_start(self) -> dict[str, ArtifactRef]:
+        """The warm start by its name; empty without one."""
+        return {WARM: self.warm} if self.warm else {}
+
+    def problem(self, run: Run) -> SearchProblem:
+        """Return the problem that searches solve: these experts, on these rows."""
+        return SearchProblem(
+            store=run.store,
+            model=run.model,
+            search=run.config.search,
+            evaluation=run.config.evaluation,
+            seed=run.config.seed,
+            subtasks={name: run.subtask(name) for name in self.experts},
+            experts=self.experts,
+            weak=self.weak,
+            references=self.references,
+            selection=self.selection,
+            base_adapters=base_adapters_of(run, self.experts),
+        )
 
 
 class RunArtifacts(BaseModel):
-    """References to everything a run made."""
+    """References to all artifacts of a run."""
 
     model_config = ConfigDict(frozen=True)
 
     splits: SplitRefs
     data: ArtifactRef
-    """What was read: digests of all rows, and how many were left out why."""
+    """Digests of all rows, and how many were left out why."""
     anchors: ArtifactRef | None
     trained: TrainedArtifacts
     searches: dict[str, ArtifactRef]
@@ -62,9 +72,9 @@ class RunArtifacts(BaseModel):
 
     def refs(self) -> list[ArtifactRef]:
         """Return all references, the run's lineage."""
-        trained = self.trained
-        groups = (
-            trained.special(),
+        trained, splits = self.trained, [ref for _, by in sorted(self.splits.items()) for _, ref in sorted(by.items())]
+        by_name = (
+            trained.warm_start | trained.rivals,
             trained.experts,
             self._labelled(),
             trained.references,
@@ -72,50 +82,16 @@ class RunArtifacts(BaseModel):
             self.gates,
             self.evaluations,
         )
-        found = [ref for group in groups for _, ref in sorted(group.items())]
-        rows = [ref for _, parts in sorted(self.splits.items()) for _, ref in sorted(parts.items())]
-        others = (self.anchors, self.model)
-        return [*rows, self.data, *found, self.unified, *(ref for ref in others if ref is not None)]
+        named = [ref for refs in by_name for _, ref in sorted(refs.items())]
+        optional = [ref for ref in (self.anchors, self.model) if ref is not None]
+        return [*splits, self.data, *named, self.unified, *optional]
 
     def _labelled(self) -> dict[str, ArtifactRef]:
-        parts = {"weak": self.trained.weak, "selection": self.trained.selection}
+        """Return the rows that experts labelled: they are none of the splits."""
+        rows = {"weak": self.trained.weak, "selection": self.trained.selection}
         return {
-            f"{name} {part}": ref
-            for part, refs in parts.items()
+            f"{name} {split}": ref
+            for split, refs in rows.items()
             for name, ref in refs.items()
-            if ref != self.splits[name][part]
+            if ref != self.splits[name][split]
         }
-
-
-def contestants(run: Run, trained: TrainedArtifacts, winners: Mapping[str, Winner], subtask: str) -> Contestants:
-    """Return who is put to a subtask's test rows: what experts stand on is part of them and of every merge of them.
-
-    winners: of the searches, by their names.
-    """
-    blocks = run.config.search.blocks
-    ones, names = (1.0,) * blocks, sorted(trained.experts)
-    start = {WARM: trained.warm} if trained.warm else {}
-    tuned = {"arithmetic": ARITHMETIC, **{name: name for name in run.config.search.rivals}, "unified": STAGE_2}
-    merges = {
-        "experts": {subtask: ones},
-        "uniform": {name: (1.0 / len(names),) * blocks for name in names},
-        "sum": dict.fromkeys(names, ones),
-        **{name: winners[search][0] for name, search in tuned.items()},
-    }
-    recipes = {name: winners[search][1] for name, search in tuned.items()}
-    rivals = {name: {name: ones} for name in trained.special() if name != WARM}
-    return Contestants(
-        models={"base": {}, **{name: with_start(table, start, blocks) for name, table in merges.items()}, **rivals},
-        alone={"base": {}, **{name: with_start({name: ones}, start, blocks) for name in names}},
-        adapters=trained.experts | trained.special(),
-        recipes={name: recipe for name, recipe in recipes.items() if recipe.method != "linear"},
-        pinned=tuple(start),
-    )
-
-
-def measure_difficulty(run: Run, splits: SplitRefs) -> tuple[dict[str, DifficultyReport], tuple[str, ...]]:
-    """Return the difficulty of every subtask and the curriculum's ascending order, from training rows."""
-    subtasks = [run.subtask(name) for name in splits]
-    rows = {name: read_rows(run, parts["train"]) for name, parts in splits.items()}
-    reports = difficulties(subtasks, rows, run.config.curriculum.weights)
-    return reports, order_subtasks({name: report.difficulty for name, report in reports.items()})

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from prefect.states import State
+from prefect import State
 
 from memmcl.adapters import format as adapter
 from memmcl.backbone.activations import prune_activations

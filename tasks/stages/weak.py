@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.states import State
+from prefect import State
 
 from memmcl.errors import DataError
 from memmcl.evaluate.asking import make_probe, offsets_of
@@ -14,18 +12,12 @@ from memmcl.evaluate.pseudo import keep_confident, label_rows
 from memmcl.store import ArtifactRef
 from memmcl.suite.examples import to_table
 from tasks.run.models import adapted_model
-from tasks.run.runtime import Run, log, read_rows, reuse_or_make, worth_retrying
+from tasks.run.runtime import Run, log, read_rows, reuse_or_make, stage_task
 
 STAGE_VERSION = 1
 
 
-@task(
-    name="pseudo labels",
-    task_run_name="pseudo labels {subtask} {part}",
-    cache_policy=NO_CACHE,
-    retries=1,
-    retry_condition_fn=worth_retrying,
-)
+@stage_task("pseudo labels", run_name="pseudo labels {subtask} {part}", retries=1)
 def label_weak(run: Run, subtask: str, part: str, expert: ArtifactRef, texts: ArtifactRef) -> State[ArtifactRef]:
     """Label weak or selection texts of a subtask by its expert; keep as many of the most confident as are wanted."""
     cfg = run.config

@@ -17,11 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
+from prefect import State
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import deployment
-from prefect.states import Cancelled, State
+from prefect.states import Cancelled
 
 from tasks.ui.history import root_flow_run_id
 

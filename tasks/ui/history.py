@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect import get_run_logger
+from prefect import State, get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -21,7 +21,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.runtime import deployment, flow_run
-from prefect.states import Cancelled, Crashed, State
+from prefect.states import Cancelled, Crashed
 
 from memmcl.store import Lease
 from memmcl.urls import redact
@@ -37,7 +37,7 @@ def root_flow_run_id() -> str | None:
 
 def close_abandoned(lease: Lease) -> None:
     """Mark the flow runs of holders that died as Crashed, so that none stays Running in the history."""
-    died = Crashed(message="The process died; a later run of the same command took over.")
+    died: State = Crashed(message="The process died; a later run of the same command took over.")
     for owner in lease.abandoned:
         flow_run_id = _id_in(owner)
         if flow_run_id is not None and str(flow_run_id) != root_flow_run_id():

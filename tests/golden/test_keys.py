@@ -29,14 +29,14 @@ from memmcl.suite.weak import WeakRows
 from tasks.run import inputs
 from tasks.run.runtime import Run
 from tasks.run.session import open_run
-from tasks.stages.contexts import gate_contexts
+from tasks.stages.contexts import ContextualModel, gate_contexts
 from tasks.stages.data import publish_splits
-from tasks.stages.evaluate import evaluate_subtask
+from tasks.stages.evaluate import evaluate_subtask, models_to_evaluate
 from tasks.stages.experts import train_expert, train_joint, train_warm, train_weak
 from tasks.stages.merge import STAGE_2, build_unified, read_search, search_groups, search_unified, winner_of
 from tasks.stages.references import measure_reference
 from tasks.stages.report import export_full
-from tasks.stages.run_artifacts import TrainedArtifacts, contestants
+from tasks.stages.run_artifacts import TrainedArtifacts
 from tasks.stages.weak import label_weak
 
 NAMES = ("sent2", "irony", "emotion")
@@ -150,23 +150,16 @@ def keys(run: Run) -> dict[str, str]:
         selection=selection,
         references=references,
     )
-    stage1 = search_groups.fn(run, trained.grounds).data
-    stage2 = search_unified.fn(run, stage1, trained.grounds).data
+    stage1 = search_groups.fn(run, trained).data
+    stage2 = search_unified.fn(run, stage1, trained).data
     unified = ref_of(build_unified.fn(run, stage2[STAGE_2], experts))
     winners = {name: winner_of(read_search(run, ref)) for name, ref in {**stage1, **stage2}.items()}
-    gates = {name: ref_of(gate_contexts.fn(run, name, unified, weak[name], train, NAMES)) for name in NAMES}
+    model = ContextualModel(unified=unified, train=train, order=NAMES)
+    gates = {name: ref_of(gate_contexts.fn(run, name, model, weak[name])) for name in NAMES}
     evaluations = {
         name: ref_of(
             evaluate_subtask.fn(
-                run,
-                name,
-                contestants(run, trained, winners, name),
-                unified,
-                gates[name],
-                weak[name],
-                test[name],
-                train,
-                NAMES,
+                run, name, models_to_evaluate(run, trained, winners, name), model, gates[name], weak[name], test[name]
             )
         )
         for name in NAMES

@@ -27,7 +27,7 @@ from tasks.run.runtime import Run, open_store
 from tasks.search.driver import RayDriver
 from tasks.search.queue import Candidate
 from tasks.search.worker import Worker
-from tasks.stages.merge import Grounds
+from tasks.stages.run_artifacts import TrainedArtifacts
 
 MEMBERS = ("sent2", "irony", "emotion")
 SEARCHES = {"pair": (MEMBERS[1:], 18, 14), "trio": (MEMBERS, 28, 0)}
@@ -79,7 +79,7 @@ def plans_of(case: dict[str, Any]) -> tuple[Run, SearchProblem, list[SearchPlan]
     run = Run.model_validate(case["run"])
     parts = ("experts", "weak", "references")
     refs = {part: {name: ArtifactRef(**ref) for name, ref in case[part].items()} for part in parts}
-    problem = Grounds(**refs, selection={}).problem(run)
+    problem = TrainedArtifacts(**refs).problem(run)
     cfg, plans = run.config.search, []
     for title, (members, evaluations, joint) in SEARCHES.items():
         inputs = [refs[part][name] for part in parts for name in members]

@@ -29,7 +29,7 @@ from tasks.run.pins import pins_of
 from tasks.run.runtime import Run, open_store
 from tasks.run.session import open_run
 from tasks.stages import anchors, data, experts
-from tasks.stages.anchors import Anchors, lend_anchors, publish_anchors, read_anchors
+from tasks.stages.anchors import Anchors, choose_anchors, publish_anchors, read_anchors
 from tasks.stages.promotion import Champion
 
 MEMBERS = ("irony", "sent2", "uabsa")
@@ -47,7 +47,7 @@ class Place:
         return self.inputs.splits
 
     def lent(self) -> Anchors:
-        found = lend_anchors(self.run, self.splits)
+        found = choose_anchors(self.run, self.splits)
         assert found is not None
         return found
 
@@ -107,9 +107,9 @@ def test_the_key_is_that_of_the_rows_that_are_lent(make: Make) -> None:
 
 def test_where_nothing_is_held_to_the_base_nobody_lends(make: Make) -> None:
     place = make(anchor_weight=0)
-    assert lend_anchors(place.run, place.splits) is None
+    assert choose_anchors(place.run, place.splits) is None
     assert publish_anchors(place.run, place.splits, None) is None
-    assert lend_anchors(make(anchor_weight=0, init="osrm").run, place.splits) is not None
+    assert choose_anchors(make(anchor_weight=0, init="osrm").run, place.splits) is not None
 
 
 @pytest.mark.parametrize("alone", [True, False])
@@ -331,5 +331,5 @@ def test_anchor_rows_that_were_taken_over_are_lent_again_where_the_rows_are_the_
     damage(place, ref)
     fewer = make(anchor_rows=3)
     run = fewer.run.model_copy(update={"pinned": Pinned(anchors=ref)})
-    with pytest.raises(CorruptArtifact, match="mend that run by `memmcl store verify --repair`"):
+    with pytest.raises(CorruptArtifact, match="repair that run by `memmcl store verify --repair`"):
         publish_anchors(run, fewer.splits, None)

@@ -37,7 +37,7 @@ from tasks.run.session import open_run
 from tasks.search.driver import Multiplexer
 from tasks.search.queue import Candidate
 from tasks.stages import references
-from tasks.stages.merge import Grounds
+from tasks.stages.run_artifacts import TrainedArtifacts
 
 MEMBERS = ("sent2", "irony")
 EVALUATIONS = 12
@@ -74,7 +74,7 @@ def make(tmp_path: Path, tiny_base: Path) -> Callable[..., Made]:
         cfg, inputs = run.config.search, [ref for found in refs.values() for ref in found.values()]
         seeds = seed_genomes(list(MEMBERS), cfg.blocks, cfg.bounds, cfg.lambdas)
         each = {name: {name: (1.0,) * cfg.blocks} for name in MEMBERS}
-        problem = Grounds(**refs, selection={}).problem(run)
+        problem = TrainedArtifacts(**refs).problem(run)
         spec = make_spec(problem, "both", each, MEMBERS, seeds, EVALUATIONS, inputs)
         return run, SearchPlan(problem, spec, inputs), problem
 

@@ -38,7 +38,7 @@ from tasks.run.session import open_run
 from tasks.search.driver import Multiplexer, RayDriver
 from tasks.search.queue import Candidate, RayQueue
 from tasks.search.worker import Worker
-from tasks.stages.merge import Grounds
+from tasks.stages.run_artifacts import TrainedArtifacts
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 pytestmark = pytest.mark.timeout(900)
@@ -64,8 +64,8 @@ class Case:
     @property
     def problem(self) -> SearchProblem:
         """What is searched on."""
-        grounds = Grounds(experts=self.experts, weak=self.weak, references=self.references, selection={})
-        return grounds.problem(self.run)
+        trained = TrainedArtifacts(experts=self.experts, weak=self.weak, references=self.references)
+        return trained.problem(self.run)
 
     @property
     def root(self) -> Path:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,11 +33,11 @@ from memmcl.suite.splits import Splits
 from tasks.run import runtime
 from tasks.run.inputs import find_inputs
 from tasks.run.journal import Pinned
-from tasks.run.models import adapted_model, folded, standing_on, start_of
+from tasks.run.models import adapted_model, base_adapters_of, folded, warm_start_of
 from tasks.run.runtime import Run, open_store
 from tasks.run.session import open_run
-from tasks.stages import data, experts, parts, references, run_artifacts, training, weak
-from tasks.stages.merge import Grounds
+from tasks.stages import data, experts, references, sections, training, weak
+from tasks.stages.run_artifacts import TrainedArtifacts
 from tasks.stages.training import TrainingPlan
 
 MEMBERS = ("sent2", "irony", "emotion")
@@ -221,7 +220,7 @@ def test_an_expert_on_a_warm_start_is_a_delta_on_it(make: Make, tiny_base: Path,
     expert = place.expert("irony", warm)
     manifest = place.manifest(expert)
     assert warm in manifest.inputs
-    assert standing_on(place.run, expert) == warm
+    assert warm_start_of(place.run, expert) == warm
     assert (len(manifest.metrics["loss"]), len(place.manifest(warm).metrics["loss"])) == (3, 9)
 
     place.store.fetch(expert, tmp_path / "expert")
@@ -239,8 +238,8 @@ def test_an_expert_on_a_warm_start_is_a_delta_on_it(make: Make, tiny_base: Path,
 def test_without_a_warm_start_an_expert_stands_on_the_base(make: Make) -> None:
     place = make(warm_start=0)
     expert = place.expert("irony")
-    assert standing_on(place.run, expert) is None
-    assert start_of(place.run, {"irony": expert}) == {}
+    assert warm_start_of(place.run, expert) is None
+    assert base_adapters_of(place.run, {"irony": expert}) == {}
     assert set(place.manifest(expert).blobs) == {adapter.WEIGHTS_FILE, adapter.CONFIG_FILE}
 
 
@@ -256,8 +255,8 @@ def test_experts_on_different_warm_starts_do_not_add_up(make: Make) -> None:
         inputs=manifest.inputs,
         settings=StageSettings(manifest.config),
     )
-    with pytest.raises(ModelError, match="stand on different warm starts"):
-        start_of(place.run, refs | {"emotion": manifest.ref})
+    with pytest.raises(ModelError, match="have different warm starts"):
+        base_adapters_of(place.run, refs | {"emotion": manifest.ref})
 
 
 def test_rslora_is_written_with_its_own_scale(make: Make, tiny_base: Path, tmp_path: Path) -> None:
@@ -283,8 +282,8 @@ def test_candidates_of_a_search_hold_the_warm_start_whatever_their_genes(make: M
         name: ref_of(references.measure_reference.fn(place.run, name, ref, place.weak[name], place.train[name], None))
         for name, ref in trained.items()
     }
-    grounds = Grounds(experts=trained, weak={name: place.weak[name] for name in trained}, references=refs, selection={})
-    scorer = Scorer(grounds.problem(place.run))
+    weak = {name: place.weak[name] for name in trained}
+    scorer = Scorer(TrainedArtifacts(experts=trained, weak=weak, references=refs).problem(place.run))
     spec = SearchSpec(
         name="pair",
         key="0" * 64,
@@ -330,11 +329,9 @@ def test_an_expert_is_anchored_after_the_fact_from_its_plain_self(make: Make) ->
 def test_results_tell_of_it_from_its_first_plain_step_on(make: Make) -> None:
     place = make(warm_start=0, anchor_after=0.5, anchor_weight=1.0, validation_rows=2, validate_every=2)
     expert = place.expert("sent2")
-    trained = run_artifacts.TrainedArtifacts(
-        experts={"sent2": expert}, warm=None, joint=None, weak_lora=None, weak={}, selection={}, references={}
-    )
-    (part,) = parts.expert_parts(place.run, SimpleNamespace(trained=trained))  # type: ignore[arg-type]
-    told = ExpertResult.model_validate(part)
+    trained = TrainedArtifacts(experts={"sent2": expert}, weak={}, references={})
+    (section,) = sections.training_sections(place.run, trained)
+    told = ExpertResult.model_validate(section)
     (plain,) = [place.manifest(ref) for ref in place.manifest(expert).inputs if ref.kind == "expert"]
     assert (told.steps, len(told.loss)) == (STEPS, STEPS)
     assert [value is not None for value in told.anchor] == [False] * 3 + [True, False, True]
