@@ -31,6 +31,7 @@ from tasks.stages.promotion import (
 )
 from tasks.ui.artifacts import announce, run_name, show_changes, show_judgement
 from tasks.ui.cancel import CancelRequested, cancellable, cancelled
+from tasks.ui.updates import GATE, stage
 
 
 @flow(name="retrain", flow_run_name=run_name)
@@ -101,8 +102,8 @@ def challenge(run: Run, challenger: Manifest, champion: Champion) -> Judgement:
     tests = {ref.name.removesuffix(" test"): ref for ref in challenger.inputs if ref.name.endswith(" test")}
     both = [name for name in champion.order if name in run.config.data.subtasks]
     theirs = champion.on_hardware_of(run)
-    with worker(run):
+    with stage(GATE), worker(run):
         scored = collect(
             {name: score_champion.submit(theirs, name, champion.refs, champion.order, tests[name]) for name in both}
         )
-    return judge_challenger(run, challenger, champion, scored)
+        return judge_challenger(run, challenger, champion, scored)
