@@ -31,6 +31,7 @@ from tasks.stages.run_artifacts import RunArtifacts, TrainedArtifacts
 from tasks.stages.weak import label_weak
 from tasks.ui.artifacts import announce, run_name
 from tasks.ui.cancel import CancelRequested, cancellable, cancelled
+from tasks.ui.updates import EVALUATION, EXPERTS, REPORT, SEARCH, stage
 
 DEFAULTS = RunConfig()
 
@@ -83,11 +84,14 @@ def make_model(run: Run, lease: Lease, started: float) -> ArtifactRef:
     log().info("run %s: %d subtasks on %s", run.id[:8], len(config.data.subtasks), run.base.name)
     log().info(allowed.described())
     with PeakMemory() as memory:
-        splits, anchors, read = publish_splits(run)
-        trained = train_experts(run, splits, anchors)
-        searches, unified = merge_experts(run, trained)
+        with stage(EXPERTS):
+            splits, anchors, read = publish_splits(run)
+            trained = train_experts(run, splits, anchors)
+        with stage(SEARCH):
+            searches, unified = merge_experts(run, trained)
         lease.check()
-        gates, evaluations = evaluate_models(run, splits, trained, searches, unified)
+        with stage(EVALUATION):
+            gates, evaluations = evaluate_models(run, splits, trained, searches, unified)
         model = export_full(run, unified, return_state=True).result() if config.export == "full" else None
         lease.check()
     artifacts = RunArtifacts(
@@ -101,7 +105,8 @@ def make_model(run: Run, lease: Lease, started: float) -> ArtifactRef:
         evaluations=evaluations,
         model=model,
     )
-    return publish_report(run, artifacts, started, memory.gib)
+    with stage(REPORT):
+        return publish_report(run, artifacts, started, memory.gib)
 
 
 @flow(name="experts", flow_run_name="experts", task_runner=RayTaskRunner())

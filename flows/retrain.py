@@ -31,6 +31,7 @@ from tasks.stages.promotion import (
 )
 from tasks.ui.artifacts import announce, run_name, show_changes, show_judgement
 from tasks.ui.cancel import CancelRequested, cancellable, cancelled
+from tasks.ui.updates import GATE, stage
 
 
 @flow(name="retrain", flow_run_name=run_name)
@@ -102,6 +103,6 @@ def challenge(run: Run, challenger: Manifest, champion: Champion) -> Judgement:
     both = [name for name in champion.order if name in run.config.data.subtasks]
     theirs, model = champion.on_hardware_of(run), champion.model
     gates = {name: champion.refs[f"gate:context gate {name}"] for name in both}
-    with worker(run):
+    with stage(GATE), worker(run):
         scored = collect({name: score_champion.submit(theirs, name, model, gates[name], tests[name]) for name in both})
-    return judge_challenger(run, challenger, champion, scored)
+        return judge_challenger(run, challenger, champion, scored)

@@ -1,15 +1,19 @@
 """What reaches the terminal: text that others wrote does nothing there, and no URL shows its secrets.
 
-Names of subtasks, files, columns and labels, answers of models and errors of libraries all end here. Everything that a
-command prints goes through a `Terminal`; log lines of a run go through `memmcl.logs`.
+Names of subtasks, files, columns and labels, answers of models and errors of libraries all end here. Results are
+printed through `console`, what is said beside them through `notes`, errors by `fail`; log lines of a run go through
+`memmcl.logs`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any, TextIO
 
+from pydantic import BaseModel
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
@@ -61,7 +65,34 @@ def _clean_refusals() -> Iterator[None]:
         raise
 
 
+@dataclass
+class Output:
+    """What a command shall print, and where.
+
+    json: one document on stdout instead of text. quiet: the result alone. verbose: also what libraries print. errors:
+    the terminal's stderr while stderr is a log file. before_error: called before an error is printed.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    errors: TextIO | None = None
+    before_error: Callable[[], None] = lambda: None
+
+    def choose(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+        """Print so until the next choice."""
+        self.json, self.quiet, self.verbose = json, quiet, verbose
+        console.quiet, notes.quiet = json, json or quiet
+
+    def answer(self, document: object) -> None:
+        """With --json, print the one result of a command; without, it has been printed for people."""
+        if self.json:
+            print(json.dumps(document, ensure_ascii=False, indent=1, default=_plain), file=console.file, flush=True)
+
+
 console = Terminal()
+notes = Terminal()
+output = Output()
 
 
 def warn(message: str) -> None:
@@ -71,9 +102,18 @@ def warn(message: str) -> None:
 
 def fail(message: str) -> None:
     """Print an error, in one line, where errors go."""
+    output.before_error()
     _say("error:", "red", message)
 
 
 def _say(label: str, colour: str, message: str) -> None:
     line = Text.assemble((label, colour), " ", bounded(clean(" ".join(message.split()))))
-    Terminal(stderr=True).print(line, soft_wrap=True)
+    terminal = Terminal(stderr=True) if output.errors is None else Terminal(file=output.errors)
+    terminal.print(line, soft_wrap=True)
+
+
+def _plain(value: object) -> object:
+    """Return what JSON has for a value that it does not know."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)

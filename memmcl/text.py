@@ -19,3 +19,10 @@ def visible(text: str) -> str:
 def one_line(text: str) -> str:
     """Return `text` on one line, its white space and control characters harmless."""
     return visible(" ".join(text.split()))
+
+
+def span(seconds: float) -> str:
+    """Return how long something takes, for a person: `45 s`, `12 min`, `3.4 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

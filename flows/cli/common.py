@@ -36,6 +36,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, as in experts.steps=80; may be repeated"),
 ]
+ServerPort = Annotated[
+    int | None, typer.Option(min=1, max=65535, help="Port of the run's Prefect server; a free one by default")
+]
 
 
 def settings_of(store: str | None, config: Path | None) -> RunConfig:

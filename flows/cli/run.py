@@ -1,30 +1,66 @@
-"""Running the pipeline from the command line."""
+"""`memmcl run`: the whole pipeline; also what goes on with a run that was started before."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from flows.cli.common import console, open_store_of, quiet_environment, raise_unless_done, show_run
-from memmcl.config import parse_config
+import typer
+
+from flows.cli.common import (
+    Overrides,
+    ServerPort,
+    console,
+    open_store_of,
+    quiet_environment,
+    raise_unless_done,
+    show_run,
+)
+from flows.cli.screen import Screen, run_screen, say_warnings_of_runs
+from memmcl.config import RunConfig, load_config, parse_config
 from memmcl.errors import CorruptArtifact, DataError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from memmcl.config import RunConfig
+    from memmcl.store import Manifest
     from tasks.run.journal import Journal
+    from tasks.run.runtime import Run
+
+OutDirectory = Annotated[
+    Path | None,
+    typer.Option(help="Where report and model are copied to; for a store on this disk, memmcl-runs/ID by default"),
+]
 
 
-def go_on(journal: Journal, asked: RunConfig) -> None:
+def run(
+    config: Annotated[Path, typer.Argument(help="YAML file with the run's settings")],
+    set_: Overrides = None,
+    out: OutDirectory = None,
+    port: ServerPort = None,
+) -> None:
+    """Run the whole pipeline: rows, experts, merge search, contexts, evaluation, report.
+
+    Run it again after a crash and it goes on where it was; run it again when finished and it returns at once.
+    Uses the Prefect server named by PREFECT_API_URL, or starts one for the length of the run.
+
+    For example:
+
+    $ memmcl run deployments/configs/quickstart.yaml
+    $ memmcl run my.yaml --set experts.steps=80 --set "data.subtasks=\\[sent2, irony]"
+    $ memmcl run my.yaml --set store.url=s3://bucket/folder
+    """
+    run_pipeline(load_config(config, set_ or []), out=out, port=port)
+
+
+def continue_run(journal: Journal, asked: RunConfig) -> None:
     """Go on with the run of a journal, in the store that was asked for, or find it finished and whole."""
     settings = {**journal.config, "store": asked.store.model_dump(mode="json")}
-    go(parse_config(settings, f"run {journal.run_id[:8]}"), journal=journal)
+    run_pipeline(parse_config(settings, f"run {journal.run_id[:8]}"), journal=journal)
 
 
-def go(
+def run_pipeline(
     settings: RunConfig, *, out: Path | None = None, port: int | None = None, journal: Journal | None = None
 ) -> None:
-    """Run the pipeline, go on with it, or find it finished and whole; then show what it made.
+    """Run the pipeline, go on with it, or find it finished and whole; then show what came out.
 
     journal: of the run that it must be; rows, base or code that changed since make another one.
 
@@ -32,41 +68,65 @@ def go(
         MemmclError: whatever is missing or wrong; another id than that of the journal.
     """
     quiet_environment()
-    from tasks.run.inputs import find_inputs
+    with run_screen() as seen:
+        seen.doing("reading rows and base model")
+        from tasks.run.inputs import find_inputs
 
-    with console.status("reading data and base model"):
         inputs = find_inputs(settings)
+        seen.doing("opening the run")
         from tasks.run.session import finished, open_run, refuse_second
 
+        say_warnings_of_runs()
         opened = open_run(settings, inputs, None if journal is None else lambda _: journal.pinned)
         done = finished(opened)
-    if journal is not None and opened.id != journal.run_id:
-        raise DataError(
-            f"run {journal.run_id[:8]} cannot go on: its rows, its base or memmcl itself changed, so that the same "
-            f"settings are now run {opened.id[:8]}; start that by `memmcl run`"
-        )
-    if done is None:
-        from flows.server import check_port, prefect_server
-
-        refuse_second(opened)
-        if port is not None:
-            check_port(port)
-        console.print(f"run {opened.id[:8]}, store {opened.store['url']}", soft_wrap=True)
-        with prefect_server(port) as api:
-            console.print(f"Prefect UI while it runs: {api.removesuffix('/api')}")
-            from flows.pipeline import pipeline, resume
-
-            if journal is None:
-                state = pipeline(settings, return_state=True)
-            else:
-                state = resume(settings, journal.pinned, return_state=True)
-        raise_unless_done(state)
-        done = finished(opened)
-        if done is None:
-            raise CorruptArtifact(
-                f"run {opened.id[:8]} is not whole in {opened.store['url']} although it has just been finished; "
-                "run the same command again, and look at the disk"
+        if journal is not None and opened.id != journal.run_id:
+            raise DataError(
+                f"run {journal.run_id[:8]} cannot go on: its rows, its base or memmcl itself changed, so that the same "
+                f"settings are now run {opened.id[:8]}; start that by `memmcl run`"
             )
-    else:
+        reused = done is not None
+        if done is None:
+            refuse_second(opened)
+            done = _work(seen, opened, port, journal)
+    if reused:
         console.print(f"run {opened.id[:8]} is finished; from the store:")
     show_run(open_store_of(settings), done, out)
+
+
+def announce_run(seen: Screen, opened: Run) -> None:
+    """Say which run begins, and where everything goes."""
+    config = opened.config
+    seen.plan(config)
+    work = f"{len(config.data.subtasks)} subtasks on {opened.base.name}, {config.ray.workers} workers"
+    seen.fact(f"run {opened.id[:8]}", f"{config.name}: {work}")
+    seen.fact("store", str(opened.store["url"]))
+    if seen.log is not None:
+        seen.fact("log", str(seen.log))
+
+
+def _work(seen: Screen, opened: Run, port: int | None, journal: Journal | None) -> Manifest:
+    """Run the flow, and return the run's last artifact."""
+    from flows.server import check_port, prefect_server
+    from tasks.run.session import finished
+
+    settings = opened.config
+    if port is not None:
+        check_port(port)
+    announce_run(seen, opened)
+    with prefect_server(port) as api:
+        seen.fact("Prefect UI", api.removesuffix("/api"))
+        seen.doing("starting Ray")
+        from flows.pipeline import pipeline, resume
+
+        if journal is None:
+            state = pipeline(settings, return_state=True)
+        else:
+            state = resume(settings, journal.pinned, return_state=True)
+    raise_unless_done(state)
+    done = finished(opened)
+    if done is None:
+        raise CorruptArtifact(
+            f"run {opened.id[:8]} is not whole in {opened.store['url']} although it has just been finished; "
+            "run the same command again, and look at the disk"
+        )
+    return done

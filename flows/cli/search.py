@@ -75,11 +75,11 @@ def search_resume(run_id: RunId, store: StoreUrl = None, config: ConfigFile = No
 
     $ memmcl search resume 3f9a
     """
-    from flows.cli.run import go_on
+    from flows.cli.run import continue_run
     from tasks.run.journal import read_journal
 
     asked = settings_of(store, config)
-    go_on(read_journal(open_store_of(asked), run_id), asked)
+    continue_run(read_journal(open_store_of(asked), run_id), asked)
 
 
 def _view(store: Store, journal: Journal, top: int) -> RenderableType:

@@ -117,7 +117,7 @@ def store_verify(
 
 def _repair(store: Store, run_id: str, asked: RunConfig) -> None:
     """Make again what is damaged of a run."""
-    from flows.cli.run import go_on
+    from flows.cli.run import continue_run
     from tasks.run.journal import read_journal
     from tasks.run.repair import clear_damage, damage_of
 
@@ -125,7 +125,7 @@ def _repair(store: Store, run_id: str, asked: RunConfig) -> None:
     _show(damage_of(store, journal.run_id))
     for path in clear_damage(store, journal):
         console.print(f"{path}: damaged, removed", soft_wrap=True)
-    go_on(journal, asked)
+    continue_run(journal, asked)
     console.print(f"run {journal.run_id[:8]} is whole")
 
 

@@ -24,8 +24,9 @@ from tasks.run.reaper import end_marked
 MARK = "MEMMCL_RAY"
 """The variable that the processes of a local Ray carry; its value is their folder."""
 ERRORS = "errors"
-ERROR_DAYS = 30
-"""For how long the tracebacks of unexpected errors are kept."""
+LOGS = "logs"
+KEPT_DAYS = 30
+"""For how long the tracebacks of unexpected errors, and the logs of commands, are kept."""
 _OWNER = "owner"
 _MADE = re.compile(r"(ray|prefect|tune|export)-[a-z0-9_]{8}")
 _UNFINISHED = re.compile(r"\.new-[a-z0-9_]{8}")
@@ -84,14 +85,14 @@ def work_folder(kind: str, place: Path | None = None, *, keep: bool = False) -> 
 
 
 def tidy(place: Path) -> None:
-    """Remove the folders in `place` whose owners died, with what is left of their processes, and old tracebacks."""
+    """Remove the folders in `place` whose owners died, with what is left of their processes; old tracebacks, logs."""
     for entry in _entries(place):
         if _MADE.fullmatch(entry.name):
             _remove_unheld(entry)
         elif _UNFINISHED.fullmatch(entry.name) and _age(entry) > _UNFINISHED_SECONDS:
             shutil.rmtree(entry, ignore_errors=True)
-    for entry in _entries(place / ERRORS):
-        if _age(entry) > ERROR_DAYS * 86400:
+    for entry in (*_entries(place / ERRORS), *_entries(place / LOGS)):
+        if _age(entry) > KEPT_DAYS * 86400:
             with suppress(OSError):
                 entry.unlink()
 
@@ -102,11 +103,21 @@ def keep_error(text: str) -> Path:
     Raises:
         ServiceError | OSError: it cannot be written.
     """
-    folder = home() / ERRORS
-    folder.mkdir(mode=0o700, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=time.strftime("%Y-%m-%d-"), suffix=".txt", dir=folder)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
+    path = new_file(ERRORS, ".txt")
+    path.write_text(text)
+    return path
+
+
+def new_file(folder: str, suffix: str) -> Path:
+    """Make an empty file in one of our folders, `ERRORS` or `LOGS`, which nobody else can read.
+
+    Raises:
+        ServiceError | OSError: it cannot be made.
+    """
+    place = home() / folder
+    place.mkdir(mode=0o700, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=time.strftime("%Y-%m-%d-"), suffix=suffix, dir=place)
+    os.close(handle)
     return Path(name)
 
 

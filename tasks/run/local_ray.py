@@ -17,7 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from memmcl.errors import ServiceDied, ServiceError
 from memmcl.urls import first_line
-from tasks.run import reaper
+from tasks.run import reaper, watch
 from tasks.run.leftovers import MARK, home, work_folder
 from tasks.run.private_ray import private
 from tasks.run.watch import AGAIN, Service, at_address, before_exit, of_process, watched
@@ -146,7 +146,10 @@ def _reaped(*marks: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     Yields what takes a line to say for this process, should Ray end it when its raylet has died.
     """
     child = subprocess.Popen(
-        [sys.executable, "-I", "-S", reaper.__file__, *marks], stdin=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-I", "-S", reaper.__file__, *marks],
+        stdin=subprocess.PIPE,
+        stderr=watch.terminal_errors,
+        start_new_session=True,
     )
     assert child.stdin is not None
     pipe = child.stdin

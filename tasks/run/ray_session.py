@@ -16,7 +16,7 @@ from memmcl.config import RayConfig
 from memmcl.errors import MemmclError, ServiceError
 from memmcl.urls import first_line
 from tasks.run.local_ray import joined_ray, local_ray
-from tasks.ui.progress import choose_display
+from tasks.ui.updates import plain_worker_lines, receive_updates
 
 
 @contextmanager
@@ -32,10 +32,11 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
         return
     if cfg.address:
         _check_reachable(cfg.address)
-    choose_display()
+    plain_worker_lines()
     in_main = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with ExitStack() as stack:
+        stack.enter_context(receive_updates())
         try:
             if cfg.address:
                 stack.enter_context(joined_ray(address=cfg.address, logging_level="warning", namespace="memmcl"))

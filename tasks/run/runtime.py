@@ -30,6 +30,7 @@ from memmcl.suite.subtasks import Subtask
 from memmcl.urls import redacted
 from tasks.run.journal import Pinned
 from tasks.ui.logs import clean_logs
+from tasks.ui.updates import Update, announce, working
 
 Files = Mapping[str, bytes | Path]
 P = ParamSpec("P")
@@ -147,20 +148,22 @@ def reuse_or_make(
     found = store.find(kind, key)
     if found is not None:
         log().info("%s: in the store, reused", name)
+        announce(Update(name, kind, "reused"))
         return Completed(name="Reused", message=f"{found.ref} was in the store", data=found.ref)
     started = time.perf_counter()
-    files, metrics = make()
-    seconds = time.perf_counter() - started
-    manifest = store.publish(
-        kind,
-        key,
-        name=name,
-        files=files,
-        inputs=inputs,
-        settings=StageSettings(config, run.config.seed, stage_version),
-        seconds=seconds,
-        metrics=metrics,
-    )
+    with working(name, kind):
+        files, metrics = make()
+        seconds = time.perf_counter() - started
+        manifest = store.publish(
+            kind,
+            key,
+            name=name,
+            files=files,
+            inputs=inputs,
+            settings=StageSettings(config, run.config.seed, stage_version),
+            seconds=seconds,
+            metrics=metrics,
+        )
     log().info("%s: done in %.0f s", name, manifest.seconds)
     return Completed(message=f"{manifest.ref} made in {seconds:.0f} s", data=manifest.ref)
 

@@ -33,6 +33,8 @@ ERROR_FIRST = 1.0
 
 AGAIN = "run the same command again: nothing that was told or published is lost"
 
+terminal_errors: int | None = None
+"""The descriptor that errors are written to while stderr is a log file; None: stderr itself."""
 _say: Callable[[str], None] | None = None
 _farewells: list[Callable[[], None]] = []
 

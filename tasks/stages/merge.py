@@ -27,10 +27,13 @@ from tasks.search.driver import RayDriver
 from tasks.stages.run_artifacts import TrainedArtifacts
 from tasks.ui.artifacts import show_board
 from tasks.ui.progress import shown
+from tasks.ui.updates import working
 
 UNIFIED_VERSION = 3
 ARITHMETIC = "task arithmetic"
 STAGE_2 = "unified"
+SEED = "seed:"
+"""What the origin of a merge by hand begins with, as the base, or the average of all experts."""
 SCALES = (0.5, 1.0, 1.5, 2.5, 4.0)
 """Scales of a rival that averages; of others, the grid of task arithmetic is used."""
 BOARDS, PLACES = 8, 5
@@ -172,11 +175,11 @@ def _run_stage(run: Run, problem: SearchProblem, plans: Sequence[SearchPlan]) ->
     started = time.perf_counter()
     board = Board({plan.name: plan.first.evaluations + plan.joint for plan in missing})
     title = "search " + ", ".join(board.best)
-    with shown(title, board.total, lines=20) as move:
+    with working(title, "search"), shown(title, board.total, kind="search", lines=20) as move:
 
         def on_result(spec: SearchSpec, proposal: Proposal, record: Mapping[str, Any]) -> None:
             board.take(spec, proposal, record, sum(phase.core.completed for one in courses for phase in one.phases))
-            move(board.done, board.total, str(board))
+            move(board.done, board.total, str(board), board.best_lines())
             if board.due:
                 show_board(run, title, board.rows())
 
@@ -193,6 +196,7 @@ class Board:
 
     def __init__(self, evaluations: Mapping[str, int]) -> None:
         self.best = dict.fromkeys(evaluations, float("-inf"))
+        self._scores: dict[str, dict[str, float]] = {name: {} for name in evaluations}
         self.total = sum(evaluations.values())
         self.done = 0
         self.due = False
@@ -210,6 +214,8 @@ class Board:
         if spec.rows == "weak":
             name = next(name for name in self.best if spec.name.startswith(name))
             self.best[name] = max(self.best[name], fitness)
+            found = f"candidate {proposal.index}" if spec.name == name else f"{spec.name} candidate {proposal.index}"
+            self._scores[name][proposal.origin if proposal.origin.startswith(SEED) else found] = fitness
         ranked = self._seen.setdefault(spec.name, [])
         ranked.append((-fitness, proposal.index, proposal, record))
         ranked.sort(key=lambda one: one[:2])
@@ -230,6 +236,19 @@ class Board:
             for name, ranked in self._seen.items()
             for place, (_, _, proposal, record) in enumerate(ranked, start=1)
         ]
+
+    def best_lines(self) -> list[str]:
+        """Return a line for each search: its best candidate, and the best merge by hand that it beats."""
+        said = []
+        for name, scores in self._scores.items():
+            best = max(scores, key=scores.__getitem__, default=None)
+            if best is None:
+                continue
+            seeds = {seed: score for seed, score in scores.items() if seed.startswith(SEED) and score < scores[best]}
+            rival = max(seeds, key=seeds.__getitem__, default=None)
+            beats = f", beats {rival.removeprefix(SEED)} {seeds[rival]:.3f}" if rival else ""
+            said.append(f"{name}: best {scores[best]:.3f} ({best.removeprefix(SEED)}){beats}")
+        return said
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value:.3f}" for name, value in self.best.items())

@@ -177,7 +177,7 @@ def _session(
         except StoreError as error:  # what it costs is time, and only if the training is killed
             log().warning("%s: no checkpoint at this step: %s", plan.label, error)
 
-    with shown(plan.title, plan.steps, start=done) as move:
+    with shown(plan.title, plan.steps, kind=plan.kind, start=done) as move:
 
         def progress(now: Moved) -> None:
             nonlocal moved

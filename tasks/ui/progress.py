@@ -1,73 +1,54 @@
-"""Progress that people see: a bar or lines in the terminal, and a progress artifact in the Prefect UI."""
+"""Progress that people see: lines in the log, a progress artifact in the Prefect UI, and updates for a terminal."""
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
+from memmcl.text import span
 from tasks.run.runtime import log
+from tasks.ui.updates import Update, announce
 
-_BAR = "MEMMCL_PROGRESS_BAR"
-Move = Callable[[int, int, str], None]
-"""Called with (done, in all, a few words)."""
+EVERY = 1.0
+"""Seconds between two updates for a terminal."""
 
 
-def choose_display() -> None:
-    """Have the workers that this process starts draw bars where a person watches a terminal, and lines elsewhere."""
-    terminal = sys.stderr.isatty()
-    os.environ.setdefault(_BAR, "1" if terminal else "0")
-    if not terminal:
-        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+class Move(Protocol):
+    """Says how far the work is: (done, in all, a few words); best: a line for the best candidate of each search."""
+
+    def __call__(self, done: int, in_all: int, words: str, best: Sequence[str] = ()) -> None:
+        """Say it."""
 
 
 @contextmanager
-def shown(title: str, total: int, *, start: int = 0, lines: int = 10) -> Iterator[Move]:
-    """Show the progress of work in `total` steps: about `lines` log lines or a bar, and as many artifact updates.
+def shown(title: str, total: int, *, kind: str, start: int = 0, lines: int = 10) -> Iterator[Move]:
+    """Show the progress of work in `total` steps: about `lines` log lines and as many updates of the artifact.
 
-    start: how many steps were done before; the time left is that of the others.
+    kind: of the artifact that is made. start: how many steps were done before; the time left is that of the others.
     """
     artifact = create_progress_artifact(
         progress=100.0 * start / total, key=re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-"), description=title
     )
-    bar = _bar(title, total) if os.environ.get(_BAR) == "1" else None
-    if bar is not None and start:
-        bar.update(start)
-    started = time.monotonic()
+    announce(Update(title, kind, done=start, total=total))
+    started = announced = time.monotonic()
 
-    def move(done: int, in_all: int, words: str) -> None:
-        left = span((time.monotonic() - started) / max(done - start, 1) * (in_all - done))
-        if bar is not None:
-            bar.set_description(f"{title} ({words}, about {left} left)")
-            bar.update(1)
+    def move(done: int, in_all: int, words: str, best: Sequence[str] = ()) -> None:
+        nonlocal announced
+        now = time.monotonic()
+        if now - announced >= EVERY or done == in_all:
+            announce(Update(title, kind, done=done, total=in_all, words=words, lines=tuple(best)))
+            announced = now
         if done * lines // in_all == (done - 1) * lines // in_all and done != in_all:
             return
+        left = span((now - started) / max(done - start, 1) * (in_all - done))
         update_progress_artifact(
             artifact, progress=100.0 * done / in_all, description=f"{title}: {words}, about {left} left"
         )
-        if bar is None:
-            log().info("%s: %d of %d, %s, about %s left", title, done, in_all, words, left)
+        log().info("%s: %d of %d, %s, about %s left", title, done, in_all, words, left)
 
-    try:
-        yield move
-    finally:
-        if bar is not None:
-            bar.close()
-
-
-def span(seconds: float) -> str:
-    """Return how long something takes, for a person: `45 s`, `12 min`, `3.4 h`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _bar(title: str, total: int):  # type: ignore[no-untyped-def]
-    from ray.experimental import tqdm_ray
-
-    return tqdm_ray.tqdm(desc=title, total=total)
+    yield move

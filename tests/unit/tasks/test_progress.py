@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from memmcl.text import span
 from tasks.ui import progress
-from tasks.ui.progress import shown, span
+from tasks.ui.progress import shown
 
 
 class Clock:

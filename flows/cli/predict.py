@@ -1,0 +1,68 @@
+"""`memmcl predict`: one text, answered in every subtask."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from flows.cli.common import ConfigFile, StoreUrl, console, find_run, mendable, open_store_of, settings_of
+from memmcl.errors import UsageError
+
+if TYPE_CHECKING:
+    from memmcl.api.model import Prediction
+
+RunId = Annotated[
+    str | None, typer.Option("--run", help="First digits of a run's id, or champion; the latest run by default")
+]
+Aspects = Annotated[
+    list[str] | None,
+    typer.Option("--aspect", help="Ask about this aspect; may be repeated. Without it, about those found in the text"),
+]
+Targets = Annotated[
+    list[str] | None, typer.Option("--target", help="Target of a stance; twice for the two things that are compared")
+]
+
+
+def predict(
+    text: Annotated[str, typer.Argument(help="The text to analyse")],
+    aspect: Aspects = None,
+    target: Targets = None,
+    run_id: RunId = None,
+    store: StoreUrl = None,
+    config: ConfigFile = None,
+) -> None:
+    """Answer every subtask about one text with a run's unified model, each in the context that its gate chose.
+
+    For example:
+
+    $ memmcl predict "The food was great, the wait was not."
+    $ memmcl predict "The screen is sharp." --aspect screen --aspect battery
+    """
+    if not text.strip():
+        raise UsageError("expected a text to analyse, got an empty one; put it in quotes behind `memmcl predict`")
+    settings = settings_of(store, config)
+    opened = open_store_of(settings)
+    manifest = find_run(opened, run_id, settings.promotion.champion)
+    from memmcl.api.model import load_model
+
+    with console.status("loading the unified model"), mendable(opened, manifest.key):
+        model = load_model(opened, manifest.key)
+        found = model.predict(text, aspects=aspect or [], targets=target or [])
+    table = Table("subtask", "about", "answer", "confidence", box=None, header_style="bold")
+    for one in found:
+        table.add_row(model.subtasks[one.subtask].title, *_answer(one))
+    console.print(table)
+
+
+def _answer(found: Prediction) -> tuple[str, str, str]:
+    """Return what a prediction is about, the answer, and how sure the model is of it."""
+    if found.missing == ("aspect",):
+        return "", "(no aspect found; name one with --aspect)", ""
+    if found.missing:
+        return "", f"(needs {', '.join(found.missing)}; give --target {len(found.missing)} times)", ""
+    about = ", ".join(found.about.values()) or "the text"
+    if found.label is not None:
+        return about, found.label, f"{found.probability:.2f}"
+    return about, f"{'' if found.tuples is not None else 'unreadable: '}{found.text}", ""
