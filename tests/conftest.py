@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 FOLDERS = ("unit", "property", "golden", "integration", "e2e")
 TESTS = Path(__file__).parent
-READ_REFERENCE = ("tests/e2e/test_kills.py", "tests/e2e/test_damage.py", "tests/e2e/test_pipeline.py")
+READ_REFERENCE = (
+    "tests/e2e/test_kills.py",
+    "tests/e2e/test_damage.py",
+    "tests/e2e/test_pipeline.py",
+    "tests/integration/test_examples.py",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import yaml
 
 from memmcl.config import RunConfig
 from memmcl.curriculum.difficulty import DEFAULT_WEIGHTS
+from memmcl.evolve import STRATEGIES
 from memmcl.merge import METHODS
 
 ROOT = Path(__file__).parents[2]
@@ -97,10 +100,20 @@ def test_settings_and_defaults_of_the_method_are_those_of_the_code() -> None:
     assert settings(ROOT / "docs" / "method.md") == expected
 
 
-def test_methods_and_defaults_of_the_merge_page_are_those_of_the_code() -> None:
-    text = (ROOT / "docs" / "merge.md").read_text()
+def sections(page: Path) -> dict[str, str]:
+    """Return what stands below each heading of the second level."""
+    _, *found = re.split(r"^## ", page.read_text(), flags=re.MULTILINE)
+    return {title: body for title, _, body in (section.partition("\n") for section in found)}
+
+
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def test_methods_and_defaults_of_the_methods_page_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "merge-methods.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| [^|]+ \|([^|]*)\| ([^|]+) \|$", text, re.MULTILINE)
-    listed = {name: (dict(re.findall(r"`(\w+)` ([\w.]+)", given)), reference) for name, given, reference in rows}
+    listed = {name: (dict(re.findall(r"`(\w+)` ([\w.]+)", defaults)), paper) for name, defaults, paper in rows}
     assert listed == {
         name: (
             {gene: f"{row.default:g}" for gene, row in method.genes.items()}
@@ -109,6 +122,44 @@ def test_methods_and_defaults_of_the_merge_page_are_those_of_the_code() -> None:
         )
         for name, method in METHODS.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("page", "names", "command", "argument"),
+    [
+        ("merge-methods.md", METHODS, "--method {}", 'method="{}"'),
+        ("strategies.md", STRATEGIES, "{}", '"strategy": "{}"'),
+    ],
+)
+def test_every_row_of_a_table_has_a_section_with_a_command_and_python(
+    page: str, names: Iterable[str], command: str, argument: str
+) -> None:
+    by_name = sections(ROOT / "docs" / page)
+    assert list(by_name) == list(names)
+    for name, text in by_name.items():
+        (python,) = python_blocks(text)
+        ast.parse(python)
+        assert python.startswith("memmcl.")
+        assert argument.format(name) in python
+        (line,) = re.findall(r"^memmcl merge .*$", text, re.MULTILINE)
+        assert re.search(rf"[ =]{command.format(name)}\b", line), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_of_the_pages_parses(page: Path) -> None:
+    for block in python_blocks(page.read_text()):
+        ast.parse(block)
+
+
+def test_the_site_has_every_page() -> None:
+    def pages(entry: Any) -> list[str]:
+        if isinstance(entry, str):
+            return [entry]
+        return [page for below in (entry.values() if isinstance(entry, dict) else entry) for page in pages(below)]
+
+    docs = ROOT / "docs"
+    listed = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert sorted(listed) == sorted(path.relative_to(docs).as_posix() for path in docs.rglob("*.md"))
 
 
 def test_difficulty_weights_of_the_method_are_those_of_the_code() -> None:
