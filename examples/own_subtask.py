@@ -44,7 +44,7 @@ def main(base: str, tickets: str, sent2: str, out: str) -> None:
         {"tickets": tickets, "sent2": sent2},
         weak=str(weak),
         evaluations=12,
-        settings={"data": {"custom": [TICKETS]}, "search": {"fitness": "choice"}},
+        settings={"data": {"subtasks": ["tickets", "sent2"], "custom": [TICKETS]}, "search": {"fitness": "choice"}},
     )
     print(result)
     print("retention by subtask:", dict(result.winner["values"]))

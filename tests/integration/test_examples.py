@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DOCS = EXAMPLES.parent / "docs"
 NOTEBOOK = EXAMPLES / "tour.ipynb"
-TEXTS = [f"The {thing} was {word}." for thing in ("soup", "room", "view", "bus") for word in ("fine", "awful", "late")]
+TEXTS = [row.text for row in corpus("sent2", 60)]
 
 
 @pytest.fixture(scope="module")
