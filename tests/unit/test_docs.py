@@ -22,7 +22,7 @@ SETTINGS_OF_METHOD = ("data", "model", "experts", "search", "curriculum", "evalu
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"```(?!mermaid).*?```|`[^`\n]+`|^ {4}[^\n]*$", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"`([^`\n]+)`")
-OURS = re.compile(r"(?:memmcl|tasks|flows|tests|docs|deployments)/[\w./-]*")
+OURS = re.compile(r"(?:memmcl|tasks|flows|tests|docs|deployments|examples)/[\w./-]*")
 
 
 def slug(heading: str) -> str:
