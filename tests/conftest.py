@@ -15,12 +15,7 @@ if TYPE_CHECKING:
 
 FOLDERS = ("unit", "property", "golden", "integration", "e2e")
 TESTS = Path(__file__).parent
-READ_REFERENCE = (
-    "tests/e2e/test_kills.py",
-    "tests/e2e/test_damage.py",
-    "tests/e2e/test_pipeline.py",
-    "tests/integration/test_examples.py",
-)
+READ_REFERENCE = ("tests/e2e/test_kills.py", "tests/e2e/test_damage.py", "tests/e2e/test_pipeline.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+import memmcl
 from memmcl.config import RunConfig
 from memmcl.curriculum.difficulty import DEFAULT_WEIGHTS
 from memmcl.evolve import STRATEGIES
@@ -150,6 +152,13 @@ def test_every_row_of_a_table_has_a_section_with_a_command_and_python(
 def test_python_of_the_pages_parses(page: Path) -> None:
     for block in python_blocks(page.read_text()):
         ast.parse(block)
+
+
+def test_the_api_page_names_what_is_there_and_all_that_is_public() -> None:
+    named = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    for name in named:
+        pkgutil.resolve_name(name)
+    assert {f"memmcl.{name}" for name in memmcl.__all__ if name != "__version__"} <= set(named)
 
 
 def test_the_site_has_every_page() -> None:
