@@ -13,10 +13,11 @@ import pytest
 import yaml
 
 import memmcl
-from memmcl.config import RunConfig
+from memmcl.config import RunConfig, parse_config
 from memmcl.curriculum.difficulty import DEFAULT_WEIGHTS
 from memmcl.evolve import STRATEGIES
 from memmcl.merge import METHODS
+from memmcl.merge.table import check_parameters
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -113,6 +114,17 @@ def python_blocks(text: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
+def check_call(python: str) -> None:
+    """Check the method, its parameters, and the settings, that a call of a documented snippet names."""
+    for call in [node for node in ast.walk(ast.parse(python)) if isinstance(node, ast.Call)]:
+        arguments = {keyword.arg: keyword.value for keyword in call.keywords}
+        if "method" in arguments:
+            parameters = ast.literal_eval(arguments["parameters"]) if "parameters" in arguments else {}
+            check_parameters(ast.literal_eval(arguments["method"]), parameters)
+        if "settings" in arguments:
+            parse_config(ast.literal_eval(arguments["settings"]), "settings")
+
+
 def test_methods_and_defaults_of_the_methods_page_are_those_of_the_code() -> None:
     text = (ROOT / "docs" / "merge-methods.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| [^|]+ \|([^|]*)\| ([^|]+) \|$", text, re.MULTILINE)
@@ -141,8 +153,8 @@ def test_every_row_of_a_table_has_a_section_with_a_command_and_python(
     assert list(by_name) == list(names)
     for name, text in by_name.items():
         (python,) = python_blocks(text)
-        ast.parse(python)
         assert python.startswith("memmcl.")
+        check_call(python)
         assert argument.format(name) in python
         (line,) = re.findall(r"^memmcl merge .*$", text, re.MULTILINE)
         assert re.search(rf"[ =]{command.format(name)}\b", line), line
@@ -152,6 +164,13 @@ def test_every_row_of_a_table_has_a_section_with_a_command_and_python(
 def test_python_of_the_pages_parses(page: Path) -> None:
     for block in python_blocks(page.read_text()):
         ast.parse(block)
+
+
+def test_the_loop_over_a_strategy_runs() -> None:
+    loop = python_blocks((ROOT / "docs" / "strategies.md").read_text())[0]
+    names: dict[str, Any] = {}
+    exec(compile(loop, "docs/strategies.md", "exec"), names)
+    assert abs(names["a"] - 0.8) < 0.05
 
 
 def test_the_api_page_names_what_is_there_and_all_that_is_public() -> None:
