@@ -14,6 +14,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 INSTALLED := $(VENV)/.memmcl-installed
+DOCS := $(VENV)/.memmcl-docs
 STARTED := $(shell date +%s)
 
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
@@ -77,17 +78,22 @@ browser: ## Install Chromium for the campaign in the UI, where apt-get and root 
 	apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install chromium chromium-driver; \
 	else echo "install chromium and chromedriver (Debian: apt-get install chromium chromium-driver, as root)" >&2; exit 1; fi
 
-docs: install ## Check the links and commands in the documentation
+$(DOCS): $(INSTALLED)
+	$(PIP) -c $(CONSTRAINTS) -e '.[docs]'
+	@touch $@
+
+docs: $(DOCS) ## Check the documentation and build its site: site/index.html
 	$(BIN)/pytest -q tests/unit/test_docs.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # To move the pins: make clean && make install CONSTRAINTS=/dev/null && make test && make constraints
-constraints: install ## Write constraints.txt from the virtual environment
+constraints: $(DOCS) ## Write constraints.txt from the virtual environment
 	@{ echo "# What this project is tested with, on Python 3.11 and Linux. Made by: make constraints"; \
 	$(BIN)/python -m pip --disable-pip-version-check freeze --all --exclude-editable \
 	| sed -E -e '/ @ |^-|^#|^pip==|^wheel==/d' -e 's/\+[A-Za-z0-9.]+$$//'; } > $(INSTALLED).txt
 	@mv $(INSTALLED).txt constraints.txt
-	@touch $(INSTALLED)
+	@touch $(INSTALLED) $(DOCS)
 
 clean: ## Remove what make made; stores and reports stay
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

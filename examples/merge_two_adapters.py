@@ -1,8 +1,8 @@
-"""Merge two LoRA adapters, then search how they are merged best: in this process, without Ray and Prefect.
+"""Merge two LoRA adapters of one base model into one adapter, without a search.
 
-    python examples/merge_two_adapters.py BASE NAME=FOLDER NAME=FOLDER WEAK.jsonl OUT
+    python examples/merge_two_adapters.py BASE FIRST SECOND OUT
 
-BASE is a hub id or a folder; WEAK.jsonl has rows as {"subtask": "sent2", "text": "...", "label": "positive"}.
+BASE is a hub id or a folder; FIRST and SECOND are folders as PEFT saves them, or ORG/NAME on the hub.
 """
 
 import sys
@@ -10,16 +10,17 @@ import sys
 import memmcl
 
 
-def main(base: str, first: str, second: str, weak: str, out: str) -> None:
-    """Write two models: OUT/equal, where both count the same, and OUT/searched."""
-    experts = dict(place.split("=", 1) for place in (first, second))
-    memmcl.merge_experts(base, experts, method="ties", rank=16).save(f"{out}/equal")
+def main(base: str, first: str, second: str, out: str) -> None:
+    """Write OUT/sum, their weighted sum, and OUT/ties, their merge by TIES as an adapter of rank 16."""
+    experts = {"first": first, "second": second}
 
-    found = memmcl.search_merge(base, experts, weak, evaluations=20)
-    print(found)  # the best weights, and the fitness that they reach
-    print(found.candidates.select(["origin", "fitness"]).to_pylist()[:5])
-    if any(any(weights) for weights in found.best.values()):  # else the base alone is best on these rows
-        found.save(f"{out}/searched")
+    weighted = memmcl.merge_experts(base, experts, weights={"first": 1.0, "second": 0.5})
+    print(weighted)
+    weighted.save(f"{out}/sum")  # exact: the ranks of both adapters, concatenated
+
+    ties = memmcl.merge_experts(base, experts, method="ties", parameters={"density": 0.3}, rank=16)
+    record = ties.save(f"{out}/ties")  # the nearest adapter of rank 16
+    print(f"relative error of the compression, mean over modules: {record['errors']['mean']:.3f}")
 
 
 if __name__ == "__main__":

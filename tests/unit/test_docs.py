@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import pkgutil
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from memmcl.config import RunConfig
+import memmcl
+from memmcl.config import RunConfig, parse_config
 from memmcl.curriculum.difficulty import DEFAULT_WEIGHTS
+from memmcl.evolve import STRATEGIES
 from memmcl.merge import METHODS
+from memmcl.merge.table import check_parameters
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -19,7 +25,7 @@ SETTINGS_OF_METHOD = ("data", "model", "experts", "search", "curriculum", "evalu
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"```(?!mermaid).*?```|`[^`\n]+`|^ {4}[^\n]*$", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"`([^`\n]+)`")
-OURS = re.compile(r"(?:memmcl|tasks|flows|tests|docs|deployments)/[\w./-]*")
+OURS = re.compile(r"(?:memmcl|tasks|flows|tests|docs|deployments|examples)/[\w./-]*")
 
 
 def slug(heading: str) -> str:
@@ -78,8 +84,9 @@ def test_the_readme_names_commands() -> None:
     assert "quickstart" in commands((ROOT / "README.md").read_text())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "log.md"], ids=lambda page: page.name)
 def test_paths_exist(page: Path) -> None:
+    """The log is history: it names paths as they were."""
     named = {span for span in SPAN.findall(page.read_text()) if OURS.fullmatch(span)}
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
@@ -97,10 +104,31 @@ def test_settings_and_defaults_of_the_method_are_those_of_the_code() -> None:
     assert settings(ROOT / "docs" / "method.md") == expected
 
 
-def test_methods_and_defaults_of_the_merge_page_are_those_of_the_code() -> None:
-    text = (ROOT / "docs" / "merge.md").read_text()
+def sections(page: Path) -> dict[str, str]:
+    """Return what stands below each heading of the second level."""
+    _, *found = re.split(r"^## ", page.read_text(), flags=re.MULTILINE)
+    return {title: body for title, _, body in (section.partition("\n") for section in found)}
+
+
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def check_call(python: str) -> None:
+    """Check the method, its parameters, and the settings, that a call of a documented snippet names."""
+    for call in [node for node in ast.walk(ast.parse(python)) if isinstance(node, ast.Call)]:
+        arguments = {keyword.arg: keyword.value for keyword in call.keywords}
+        if "method" in arguments:
+            parameters = ast.literal_eval(arguments["parameters"]) if "parameters" in arguments else {}
+            check_parameters(ast.literal_eval(arguments["method"]), parameters)
+        if "settings" in arguments:
+            parse_config(ast.literal_eval(arguments["settings"]), "settings")
+
+
+def test_methods_and_defaults_of_the_methods_page_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "merge-methods.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| [^|]+ \|([^|]*)\| ([^|]+) \|$", text, re.MULTILINE)
-    listed = {name: (dict(re.findall(r"`(\w+)` ([\w.]+)", given)), reference) for name, given, reference in rows}
+    listed = {name: (dict(re.findall(r"`(\w+)` ([\w.]+)", defaults)), paper) for name, defaults, paper in rows}
     assert listed == {
         name: (
             {gene: f"{row.default:g}" for gene, row in method.genes.items()}
@@ -109,6 +137,58 @@ def test_methods_and_defaults_of_the_merge_page_are_those_of_the_code() -> None:
         )
         for name, method in METHODS.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("page", "names", "command", "argument"),
+    [
+        ("merge-methods.md", METHODS, "--method {}", 'method="{}"'),
+        ("strategies.md", STRATEGIES, "{}", '"strategy": "{}"'),
+    ],
+)
+def test_every_row_of_a_table_has_a_section_with_a_command_and_python(
+    page: str, names: Iterable[str], command: str, argument: str
+) -> None:
+    by_name = sections(ROOT / "docs" / page)
+    assert list(by_name) == list(names)
+    for name, text in by_name.items():
+        (python,) = python_blocks(text)
+        assert python.startswith("memmcl.")
+        check_call(python)
+        assert argument.format(name) in python
+        (line,) = re.findall(r"^memmcl merge .*$", text, re.MULTILINE)
+        assert re.search(rf"[ =]{command.format(name)}\b", line), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_of_the_pages_parses(page: Path) -> None:
+    for block in python_blocks(page.read_text()):
+        ast.parse(block)
+
+
+def test_the_loop_over_a_strategy_runs() -> None:
+    loop = python_blocks((ROOT / "docs" / "strategies.md").read_text())[0]
+    names: dict[str, Any] = {}
+    exec(compile(loop, "docs/strategies.md", "exec"), names)
+    assert abs(names["a"] - 0.8) < 0.05
+
+
+def test_the_api_page_names_what_is_there_and_all_that_is_public() -> None:
+    named = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    for name in named:
+        pkgutil.resolve_name(name)
+    assert {f"memmcl.{name}" for name in memmcl.__all__ if name != "__version__"} <= set(named)
+
+
+def test_the_site_has_every_page() -> None:
+    def pages(entry: Any) -> list[str]:
+        if isinstance(entry, str):
+            return [entry]
+        return [page for below in (entry.values() if isinstance(entry, dict) else entry) for page in pages(below)]
+
+    docs = ROOT / "docs"
+    listed = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert sorted(listed) == sorted(path.relative_to(docs).as_posix() for path in docs.rglob("*.md"))
 
 
 def test_difficulty_weights_of_the_method_are_those_of_the_code() -> None:
@@ -135,9 +215,12 @@ def test_every_decision_is_linked_from_the_architecture() -> None:
     assert decisions <= set(LINK.findall(text))
 
 
-def test_every_module_of_the_layers_is_in_the_architecture_tree() -> None:
+def test_every_package_and_every_flow_is_in_the_architecture_tree() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
-    modules = {f"{path.name}" for layer in ("tasks", "flows") for path in (ROOT / layer).glob("*.py")}
-    packages = {f"{path.parent.name}/" for path in (ROOT / "memmcl").glob("*/__init__.py")}
-    missing = [name for name in sorted(modules - {"__init__.py"} | packages) if name not in text]
-    assert missing == []
+    packages = {
+        f"{path.parent.name}/"
+        for layer in ("memmcl", "tasks", "flows")
+        for path in (ROOT / layer).glob("**/__init__.py")
+    }
+    flows = {path.name for path in (ROOT / "flows").glob("*.py")}
+    assert [name for name in sorted(packages | flows) if name not in text] == []
