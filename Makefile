@@ -44,10 +44,10 @@ lint: install ## Style, types and import contracts
 	$(BIN)/mypy memmcl tasks flows
 	$(BIN)/lint-imports
 
-# Two processes, one thread each: most of a test's time is the start of servers and workers. By file (tests/conftest.py
-# puts two together), in their order, so that the longest come first.
+# Three processes, one thread each, on two cores: much of a test's time is waiting, for servers and workers that start.
+# By file, in their order, so that the longest come first; what all read is made once (tests/conftest.py).
 test: install lint ## Install, lint, and all tests but the campaigns
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 campaign: install ## The long campaigns: faults, kills, the UI in a browser; writes docs/reliability.md
 	$(BIN)/pytest -m campaign --timeout 3600 --reliability-page docs/reliability.md

@@ -28,7 +28,7 @@ Refs = dict[str, ArtifactRef]
 
 
 @dataclass(frozen=True)
-class Ground:
+class PublishedLab:
     """The lab's experts and rows, published, as a problem that searches solve."""
 
     lab: Lab
@@ -50,20 +50,20 @@ def carry_out(plan: SearchPlan, on_result: OnResult = lambda *_: None) -> Sequen
 
 def run_of(config: RunConfig, lab: Lab, store: Store) -> Run:
     """Return a run of the lab's base."""
-    found = resolve_base(config.model.name_or_path)
+    weights = resolve_base(config.model.name_or_path)
     base = Base(
-        name=found.name,
-        digest=found.digest,
+        name=weights.name,
+        digest=weights.digest,
         licence=None,
         device=lab.device,
         dtype=lab.dtype,
-        layers=read_layers(found),
+        layers=read_layers(weights),
         split=lab.backbone.split,
     )
     return Run(id="benchmark", config=config, base=base, store=store.spec, command="benchmarks")
 
 
-def ground(
+def publish_lab(
     lab: Lab,
     warm: Adapter | None,
     experts: Mapping[str, Adapter],
@@ -71,7 +71,7 @@ def ground(
     weak_rows: int,
     folder: Path,
     batch_size: int = 16,
-) -> Ground:
+) -> PublishedLab:
     """Publish experts, weak rows (the first `weak_rows`; the others are selection rows) and references."""
     store = Store.open(str(folder))
     tree: dict[str, Any] = {
@@ -82,17 +82,17 @@ def ground(
     run = run_of(parse_config({**tree, "search": {"blend": {"loglik": 1, "agree": 1}}}), lab, store)
     start = {WARM: _adapter(store, WARM, WARM, warm, [])} if warm else {}
     refs: Refs = {name: _adapter(store, "expert", name, one, list(start.values())) for name, one in experts.items()}
-    parts: dict[str, Refs] = {WEAK: {}, SELECTION: {}}
+    splits: dict[str, Refs] = {WEAK: {}, SELECTION: {}}
     references: Refs = {}
     for name in experts:
         rows = lab.parts[name]["weak"]
-        for part, found in ((WEAK, rows[:weak_rows]), (SELECTION, rows[weak_rows:])):
-            if found:
-                key = seeds.digest([name, part, [row.id for row in found]])
-                parts[part][name] = store.publish(
-                    "split", key, name=f"{name} {part}", files={"rows.parquet": to_table(found)}
+        for split, chosen in ((WEAK, rows[:weak_rows]), (SELECTION, rows[weak_rows:])):
+            if chosen:
+                key = seeds.digest([name, split, [row.id for row in chosen]])
+                splits[split][name] = store.publish(
+                    "split", key, name=f"{name} {split}", files={"rows.parquet": to_table(chosen)}
                 ).ref
-        rows_of = {part: read_rows(run, found[name]) for part, found in parts.items() if name in found}
+        rows_of = {split: read_rows(run, refs_of[name]) for split, refs_of in splits.items() if name in refs_of}
         measured, files = measure_rows(run, run.subtask(name), rows_of, refs[name])
         references[name] = store.publish(
             "reference",
@@ -109,12 +109,12 @@ def ground(
         seed=config.seed,
         subtasks=dict(lab.subtasks),
         experts=refs,
-        weak=parts[WEAK],
+        weak=splits[WEAK],
         references=references,
-        selection=parts[SELECTION],
+        selection=splits[SELECTION],
         base_adapters=start,
     )
-    return Ground(lab, store, problem)
+    return PublishedLab(lab, store, problem)
 
 
 def _adapter(store: Store, kind: str, name: str, factors: Adapter, inputs: list[ArtifactRef]) -> ArtifactRef:

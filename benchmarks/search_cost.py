@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from experts import SIX, Trial, parse
-from ground import Ground, carry_out, ground
+from ground import PublishedLab, carry_out, publish_lab
 from lab import WARM, Lab
 from merging import Lines, Seconds, spread, timed
 from merging_rivals import by_mergekit, write_experts
@@ -169,14 +169,16 @@ def main() -> None:
     warm, experts = Trial(lab, 0, asked.steps, 8).experts(parse(asked.variant))
     lines, draw = Lines(asked.out), np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="mmc") as folder:
-        place = ground(
+        place = publish_lab(
             lab, warm, experts, weak_rows=asked.weak_rows, folder=Path(folder) / "store", batch_size=asked.batch_size
         )
         cost(place, Rivals(lab, warm, experts, Path(folder), asked.batch_size), asked, lines, draw)
         breakdown(place, lines, asked, draw)
 
 
-def cost(place: Ground, rivals: Rivals, asked: argparse.Namespace, lines: Lines, draw: np.random.Generator) -> None:
+def cost(
+    place: PublishedLab, rivals: Rivals, asked: argparse.Namespace, lines: Lines, draw: np.random.Generator
+) -> None:
     """Compare ways to a candidate's scores."""
     problem = place.problem
     searches = {way: _raced(place, asked.candidates, fitness) for way, fitness in MEANS.items()}
@@ -227,7 +229,7 @@ def unmeasured(lab: Lab) -> int:
     return 2 if lab.device == "cuda" else 1
 
 
-def breakdown(place: Ground, lines: Lines, asked: argparse.Namespace, draw: np.random.Generator) -> None:
+def breakdown(place: PublishedLab, lines: Lines, asked: argparse.Namespace, draw: np.random.Generator) -> None:
     """Tell which share of a candidate's time the forward passes of its rows are."""
     spec = _raced(place, asked.candidates, "loglik").first
     shares, whole, merged, rest = [], [], [], []
@@ -246,7 +248,7 @@ def breakdown(place: Ground, lines: Lines, asked: argparse.Namespace, draw: np.r
     lines.add("whole", "likelihood", [spread(whole), spread(merged), spread(rest), spread(shares)], shares=shares)
 
 
-def _raced(place: Ground, candidates: int, fitness: str) -> SearchPlan:
+def _raced(place: PublishedLab, candidates: int, fitness: str) -> SearchPlan:
     problem, names = place.with_search({"fitness": fitness}), sorted(place.problem.experts)
     alone = {name: {name: (1.0,)} for name in names}
     seeds = seed_genomes(names, 1, problem.search.bounds, problem.search.lambdas)

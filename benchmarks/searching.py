@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import yaml
 from experts import Trial, parse
-from ground import Ground, carry_out, ground
+from ground import PublishedLab, carry_out, publish_lab
 from lab import MODULES, WARM, Lab
 
 from memmcl.adapters.format import Adapter
@@ -52,7 +52,9 @@ class Arena:
     def __init__(self, trial: Trial, text: str, asked: argparse.Namespace, folder: Path) -> None:
         self.lab, self.seed, self.asked = trial.lab, trial.seed, asked
         self.warm, self.experts = trial.experts(parse(text))
-        self.ground: Ground = ground(self.lab, self.warm, self.experts, weak_rows=asked.weak_rows, folder=folder)
+        self.ground: PublishedLab = publish_lab(
+            self.lab, self.warm, self.experts, weak_rows=asked.weak_rows, folder=folder
+        )
 
     def tuned(self) -> dict[str, SearchPlan]:
         """Return what is tuned by a grid."""

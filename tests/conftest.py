@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from servers import S3Server, prefect_api_server, s3_server
-from xdist.scheduler import LoadFileScheduling
 
 if TYPE_CHECKING:
     from e2e_driver import Desk
 
 FOLDERS = ("unit", "property", "golden", "integration", "e2e")
 TESTS = Path(__file__).parent
-READ_REFERENCE = ("tests/e2e/test_kills.py", "tests/e2e/test_damage.py", "tests/e2e/test_pipeline.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,16 +33,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(folder)
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
-    """Give the files that read the run of `reference` to one process: it takes minutes, and each makes its own."""
-    return _Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
-
-
-class _Scheduling(LoadFileScheduling):
-    def _split_scope(self, nodeid: str) -> str:
-        file: str = super()._split_scope(nodeid)
-        return READ_REFERENCE[0] if file in READ_REFERENCE else file
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that the first of all xdist workers to get here fills, while the others wait."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "whole").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+            folder.mkdir()
+            make(folder)
+            (folder / "whole").touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +70,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a tiny base model with a chat template; to read, not to change."""
     from tiny import make_tiny_base
 
-    return make_tiny_base(tmp_path_factory.mktemp("tiny") / "base")
+    return made_once(tmp_path_factory, "tiny", lambda folder: make_tiny_base(folder / "base")) / "base"
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +78,8 @@ def plain_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same tiny base model without a chat template; to read, not to change."""
     from tiny import make_tiny_base
 
-    return make_tiny_base(tmp_path_factory.mktemp("tiny") / "plain", chat_template=False)
+    make = partial(make_tiny_base, chat_template=False)
+    return made_once(tmp_path_factory, "plain", lambda folder: make(folder / "base")) / "base"
 
 
 @pytest.fixture(scope="session")
@@ -85,15 +90,8 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Desk]:
+def reference(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Desk:
     """A desk at which `memmcl run` went through once, uninterrupted, among secrets; to read, not to change."""
-    from e2e_driver import OVERRIDDEN, SECRETS, desk
+    from e2e_driver import open_reference, run_reference
 
-    root = tmp_path_factory.mktemp("reference")
-    (root / "tmp").mkdir()
-    with desk(root, tiny_base, environment={**SECRETS, "TMPDIR": str(root / "tmp")}) as place:
-        ended = place.watch("run", place.config, *OVERRIDDEN)
-        assert ended.code == 0, ended
-        (place.root / "out.txt").write_text(ended.out)
-        (place.root / "err.txt").write_text(ended.err)
-        yield place
+    return open_reference(made_once(tmp_path_factory, "reference", lambda folder: run_reference(folder, tiny_base)))

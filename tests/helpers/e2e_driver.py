@@ -287,6 +287,28 @@ def desk(
         shutil.rmtree(ray_folder, ignore_errors=True)
 
 
+def run_reference(folder: Path, base: Path) -> None:
+    """Run the tiny config once, among secrets. desk/out.txt, desk/err.txt: what it printed; ray: what Ray left."""
+    root = folder / "desk"
+    (root / "tmp").mkdir(parents=True)
+    with desk(root, base, environment=_reference_environment(root)) as place:
+        ended = place.watch("run", place.config, *OVERRIDDEN)
+        assert ended.code == 0, ended
+        (root / "out.txt").write_text(ended.out)
+        (root / "err.txt").write_text(ended.err)
+        shutil.move(place.ray_folder, folder / "ray")
+
+
+def open_reference(folder: Path) -> Desk:
+    """Return the desk of `run_reference`; to read, not to change."""
+    root = folder / "desk"
+    return Desk(root, folder / "ray", root / "tiny.yaml", environment=_reference_environment(root))
+
+
+def _reference_environment(root: Path) -> dict[str, str]:
+    return {**SECRETS, "TMPDIR": str(root / "tmp")}
+
+
 @contextmanager
 def finished_desk(root: Path, base: Path, *settings: str) -> Iterator[Desk]:
     """Set up a desk at which the run with these settings went through; to read, not to change."""

@@ -65,6 +65,16 @@ def results_document() -> dict[str, Any]:
     return copy.deepcopy(_DOCUMENT)
 
 
+def only(document: dict[str, Any], *parts: str) -> dict[str, Any]:
+    """Empty whatever takes long to draw but these parts; return the document."""
+    for part in {"scores", "means", "searches", "experts", "interference", "retention", "timings"} - set(parts):
+        document[part] = []
+    document.update(dict.fromkeys({"merge", "task_vectors"} - set(parts)))
+    if "curriculum" not in parts:
+        document["curriculum"] = {}
+    return document
+
+
 def sixteen_subtasks() -> dict[str, Any]:
     """Return the document with ten more subtasks, each the twin of one of the six."""
     document = results_document()

@@ -1,4 +1,4 @@
-"""Searches over broken experts and over one weak row, without Ray: the searcher gets results as Tune gives them."""
+"""Searches over broken experts and over one weak row, without Ray; the searcher gets results as Tune gives them."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from memmcl.evolve import seed_genomes
 from memmcl.evolve.bayesian import Process
 from memmcl.evolve.racing import Hurdle
 from memmcl.search.course import Course
+from memmcl.search.local import LocalDriver
 from memmcl.search.plan import SearchPlan, make_spec
 from memmcl.search.problem import SearchProblem
 from memmcl.search.scorer import Scorer
@@ -102,16 +103,7 @@ def search(made: Made) -> Course:
     """Run a planned search to its end."""
     _, plan, problem = made
     course = plan.course()
-    queue = Waiting()
-    searcher = Multiplexer(problem, [course], lambda *_: None, queue)
-    with closing(Scorer(problem)) as scorer:
-        while queue.candidates and not searcher.ended:
-            candidate = queue.candidates.popleft()
-            hurdles = [None if one is None else Hurdle(*one) for one in candidate["hurdles"]]
-            record = scorer.evaluate(plan.first, candidate["genome"], hurdles)
-            searcher.on_trial_result("worker", {"number": candidate["number"], "record": json.dumps(record)})
-    if searcher.error is not None:
-        raise searcher.error
+    LocalDriver().run(problem, [course], lambda *_: None)
     assert course.core.finished
     return course
 

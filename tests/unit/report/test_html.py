@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from report_fixture import LEVELS, SUBTASKS, results_document, task_vectors
+from report_fixture import LEVELS, SUBTASKS, only, results_document, task_vectors
 
 from memmcl.report import render_html
 from memmcl.report.html import duration
@@ -107,7 +107,7 @@ def test_unreadable_answers_are_counted_on_the_page_and_only_where_there_are_som
     for score in document["scores"]:
         score.update(rejected=0, score=round(score["score"], 3))
         score["strict_score"] = None if score["strict_score"] is None else score["score"] + 0.0001
-    read = render_html(document)
+    read = render_html(only(document, "scores", "means"))
     assert "could not be read" not in read
     assert "remark" not in read
 
@@ -161,10 +161,6 @@ def _rows(html: str, label: str) -> dict[str, list[str]]:
     return {row[0]: row[1:-1] for row in cells if row[0]}
 
 
-QUIET: dict[str, Any] = {"searches": [], "means": [], "scores": [], "timings": [], "merge": None}
-"""what takes long to draw, left out"""
-
-
 def test_retention_has_a_pair_of_columns_a_merged_model_and_one_row_over_all(html: str) -> None:
     document = results_document()
     rows = _rows(html, "Retention by subtask")
@@ -176,8 +172,9 @@ def test_retention_has_a_pair_of_columns_a_merged_model_and_one_row_over_all(htm
     over_all = [f"{value:.3f}" for m in merged for value in (m / expert, (m - base) / (expert - base))]
     assert rows["all subtasks from the mean scores"] == over_all
     document["retention"] = [part for part in document["retention"] if part["model"] == "unified"]
-    document.update(QUIET, experts=[], interference=[])
-    assert _rows(render_html(document), "Retention by subtask")["asc"] == rows["asc"][2:]
+    assert (
+        _rows(render_html(only(document, "retention", "curriculum")), "Retention by subtask")["asc"] == rows["asc"][2:]
+    )
 
 
 def test_interference_as_numbers(html: str) -> None:
@@ -221,8 +218,7 @@ def test_columns_of_trainings_are_there_only_where_something_was_measured() -> N
     document = results_document()
     for expert in document["experts"]:
         expert.update(constant_weak_score=None, gpu_memory_gb=None, validation=[], best_step=None, stopped_early=False)
-    document.update(QUIET, interference=[], retention=[], curriculum={})
-    html = render_html(document)
+    html = render_html(only(document, "experts"))
     assert [len(row) for row in _rows(html, "Trainings").values()] == [10] * 9
     assert "GPU" not in html
     assert "Dots: the loss on validation rows" not in html
@@ -233,8 +229,8 @@ def test_an_expert_that_a_constant_answer_equals_is_named() -> None:
     for expert in document["experts"]:
         if expert["subtask"] in ("asc", "irony"):
             expert["constant_weak_score"] = expert["weak_score"]
-    document.update(QUIET, interference=[], retention=[], curriculum={})
-    assert "No better on the weak rows than the best constant answer: asc, irony." in render_html(document)
+    page = render_html(only(document, "experts"))
+    assert "No better on the weak rows than the best constant answer: asc, irony." in page
 
 
 def test_every_drawing_has_a_text_alternative(page: Page) -> None:
@@ -315,6 +311,7 @@ def _no_tuples(document: dict[str, Any]) -> None:
 
 
 def _all_failed(document: dict[str, Any]) -> None:
+    only(document, "scores", "means", "searches", "merge")
     for search in document["searches"]:
         search["winner"] = None
         for candidate in search["candidates"]:
@@ -322,17 +319,17 @@ def _all_failed(document: dict[str, Any]) -> None:
 
 
 def _no_candidates(document: dict[str, Any]) -> None:
+    only(document, "scores", "means", "searches", "merge")
     for search in document["searches"]:
         search.update(candidates=[], winner=None)
 
 
 def _bare(document: dict[str, Any]) -> None:
-    for key in ("scores", "means", "comparisons", "retention", "interference", "searches", "experts", "timings"):
-        document[key] = []
-    document.update(merge=None, task_vectors=None, curriculum={}, peak_memory_gb=None, notes=[])
+    only(document).update(comparisons=[], peak_memory_gb=None, notes=[])
 
 
 def _long_names(document: dict[str, Any]) -> None:
+    only(document, "scores", "means", "timings", "curriculum")
     for model in document["models"]:
         model["title"] = model["title"] * 12
     document["run"]["name"] = "x" * 400
@@ -340,6 +337,7 @@ def _long_names(document: dict[str, Any]) -> None:
 
 
 def _untested_contexts(document: dict[str, Any]) -> None:
+    only(document, "scores", "means", "curriculum")
     for part in document["curriculum"]["contexts"]:
         part.update(test_score=None, test_se=None)
 

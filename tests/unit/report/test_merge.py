@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
-from report_fixture import LAYERS, SUBTASKS, results_document, sixteen_subtasks, task_vectors
+from report_fixture import LAYERS, SUBTASKS, only, results_document, sixteen_subtasks, task_vectors
 
 from memmcl.report import parse_results, render_html
 from memmcl.report.plots import merge as plots_merge
@@ -216,13 +216,13 @@ def test_what_was_not_measured_is_left_out(figures: list[Figure]) -> None:
 
 def test_nothing_is_drawn_without_two_experts() -> None:
     for vectors in (None, task_vectors({"sent2": "SC"})):
-        document = {**results_document(), "task_vectors": vectors}
+        document = {**only(results_document(), "experts", "interference"), "task_vectors": vectors}
         assert plots_merge.task_vectors_plot(parse_results(document)) is None
         assert "How their task vectors relate" not in render_html(document)
 
 
 def test_the_page_has_the_numbers_and_says_what_is_left_out() -> None:
-    document = results_document()
+    document = only(results_document(), "experts", "interference", "task_vectors", "timings")
     page = render_html(document)
     section = page[page.index("How their task vectors relate") : page.index('<section id="time"')]
     assert page.index('<section id="experts"') < page.index("How their task vectors relate")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from report_fixture import results_document
+from report_fixture import only, results_document
 
 from memmcl.report import parse_results, render_html
 from memmcl.report.plots.search import front, front_plots, measured
@@ -37,9 +37,9 @@ def test_it_is_drawn_with_what_was_taken() -> None:
     (plot,) = front_plots(parse_results(document()))
     assert "SC against MAST: 4 of 5 candidates on the front, taken: SC 0.5" in str(plot)
     assert front_plots(parse_results(results_document())) == ()
-    page = render_html(document())
+    page = render_html(only(document(), "searches"))
     assert "of it the point with the highest mean was taken" in page
-    assert "of it the point with the highest mean was taken" not in render_html(results_document())
+    assert "of it the point with the highest mean was taken" not in render_html(only(results_document(), "searches"))
 
 
 def test_finalists_are_told_with_what_decided() -> None:
@@ -48,6 +48,6 @@ def test_finalists_are_told_with_what_decided() -> None:
         {"title": "SC 3 (cmaes:g1)", "fitness": 0.9, "selection": 0.71, "wins": False},
         {"title": "task arithmetic 2 (seed:arithmetic:0.5)", "fitness": 0.8, "selection": 0.83, "wins": True},
     ]
-    page = render_html(found)
+    page = render_html(only(found, "searches"))
     assert "task arithmetic 2 (seed:arithmetic:0.5) <b>wins</b>" in page
     assert "0.830" in page
