@@ -170,13 +170,13 @@ class Objects:
         """
         self._call(lambda: self.backend.delete(paths), ())
 
-    def leftovers(self) -> dict[str, Entry]:
+    def unfinished(self) -> dict[str, Entry]:
         """Return what writers began and never ended, by a name for `discard`."""
-        return self._call(self.backend.leftovers)
+        return self._call(self.backend.unfinished)
 
-    def discard(self, leftover: str) -> None:
+    def discard(self, unfinished: str) -> None:
         """Remove one of these."""
-        self._call(lambda: self.backend.discard(leftover))
+        self._call(lambda: self.backend.discard(unfinished))
 
     def write_once(self, path: str, data: bytes, accept: Callable[[bytes], bool]) -> bytes:
         """Store `data` unless an acceptable content is there, and return the content that is there now.

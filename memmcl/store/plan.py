@@ -21,12 +21,12 @@ class Policy:
 
 @dataclass(frozen=True)
 class Item:
-    """One object that goes: what it is, where it lies, its size in bytes. leftover: what no writer completed."""
+    """One object that goes: what it is, where it lies, its size in bytes. unfinished: what no writer completed."""
 
     what: str
     path: str
     size: int
-    leftover: bool = False
+    unfinished: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from memmcl.store.checkpoints import parse_checkpoint
+from memmcl.store.documents import parse_checkpoint, parse_pointer
 from memmcl.store.manifest import Manifest, blob_path, manifest_path, parse_manifest
 from memmcl.store.objects import Objects
-from memmcl.store.pointers import parse_pointer
 from memmcl.store.sealed import is_sealed, unseal
 
 
