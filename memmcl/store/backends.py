@@ -100,6 +100,10 @@ class LockedBackend(Backend):
     def locked(self) -> AbstractContextManager[Any]:
         """Hold the lock: nobody else replaces or removes meanwhile."""
 
+    @abstractmethod
+    def unlink(self, path: str) -> None:
+        """Remove an object that is there."""
+
     def replace(self, path: str, data: bytes, token: str) -> str | None:
         with self.locked():
             if not self._holds(path, token):
@@ -111,7 +115,7 @@ class LockedBackend(Backend):
         with self.locked():
             if not self._holds(path, token):
                 return False
-            self.delete([path])
+            self.unlink(path)
         return True
 
     def _holds(self, path: str, token: str) -> bool:
@@ -173,6 +177,9 @@ class MemoryBackend(LockedBackend):
             if file is not None:
                 file.modified = datetime.now(UTC)
         return file is not None
+
+    def unlink(self, path: str) -> None:
+        self.delete([path])
 
     def delete(self, paths: Sequence[str]) -> None:
         with self._lock:

@@ -38,14 +38,14 @@ def read_closure(objects: Objects, kind: str, key: str, leaves: Collection[str] 
             if manifest is not None:
                 manifests[path] = manifest
                 inputs = () if manifest.kind in leaves else manifest.inputs
-                named = {manifest_path(ref.kind, ref.key): f"{ref} is an input of {manifest.ref}" for ref in inputs}
-                following |= {one: why for one, why in named.items() if one not in seen}
-                seen |= named.keys()
+                for ref in inputs:
+                    following.setdefault(manifest_path(ref.kind, ref.key), f"{ref} is an input of {manifest.ref}")
             elif data is not None:
                 problems.append(Problem(path, "not a valid manifest"))
             elif path != root:
                 problems.append(Problem(path, f"missing; {ahead[path]}"))
-        ahead = following
+        ahead = {path: why for path, why in following.items() if path not in seen}
+        seen |= ahead.keys()
     owners = owners_of(manifests.values())
     problems += damaged_blobs(objects, owners, owners)
     return Closure(manifests.get(root), manifests, tuple(problems))

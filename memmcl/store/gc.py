@@ -72,29 +72,29 @@ def remove_run(store: Store, run_id: str, *, delete: bool = False) -> RemovalPla
                     "memmcl champion rollback"
                 )
         Lease(store, only, {}).refuse_if_held()
-        found = decide(snapshot, Policy(only=only), time.time())
-        if only in found.runs:
-            raise UsageError(f"run {only[:8]} stays: {found.runs[only]}; try again when that has changed")
-        return found
+        plan = decide(snapshot, Policy(only=only), time.time())
+        if only in plan.runs:
+            raise UsageError(f"run {only[:8]} stays: {plan.runs[only]}; try again when that has changed")
+        return plan
 
     return _carried_out(store, planned, delete)
 
 
 def _carried_out(store: Store, planned: Callable[[StoreSnapshot], RemovalPlan], delete: bool) -> RemovalPlan:
     before = read_snapshot(store)
-    found = planned(before)
+    plan = planned(before)
     if not delete:
-        return found
+        return plan
     with _collecting(store) as lease:  # writers wait from here on, so that little is read again
-        found = planned(read_snapshot(store, before))
-        paths = [item.path for item in found.removed if not item.unfinished]
+        plan = planned(read_snapshot(store, before))
+        paths = [item.path for item in plan.removed if not item.unfinished]
         for first in range(0, len(paths), BATCH):
             _delete(store, lease, paths[first : first + BATCH])
         lease.update()
-        for item in found.removed:
+        for item in plan.removed:
             if item.unfinished:
                 store.objects.discard(item.path)
-    return found
+    return plan
 
 
 def _delete(store: Store, lease: Lease, paths: Sequence[str]) -> None:

@@ -54,6 +54,9 @@ class LocalBackend(LockedBackend):
             fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also by a kill
             yield
 
+    def unlink(self, path: str) -> None:
+        (self.root / path).unlink()
+
     def read(self, path: str) -> tuple[bytes, str]:
         data = (self.root / path).read_bytes()
         return data, sha256(data)

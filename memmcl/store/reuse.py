@@ -41,13 +41,13 @@ def wait_for_collection(store: Store) -> None:
     """Return at once when no garbage collection is at work, else when it has ended or its process has died."""
     from memmcl.store.lease import Lease
 
-    said = False
+    warned = False
     while store.objects.read(f"pointers/leases/{COLLECTING}.json") is not None:
         try:
             with Lease(store, COLLECTING, {}):  # a dead collection's: taken over, so that it cannot wake up and go on
                 return
         except LeaseHeld:
-            if not said:
+            if not warned:
                 logger.warning("waiting for the garbage collection of %s to end", store.url)
-            said = True
+            warned = True
             time.sleep(PAUSE)

@@ -137,12 +137,12 @@ class Store(Documents):
         data = seal(path, manifest.model_dump())
         for file, content in files.items():
             self.put_blob(content, manifest.blobs[file])
-        found = self.find(kind, key)
-        if found is not None:
-            return found
+        earlier = self.find(kind, key)
+        if earlier is not None:
+            return earlier
 
-        def healthy(found: bytes) -> bool:
-            other = parse_manifest(found, path)
+        def healthy(stored: bytes) -> bool:
+            other = parse_manifest(stored, path)
             return other is not None and self._damage(other) is None
 
         stored = parse_manifest(self.objects.write_once(path, data, healthy), path)
@@ -205,9 +205,9 @@ class Store(Documents):
         manifest = self.load(artifact) if isinstance(artifact, ArtifactRef) else artifact
         for file, info in manifest.blobs.items():
             allowed.require(str(directory / file))
-            found = self.objects.fetch(blob_path(info.sha256), directory / file, info.sha256)
-            if found != info.sha256:
-                raise self._unusable(manifest, file, missing=found is None)
+            digest = self.objects.fetch(blob_path(info.sha256), directory / file, info.sha256)
+            if digest != info.sha256:
+                raise self._unusable(manifest, file, missing=digest is None)
         return directory
 
     def list(self, kind: str | None = None) -> builtins.list[Manifest]:
@@ -216,8 +216,8 @@ class Store(Documents):
         All of them are read: to find one of many, or to print what there is, see `memmcl.store.index`.
         """
         paths = self.objects.sizes("manifests" if kind is None else f"manifests/{check_name(kind)}")
-        found = self.objects.map(lambda path: read_manifest(self.objects, path), paths)
-        manifests = [manifest for manifest in found if manifest is not None]
+        read = self.objects.map(lambda path: read_manifest(self.objects, path), paths)
+        manifests = [manifest for manifest in read if manifest is not None]
         return sorted(manifests, key=lambda manifest: (manifest.created, manifest.kind, manifest.key), reverse=True)
 
     def closure(self, kind: str, key: str, leaves: Collection[str] = ()) -> Closure:
@@ -241,10 +241,10 @@ class Store(Documents):
         """What is wrong with the first damaged blob of an artifact; None when all are healthy."""
         for file, info in manifest.blobs.items():
             path = blob_path(info.sha256)
-            found = self.objects.digest(path)
-            if found is None:
+            digest = self.objects.digest(path)
+            if digest is None:
                 return f"{file!r} ({path}) is missing"
-            if found != (info.sha256, info.size):
+            if digest != (info.sha256, info.size):
                 return f"{file!r} ({path}) does not match its digest"
         return None
 

@@ -88,17 +88,13 @@ class State(Enum):
 
 def _judge(objects: Objects, folder: str, suffix: str, is_whole: Callable[[str, bytes], bool]) -> dict[str, State]:
     """Return the state of every object of a folder by path; one that is gone since it was listed is left out."""
-
-    def state(path: str) -> State | None:
-        data = objects.read(path)
-        if data is None:
-            return None
-        if not is_whole(path, data):
-            return State.DAMAGED
-        return State.UNSEALED if suffix == ".json" and not is_sealed(data) else State.WHOLE
-
     paths = [path for path in objects.sizes(folder) if path.endswith(suffix)]
-    return {path: found for path, found in zip(paths, objects.map(state, paths), strict=True) if found is not None}
+    states = {}
+    for path, data in zip(paths, objects.map(objects.read, paths), strict=True):
+        if data is not None:
+            whole = State.UNSEALED if suffix == ".json" and not is_sealed(data) else State.WHOLE
+            states[path] = whole if is_whole(path, data) else State.DAMAGED
+    return states
 
 
 def drop_damaged(objects: Objects, folder: str) -> list[str]:
@@ -106,18 +102,17 @@ def drop_damaged(objects: Objects, folder: str) -> list[str]:
 
     They count as not written, and nobody may ever write them again. What a writer puts in their place meanwhile stays.
     """
+
+    def dropped(path: str) -> bool:
+        versioned = objects.versioned(path)
+        if versioned is None:
+            return False
+        data, token = versioned
+        whole = parse_checkpoint(data) if path.startswith("checkpoints/") else unseal(path, data)
+        return whole is None and objects.remove(path, token)
+
     paths = list(objects.sizes(folder))
-    dropped = objects.map(lambda path: _drop_if_damaged(objects, path), paths)
-    return [path for path, gone in zip(paths, dropped, strict=True) if gone]
-
-
-def _drop_if_damaged(objects: Objects, path: str) -> bool:
-    found = objects.versioned(path)
-    if found is None:
-        return False
-    data, token = found
-    whole = parse_checkpoint(data) if path.startswith("checkpoints/") else unseal(path, data)
-    return whole is None and objects.remove(path, token)
+    return [path for path, gone in zip(paths, objects.map(dropped, paths), strict=True) if gone]
 
 
 def missing_inputs(manifests: Mapping[str, Manifest]) -> list[Problem]:
@@ -148,10 +143,10 @@ def owners_of(manifests: Iterable[Manifest]) -> dict[str, str]:
 def damaged_blobs(objects: Objects, paths: Iterable[str], owners: Mapping[str, str]) -> list[Problem]:
     """Return which of the blobs at `paths` are missing or do not match their digest; owners: of `owners_of`."""
     paths, problems = list(paths), []
-    for path, found in zip(paths, objects.map(objects.digest, paths), strict=True):
+    for path, digest in zip(paths, objects.map(objects.digest, paths), strict=True):
         owner = owners.get(path, "no artifact")
-        if found is None and path in owners:
+        if digest is None and path in owners:
             problems.append(Problem(path, f"missing; belongs to {owner}"))
-        elif found is not None and blob_path(found[0]) != path:
+        elif digest is not None and blob_path(digest[0]) != path:
             problems.append(Problem(path, f"does not match its digest; belongs to {owner}"))
     return problems
