@@ -109,11 +109,11 @@ def download(client: httpx.Client, base: httpx.URL, path: str, sha256: str, size
         seconds = 0.0
         try:
             data = _body(client, url, size, stop)
-            found = hashlib.sha256(data).hexdigest()
-            if found == sha256:
+            digest = hashlib.sha256(data).hexdigest()
+            if digest == sha256:
                 return data
             wrong += 1
-            got = f"{len(data):,} bytes with sha256 {found}" if len(data) <= size else "more bytes than that"
+            got = f"{len(data):,} bytes with sha256 {digest}" if len(data) <= size else "more bytes than that"
             reason = f"expected {size:,} bytes with sha256 {sha256}, got {got}"
             if wrong == WRONG_BODIES:
                 raise Unavailable(reason)
