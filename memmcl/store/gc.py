@@ -31,7 +31,7 @@ from contextlib import contextmanager
 
 from memmcl.errors import LeaseHeld, StoreError, UsageError
 from memmcl.store.lease import Lease
-from memmcl.store.manifest import manifest_path
+from memmcl.store.manifest import kind_and_key
 from memmcl.store.marks import decide
 from memmcl.store.plan import Policy, RemovalPlan
 from memmcl.store.reuse import COLLECTING, PAUSE
@@ -127,9 +127,7 @@ def _collecting(store: Store) -> Iterator[Lease]:
 
 
 def _whole_id(store: Store, snapshot: StoreSnapshot, run_id: str) -> str:
-    folder = manifest_path(RUN, "").removesuffix(".json")
-    runs = [path for path in snapshot.unreadable if path.startswith(folder)]
-    damaged = {path.removeprefix(folder).removesuffix(".json") for path in runs}
+    damaged = {key for kind, key in map(kind_and_key, snapshot.unreadable) if kind == RUN}
     known = sorted(one for one in damaged | snapshot.finished | snapshot.journals.keys() if one.startswith(run_id))
     if len(known) != 1:
         what = "no run's" if not known else f"{len(known)} runs'"

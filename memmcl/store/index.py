@@ -16,7 +16,7 @@ from datetime import datetime
 
 from memmcl.errors import ArtifactNotFound, StoreError
 from memmcl.store.backends import Entry
-from memmcl.store.manifest import ArtifactRef, Manifest, check_name, manifest_path, read_manifest
+from memmcl.store.manifest import ArtifactRef, Manifest, check_name, kind_and_key, manifest_path, read_manifest
 from memmcl.store.objects import Objects
 from memmcl.store.sealed import seal, unseal
 from memmcl.store.store import Store
@@ -79,7 +79,7 @@ def starting(store: Store, start: str) -> list[tuple[str, str]]:
     """Return (kind, key) of all artifacts whose key begins with `start`; reads no manifest."""
     kinds = store.objects.folders("manifests")
     listings = store.objects.map(lambda kind: list(_paths(store.objects, kind, start)), kinds)
-    return [(kind, _key(path)) for kind, paths in zip(kinds, listings, strict=True) for path in paths]
+    return [kind_and_key(path) for paths in listings for path in paths]
 
 
 class _Listing:
@@ -122,7 +122,7 @@ def _complete(objects: Objects, kind: str) -> list[Summary]:
 
 def _paths(objects: Objects, kind: str, start: str) -> dict[str, Entry]:
     entries = objects.entries(f"manifests/{kind}", start)
-    return {path: entry for path, entry in entries.items() if path == manifest_path(kind, _key(path))}
+    return {path: entry for path, entry in entries.items() if path.count("/") == 2 and path.endswith(".json")}
 
 
 def _summary(objects: Objects, path: str) -> Summary | None:
@@ -150,10 +150,6 @@ def _write_index(objects: Objects, kind: str, rows: dict[str, tuple[str, Summary
         objects.write(path, seal(path, {"version": VERSION, "rows": listed}, indent=None))
     except StoreError as error:
         logger.debug("no index: %s", error)
-
-
-def _key(path: str) -> str:
-    return path.rpartition("/")[2].removesuffix(".json")
 
 
 def _seconds(created: str) -> float:

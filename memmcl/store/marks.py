@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from memmcl.store.manifest import ArtifactRef, Manifest, blob_path, manifest_path
+from memmcl.store.manifest import ArtifactRef, Manifest, blob_path, kind_and_key, manifest_path
 from memmcl.store.plan import Item, Policy, RemovalPlan
 from memmcl.store.snapshot import RUN, StoreSnapshot
 
@@ -17,7 +17,7 @@ WEEK = 7 * 86400.0
 
 def decide(snapshot: StoreSnapshot, policy: Policy, now: float) -> RemovalPlan:
     """Decide what goes. now: seconds since 1970."""
-    unknown = [path for path in snapshot.unreadable if _kind(path) == RUN and _key(path) != policy.only]
+    unknown = [path for path in snapshot.unreadable if (one := kind_and_key(path))[0] == RUN and one[1] != policy.only]
     if unknown:
         problems = [f"{path} is not a valid manifest" for path in unknown]
         return RemovalPlan((), {}, problems=(*problems, "nothing goes while nobody knows what these runs need"))
@@ -128,7 +128,7 @@ class _Decision:
             if manifest.kind == RUN and path not in runs:
                 going.append(path)
             elif manifest.kind != RUN and named:  # a judgement: worth nothing without both its runs
-                gone = [one for one in named if one not in runs and self.policy.only in {None, _key(one)}]
+                gone = [one for one in named if one not in runs and self.policy.only in {None, kind_and_key(one)[1]}]
                 (going.append if gone else roots.add)(path)
         for path in sorted(going, key=lambda one: snapshot.touched([one]), reverse=True):
             for one in self._reached([path], self.own_until):
@@ -168,7 +168,7 @@ class _Decision:
     def _torn(self, marked: Collection[str]) -> tuple[list[str], list[str]]:
         """Return damaged manifests that may go, and what is to be said of those that may not."""
         needed = {_path(ref) for path in marked for ref in self.snapshot.manifests[path].inputs}
-        torn = [path for path in self.snapshot.unreadable if _kind(path) != RUN]
+        torn = [path for path in self.snapshot.unreadable if kind_and_key(path)[0] != RUN]
         problems = [f"{path} is not a valid manifest, and what stays names it" for path in torn if path in needed]
         if problems:
             problems.append("no file goes while nobody knows which of them those artifacts need; run their runs again")
@@ -243,7 +243,7 @@ class _Decision:
                 yield f"whatever was used since run {lease.run_id[:8]} began, which is at work now"
 
     def _items(self, paths: Iterable[str], what: str) -> list[Item]:
-        return [Item(what.format(kind=_kind(path)), path, self.snapshot.entries[path].size) for path in paths]
+        return [Item(what.format(kind=path.split("/")[1]), path, self.snapshot.entries[path].size) for path in paths]
 
     def _records(self, searches: Iterable[str]) -> list[str]:
         return [path for key in searches for path in self.snapshot.search_records.get(key, ())]
@@ -255,11 +255,3 @@ def _files(manifest: Manifest) -> list[str]:
 
 def _path(ref: ArtifactRef) -> str:
     return manifest_path(ref.kind, ref.key)
-
-
-def _kind(path: str) -> str:
-    return path.split("/")[1]
-
-
-def _key(path: str) -> str:
-    return path.split("/")[2].removesuffix(".json")
