@@ -50,11 +50,7 @@ def require(place: str, schemes: tuple[str, ...] = SCHEMES) -> None:
 
 
 def require_files(folder: Path) -> None:
-    """Refuse a local folder that may not be read, or one of whose files is a link to what may not.
-
-    Raises:
-        ConfigError: see `require`.
-    """
+    """Refuse a local folder that may not be read, or one of whose files is a link to what may not."""
     require(str(folder))
     if VARIABLE in os.environ:
         for path in folder.rglob("*"):
@@ -71,11 +67,7 @@ def require_hub(name: str, kind: str = "models") -> None:
 
 
 def require_endpoint(url: str) -> None:
-    """Refuse the address of an S3 server; http is for servers of one's own, which the prefixes then name.
-
-    Raises:
-        ConfigError: see `require`.
-    """
+    """Refuse the address of an S3 server; http is for servers of one's own, which the prefixes then name."""
     require(url, _WEB)
 
 

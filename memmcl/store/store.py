@@ -25,7 +25,6 @@ from typing import Any
 from memmcl import seeds
 from memmcl.errors import ArtifactNotFound, CorruptArtifact, StoreError
 from memmcl.files import allowed
-from memmcl.store.closure import Closure, read_closure
 from memmcl.store.documents import Documents
 from memmcl.store.manifest import (
     ArtifactRef,
@@ -42,7 +41,7 @@ from memmcl.store.manifest import (
 from memmcl.store.objects import Objects, normalise, open_objects
 from memmcl.store.reuse import reuse
 from memmcl.store.sealed import seal
-from memmcl.store.verify import Verification, verify
+from memmcl.store.verify import Closure, Verification, read_closure, verify
 from memmcl.version import __version__
 
 logger = logging.getLogger(__name__)
