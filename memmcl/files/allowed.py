@@ -50,7 +50,7 @@ def require(place: str, schemes: tuple[str, ...] = SCHEMES) -> None:
 
 
 def require_files(folder: Path) -> None:
-    """Refuse a local folder that may not be read, or one of whose files is a link to what may not."""
+    """Raise ConfigError for a local folder that may not be read, or holds a link to what may not."""
     require(str(folder))
     if VARIABLE in os.environ:
         for path in folder.rglob("*"):
@@ -58,16 +58,12 @@ def require_files(folder: Path) -> None:
 
 
 def require_hub(name: str, kind: str = "models") -> None:
-    """Refuse a model, an adapter or (kind: "datasets") a data set of the hub: its prefix is hf://ORG/NAME.
-
-    Raises:
-        ConfigError: see `require`.
-    """
+    """Raise ConfigError for a model, an adapter or a data set (kind: "datasets") of the hub, hf://ORG/NAME."""
     require(f"hf://{'datasets/' if kind == 'datasets' else ''}{name}", ("hf",))
 
 
 def require_endpoint(url: str) -> None:
-    """Refuse the address of an S3 server; http is for servers of one's own, which the prefixes then name."""
+    """Raise ConfigError for the address of an S3 server; http needs a prefix that allows it."""
     require(url, _WEB)
 
 
