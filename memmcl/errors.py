@@ -124,7 +124,7 @@ class ServiceDied(ServiceError):
 
 
 class StoreError(MemmclError):
-    """Object storage that does not do what was asked."""
+    """Object storage that fails."""
 
 
 class ArtifactNotFound(StoreError):

@@ -13,7 +13,7 @@ def visible(text: str) -> str:
 
     Tabs and line feeds stay. What is visible already stays as it is, and JSON keeps its meaning.
     """
-    return _ACTIVE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _ACTIVE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def one_line(text: str) -> str:

@@ -37,29 +37,8 @@ _HIDDEN = "***"
 _SHOWN = 200
 """No more characters of a place are shown."""
 _WORDS = (
-    "signature",
-    "sig$",
-    "token",
-    "secret",
-    "passw",
-    "passphrase",
-    "pwd",
-    "credential",
-    "authoriz",
-    "auth$",
-    "jwt",
-    "bearer",
-    "apikey",
-    "api-key",
-    "api_key",
-    "accesskey",
-    "access-key",
-    "access_key",
-    "accessid",
-    "keyid",
-    "key-id",
-    "key_id",
-    "pair-id",
+    *("signature", "sig$", "token", "secret", "passw", "passphrase", "pwd", "credential", "authoriz", "auth$", "jwt"),
+    *("bearer", "api[-_]?key", "access[-_]?key", "accessid", "key[-_]?id", "pair-id"),
 )
 _WHOLE = ("key", "sas", "session", "code", "pass")
 _SECRET_NAME = re.compile(rf"{'|'.join(_WORDS)}|(?:^|[-_.])(?:{'|'.join(_WHOLE)})$", re.IGNORECASE)
@@ -69,8 +48,8 @@ _USER = re.compile(r"(?<=://)[^/?#\s'\"<>]*@")
 
 def scheme_of(place: str) -> str:
     """Return the scheme of a URL, "file" for a path."""
-    found = _SCHEME.match(place)
-    return found[1] if found else "file"
+    match = _SCHEME.match(place)
+    return match[1] if match else "file"
 
 
 def public(url: str) -> str:
@@ -105,10 +84,10 @@ def refuse_secret(place: str) -> str:
     Raises:
         ConfigError: it is a URL that holds some; the message does not repeat it.
     """
-    found = secret_in(place)
-    if found is not None:
+    secret = secret_in(place)
+    if secret is not None:
         raise ConfigError(
-            f"a URL with {found} in it would be stored: give credentials in the environment, or fetch the file first"
+            f"a URL with {secret} in it would be stored: give credentials in the environment, or fetch the file first"
         )
     return place
 
@@ -129,13 +108,13 @@ def first_line(error: BaseException) -> str:
     return redact((str(error).strip() or type(error).__name__).splitlines()[0])[:VALUE]
 
 
-def _without_user(found: re.Match[str]) -> str:
-    at_hub = found.string.endswith("hf://", 0, found.start())  # a revision stands there
-    return found[0] if at_hub else f"{_HIDDEN}@"
+def _without_user(match: re.Match[str]) -> str:
+    at_hub = match.string.endswith("hf://", 0, match.start())  # a revision follows it
+    return match[0] if at_hub else f"{_HIDDEN}@"
 
 
-def _without_value(found: re.Match[str]) -> str:
-    return f"{found[1]}={_HIDDEN}" if _SECRET_NAME.search(unquote(found[1])) else found[0]
+def _without_value(match: re.Match[str]) -> str:
+    return f"{match[1]}={_HIDDEN}" if _SECRET_NAME.search(unquote(match[1])) else match[0]
 
 
 def schema_pattern() -> str:
@@ -164,5 +143,5 @@ def redacted(value: Any) -> Any:
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
-        return {key: redacted(part) for key, part in value.items()}
-    return [redacted(part) for part in value] if isinstance(value, list | tuple) else value
+        return {key: redacted(inner) for key, inner in value.items()}
+    return [redacted(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -50,11 +50,7 @@ def require(place: str, schemes: tuple[str, ...] = SCHEMES) -> None:
 
 
 def require_files(folder: Path) -> None:
-    """Refuse a local folder that may not be read, or one of whose files is a link to what may not.
-
-    Raises:
-        ConfigError: see `require`.
-    """
+    """Raise ConfigError for a local folder that may not be read, or holds a link to what may not."""
     require(str(folder))
     if VARIABLE in os.environ:
         for path in folder.rglob("*"):
@@ -62,20 +58,12 @@ def require_files(folder: Path) -> None:
 
 
 def require_hub(name: str, kind: str = "models") -> None:
-    """Refuse a model, an adapter or (kind: "datasets") a data set of the hub: its prefix is hf://ORG/NAME.
-
-    Raises:
-        ConfigError: see `require`.
-    """
+    """Raise ConfigError for a model, an adapter or a data set (kind: "datasets") of the hub, hf://ORG/NAME."""
     require(f"hf://{'datasets/' if kind == 'datasets' else ''}{name}", ("hf",))
 
 
 def require_endpoint(url: str) -> None:
-    """Refuse the address of an S3 server; http is for servers of one's own, which the prefixes then name.
-
-    Raises:
-        ConfigError: see `require`.
-    """
+    """Raise ConfigError for the address of an S3 server; http needs a prefix that allows it."""
     require(url, _WEB)
 
 
@@ -125,19 +113,19 @@ def _prefixes() -> tuple[_Place, ...] | None:
     text = os.environ.get(VARIABLE)
     if text is None:
         return None
-    found = []
+    places = []
     for prefix in filter(None, re.split(r"[,\s]+", text)):
         try:
             if scheme_of(prefix) == "file" and not prefix.removeprefix("file://").startswith(("/", "~")):
                 raise ConfigError(f"expected an absolute path or a URL, got {public(prefix)}")
-            found.append(_parse(prefix, (*SCHEMES, "http"), whole=True))
+            places.append(_parse(prefix, (*SCHEMES, "http"), whole=True))
         except ConfigError as error:
             raise ConfigError(f"{VARIABLE}: {error}") from error
-    return tuple(found)
+    return tuple(places)
 
 
 def _parse(place: str, schemes: tuple[str, ...], *, whole: bool = False) -> _Place:
-    """Return the form of a place that is compared. whole: a scheme alone, as `hf://`, stands for all of it."""
+    """Return the form of a place that is compared. whole: a scheme alone, as `hf://`, means all of it."""
     scheme, rest = scheme_of(place), place.partition("://")[2]
     name = public(place)
     if scheme not in schemes:
@@ -158,7 +146,7 @@ def _parse(place: str, schemes: tuple[str, ...], *, whole: bool = False) -> _Pla
 
 def _parse_url(place: str, scheme: str, rest: str, name: str) -> _Place:
     if scheme == "hf":
-        path = tuple(part.partition("@")[0] for part in _split(rest))  # a revision is no part of a name
+        path = tuple(segment.partition("@")[0] for segment in _split(rest))  # without the revision
         return _Place(scheme, "", _plain(path, name), name)
     if scheme == "memory":
         return _Place(scheme, "", _plain(_split(rest.lstrip("/")), name), name)
@@ -187,6 +175,6 @@ def _split(path: str) -> tuple[str, ...]:
 
 def _plain(path: tuple[str, ...], name: str) -> tuple[str, ...]:
     """Refuse names that servers read as other folders."""
-    if any(part in (".", "..") or set("/\\") & set(part) for part in path):
+    if any(folder in (".", "..") or set("/\\") & set(folder) for folder in path):
         raise ConfigError(f"cannot open {name}: write the address without . and .. and escaped slashes")
     return path

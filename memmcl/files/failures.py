@@ -49,24 +49,24 @@ def status_of(error: BaseException) -> int | None:
 
 def replace_file(target: Path, data: bytes) -> None:
     """Write a file whole or not at all; its directory is made when it is missing."""
-    part = _part(target)
+    temporary = _temporary(target)
     try:
-        part.write_bytes(data)
-        part.replace(target)
+        temporary.write_bytes(data)
+        temporary.replace(target)
     finally:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def open_part(target: Path) -> BinaryIO:
+def open_temporary(target: Path) -> BinaryIO:
     """Open a new file beside `target`, to be moved there when it is whole; its directory is made when it is missing."""
-    return _part(target).open("wb")
+    return _temporary(target).open("wb")
 
 
-def _part(target: Path) -> Path:
+def _temporary(target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     return target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
 
 
 def _response(error: BaseException) -> dict[str, Any]:
-    found = (getattr(step, "response", None) for step in causes_of(error))
-    return next((response for response in found if isinstance(response, dict)), {})
+    responses = (getattr(step, "response", None) for step in causes_of(error))
+    return next((response for response in responses if isinstance(response, dict)), {})

@@ -42,16 +42,16 @@ def made_before(folder: Path, record: str, made_from: Mapping[str, Any]) -> dict
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
     try:
-        found: dict[str, Any] = json.loads((folder / record).read_text())
-        same = found["made_from"] == made_from
-        intact = all(file_digest(folder / name) == digest for name, digest in found["files"].items())
+        earlier: dict[str, Any] = json.loads((folder / record).read_text())
+        same = earlier["made_from"] == made_from
+        intact = all(file_digest(folder / name) == digest for name, digest in earlier["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         same = intact = False
-        found = {}
+        earlier = {}
     if not same or not intact:
-        what = "what other arguments made" if found and not same else "other files, or some that changed since"
+        what = "what other arguments made" if earlier and not same else "other files, or some that changed since"
         raise UsageError(f"{folder} holds {what}; name a new or empty folder")
-    return found
+    return earlier
 
 
 @contextmanager

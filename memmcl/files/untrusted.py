@@ -79,12 +79,12 @@ def parse_yaml(text: str) -> Any:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys: set[str] = set()
-        twice = next(key for key, _ in pairs if key in keys or keys.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"it has the key {twice[:60]!r} twice in one object")
-    return found
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"it has the key {key[:60]!r} twice in one object")
+        values[key] = value
+    return values
 
 
 def _refuse_constant(name: str) -> Any:

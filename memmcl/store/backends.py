@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,14 +86,46 @@ class Backend(Protocol):
     def delete(self, paths: Sequence[str]) -> None:
         """Remove the objects, whatever they hold; what is not there is passed over."""
 
-    def leftovers(self) -> dict[str, Entry]:
-        """Return what writers began and never ended: files in `tmp/`, uploads in parts; by a name for `discard`."""
+    def unfinished(self) -> dict[str, Entry]:
+        """Return what writers began and never ended: files in `tmp/`, multipart uploads; by a name for `discard`."""
 
-    def discard(self, leftover: str) -> None:
+    def discard(self, unfinished: str) -> None:
         """Remove one of these."""
 
 
-class MemoryBackend:
+class LockedBackend(Backend):
+    """A backend whose tokens are sha256s, compared under a lock of its own."""
+
+    @abstractmethod
+    def locked(self) -> AbstractContextManager[Any]:
+        """Hold the lock: nobody else replaces or removes meanwhile."""
+
+    @abstractmethod
+    def unlink(self, path: str) -> None:
+        """Remove an object that is there."""
+
+    def replace(self, path: str, data: bytes, token: str) -> str | None:
+        with self.locked():
+            if not self._holds(path, token):
+                return None
+            self.write(path, data)
+        return sha256(data)
+
+    def remove(self, path: str, token: str) -> bool:
+        with self.locked():
+            if not self._holds(path, token):
+                return False
+            self.unlink(path)
+        return True
+
+    def _holds(self, path: str, token: str) -> bool:
+        try:
+            return self.read(path)[1] == token
+        except FileNotFoundError:
+            return False
+
+
+class MemoryBackend(LockedBackend):
     """fsspec's process-wide `memory://`, for tests and dry runs: gone with the process."""
 
     parallel = 1
@@ -99,94 +133,64 @@ class MemoryBackend:
 
     def __init__(self, fs: Any, root: str) -> None:
         self.fs = fs
-        self.root = root.rstrip("/")
+        self.root = f"{fs._strip_protocol(root)}/"
 
     def check(self) -> None:
         """Memory is always there."""
 
+    def locked(self) -> AbstractContextManager[Any]:
+        return self._lock
+
     def read(self, path: str) -> tuple[bytes, str]:
-        """Copy the bytes; the token is their sha256."""
-        data: bytes = self.fs.cat_file(f"{self.root}/{path}")
+        data: bytes = self.fs.cat_file(self._key(path))
         return data, sha256(data)
 
     def stream(self, path: str, take: Callable[[bytes], object]) -> None:
-        """Give the bytes as they are: they are in memory."""
         take(self.read(path)[0])
 
     def write(self, path: str, source: bytes | Path) -> None:
-        """Set the bytes under the lock."""
         data = source if isinstance(source, bytes) else source.read_bytes()
         with self._lock:
-            self.fs.pipe_file(f"{self.root}/{path}", data)
+            self.fs.pipe_file(self._key(path), data)
 
     def create(self, path: str, data: bytes) -> str | None:
-        """Look and set under the lock."""
         with self._lock:
-            if self.fs.exists(f"{self.root}/{path}"):
+            if self._key(path) in self.fs.store:
                 return None
             self.write(path, data)
         return sha256(data)
-
-    def replace(self, path: str, data: bytes, token: str) -> str | None:
-        """Compare and set under the lock."""
-        with self._lock:
-            if not self._holds(path, token):
-                return None
-            self.write(path, data)
-        return sha256(data)
-
-    def remove(self, path: str, token: str) -> bool:
-        """Compare and delete under the lock."""
-        with self._lock:
-            if not self._holds(path, token):
-                return False
-            self.fs.rm_file(f"{self.root}/{path}")
-        return True
 
     def entries(self, folder: str, start: str = "") -> dict[str, Entry]:
-        """Filter all objects by prefix."""
-        root = self._key("")
+        beginning, cut = self._key(below(folder) + start), len(self.root)
         with self._lock:
-            found = {
-                name: file for name, file in self.fs.store.items() if name.startswith(root + below(folder) + start)
-            }
-        cut = len(root)
-        return {
-            name[cut:]: Entry(file.size, file.modified.timestamp(), f"{file.size}-{file.modified.timestamp()}")
-            for name, file in found.items()
-        }
+            files = {name: file for name, file in self.fs.store.items() if name.startswith(beginning)}
+        times = {name: file.modified.timestamp() for name, file in files.items()}
+        return {name[cut:]: Entry(file.size, times[name], f"{file.size}-{times[name]}") for name, file in files.items()}
 
     def folders(self, folder: str) -> list[str]:
-        """Take them from the paths of all objects."""
         cut = len(below(folder))
         return sorted({path[cut:].partition("/")[0] for path in self.entries(folder) if "/" in path[cut:]})
 
     def touch(self, path: str) -> bool:
-        """Set the time of the last change."""
         with self._lock:
             file = self.fs.store.get(self._key(path))
             if file is not None:
                 file.modified = datetime.now(UTC)
         return file is not None
 
+    def unlink(self, path: str) -> None:
+        self.delete([path])
+
     def delete(self, paths: Sequence[str]) -> None:
-        """Forget them."""
         with self._lock:
             for path in paths:
                 self.fs.store.pop(self._key(path), None)
 
-    def leftovers(self) -> dict[str, Entry]:
-        """Nothing outlives a writer here."""
+    def unfinished(self) -> dict[str, Entry]:
         return {}
 
-    def discard(self, leftover: str) -> None:
-        """There is nothing to discard."""
+    def discard(self, unfinished: str) -> None:
+        """Nothing outlives a writer here."""
 
     def _key(self, path: str) -> str:
-        return f"{self.fs._strip_protocol(self.root)}/{path}"
-
-    def _holds(self, path: str, token: str) -> bool:
-        try:
-            return self.read(path)[1] == token
-        except FileNotFoundError:
-            return False
+        return f"{self.root}{path}"

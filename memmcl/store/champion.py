@@ -36,7 +36,7 @@ class Reign(BaseModel):
     flow_run_id: str | None = None
 
 
-class _Kept(BaseModel):
+class _History(BaseModel):
     """What the pointer holds."""
 
     history: tuple[Reign, ...]
@@ -83,7 +83,7 @@ def read_champions(store: Store, name: str) -> Champions:
     if token is None:
         return Champions(name, (), None)
     try:
-        return Champions(name, _Kept.model_validate(value).history, token)
+        return Champions(name, _History.model_validate(value).history, token)
     except ValidationError as error:
         path = f"{store.url}/pointers/{_pointer(name)}.json"
         raise CorruptArtifact(
@@ -142,11 +142,11 @@ def _target(champions: Champions, to: str | None) -> Reign:
                 f"run {champions.current.run_id[:8]} is the only champion in the line; nothing to roll back to"
             )
         return former[champions.line[-2]]
-    found = [reign for run_id, reign in former.items() if run_id.startswith(to)]
-    if len(found) != 1:
+    matches = [reign for run_id, reign in former.items() if run_id.startswith(to)]
+    if len(matches) != 1:
         known = ", ".join(run_id[:8] for run_id in former) or "none"
         raise UsageError(f"expected the id of one former champion, got {shown(to)}; former champions: {known}")
-    return found[0]
+    return matches[0]
 
 
 def _pointer(name: str) -> str:

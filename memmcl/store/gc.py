@@ -30,12 +30,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from memmcl.errors import LeaseHeld, StoreError, UsageError
-from memmcl.store.census import RUN, Census, take_census
 from memmcl.store.lease import Lease
-from memmcl.store.manifest import manifest_path
+from memmcl.store.manifest import kind_and_key
 from memmcl.store.marks import decide
 from memmcl.store.plan import Policy, RemovalPlan
 from memmcl.store.reuse import COLLECTING, PAUSE
+from memmcl.store.snapshot import RUN, StoreSnapshot, read_snapshot
 from memmcl.store.store import Store
 
 BATCH = 500  # objects between two renewals of the lease
@@ -52,7 +52,7 @@ def collect(store: Store, policy: Policy, *, delete: bool = False, now: float | 
         LeaseHeld: another garbage collection is at work.
         CorruptArtifact: a champion's pointer is damaged.
     """
-    return _carried_out(store, lambda census: decide(census, policy, time.time() if now is None else now), delete)
+    return _carried_out(store, lambda snapshot: decide(snapshot, policy, time.time() if now is None else now), delete)
 
 
 def remove_run(store: Store, run_id: str, *, delete: bool = False) -> RemovalPlan:
@@ -63,38 +63,38 @@ def remove_run(store: Store, run_id: str, *, delete: bool = False) -> RemovalPla
         LeaseHeld: it is being worked on, or a garbage collection is at work.
     """
 
-    def planned(census: Census) -> RemovalPlan:
-        only = _whole_id(store, census, run_id)
-        for name, line in census.champions.items():
+    def planned(snapshot: StoreSnapshot) -> RemovalPlan:
+        only = _whole_id(store, snapshot, run_id)
+        for name, line in snapshot.champions.items():
             if only in line[-1:]:
                 raise UsageError(
                     f"run {only[:8]} is champion {name}; promote another first, or go back to the one before: "
                     "memmcl champion rollback"
                 )
         Lease(store, only, {}).refuse_if_held()
-        found = decide(census, Policy(only=only), time.time())
-        if only in found.runs:
-            raise UsageError(f"run {only[:8]} stays: {found.runs[only]}; try again when that has changed")
-        return found
+        plan = decide(snapshot, Policy(only=only), time.time())
+        if only in plan.runs:
+            raise UsageError(f"run {only[:8]} stays: {plan.runs[only]}; try again when that has changed")
+        return plan
 
     return _carried_out(store, planned, delete)
 
 
-def _carried_out(store: Store, planned: Callable[[Census], RemovalPlan], delete: bool) -> RemovalPlan:
-    before = take_census(store)
-    found = planned(before)
+def _carried_out(store: Store, planned: Callable[[StoreSnapshot], RemovalPlan], delete: bool) -> RemovalPlan:
+    before = read_snapshot(store)
+    plan = planned(before)
     if not delete:
-        return found
+        return plan
     with _collecting(store) as lease:  # writers wait from here on, so that little is read again
-        found = planned(take_census(store, before))
-        paths = [item.path for item in found.removed if not item.leftover]
+        plan = planned(read_snapshot(store, before))
+        paths = [item.path for item in plan.removed if not item.unfinished]
         for first in range(0, len(paths), BATCH):
             _delete(store, lease, paths[first : first + BATCH])
         lease.update()
-        for item in found.removed:
-            if item.leftover:
+        for item in plan.removed:
+            if item.unfinished:
                 store.objects.discard(item.path)
-    return found
+    return plan
 
 
 def _delete(store: Store, lease: Lease, paths: Sequence[str]) -> None:
@@ -126,10 +126,9 @@ def _collecting(store: Store) -> Iterator[Lease]:
         yield lease
 
 
-def _whole_id(store: Store, census: Census, run_id: str) -> str:
-    folder = manifest_path(RUN, "").removesuffix(".json")
-    damaged = {path.removeprefix(folder).removesuffix(".json") for path in census.unreadable if path.startswith(folder)}
-    known = sorted(one for one in damaged | census.finished | census.journals.keys() if one.startswith(run_id))
+def _whole_id(store: Store, snapshot: StoreSnapshot, run_id: str) -> str:
+    damaged = {key for kind, key in map(kind_and_key, snapshot.unreadable) if kind == RUN}
+    known = sorted(one for one in damaged | snapshot.finished | snapshot.journals.keys() if one.startswith(run_id))
     if len(known) != 1:
         what = "no run's" if not known else f"{len(known)} runs'"
         raise UsageError(f"{what} id starts with {run_id!r} in {store.url}; `memmcl store ls run` lists them")

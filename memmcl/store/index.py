@@ -16,7 +16,7 @@ from datetime import datetime
 
 from memmcl.errors import ArtifactNotFound, StoreError
 from memmcl.store.backends import Entry
-from memmcl.store.manifest import ArtifactRef, Manifest, check_name, manifest_path, read_manifest
+from memmcl.store.manifest import ArtifactRef, Manifest, check_name, kind_and_key, manifest_path, read_manifest
 from memmcl.store.objects import Objects
 from memmcl.store.sealed import seal, unseal
 from memmcl.store.store import Store
@@ -48,8 +48,8 @@ class Summary:
 def summaries(store: Store, kind: str | None = None) -> list[Summary]:
     """Return all artifacts (of one kind), the newest first; manifests that cannot be read are left out."""
     kinds = store.objects.folders("manifests") if kind is None else [check_name(kind)]
-    found = store.objects.map(lambda one: _complete(store.objects, one), kinds)
-    return sorted((row for rows in found for row in rows), key=lambda row: row.order, reverse=True)
+    listings = store.objects.map(lambda one: _complete(store.objects, one), kinds)
+    return sorted((row for rows in listings for row in rows), key=lambda row: row.order, reverse=True)
 
 
 def newest(store: Store, kind: str, start: str = "") -> Manifest | None:
@@ -78,8 +78,8 @@ def newest(store: Store, kind: str, start: str = "") -> Manifest | None:
 def starting(store: Store, start: str) -> list[tuple[str, str]]:
     """Return (kind, key) of all artifacts whose key begins with `start`; reads no manifest."""
     kinds = store.objects.folders("manifests")
-    found = store.objects.map(lambda kind: list(_paths(store.objects, kind, start)), kinds)
-    return [(kind, key) for kind, paths in zip(kinds, found, strict=True) for key in map(_key, paths)]
+    listings = store.objects.map(lambda kind: list(_paths(store.objects, kind, start)), kinds)
+    return [kind_and_key(path) for paths in listings for path in paths]
 
 
 class _Listing:
@@ -98,8 +98,8 @@ class _Listing:
     def read(self, paths: Iterable[str]) -> dict[str, Summary]:
         """Read manifests, and return the rows of those that are valid."""
         paths = list(paths)
-        found = zip(paths, self.objects.map(lambda path: _summary(self.objects, path), paths), strict=True)
-        rows = {path: row for path, row in found if row is not None}
+        read = self.objects.map(lambda path: _summary(self.objects, path), paths)
+        rows = {path: row for path, row in zip(paths, read, strict=True) if row is not None}
         self._read |= rows
         return rows
 
@@ -121,29 +121,26 @@ def _complete(objects: Objects, kind: str) -> list[Summary]:
 
 
 def _paths(objects: Objects, kind: str, start: str) -> dict[str, Entry]:
-    found = objects.entries(f"manifests/{kind}", start)
-    return {path: entry for path, entry in found.items() if path == manifest_path(kind, _key(path))}
+    entries = objects.entries(f"manifests/{kind}", start)
+    return {path: entry for path, entry in entries.items() if path.count("/") == 2 and path.endswith(".json")}
 
 
 def _summary(objects: Objects, path: str) -> Summary | None:
-    found = read_manifest(objects, path)
-    if found is None:
+    manifest = read_manifest(objects, path)
+    if manifest is None:
         return None
-    size = sum(blob.size for blob in found.blobs.values())
-    return Summary(found.kind, found.key, found.name, found.created, found.seconds, size)
+    size = sum(blob.size for blob in manifest.blobs.values())
+    return Summary(manifest.kind, manifest.key, manifest.name, manifest.created, manifest.seconds, size)
 
 
 def _read_index(objects: Objects, kind: str) -> dict[str, tuple[str, Summary]]:
     """Return path -> stamp and row; empty when there is no index, or one that is damaged or of another version."""
     path = f"index/{kind}"
-    found = unseal(path, objects.read(path) or b"") or {}
-    if found.get("version") != VERSION:
+    index = unseal(path, objects.read(path) or b"") or {}
+    if index.get("version") != VERSION:
         return {}
-    rows = {}
-    for stamp, *fields in found["rows"]:
-        row = Summary(kind, *fields)
-        rows[manifest_path(kind, row.key)] = stamp, row
-    return rows
+    rows = ((stamp, Summary(kind, *fields)) for stamp, *fields in index["rows"])
+    return {manifest_path(kind, row.key): (stamp, row) for stamp, row in rows}
 
 
 def _write_index(objects: Objects, kind: str, rows: dict[str, tuple[str, Summary]]) -> None:
@@ -153,10 +150,6 @@ def _write_index(objects: Objects, kind: str, rows: dict[str, tuple[str, Summary
         objects.write(path, seal(path, {"version": VERSION, "rows": listed}, indent=None))
     except StoreError as error:
         logger.debug("no index: %s", error)
-
-
-def _key(path: str) -> str:
-    return path.rpartition("/")[2].removesuffix(".json")
 
 
 def _seconds(created: str) -> float:

@@ -21,6 +21,7 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -39,9 +40,9 @@ Time = Annotated[float, Field(ge=0, le=1e11)]
 
 
 class LeaseRecord(BaseModel):
-    """What a lease says: which process holds it, since when, when it was renewed, and what a successor must know.
+    """Which process holds a lease, since when, when it was renewed, and what a successor must know.
 
-    process_start: as `process_start` tells it. every, ttl: after how many seconds it is renewed, and may be taken over.
+    process_start: of `process_start`. every, ttl: after how many seconds it is renewed, and may be taken over.
     mark: tells this lease from any other; empty where an earlier version wrote it.
     """
 
@@ -115,15 +116,13 @@ class Lease:
     def _take(self) -> None:
         self._since = time.time()
         while self._token is None:
-            held, token = self._look()
-            if token is not None and not self._is_free(held, token):
+            record, token = self._look()
+            if token is not None and not self._is_free(record, token):
                 continue
-            self.previous = dict(held.owner) if held is not None else None
-            self.abandoned = [*held.abandoned, dict(held.owner)] if held is not None else []
-            try:
+            self.previous = None if record is None else dict(record.owner)
+            self.abandoned = [] if record is None else [*record.abandoned, dict(record.owner)]
+            with suppress(Conflict):  # another process was quicker: look again
                 self._token = self.store.swap_pointer(self._name, self._value(), token)
-            except Conflict:  # another process was quicker; look again
-                continue
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -144,22 +143,22 @@ class Lease:
         try:
             self.store.delete_pointer(self._name, self._token)
         except Conflict:
-            held, token = self._look()
-            if token is not None and self._is_ours(held):
+            record, token = self._look()
+            if token is not None and self._is_ours(record):
                 self.store.delete_pointer(self._name, token)
 
     def refuse_if_held(self) -> None:
         """Raise LeaseHeld when a live process holds the lease; takes nothing, and promises nothing for later."""
-        held, _ = self._look()
-        if held is not None and is_alive(held):
-            raise LeaseHeld(self._describe(held))
+        record, _ = self._look()
+        if record is not None and is_alive(record):
+            raise self._held_by(record)
 
     def check(self) -> None:
         """Raise LeaseHeld when another process has taken the lease over."""
         if self.lost:
-            held, _ = self._look()
-            if held is not None:
-                raise LeaseHeld(self._describe(held))
+            record, _ = self._look()
+            if record is not None:
+                raise self._held_by(record)
             raise LeaseHeld(f"run {self.run_id[:8]} was taken over by a process that has ended; run it again")
 
     def update(self, **owner: Any) -> None:
@@ -193,24 +192,24 @@ class Lease:
             "mark": self._mark,
         }
 
-    def _is_ours(self, held: LeaseRecord | None) -> bool:
+    def _is_ours(self, record: LeaseRecord | None) -> bool:
         """Whether it is this lease after all: renewed, when the store's answer was lost."""
-        return held is not None and held.mark == self._mark
+        return record is not None and record.mark == self._mark
 
     def _look(self) -> tuple[LeaseRecord | None, str | None]:
         """The lease and its token; the token alone where the lease is damaged, nothing where there is none."""
         value, token = self.store.look_at_pointer(self._name)
         return parse_lease(value), token
 
-    def _is_free(self, held: LeaseRecord | None, token: str) -> bool:
+    def _is_free(self, record: LeaseRecord | None, token: str) -> bool:
         """Whether nobody is at work behind the lease; False when that changed while it was watched.
 
         Raises:
             LeaseHeld: somebody is.
         """
-        if held is not None and is_alive(held):
-            raise LeaseHeld(self._describe(held))
-        seconds = self._watch_seconds(held)
+        if record is not None and is_alive(record):
+            raise self._held_by(record)
+        seconds = self._watch_seconds(record)
         if not seconds:
             return True
         logger.warning(
@@ -222,35 +221,32 @@ class Lease:
             now, its_token = self._look()
             if its_token != token:
                 if now is not None:  # renewed, or taken over: by somebody who lives, whatever the clocks say
-                    raise LeaseHeld(self._describe(now))
+                    raise self._held_by(now)
                 return False
         return True
 
-    def _watch_seconds(self, held: LeaseRecord | None) -> float:
+    def _watch_seconds(self, record: LeaseRecord | None) -> float:
         """For how long nobody may renew a lease before it is taken over; 0 where its process is known to be gone."""
-        if held is None:
+        if record is None:
             return 2 * self._beat
-        if is_neighbour(held):
+        if is_neighbour(record):
             return 0.0
-        return held.ttl if held.beat > time.time() else min(held.ttl, 2 * held.every)
+        return record.ttl if record.beat > time.time() else min(record.ttl, 2 * record.every)
 
     def _swap(self) -> None:
         """Renew the lease under `_lock`; a lost race means that it is another's now."""
         if self.lost or self._token is None:
             return
-        try:
+        with suppress(Conflict):
             self._token = self.store.swap_pointer(self._name, self._value(), self._token)
             return
-        except Conflict:
-            held, token = self._look()
-        if token is not None and (held is None or self._is_ours(held)):
-            if held is None:
+        record, token = self._look()
+        if token is not None and (record is None or self._is_ours(record)):
+            if record is None:
                 logger.warning("the lease of run %s was damaged; writing it anew", self.run_id[:8])
-            try:
+            with suppress(Conflict):
                 self._token = self.store.swap_pointer(self._name, self._value(), token)
                 return
-            except Conflict:
-                pass
         self.lost = True
         logger.warning("the lease of run %s was taken over by another process", self.run_id[:8])
 
@@ -262,10 +258,10 @@ class Lease:
             except StoreError as problem:  # it may come back; a takeover meanwhile shows as a Conflict
                 logger.warning("the lease of run %s was not renewed: %s", self.run_id[:8], problem)
 
-    def _describe(self, held: LeaseRecord) -> str:
-        since = datetime.fromtimestamp(held.since).strftime("%Y-%m-%d %H:%M")
-        who = f"pid {held.pid} on host {held.host}"
-        return f"run {self.run_id[:8]} is being worked on by {who} since {since}; wait for it, or stop it"
+    def _held_by(self, record: LeaseRecord) -> LeaseHeld:
+        since = datetime.fromtimestamp(record.since).strftime("%Y-%m-%d %H:%M")
+        who = f"pid {record.pid} on host {record.host}"
+        return LeaseHeld(f"run {self.run_id[:8]} is being worked on by {who} since {since}; wait for it, or stop it")
 
 
 def parse_lease(value: dict[str, Any] | None) -> LeaseRecord | None:
@@ -276,19 +272,19 @@ def parse_lease(value: dict[str, Any] | None) -> LeaseRecord | None:
         return None
 
 
-def is_alive(held: LeaseRecord) -> bool:
+def is_alive(record: LeaseRecord) -> bool:
     """Return whether the holder is known to be at work: its process runs here, or it renewed the lease lately."""
-    if is_neighbour(held):
-        given_up = held.pid == os.getpid() and bool(held.mark) and held.mark not in _LIVE
-        return process_start(held.pid) == held.process_start and not given_up
-    return abs(time.time() - held.beat) <= held.ttl
+    if is_neighbour(record):
+        released = record.pid == os.getpid() and bool(record.mark) and record.mark not in _LIVE
+        return process_start(record.pid) == record.process_start and not released
+    return abs(time.time() - record.beat) <= record.ttl
 
 
-def is_neighbour(held: LeaseRecord) -> bool:
+def is_neighbour(record: LeaseRecord) -> bool:
     """Return whether pids mean the same to the holder and to this process: one boot, one pid namespace."""
     here = identity()
-    boots = [(start or "").rpartition(":")[0] for start in (held.process_start, here["process_start"])]
-    return bool(boots[0]) and (boots[0], held.pid_namespace) == (boots[1], here["pid_namespace"])
+    boots = [(start or "").rpartition(":")[0] for start in (record.process_start, here["process_start"])]
+    return bool(boots[0]) and (boots[0], record.pid_namespace) == (boots[1], here["pid_namespace"])
 
 
 def identity() -> dict[str, Any]:
@@ -312,11 +308,8 @@ def process_start(pid: int) -> str | None:
     except OSError:
         return None
     state, ticks = fields[0], fields[19]  # proc(5): fields 3 (state) and 22 (starttime)
-    return None if state in "ZX" else f"{_boot_id()}:{ticks}"
-
-
-def _boot_id() -> str:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        return ""
+        boot = ""
+    return None if state in "ZX" else f"{boot}:{ticks}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -12,15 +13,15 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from memmcl.store.backends import PIECE, Entry, below, sha256
+from memmcl.store.backends import PIECE, Entry, LockedBackend, below, sha256
 
 TEMPORARY = "tmp"  # half-written files of live and of killed writers; never read
-TEMPORARY_SECONDS = 24 * 3600.0  # a leftover older than this belongs to nobody
+TEMPORARY_SECONDS = 24 * 3600.0  # an older file in `tmp/` belongs to nobody
 MOVES = 100  # each failed one means that a folder was removed between two system calls
 NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
-class LocalBackend:
+class LocalBackend(LockedBackend):
     """A directory, created when the first object is written.
 
     Writes go to `tmp/` first and are then linked or moved into place, so a killed writer leaves at most a
@@ -33,7 +34,7 @@ class LocalBackend:
         self.root = root
 
     def check(self) -> None:
-        """Look at permissions, and sweep old leftovers of killed writers out of `tmp/`."""
+        """Look at permissions, and remove old files of killed writers from `tmp/`."""
         if not self.root.exists():
             ancestor = next(parent for parent in self.root.parents if parent.exists())
             _require(ancestor, os.W_OK | os.X_OK)
@@ -47,19 +48,25 @@ class LocalBackend:
             except (FileNotFoundError, PermissionError):  # another process swept it, or it is not ours
                 continue
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        with self._target(f"{TEMPORARY}/swap.lock").open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also by a kill
+            yield
+
+    def unlink(self, path: str) -> None:
+        (self.root / path).unlink()
+
     def read(self, path: str) -> tuple[bytes, str]:
-        """Read the file; the token is its sha256."""
         data = (self.root / path).read_bytes()
         return data, sha256(data)
 
     def stream(self, path: str, take: Callable[[bytes], object]) -> None:
-        """Read the file piece by piece."""
         with (self.root / path).open("rb") as file:
             while piece := file.read(PIECE):
                 take(piece)
 
     def write(self, path: str, source: bytes | Path) -> None:
-        """Move a finished temporary file into place."""
         with self._temporary(source) as part:
             self._move(part.replace, path)
         _sync_directory(self._target(path).parent)
@@ -78,34 +85,15 @@ class LocalBackend:
             except OSError as error:
                 if error.errno not in NO_HARD_LINKS:
                     raise
-                with self._lock():
+                with self.locked():
                     if target.exists():
                         return None
                     part.replace(target)
         _sync_directory(target.parent)
         return sha256(data)
 
-    def replace(self, path: str, data: bytes, token: str) -> str | None:
-        """Compare and move a finished temporary file into place, both under the lock."""
-        target = self._target(path)
-        with self._temporary(data) as part, self._lock():
-            if not self._holds(path, token):
-                return None
-            self._move(part.replace, path)
-        _sync_directory(target.parent)
-        return sha256(data)
-
-    def remove(self, path: str, token: str) -> bool:
-        """Compare and unlink, both under the lock."""
-        with self._lock():
-            if not self._holds(path, token):
-                return False
-            (self.root / path).unlink()
-        return True
-
     def entries(self, folder: str, start: str = "") -> dict[str, Entry]:
-        """Walk the folder; none at all counts as empty."""
-        found: dict[str, Entry] = {}
+        entries: dict[str, Entry] = {}
         beginning, cut = f"{self.root}/{below(folder)}", len(f"{self.root}/")
         folders = [beginning.rstrip("/")]
         while folders:
@@ -120,11 +108,10 @@ class LocalBackend:
                 except FileNotFoundError:  # removed since it was listed
                     continue
                 stamp = f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
-                found[entry.path[cut:]] = Entry(status.st_size, status.st_mtime, stamp)
-        return found
+                entries[entry.path[cut:]] = Entry(status.st_size, status.st_mtime, stamp)
+        return entries
 
     def folders(self, folder: str) -> list[str]:
-        """List the folder."""
         return sorted(entry.name for entry in _entries(f"{self.root}/{folder}") if entry.is_dir())
 
     def touch(self, path: str) -> bool:
@@ -146,19 +133,11 @@ class LocalBackend:
                 with suppress(OSError):  # it is not empty, or somebody writes into it
                     parent.rmdir()
 
-    def leftovers(self) -> dict[str, Entry]:
-        """List the half-written files."""
+    def unfinished(self) -> dict[str, Entry]:
         return {path: entry for path, entry in self.entries(TEMPORARY).items() if path.endswith(".part")}
 
-    def discard(self, leftover: str) -> None:
-        """Unlink it."""
-        self.delete([leftover])
-
-    def _holds(self, path: str, token: str) -> bool:
-        try:
-            return self.read(path)[1] == token
-        except FileNotFoundError:
-            return False
+    def discard(self, unfinished: str) -> None:
+        self.delete([unfinished])
 
     def _target(self, path: str) -> Path:
         target = self.root / path
@@ -183,8 +162,7 @@ class LocalBackend:
             with part.open("wb") as output:
                 if isinstance(source, Path):
                     with source.open("rb") as file:
-                        while chunk := file.read(PIECE):
-                            output.write(chunk)
+                        shutil.copyfileobj(file, output, PIECE)
                 else:
                     output.write(source)
                 output.flush()
@@ -192,12 +170,6 @@ class LocalBackend:
             yield part
         finally:
             part.unlink(missing_ok=True)
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        with self._target(f"{TEMPORARY}/swap.lock").open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also by a kill
-            yield
 
 
 def _entries(directory: str) -> list[os.DirEntry[str]]:

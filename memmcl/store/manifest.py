@@ -155,6 +155,12 @@ def manifest_path(kind: str, key: str) -> str:
     return f"manifests/{kind}/{key}.json"
 
 
+def kind_and_key(path: str) -> tuple[str, str]:
+    """Return the kind and the key of the manifest that lies at `path`."""
+    kind, _, key = path.removeprefix("manifests/").partition("/")
+    return kind, key.removesuffix(".json")
+
+
 def blob_path(sha256: str) -> str:
     """Return where the content with this digest lies in a store."""
     return f"blobs/{sha256[:2]}/{sha256}"

@@ -6,9 +6,7 @@ credential: URLs with credentials are refused, and text that comes from a librar
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,35 +15,20 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from memmcl.errors import ConfigError, StoreAccessError, StoreError, StoreFull, brief, shown
+from memmcl.errors import ConfigError, StoreAccessError, StoreError, brief, shown
 from memmcl.files import allowed
-from memmcl.files.failures import (
-    FULL,
-    NO_CREDENTIALS,
-    code_of,
-    is_foreign,
-    names_of,
-    open_part,
-    replace_file,
-    status_of,
-)
+from memmcl.files.failures import code_of, open_temporary, replace_file
 from memmcl.store.backends import Backend, Entry, MemoryBackend
 from memmcl.store.local import LocalBackend
 from memmcl.store.s3 import S3Backend
-from memmcl.urls import redact, refuse_secret, scheme_of
+from memmcl.store.translate import may_pass, translate
+from memmcl.urls import refuse_secret, scheme_of
 
 T = TypeVar("T")
 
 RETRY_SECONDS = (0.2, 0.6, 1.8, 5.0)  # pauses between attempts when a failure may pass by itself
 CHECK_SECONDS = (0.2,)  # the same for the check at opening: somebody waits at the terminal
 WRITE_ONCE_ATTEMPTS = 100  # each failed one means that another writer got on
-UNREACHABLE = {"EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError", "gaierror"}
-UNREACHABLE |= {"ReadTimeoutError", "FSTimeoutError", "TimeoutError", "ConnectionRefusedError"}
-BROKEN = {"ConnectionClosedError", "HTTPClientError", "ServerDisconnectedError", "ClientOSError"}
-BROKEN |= {"ClientPayloadError", "ResponseParserError", "IncompleteReadError", "ResponseStreamingError"}
-BROKEN |= {"ConnectionResetError", "ConnectionAbortedError", "BrokenPipeError"}
-DAMAGED = {"FlexibleChecksumError"}  # the client's own: an answer whose checksum is another
-BUSY_CODES = {"SlowDown", "RequestTimeout", "ConditionalRequestConflict", "OperationAborted"}
 
 
 class Objects:
@@ -54,7 +37,7 @@ class Objects:
     def __init__(self, backend: Backend, url: str, endpoint_url: str | None = None) -> None:
         self.backend = backend
         self.url = url
-        self.endpoint_url = endpoint_url
+        self.where = brief(url if endpoint_url is None else f"{url} at {endpoint_url}")
 
     def check(self) -> None:
         """Raise StoreAccessError when the place cannot be used."""
@@ -62,8 +45,8 @@ class Objects:
 
     def read(self, path: str) -> bytes | None:
         """Return the content, or None when there is no such object."""
-        found = self.versioned(path)
-        return None if found is None else found[0]
+        versioned = self.versioned(path)
+        return None if versioned is None else versioned[0]
 
     def versioned(self, path: str) -> tuple[bytes, str] | None:
         """Return the content and its token, or None when there is no such object."""
@@ -93,31 +76,31 @@ class Objects:
         Raises:
             StoreFull, StoreAccessError, StoreError: the file cannot be written.
         """
-        here = Objects(LocalBackend(target.parent), str(target.parent))
+        here = _local(target)
 
         def attempt() -> str:
             digest = hashlib.sha256()
-            part = here._call(lambda: open_part(target))
+            temporary = here._call(lambda: open_temporary(target))
             try:
 
                 def take(piece: bytes) -> None:
                     digest.update(piece)
-                    here._call(lambda: part.write(piece))
+                    here._call(lambda: temporary.write(piece))
 
                 self.backend.stream(path, take)
-                here._call(part.close)
+                here._call(temporary.close)
                 if digest.hexdigest() == sha256:
-                    here._call(lambda: Path(part.name).replace(target))
+                    here._call(lambda: Path(temporary.name).replace(target))
                 return digest.hexdigest()
             finally:
-                with suppress(OSError):  # a full disk has been said
-                    part.close()
-                Path(part.name).unlink(missing_ok=True)
+                with suppress(OSError):  # a full disk has been reported
+                    temporary.close()
+                Path(temporary.name).unlink(missing_ok=True)
 
         return self._find(attempt)
 
     def write(self, path: str, source: bytes | Path) -> None:
-        """Store `source` whatever was there; every reader sees the old content or the new, never a part."""
+        """Store `source` whatever was there; every reader sees the old content or the new, whole."""
         self._call(lambda: self.backend.write(path, source))
 
     def create(self, path: str, data: bytes) -> str | None:
@@ -141,9 +124,8 @@ class Objects:
     def require(self, token: str) -> None:
         """Raise StoreAccessError for an empty token: the place cannot compare and swap."""
         if not token:
-            where = brief(self.url if self.endpoint_url is None else f"{self.url} at {self.endpoint_url}")
             raise StoreAccessError(
-                f"{where} answers without an ETag, which tells whether an object changed since it was read; "
+                f"{self.where} answers without an ETag, which tells whether an object changed since it was read; "
                 "use another server, or have the proxy before it pass the header ETag on"
             )
 
@@ -170,13 +152,13 @@ class Objects:
         """
         self._call(lambda: self.backend.delete(paths), ())
 
-    def leftovers(self) -> dict[str, Entry]:
+    def unfinished(self) -> dict[str, Entry]:
         """Return what writers began and never ended, by a name for `discard`."""
-        return self._call(self.backend.leftovers)
+        return self._call(self.backend.unfinished)
 
-    def discard(self, leftover: str) -> None:
+    def discard(self, unfinished: str) -> None:
         """Remove one of these."""
-        self._call(lambda: self.backend.discard(leftover))
+        self._call(lambda: self.backend.discard(unfinished))
 
     def write_once(self, path: str, data: bytes, accept: Callable[[bytes], bool]) -> bytes:
         """Store `data` unless an acceptable content is there, and return the content that is there now.
@@ -190,12 +172,11 @@ class Objects:
         for _ in range(WRITE_ONCE_ATTEMPTS):
             if self.create(path, data) is not None:
                 return data
-            found = self.versioned(path)
-            if found is not None:
-                content, token = found
-                if accept(content):
-                    return content
-                if self.replace(path, data, token) is not None:
+            versioned = self.versioned(path)
+            if versioned is not None:
+                if accept(versioned[0]):
+                    return versioned[0]
+                if self.replace(path, data, versioned[1]) is not None:
                     return data
         raise StoreError(f"{self.url}/{path} keeps changing; does this server support conditional writes?")
 
@@ -208,6 +189,8 @@ class Objects:
             return list(pool.map(call, paths))
 
     def _find(self, call: Callable[[], T]) -> T | None:
+        """Return `call()`, None where there is no such object."""
+
         def attempt() -> T | None:
             try:
                 return call()
@@ -221,60 +204,17 @@ class Objects:
     def _call(self, call: Callable[[], T], pauses: tuple[float, ...] | None = None) -> T:
         """Return `call()`; try again after failures that may pass by themselves."""
         pauses = RETRY_SECONDS if pauses is None else pauses
-        for attempt in range(len(pauses) + 1):
+        for pause in (*pauses, None):
             try:
                 return call()
             except Exception as error:
-                if attempt < len(pauses) and _may_pass(error):
-                    time.sleep(pauses[attempt])
-                    continue
-                translated = self.translate(error)
-                if translated is None:
-                    raise
-                raise translated from None  # the library's text may name the key
+                if pause is None or not may_pass(error):
+                    translated = translate(error, self.where)
+                    if translated is None:
+                        raise
+                    raise translated from None  # the library's text may name the key
+                time.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
-
-    def translate(self, error: Exception) -> StoreError | None:
-        """Return the StoreError to raise for a backend's exception; None for one that is a bug of ours."""
-        if isinstance(error, StoreError) or not (isinstance(error, OSError) or is_foreign(error)):
-            return None
-        names, code, status = names_of(error), code_of(error), status_of(error)
-        where = brief(self.url if self.endpoint_url is None else f"{self.url} at {self.endpoint_url}")
-        number = error.errno if isinstance(error, OSError) else None
-        if number in FULL or status == 507:
-            reason = f" ({os.strerror(number)})" if number in FULL - {errno.ENOSPC} else ""
-            return StoreFull(
-                f"no space left in {where}{reason}; finished work is kept; free space and run the same command again"
-            )
-        if code == "NoSuchBucket":
-            return StoreAccessError(f"no bucket for {where}; create the bucket or correct the store's URL")
-        if names & NO_CREDENTIALS:
-            return StoreAccessError(f"no credentials for {where}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-        if status in {401, 403} or (isinstance(error, PermissionError) and code):
-            return StoreAccessError(
-                f"{where} refused access ({code}); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
-                "and what they may do with this bucket"
-            )
-        if isinstance(error, OSError) and number in {errno.EACCES, errno.EPERM, errno.EROFS}:
-            place = redact(str(error.filename or where))
-            return StoreAccessError(f"no permission for {place}; change its permissions or choose another place")
-        if isinstance(error, (NotADirectoryError, FileExistsError)):
-            place = redact(str(error.filename or where))
-            return StoreAccessError(f"{place} is a file, not a directory; choose another place")
-        if names & (UNREACHABLE | BROKEN):
-            return StoreAccessError(
-                f"cannot reach {where}; check that the server runs and that the endpoint is right, then run "
-                "the same command again"
-            )
-        if names & DAMAGED:
-            return StoreError(
-                f"answers of {where} arrive damaged: their checksums do not match; run the same command again, and "
-                "have the connection checked if it happens again"
-            )
-        if status is not None and status >= 500:
-            return StoreError(f"{where} answered {code} (HTTP {status}) repeatedly; run the same command again later")
-        reason = brief(" ".join(redact(str(error)).split()))
-        return StoreError(f"{where} failed: {reason}; finished work is kept; run the same command again")
 
 
 def write_file(target: Path, data: bytes) -> None:
@@ -285,7 +225,12 @@ def write_file(target: Path, data: bytes) -> None:
         ConfigError: a place that may not be written to.
     """
     allowed.require(str(target))
-    Objects(LocalBackend(target.parent), str(target.parent))._call(lambda: replace_file(target, data))
+    _local(target)._call(lambda: replace_file(target, data))
+
+
+def _local(file: Path) -> Objects:
+    """Return the folder of a file outside the store, whose failures are said as the store's are."""
+    return Objects(LocalBackend(file.parent), str(file.parent))
 
 
 def normalise(url: str) -> str:
@@ -341,9 +286,3 @@ def open_objects(url: str, endpoint_url: str | None = None, region: str | None =
         raise StoreAccessError(f"{url} needs the package s3fs: pip install s3fs") from error
     fs.retries = 1  # `Objects` tries again, and the library below does not on top of it
     return Objects(S3Backend(fs, root), url, endpoint_url)
-
-
-def _may_pass(error: Exception) -> bool:
-    status = status_of(error)
-    busy = status == 429 or (status is not None and status >= 500 and status != 507)
-    return busy or code_of(error) in BUSY_CODES or bool(names_of(error) & (UNREACHABLE | BROKEN | DAMAGED))

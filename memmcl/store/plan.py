@@ -21,12 +21,12 @@ class Policy:
 
 @dataclass(frozen=True)
 class Item:
-    """One object that goes: what it is, where it lies, its size in bytes. leftover: what no writer completed."""
+    """One object that goes: what it is, where it lies, its size in bytes. unfinished: what no writer completed."""
 
     what: str
     path: str
     size: int
-    leftover: bool = False
+    unfinished: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class RemovalPlan:
 
     def totals(self) -> dict[str, tuple[int, int]]:
         """Return by what they are how many objects go, and how many bytes."""
-        found: dict[str, tuple[int, int]] = {}
+        totals: dict[str, tuple[int, int]] = {}
         for item in self.removed:
-            count, size = found.get(item.what, (0, 0))
-            found[item.what] = (count + 1, size + item.size)
-        return found
+            count, size = totals.get(item.what, (0, 0))
+            totals[item.what] = (count + 1, size + item.size)
+        return totals

@@ -1,9 +1,6 @@
-"""What keeps reuse and garbage collection apart; see `gc.py` for the whole protocol.
+"""What a writer does before it relies on an object that is there already; `gc.py` explains the whole protocol.
 
-Who wants to rely on an object that is there already touches it first, then waits until no collection is at work, and
-only then looks whether it is still there and whole. A collection says first that it is at work (the lease `gc`), and
-lists objects after that. So a touch is either older than the listing, and the collection sees a young object and
-keeps it; or it is younger than the lease, and who touched waits, and finds afterwards what is left.
+It touches the object, waits until no garbage collection is at work, and only then looks whether it is there and whole.
 """
 
 from __future__ import annotations
@@ -41,13 +38,13 @@ def wait_for_collection(store: Store) -> None:
     """Return at once when no garbage collection is at work, else when it has ended or its process has died."""
     from memmcl.store.lease import Lease
 
-    said = False
+    warned = False
     while store.objects.read(f"pointers/leases/{COLLECTING}.json") is not None:
         try:
             with Lease(store, COLLECTING, {}):  # a dead collection's: taken over, so that it cannot wake up and go on
                 return
         except LeaseHeld:
-            if not said:
+            if not warned:
                 logger.warning("waiting for the garbage collection of %s to end", store.url)
-            said = True
+            warned = True
             time.sleep(PAUSE)

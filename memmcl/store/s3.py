@@ -17,8 +17,8 @@ class S3Backend:
     """A bucket, or a folder of one, through fsspec's S3 file system.
 
     Conditions are the server's own (If-None-Match, If-Match, also on delete); tokens are ETags. On a server
-    that ignores conditional headers the last writer wins. An upload of more than 100 MB goes in parts: a
-    killed one leaves parts that a garbage collection aborts, or a lifecycle rule of the bucket.
+    that ignores conditional headers the last writer wins. More than 100 MB are a multipart
+    upload: a killed one is aborted by a garbage collection, or by a lifecycle rule of the bucket.
     """
 
     parallel = 16
@@ -41,7 +41,6 @@ class S3Backend:
         return data, _token(answer)
 
     def stream(self, path: str, take: Callable[[bytes], object]) -> None:
-        """Download piece by piece."""
         from fsspec.asyn import sync
 
         body = self.fs.call_s3("get_object", **self._object(path))["Body"]
@@ -52,7 +51,6 @@ class S3Backend:
             sync(self.fs.loop, body.aclose)
 
     def write(self, path: str, source: bytes | Path) -> None:
-        """Put the object, in parts when it is large."""
         target = f"{self.bucket}/{self.folder}{path}"
         if isinstance(source, bytes):
             self.fs.pipe_file(target, source)
@@ -78,7 +76,6 @@ class S3Backend:
         return True
 
     def entries(self, folder: str, start: str = "") -> dict[str, Entry]:
-        """List the prefix, page by page; what changes with the content is the ETag."""
         return {
             one["Key"][len(self.folder) :]: Entry(one["Size"], one["LastModified"].timestamp(), one.get("ETag", ""))
             for page in self._pages(below(folder) + start)
@@ -86,11 +83,10 @@ class S3Backend:
         }
 
     def folders(self, folder: str) -> list[str]:
-        """List with a delimiter."""
         prefix = below(folder)
         cut = len(self.folder) + len(prefix)
-        found = [one["Prefix"] for page in self._pages(prefix, Delimiter="/") for one in page.get("CommonPrefixes", ())]
-        return sorted(name[cut:].rstrip("/") for name in found)
+        names = [one["Prefix"] for page in self._pages(prefix, Delimiter="/") for one in page.get("CommonPrefixes", ())]
+        return sorted(name[cut:].rstrip("/") for name in names)
 
     def touch(self, path: str) -> bool:
         """Let the server copy the object onto itself; the ETag stays unless it is too large for one copy."""
@@ -103,7 +99,7 @@ class S3Backend:
             if code_of(error) not in {"InvalidRequest", "EntityTooLarge"}:
                 raise
             target = f"{self.bucket}/{self.folder}{path}"
-            self.fs.cp_file(target, target)  # above 5 GB: in parts
+            self.fs.cp_file(target, target)  # above 5 GB: a multipart copy
         return True
 
     def delete(self, paths: Sequence[str]) -> None:
@@ -114,21 +110,21 @@ class S3Backend:
             for refused in answer.get("Errors") or ():
                 raise OSError(f"{refused.get('Key')} could not be deleted ({refused.get('Code')})")
 
-    def leftovers(self) -> dict[str, Entry]:
-        """List the uploads in parts that were begun in this folder and neither completed nor aborted."""
-        found = {}
+    def unfinished(self) -> dict[str, Entry]:
+        """List the multipart uploads that were begun in this folder and neither completed nor aborted."""
+        uploads = {}
         for page in self._pages("", call="list_multipart_uploads"):
             for one in page.get("Uploads") or ():
                 key, upload = one["Key"], one["UploadId"]
                 if key.startswith(self.folder):
                     parts = self.fs.call_s3("list_parts", Bucket=self.bucket, Key=key, UploadId=upload).get("Parts")
                     size = sum(part["Size"] for part in parts or ())
-                    found[f"{key}?{upload}"] = Entry(size, one["Initiated"].timestamp(), upload)
-        return found
+                    uploads[f"{key}?{upload}"] = Entry(size, one["Initiated"].timestamp(), upload)
+        return uploads
 
-    def discard(self, leftover: str) -> None:
+    def discard(self, unfinished: str) -> None:
         """Abort the upload; one that is gone is passed over."""
-        key, _, upload = leftover.rpartition("?")
+        key, _, upload = unfinished.rpartition("?")
         try:
             self.fs.call_s3("abort_multipart_upload", Bucket=self.bucket, Key=key, UploadId=upload)
         except FileNotFoundError:  # completed or aborted since it was listed

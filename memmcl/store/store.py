@@ -2,14 +2,12 @@
 
     blobs/ab/abcd...                   file contents by sha256, write-once
     manifests/<kind>/<key>.json        the commit of an artifact, write-once
-    logs/<log>/000007.json             one record of an append-only log, write-once
-    pointers/<name>.json               compare-and-swap values
-    checkpoints/<name>.bin             the last state of work in progress, removed when the work is published
+    logs/  pointers/  checkpoints/     small objects that check themselves (`documents.py`)
     index/<kind>                       derived from the manifests of a kind, for listings (`index.py`)
     tmp/                               local disks only: files being written
 
 Nothing is published until its manifest is; the loser of a race reads the winner; whatever is read is checked
-against its digest, which a blob has for a name and every other object inside (`sealed.py`, `checkpoints.py`); a torn
+against its digest, which a blob has for a name and every other object inside (`sealed.py`, `documents.py`); a torn
 or corrupt object counts as absent and is replaced by the next publication. What is reused is touched before it is
 checked, so that no garbage collection takes it away (`gc.py`).
 """
@@ -27,8 +25,7 @@ from typing import Any
 from memmcl import seeds
 from memmcl.errors import ArtifactNotFound, CorruptArtifact, StoreError
 from memmcl.files import allowed
-from memmcl.store import checkpoints, pointers
-from memmcl.store.closure import Closure, read_closure
+from memmcl.store.documents import Documents
 from memmcl.store.manifest import (
     ArtifactRef,
     BlobInfo,
@@ -43,14 +40,14 @@ from memmcl.store.manifest import (
 )
 from memmcl.store.objects import Objects, normalise, open_objects
 from memmcl.store.reuse import reuse
-from memmcl.store.sealed import seal, unseal
-from memmcl.store.verify import Verification, verify
+from memmcl.store.sealed import seal
+from memmcl.store.verify import Closure, Verification, read_closure, verify
 from memmcl.version import __version__
 
 logger = logging.getLogger(__name__)
 
 
-class Store:
+class Store(Documents):
     """Artifacts, logs and pointers below one URL; safe to use from many threads, processes and hosts."""
 
     def __init__(self, objects: Objects, spec: Mapping[str, str | None]) -> None:
@@ -84,9 +81,16 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
 
-    def put_blob(self, data: bytes) -> BlobInfo:
-        """Store `data` under its digest; keep what is there when it is healthy, replace it when it is not."""
-        return self._put(data, BlobInfo(sha256=hashlib.sha256(data).hexdigest(), size=len(data)))
+    def put_blob(self, content: bytes | Path, info: BlobInfo | None = None) -> BlobInfo:
+        """Store a content, or that of a file, under its digest; keep what is there when it is healthy.
+
+        info: its digest and size, where they are known.
+        """
+        info = info or _info(content)
+        path = blob_path(info.sha256)
+        if not reuse(self, path) or self.objects.digest(path) != (info.sha256, info.size):
+            self.objects.write(path, content)
+        return info
 
     def publish(
         self,
@@ -131,13 +135,13 @@ class Store:
         path = manifest_path(kind, key)
         data = seal(path, manifest.model_dump())
         for file, content in files.items():
-            self._put(content, manifest.blobs[file])
-        found = self.find(kind, key)
-        if found is not None:
-            return found
+            self.put_blob(content, manifest.blobs[file])
+        earlier = self.find(kind, key)
+        if earlier is not None:
+            return earlier
 
-        def healthy(found: bytes) -> bool:
-            other = parse_manifest(found, path)
+        def healthy(stored: bytes) -> bool:
+            other = parse_manifest(stored, path)
             return other is not None and self._damage(other) is None
 
         stored = parse_manifest(self.objects.write_once(path, data, healthy), path)
@@ -200,9 +204,9 @@ class Store:
         manifest = self.load(artifact) if isinstance(artifact, ArtifactRef) else artifact
         for file, info in manifest.blobs.items():
             allowed.require(str(directory / file))
-            found = self.objects.fetch(blob_path(info.sha256), directory / file, info.sha256)
-            if found != info.sha256:
-                raise self._unusable(manifest, file, missing=found is None)
+            digest = self.objects.fetch(blob_path(info.sha256), directory / file, info.sha256)
+            if digest != info.sha256:
+                raise self._unusable(manifest, file, missing=digest is None)
         return directory
 
     def list(self, kind: str | None = None) -> builtins.list[Manifest]:
@@ -211,8 +215,8 @@ class Store:
         All of them are read: to find one of many, or to print what there is, see `memmcl.store.index`.
         """
         paths = self.objects.sizes("manifests" if kind is None else f"manifests/{check_name(kind)}")
-        found = self.objects.map(lambda path: read_manifest(self.objects, path), paths)
-        manifests = [manifest for manifest in found if manifest is not None]
+        read = self.objects.map(lambda path: read_manifest(self.objects, path), paths)
+        manifests = [manifest for manifest in read if manifest is not None]
         return sorted(manifests, key=lambda manifest: (manifest.created, manifest.kind, manifest.key), reverse=True)
 
     def closure(self, kind: str, key: str, leaves: Collection[str] = ()) -> Closure:
@@ -226,90 +230,20 @@ class Store:
         """Read every object once and report what is missing, invalid or corrupt."""
         return verify(self.objects)
 
-    def append(self, log: str, index: int, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Store record `index` (>= 0) of `log` once; return the record that is stored, own or earlier.
-
-        A record that is damaged is replaced.
-
-        Raises:
-            TypeError, ValueError: a bad log name or index, or a record that is not JSON.
-        """
-        if index < 0:
-            raise ValueError(f"a record's index is 0 or more, not {index}")
-        path = f"logs/{check_name(log)}/{index:06d}.json"
-        stored = self.objects.write_once(path, seal(path, dict(record)), lambda data: unseal(path, data) is not None)
-        return unseal(path, stored) or {}
-
-    def records(self, log: str) -> dict[int, dict[str, Any]]:
-        """Return the readable records of `log` by index, ascending; damaged ones are skipped with a warning."""
-        prefix = f"logs/{check_name(log)}/"
-        names = {path: path.removeprefix(prefix).removesuffix(".json") for path in self.objects.sizes(prefix)}
-        paths = [path for path, name in names.items() if name.isdecimal()]
-        records: dict[int, dict[str, Any]] = {}
-        for path, data in zip(paths, self.objects.map(self.objects.read, paths), strict=True):
-            record = None if data is None else unseal(path, data)
-            if record is None:
-                logger.warning("%s/%s is damaged and counts as not written", self.url, path)
-            else:
-                records[int(names[path])] = record
-        return dict(sorted(records.items()))
-
-    def read_pointer(self, name: str) -> tuple[dict[str, Any] | None, str | None]:
-        """Return a pointer's value and token, or (None, None); see `memmcl.store.pointers`."""
-        return pointers.read_pointer(self.objects, name)
-
-    def look_at_pointer(self, name: str) -> tuple[dict[str, Any] | None, str | None]:
-        """Return what `read_pointer` does, but for a damaged pointer no value and its token: it may be replaced."""
-        return pointers.look_at_pointer(self.objects, name)
-
-    def swap_pointer(self, name: str, value: Mapping[str, Any], token: str | None) -> str:
-        """Set a pointer by compare-and-swap (token None: it must not exist); return its new token.
-
-        Raises:
-            Conflict: it changed since `token` was read.
-        """
-        return pointers.swap_pointer(self.objects, name, value, token)
-
-    def delete_pointer(self, name: str, token: str) -> None:
-        """Remove a pointer by compare-and-delete.
-
-        Raises:
-            Conflict: it changed since `token` was read.
-        """
-        pointers.delete_pointer(self.objects, name, token)
-
-    def save_checkpoint(self, name: str, data: bytes) -> None:
-        """Keep the state of work in progress in place of the last one; see `memmcl.store.checkpoints`."""
-        checkpoints.save_checkpoint(self.objects, name, data)
-
-    def read_checkpoint(self, name: str) -> bytes | None:
-        """Return the last state of work in progress, None where there is none that is whole."""
-        return checkpoints.read_checkpoint(self.objects, name)
-
-    def drop_checkpoint(self, name: str) -> None:
-        """Remove the state of work that is done."""
-        checkpoints.drop_checkpoint(self.objects, name)
-
     def _unusable(self, manifest: Manifest, file: str, *, missing: bool) -> StoreError:
         what = f"{file!r} of {manifest.ref}"
         if missing:
             return ArtifactNotFound(f"{what} is missing from {self.url}; run the pipeline again")
         return CorruptArtifact(f"{what} does not match its digest in {self.url}; run the pipeline again")
 
-    def _put(self, content: bytes | Path, info: BlobInfo) -> BlobInfo:
-        path = blob_path(info.sha256)
-        if not reuse(self, path) or self.objects.digest(path) != (info.sha256, info.size):
-            self.objects.write(path, content)
-        return info
-
     def _damage(self, manifest: Manifest) -> str | None:
         """What is wrong with the first damaged blob of an artifact; None when all are healthy."""
         for file, info in manifest.blobs.items():
             path = blob_path(info.sha256)
-            found = self.objects.digest(path)
-            if found is None:
+            digest = self.objects.digest(path)
+            if digest is None:
                 return f"{file!r} ({path}) is missing"
-            if found != (info.sha256, info.size):
+            if digest != (info.sha256, info.size):
                 return f"{file!r} ({path}) does not match its digest"
         return None
 

@@ -1,15 +1,14 @@
-"""Reading a whole store to see that it is what its manifests say."""
+"""Reading a whole store, or one artifact with all that it was made from, to see that it is what the manifests say."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from memmcl.store.checkpoints import parse_checkpoint
+from memmcl.store.documents import parse_checkpoint, parse_pointer
 from memmcl.store.manifest import Manifest, blob_path, manifest_path, parse_manifest
 from memmcl.store.objects import Objects
-from memmcl.store.pointers import parse_pointer
 from memmcl.store.sealed import is_sealed, unseal
 
 
@@ -89,17 +88,13 @@ class State(Enum):
 
 def _judge(objects: Objects, folder: str, suffix: str, is_whole: Callable[[str, bytes], bool]) -> dict[str, State]:
     """Return the state of every object of a folder by path; one that is gone since it was listed is left out."""
-
-    def state(path: str) -> State | None:
-        data = objects.read(path)
-        if data is None:
-            return None
-        if not is_whole(path, data):
-            return State.DAMAGED
-        return State.UNSEALED if suffix == ".json" and not is_sealed(data) else State.WHOLE
-
     paths = [path for path in objects.sizes(folder) if path.endswith(suffix)]
-    return {path: found for path, found in zip(paths, objects.map(state, paths), strict=True) if found is not None}
+    states = {}
+    for path, data in zip(paths, objects.map(objects.read, paths), strict=True):
+        if data is not None:
+            whole = State.UNSEALED if suffix == ".json" and not is_sealed(data) else State.WHOLE
+            states[path] = whole if is_whole(path, data) else State.DAMAGED
+    return states
 
 
 def drop_damaged(objects: Objects, folder: str) -> list[str]:
@@ -107,18 +102,17 @@ def drop_damaged(objects: Objects, folder: str) -> list[str]:
 
     They count as not written, and nobody may ever write them again. What a writer puts in their place meanwhile stays.
     """
+
+    def dropped(path: str) -> bool:
+        versioned = objects.versioned(path)
+        if versioned is None:
+            return False
+        data, token = versioned
+        whole = parse_checkpoint(data) if path.startswith("checkpoints/") else unseal(path, data)
+        return whole is None and objects.remove(path, token)
+
     paths = list(objects.sizes(folder))
-    dropped = objects.map(lambda path: _drop_if_damaged(objects, path), paths)
-    return [path for path, gone in zip(paths, dropped, strict=True) if gone]
-
-
-def _drop_if_damaged(objects: Objects, path: str) -> bool:
-    found = objects.versioned(path)
-    if found is None:
-        return False
-    data, token = found
-    whole = parse_checkpoint(data) if path.startswith("checkpoints/") else unseal(path, data)
-    return whole is None and objects.remove(path, token)
+    return [path for path, gone in zip(paths, objects.map(dropped, paths), strict=True) if gone]
 
 
 def missing_inputs(manifests: Mapping[str, Manifest]) -> list[Problem]:
@@ -149,10 +143,51 @@ def owners_of(manifests: Iterable[Manifest]) -> dict[str, str]:
 def damaged_blobs(objects: Objects, paths: Iterable[str], owners: Mapping[str, str]) -> list[Problem]:
     """Return which of the blobs at `paths` are missing or do not match their digest; owners: of `owners_of`."""
     paths, problems = list(paths), []
-    for path, found in zip(paths, objects.map(objects.digest, paths), strict=True):
+    for path, digest in zip(paths, objects.map(objects.digest, paths), strict=True):
         owner = owners.get(path, "no artifact")
-        if found is None and path in owners:
+        if digest is None and path in owners:
             problems.append(Problem(path, f"missing; belongs to {owner}"))
-        elif found is not None and blob_path(found[0]) != path:
+        elif digest is not None and blob_path(digest[0]) != path:
             problems.append(Problem(path, f"does not match its digest; belongs to {owner}"))
     return problems
+
+
+@dataclass(frozen=True)
+class Closure:
+    """The manifest of an artifact, those of all that it was made from, by path, and what is damaged or missing.
+
+    `root` is None where the artifact was never published (without problems), or its manifest is damaged (with one).
+    """
+
+    root: Manifest | None
+    manifests: dict[str, Manifest]
+    problems: tuple[Problem, ...]
+
+
+def read_closure(objects: Objects, kind: str, key: str, leaves: Collection[str] = ()) -> Closure:
+    """Read an artifact, and all that it was made from, once: every manifest and every blob is checked.
+
+    leaves: kinds of artifacts whose own inputs are left out.
+    """
+    root = manifest_path(kind, key)
+    manifests: dict[str, Manifest] = {}
+    problems: list[Problem] = []
+    seen, ahead = {root}, {root: ""}
+    while ahead:
+        following: dict[str, str] = {}
+        for path, data in zip(ahead, objects.map(objects.read, ahead), strict=True):
+            manifest = None if data is None else parse_manifest(data, path)
+            if manifest is not None:
+                manifests[path] = manifest
+                inputs = () if manifest.kind in leaves else manifest.inputs
+                for ref in inputs:
+                    following.setdefault(manifest_path(ref.kind, ref.key), f"{ref} is an input of {manifest.ref}")
+            elif data is not None:
+                problems.append(Problem(path, "not a valid manifest"))
+            elif path != root:
+                problems.append(Problem(path, f"missing; {ahead[path]}"))
+        ahead = {path: why for path, why in following.items() if path not in seen}
+        seen |= ahead.keys()
+    owners = owners_of(manifests.values())
+    problems += damaged_blobs(objects, owners, owners)
+    return Closure(manifests.get(root), manifests, tuple(problems))

@@ -2,7 +2,7 @@
 
     subtasks   the table of subtasks: group, labels or tuple fields, instruction, metric, data sets
     examples   one row (`Example`), its answer text, its content key, and rows as Parquet
-    sources    reads rows wherever they lie; rows, files, hub, sentieval and faults are its parts
+    sources    reads rows wherever they lie, with rows, files, hub, sentieval and faults
     embedded   reads the corpus that ships with memmcl
     fetch      downloads SentiEval's published files
     splits     train / weak / selection / test, disjoint by content over all subtasks

@@ -56,11 +56,11 @@ def catalogue(config: RunConfig) -> dict[str, Subtask]:
     Raises:
         ConfigError: an unknown subtask, or one of the user's own with a name that is taken.
     """
-    own = {defined.name: _own_subtask(defined) for defined in config.data.custom}
-    taken = sorted(set(own) & {*SUBTASKS, *_TAKEN})
+    custom = {defined.name: _subtask(defined) for defined in config.data.custom}
+    taken = sorted(set(custom) & {*SUBTASKS, *_TAKEN})
     if taken:
         raise ConfigError(f"the name {shown(taken[0])} is taken; call your subtask something else")
-    return {name: own[name] if name in own else get_subtask(name) for name in config.data.subtasks}
+    return {name: custom[name] if name in custom else get_subtask(name) for name in config.data.subtasks}
 
 
 def lenders(config: RunConfig) -> dict[str, Subtask]:
@@ -68,17 +68,11 @@ def lenders(config: RunConfig) -> dict[str, Subtask]:
     return {**SUBTASKS, **catalogue(config)}
 
 
-def _own_subtask(defined: SubtaskConfig) -> Subtask:
+def _subtask(defined: SubtaskConfig) -> Subtask:
+    same = {"name", "group", "instruction", "labels", "tuple_fields", "needs", "positive_label", "figurative"}
     return Subtask(
-        name=defined.name,
-        group=defined.group,
+        **defined.model_dump(include=same),
         title=defined.title or defined.name,
-        instruction=defined.instruction,
-        labels=defined.labels,
-        tuple_fields=defined.tuple_fields,
-        needs=defined.needs,
         metric=defined.scored_by,
-        positive_label=defined.positive_label,
-        figurative=defined.figurative,
         datasets=(defined.name,),
     )

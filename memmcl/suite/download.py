@@ -31,21 +31,19 @@ PASSING = {408, 425, 429}
 
 
 class Unavailable(Exception):
-    """A file that the server does not give; the text is the reason. `passing`: later it might."""
+    """A file that the server does not give; the text is the reason.
 
-    def __init__(self, reason: str, *, passing: bool = False) -> None:
+    passing: later it might; the server asks to wait so many `seconds`.
+    """
+
+    def __init__(self, reason: str, *, passing: bool = False, seconds: float = 0.0) -> None:
         super().__init__(reason)
         self.passing = passing
+        self.seconds = seconds
 
 
 class Stopped(Exception):
     """The caller set `stop`; nothing is wrong with the file."""
-
-
-class _TryAgain(Exception):
-    def __init__(self, reason: str, seconds: float = 0.0) -> None:
-        super().__init__(reason)
-        self.seconds = seconds
 
 
 def base_of(url: str) -> httpx.URL:
@@ -70,10 +68,10 @@ def shown(base: httpx.URL) -> str:
     return public(str(base)).rstrip("/")
 
 
-def open_client(jobs: int, *, judged: bool = False) -> httpx.Client:
+def open_client(jobs: int, *, checked: bool = False) -> httpx.Client:
     """Return a client for `jobs` downloads at a time; it honours HTTPS_PROXY and its kin.
 
-    judged: whether each address that is asked, redirects included, must be one that may be opened.
+    checked: whether each address that is asked, redirects included, must be one that may be opened.
 
     Raises:
         UsageError: a proxy is set that cannot be used.
@@ -86,13 +84,13 @@ def open_client(jobs: int, *, judged: bool = False) -> httpx.Client:
             limits=limits,
             timeout=httpx.Timeout(READ_SECONDS, connect=10.0),
             follow_redirects=True,
-            event_hooks={"request": [_judge] if judged else []},
+            event_hooks={"request": [_check] if checked else []},
         )
     except (ValueError, ImportError) as error:
         raise UsageError("the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used") from error
 
 
-def _judge(request: httpx.Request) -> None:
+def _check(request: httpx.Request) -> None:
     allowed.require(str(request.url), ("https", "http"))
 
 
@@ -106,24 +104,23 @@ def download(client: httpx.Client, base: httpx.URL, path: str, sha256: str, size
     url = base.copy_with(path=f"{base.path.rstrip('/')}/{path}")
     wrong = 0
     for tries, pause in enumerate((*PAUSES, None), start=1):
-        seconds = 0.0
         try:
             data = _body(client, url, size, stop)
-            found = hashlib.sha256(data).hexdigest()
-            if found == sha256:
+            digest = hashlib.sha256(data).hexdigest()
+            if digest == sha256:
                 return data
             wrong += 1
-            got = f"{len(data):,} bytes with sha256 {found}" if len(data) <= size else "more bytes than that"
+            got = f"{len(data):,} bytes with sha256 {digest}" if len(data) <= size else "more bytes than that"
             reason = f"expected {size:,} bytes with sha256 {sha256}, got {got}"
-            if wrong == WRONG_BODIES:
-                raise Unavailable(reason)
-        except _TryAgain as problem:
-            reason, seconds = str(problem), problem.seconds
-        if pause is None:
-            raise Unavailable(f"{reason}, {tries} times", passing=True)
-        # Downloads that failed together should not come back together.
-        if stop.wait(max(seconds, pause * random.uniform(0.5, 1.5))):
-            break
+            raise Unavailable(reason, passing=wrong < WRONG_BODIES)
+        except Unavailable as failure:
+            if not failure.passing:
+                raise
+            if pause is None:
+                raise Unavailable(f"{failure}, {tries} times", passing=True) from failure
+            # Downloads that failed together should not come back together.
+            if stop.wait(max(failure.seconds, pause * random.uniform(0.5, 1.5))):
+                break
     raise Stopped
 
 
@@ -143,12 +140,12 @@ def _body(client: httpx.Client, url: httpx.URL, size: int, stop: threading.Event
                 if stop.is_set():
                     raise Stopped
                 if time.monotonic() > deadline:
-                    raise _TryAgain(f"no whole body in {BODY_SECONDS:.0f} seconds")
+                    raise Unavailable(f"no whole body in {BODY_SECONDS:.0f} seconds", passing=True)
             framed = {"content-length", "transfer-encoding"} & set(response.headers)
     except httpx.RequestError as error:
-        raise _TryAgain(_reason(error)) from error
+        raise Unavailable(_reason(error), passing=True) from error
     if len(data) < size and not framed:
-        raise _TryAgain(f"the connection ended after {len(data):,} of {size:,} bytes")
+        raise Unavailable(f"the connection ended after {len(data):,} of {size:,} bytes", passing=True)
     return bytes(data)
 
 
@@ -157,7 +154,8 @@ def _check_status(response: httpx.Response) -> None:
     if status == 200:
         return
     if status in PASSING or status >= 500:
-        raise _TryAgain(f"HTTP {status}", retry_after(response.headers.get("Retry-After"), time.time()))
+        seconds = retry_after(response.headers.get("Retry-After"), time.time())
+        raise Unavailable(f"HTTP {status}", passing=True, seconds=seconds)
     raise Unavailable("not found (HTTP 404)" if status == 404 else f"refused (HTTP {status})")
 
 

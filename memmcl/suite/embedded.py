@@ -7,15 +7,14 @@ UABSA, ASTE, ASQP and ASC, or only the subtasks that `serves` names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
 from memmcl.errors import DataError, short
-from memmcl.suite.examples import Example
 from memmcl.suite.faults import Fault
 from memmcl.suite.files import json_rows
-from memmcl.suite.rows import Row, RowError, example_of
+from memmcl.suite.rows import Row
 from memmcl.suite.subtasks import Subtask
 
 DINING = ("restaurant", "cafe")
@@ -26,32 +25,6 @@ UNNAMED = "NULL"
 
 _ANNOTATED = ("uabsa", "aste", "asqp", "asc")
 _QUAD = ("category", "aspect", "opinion", "polarity")
-
-
-def read_embedded(subtasks: Sequence[Subtask]) -> dict[str, list[Example]]:
-    """Return subtask name -> examples, not split; the data sets are called "embedded_SUBTASK".
-
-    Raises:
-        DataError: the corpus has no rows for a subtask.
-    """
-    return read_corpus(files("memmcl.suite").joinpath("corpus"), subtasks)
-
-
-def read_corpus(corpus: Traversable, subtasks: Sequence[Subtask]) -> dict[str, list[Example]]:
-    """Do what `read_embedded` does with another folder.
-
-    Raises:
-        DataError: no rows for a subtask, or a row that cannot be used.
-    """
-    examples: dict[str, list[Example]] = {}
-    for subtask in subtasks:
-        examples[subtask.name] = []
-        for row in corpus_rows(subtask, corpus):
-            try:
-                examples[subtask.name].append(example_of(row, subtask, f"embedded_{subtask.name}"))
-            except RowError as error:
-                raise DataError(str(row.fault(error))) from error
-    return examples
 
 
 def corpus_rows(subtask: Subtask, corpus: Traversable | None = None) -> list[Row]:

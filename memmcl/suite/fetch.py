@@ -137,7 +137,7 @@ def fetch_sentieval(
     missing = [file for file in listing.files if file not in fetch.there]
     if missing:
         place.remove(NOTICE)
-        with open_client(jobs, judged=base_url is not None) as client:
+        with open_client(jobs, checked=base_url is not None) as client:
             _each(partial(fetch.fetch, client), missing, jobs, fetch.stop, fetch.ended)
     if fetch.failures:
         raise fetch.incomplete()

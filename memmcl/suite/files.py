@@ -2,13 +2,14 @@
 
 JSONL: one object a line, UTF-8. CSV: UTF-8 with a header, fields quoted with `"` and separated by what the header has
 most of: comma (also where that is not clear), semicolon or tab; in .tsv a tab. Every value is the text that stands
-there. Parquet: row group by row group, only the columns that are asked for. Text files may be compressed (.gz).
+there. Parquet: row group by row group, only the columns that are needed. Text files may be compressed (.gz).
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 import shutil
@@ -34,6 +35,7 @@ LINE_BYTES = 1 << 24
 
 _STEP = 1 << 13
 _BOM = b"\xef\xbb\xbf"
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")  # as surrogateescape decodes a byte that is not UTF-8
 
 
 def read_files(
@@ -86,8 +88,7 @@ def find_files(url: str, storage: Mapping[str, Any] | None = None) -> tuple[Any,
 def ending_of(path: str) -> str:
     """Return the one of `ENDINGS` that `path` has, or ""."""
     name = urlsplit(path).path if "://" in path else path
-    found = [ending for ending in ENDINGS if name.lower().endswith(ending)]
-    return max(found, key=len, default="")
+    return max((ending for ending in ENDINGS if name.lower().endswith(ending)), key=len, default="")
 
 
 def read_file(fs: Any, path: str, name: str, *, columns: Collection[str] | None = None) -> Iterator[Row | Fault]:
@@ -194,7 +195,7 @@ def csv_rows(lines: Iterable[bytes], name: str, delimiter: str | None = None) ->
     damage: list[Fault] = []
     texts = (line.decode(errors="surrogateescape") for line in _until_damage(lines, name, damage))
     first = next(texts, "")
-    reader = csv.reader(_again(first, texts), delimiter=delimiter or _delimiter(first), strict=True)
+    reader = csv.reader(itertools.chain([first], texts), delimiter=delimiter or _delimiter(first), strict=True)
     header: list[str] | None = None
     while True:
         place = f"{name}, line {reader.line_num + 1}"
@@ -208,7 +209,7 @@ def csv_rows(lines: Iterable[bytes], name: str, delimiter: str | None = None) ->
             continue
         if not record:
             continue
-        if not _is_utf8(record):
+        if _NOT_UTF8.search("".join(record)):
             yield Fault(place, "encoding", NOT_UTF8)
             if header is None:
                 return
@@ -233,20 +234,6 @@ def _wrong_header(header: list[str]) -> str:
     named = Counter(column for column in header if column)
     twice = next((column for column, count in named.items() if count > 1), None)
     return "" if twice is None else f"the header names {short(twice)} twice; rename one"
-
-
-def _is_utf8(record: list[str]) -> bool:
-    """Return whether nothing in `record` stands for a byte that is not UTF-8."""
-    try:
-        "".join(record).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _again(first: str, rest: Iterable[str]) -> Iterator[str]:
-    yield first
-    yield from rest
 
 
 def _delimiter(header: str) -> str:

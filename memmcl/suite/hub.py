@@ -15,7 +15,7 @@ from memmcl.suite.rows import Row
 from memmcl.urls import public, redact
 
 SPLITS = {"train": "train", "weak": "validation", "test": "test"}
-"""Part -> the split that is used for it where none is named."""
+"""Our split -> the split of the data set that is used for it where none is named."""
 
 
 def load(name: str, subset: str | None = None, revision: str | None = None) -> Mapping[str, Any]:
@@ -37,11 +37,11 @@ def load(name: str, subset: str | None = None, revision: str | None = None) -> M
         allowed.require_hub(name, "datasets")
     try:
         if any(Path(name, file).is_file() for file in ("dataset_dict.json", "state.json")):
-            found = datasets.load_from_disk(name)
+            loaded = datasets.load_from_disk(name)
         else:
             revision = revision if local else _commit(name, revision)
             _check_cards(name, revision)
-            found = datasets.load_dataset(name, subset, revision=revision, streaming=True)
+            loaded = datasets.load_dataset(name, subset, revision=revision, streaming=True)
     except (
         datasets.exceptions.DatasetsError,
         httpx.HTTPError,
@@ -51,22 +51,22 @@ def load(name: str, subset: str | None = None, revision: str | None = None) -> M
         RuntimeError,
     ) as error:
         raise _unusable(name, subset, revision, error) from error
-    return found if isinstance(found, Mapping) else {"train": found}
+    return loaded if isinstance(loaded, Mapping) else {"train": loaded}
 
 
-def rows(name: str, split: str, found: Mapping[str, Any]) -> Iterator[Row]:
-    """Yield the rows of one split of what `load` found; class labels are given by their names.
+def rows(name: str, split: str, splits: Mapping[str, Any]) -> Iterator[Row]:
+    """Yield the rows of one of the `splits` that `load` returned; class labels become their names.
 
     Raises:
         DataError: there is no such split, or it cannot be read to its end.
     """
     import datasets
 
-    if split not in found:
+    if split not in splits:
         raise DataError(
-            f"data set {shown(name)} has no split {shown(split)}; it has {', '.join(sorted(found))}: name one of them"
+            f"data set {shown(name)} has no split {shown(split)}; it has {', '.join(sorted(splits))}: name one of them"
         )
-    data = found[split]
+    data = splits[split]
     if data.features and isinstance(data, datasets.IterableDataset):
         data = data.decode(False)  # an image would be fetched from wherever its row says
     classes = {
@@ -97,8 +97,8 @@ def _check_cards(name: str, revision: str | None) -> None:
 
     card: Any = DatasetCard(_text_of(name, "README.md", revision), ignore_metadata_errors=True).data
     beside = parse_yaml(_text_of(name, ".huggingface.yaml", revision))
-    for said in (vars(card), beside):
-        for place in _strings(said.get("configs") if isinstance(said, dict) else None):
+    for settings in (vars(card), beside):
+        for place in _strings(settings.get("configs") if isinstance(settings, dict) else None):
             if "://" in place or "::" in place or place.startswith(("/", "~")) or ".." in place.split("/"):
                 raise ConfigError(
                     f"data set {public(name)!r}: its card names {public(place)!r}, which is no file of its own; take "
@@ -139,11 +139,11 @@ def _class_name(feature: Any, value: Any) -> Any:
 
 
 def _unusable(name: str, subset: str | None, revision: str | None, error: Exception) -> DataError:
-    asked = f"data set {public(name)!r}"
-    asked += f", subset {shown(subset)}" if subset else ""
-    asked += f", revision {shown(revision)}" if revision else ""
-    said = " ".join(redact(str(error)).split())
+    what = f"data set {public(name)!r}"
+    what += f", subset {shown(subset)}" if subset else ""
+    what += f", revision {shown(revision)}" if revision else ""
+    reason = " ".join(redact(str(error)).split())
     return DataError(
-        f"cannot read {asked} ({type(error).__name__}: {said[:200]}); check the name, and that the hub can be reached, "
-        f"or give the path of a local copy"
+        f"cannot read {what} ({type(error).__name__}: {reason[:200]}); check the name, and that the hub can be "
+        "reached, or give the path of a local copy"
     )

@@ -35,8 +35,8 @@ class Blocklist:
     def of(cls, contents: Iterable[str]) -> Blocklist:
         """Return the block list of these normalised texts."""
         distinct = frozenset(contents)
-        found = [hashes for hashes, _ in _windows(list(distinct))]
-        hashes = np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
+        windows = [hashes for hashes, _ in _windows(list(distinct))]
+        hashes = np.unique(np.concatenate([np.empty(0, np.uint64), *windows]))
         buckets = np.zeros(1 << _BUCKET_BITS, dtype=np.bool_)
         buckets[hashes >> _BUCKET_SHIFT] = True
         return cls(distinct, hashes, buckets)

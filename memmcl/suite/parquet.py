@@ -78,7 +78,7 @@ def _look_at(metadata: Any, wanted: list[str], size: int) -> tuple[str, list[str
 
 
 def _small_batches(batch: Any) -> Iterator[Any]:
-    """Yield a batch in parts of no more than `BATCH_BYTES` once its repeated texts are written out, or of one row."""
+    """Yield a batch in slices of no more than `BATCH_BYTES` once its repeated texts are written out, or of one row."""
     import numpy as np
     import pyarrow as pa
 
@@ -89,11 +89,11 @@ def _small_batches(batch: Any) -> Iterator[Any]:
             longest += int(np.diff(ends[: len(column.dictionary) + 1]).max())
     step = max(1, min(batch.num_rows, BATCH_BYTES // longest))
     for start in range(0, batch.num_rows, step):
-        part = batch.slice(start, step)
+        rows = batch.slice(start, step)
         columns = [
-            column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in part.columns
+            column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in rows.columns
         ]
-        yield pa.RecordBatch.from_arrays(columns, names=part.schema.names)
+        yield pa.RecordBatch.from_arrays(columns, names=rows.schema.names)
 
 
 def _batch_values(batch: Any) -> list[dict[str, Any] | None]:

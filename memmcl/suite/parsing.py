@@ -36,7 +36,7 @@ class Parsed:
 
 
 def read_answers(subtask: Subtask, answers: Sequence[str]) -> tuple[list[str], int]:
-    """Return the answers as they are meant, ready to be scored, and how many could not be read.
+    """Return the answers as they are scored, and how many could not be read.
 
     Labels go through `match_label`, tuples through `parse_tuples`. What cannot be read stays as it is, or is "[]"
     for tuples.
@@ -74,12 +74,12 @@ def match_label(text: str, labels: Sequence[str]) -> str | None:
     cut = [label for key, label in by_form.items() if key.startswith(form)]
     if len(form) >= _MIN_CUT_LABEL and len(cut) == 1:
         return cut[0]
-    found = {
+    named = {
         match.group()
         for match in re.finditer(rf"(?<!\w)(?:{words})(?!\w)", form)
         if not _NEGATION.search(form, max(0, match.start() - _NEGATION_REACH), match.start())
     }
-    return by_form[found.pop()] if len(found) == 1 else None
+    return by_form[named.pop()] if len(named) == 1 else None
 
 
 def _form(text: str) -> str:
@@ -158,7 +158,7 @@ def _as_tuple(item: object, arity: int, fields: Sequence[str]) -> tuple[str, ...
         item = [named.get(name) for name in fields]
     if not isinstance(item, tuple | list) or len(item) != arity:
         return None
-    return tuple(item) if all(isinstance(part, str) for part in item) else None
+    return tuple(item) if all(isinstance(value, str) for value in item) else None
 
 
 def _list_text(text: str, start: int) -> str:

@@ -1,4 +1,4 @@
-"""The rows that are kept of one data set and part: at most so many, the same whatever order they come in."""
+"""The rows that are kept of one data set and split: at most so many, the same whatever order they come in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BEYOND = "rows beyond data.pool_rows"
 
 
 @dataclass(slots=True)
-class _Kept:
+class _PooledRow:
     key: tuple[str, str, str]
     example: Example
     place: str
@@ -30,7 +30,7 @@ class Pool:
         self._keep_repeats = keep_repeats
         self._faults = faults
         self._dropped = dropped
-        self._kept: dict[str, list[_Kept]] = {}
+        self._by_id: dict[str, list[_PooledRow]] = {}
         self._size = 0
         self._last: tuple[str, str, str] | None = None
 
@@ -43,10 +43,10 @@ class Pool:
         if self._last is not None and key > self._last:
             self._dropped[BEYOND] += 1
             return
-        new = _Kept(key, example, place, file)
-        earlier = self._kept.get(example.id)
+        new = _PooledRow(key, example, place, file)
+        earlier = self._by_id.get(example.id)
         if earlier is None:
-            self._kept[example.id] = [new]
+            self._by_id[example.id] = [new]
         elif self._keep_repeats:
             self._faults.warn(_repeated(new, earlier[0]))
             earlier.append(new)
@@ -60,34 +60,34 @@ class Pool:
     def rows(self) -> list[Example]:
         """Return the rows that are kept, in drawing order."""
         self._prune()
-        return [kept.example for kept in self._ordered()]
+        return [row.example for row in self._ordered()]
 
-    def _merge(self, earlier: list[_Kept], new: _Kept) -> None:
+    def _merge(self, earlier: list[_PooledRow], new: _PooledRow) -> None:
         old = earlier[0]
         if old.example != new.example:
             self._faults.add(_repeated(new, old))
-            earlier[0] = min(old, new, key=lambda kept: kept.key)
+            earlier[0] = min(old, new, key=lambda row: row.key)
         elif old.file == new.file:
             self._faults.add(_repeated(new, old))
         else:
             old.file, old.place = new.file, new.place
 
-    def _ordered(self) -> list[_Kept]:
-        return sorted((kept for same in self._kept.values() for kept in same), key=lambda kept: kept.key)
+    def _ordered(self) -> list[_PooledRow]:
+        return sorted((row for same in self._by_id.values() for row in same), key=lambda row: row.key)
 
     def _prune(self) -> None:
         if self._size <= self._limit:
             return
         ordered = self._ordered()
         self._dropped[BEYOND] += len(ordered) - self._limit
-        self._kept = {}
-        for kept in ordered[: self._limit]:
-            self._kept.setdefault(kept.example.id, []).append(kept)
+        self._by_id = {}
+        for row in ordered[: self._limit]:
+            self._by_id.setdefault(row.example.id, []).append(row)
         self._size = min(self._limit, len(ordered))
         self._last = ordered[self._size - 1].key
 
 
-def _repeated(new: _Kept, old: _Kept) -> Fault:
+def _repeated(new: _PooledRow, old: _PooledRow) -> Fault:
     if old.example.gold == new.example.gold:
         return Fault(new.place, "repeated row", f"the same question and answer as {old.place}; remove one of them")
     return Fault(

@@ -2,14 +2,14 @@
 
 With a chat template the instruction is the system message (the top of the first user turn, where the template has no
 system role), each demonstration a user and an assistant turn, the query the last user turn. Without a chat template, a
-plain one does the same with line breaks. The tokenizer is passed in,
-so that this module loads no model library.
+plain one does the same with line breaks. The tokenizer is passed in, so that this module loads no model library.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from memmcl.errors import ConfigError, DataError
@@ -55,7 +55,7 @@ class Prompter:
     ) -> tuple[int, ...]:
         """Return the ids of the whole prompt, up to where the answer starts."""
         if isinstance(subtask, Pairs):
-            return self._as_it_is(example)
+            return self._verbatim(example)
         example = self._harmless(example)
         text = self._fitted(subtask, example)
         shown = [(other, self._harmless(shot)) for other, shot in demonstrations]
@@ -86,7 +86,7 @@ class Prompter:
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def _as_it_is(self, example: Example) -> tuple[int, ...]:
+    def _verbatim(self, example: Example) -> tuple[int, ...]:
         """Return a prompt that is the user's own to the last character: nothing is put around it, and nothing cut."""
         ids = self._encode(example.text)
         if len(ids) > self._max_tokens:
@@ -104,7 +104,7 @@ class Prompter:
         fields = {name: self._broken(value) for name, value in example.fields.items()}
         gold = example.gold
         if not isinstance(gold, str):
-            gold = tuple(tuple(self._broken(part) for part in item) for item in gold)
+            gold = tuple(tuple(map(self._broken, item)) for item in gold)
         return replace(example, text=self._broken(example.text), fields=fields, gold=gold)
 
     def _broken(self, text: str) -> str:
@@ -145,26 +145,23 @@ class Prompter:
         if not self._chat:
             shown = [self._plain_turn(other, shot, subtask) for other, shot in demonstrations]
             return "".join([f"{subtask.instruction}\n\n", *shown, f"{user}\nAnswer:"])
-        messages: list[dict[str, str]] = []
-        for other, shot in demonstrations:
-            messages += _shot_messages(other, shot, subtask)
-        messages.append(_said("user", user))
-        return self._template(self._instructed(subtask, messages), add_generation_prompt=True)
+        shots = [message for other, shot in demonstrations for message in _shot_messages(other, shot, subtask)]
+        return self._template(self._instructed(subtask, [*shots, _message("user", user)]), add_generation_prompt=True)
 
     def _turn(self, subtask: Subtask, example: Example, reader: Subtask) -> str:
         if not self._chat:
             return self._plain_turn(subtask, example, reader)
         # Behind another turn, so that the instruction is on both sides wherever the template puts it.
-        before = self._instructed(reader, [_said("user", "Text:"), _said("assistant", "none")])
+        before = self._instructed(reader, [_message("user", "Text:"), _message("assistant", "none")])
         with_shot = self._template([*before, *_shot_messages(subtask, example, reader)])
         return with_shot.removeprefix(self._template(before))
 
     def _instructed(self, subtask: Subtask, messages: list[dict[str, str]]) -> list[dict[str, str]]:
         """Return the messages with the instruction in front of them."""
         if self._system:
-            return [_said("system", subtask.instruction), *messages]
+            return [_message("system", subtask.instruction), *messages]
         first, *rest = messages
-        return [_said(first["role"], f"{subtask.instruction}\n\n{first['content']}"), *rest]
+        return [_message(first["role"], f"{subtask.instruction}\n\n{first['content']}"), *rest]
 
     def _has_system_role(self) -> bool:
         """Whether the chat template shows a system message; some refuse one, others leave it out."""
@@ -172,14 +169,14 @@ class Prompter:
 
         probe = "Answer in one word."
         try:
-            return probe in self._template([_said("system", probe), _said("user", "Text:")])
+            return probe in self._template([_message("system", probe), _message("user", "Text:")])
         except TemplateError:
             return False
 
     @staticmethod
     def _plain_turn(subtask: Subtask, example: Example, reader: Subtask) -> str:
-        asked = "" if subtask.name == reader.name else f"{subtask.instruction}\n"
-        return f"{asked}{query_text(subtask, example.text, example)}\nAnswer: {example.answer}\n\n"
+        instruction = "" if subtask.name == reader.name else f"{subtask.instruction}\n"
+        return f"{instruction}{query_text(subtask, example.text, example)}\nAnswer: {example.answer}\n\n"
 
     def _template(self, messages: list[dict[str, str]], **options: Any) -> str:
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options))
@@ -198,14 +195,8 @@ def query_text(subtask: Subtask, text: str, example: Example) -> str:
 
 def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """Return how many leading tokens all prompts share; at least one token of each prompt stays outside."""
-    if not prompts:
-        return 0
-    shortest = min(len(prompt) for prompt in prompts)
-    first = prompts[0]
-    length = 0
-    while length < shortest - 1 and all(prompt[length] == first[length] for prompt in prompts):
-        length += 1
-    return length
+    columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def _shot_messages(subtask: Subtask, example: Example, reader: Subtask) -> list[dict[str, str]]:
@@ -213,8 +204,8 @@ def _shot_messages(subtask: Subtask, example: Example, reader: Subtask) -> list[
     user = query_text(subtask, example.text, example)
     if subtask.name != reader.name:
         user = f"{subtask.instruction}\n{user}"
-    return [_said("user", user), _said("assistant", example.answer)]
+    return [_message("user", user), _message("assistant", example.answer)]
 
 
-def _said(role: str, content: str) -> dict[str, str]:
+def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}

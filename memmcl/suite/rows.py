@@ -18,7 +18,7 @@ MISSING = frozenset({"na", "n/a", "nan", "null", "none", "nil"})
 
 
 class RowError(Exception):
-    """A row that cannot be used: of which kind (`faults.KINDS`), and the message. Never leaves the suite."""
+    """A row that cannot be used: its kind (of `faults.KINDS`), and the message. Never leaves the suite."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -157,10 +157,10 @@ def _label(values: Mapping[str, Any], subtask: Subtask, shape: Shape) -> str:
     label = shape.labels.get(text, text)
     if label in subtask.labels:
         return label
-    meant = [known for known in subtask.labels if _form(known) == _form(label)]
+    similar = [known for known in subtask.labels if _form(known) == _form(label)]
     advice = "correct the row"
-    if meant:
-        right = short(meant[0])
+    if similar:
+        right = short(similar[0])
         advice = f"it differs from {right} by case, spaces, hyphens or underscores only: write {right}"
     raise RowError(
         "unknown label",

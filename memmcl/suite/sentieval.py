@@ -1,6 +1,6 @@
 """SentiEval's layout by URL: GROUP/DATASET with our JSONL files, or with CSV files as they were published.
 
-ROOT/sc/mr/train.jsonl, dev.jsonl, test.jsonl                  JSONL; dev is the weak part, and may be missing
+ROOT/sc/mr/train.jsonl, dev.jsonl, test.jsonl                  JSONL; dev is the weak split, and may be missing
 ROOT/sc/mr/test.csv, shot_5/seed_42/train.csv, ...             CSV; all shots together are the training rows
 ROOT/sc/mr/test.csv, train.csv, dev.csv                        CSV; train.csv is used instead of shots
 """
@@ -21,12 +21,12 @@ from memmcl.suite.subtasks import GROUPS, Subtask
 from memmcl.urls import public
 
 _STEMS = {"train": "train", "weak": "dev", "test": "test"}
-"""Part -> name of its file. SentiEval's dev rows are the pool that weak sets are drawn from."""
+"""Split -> name of its file. SentiEval's dev rows are the pool that weak sets are drawn from."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """The files of one data set, by part; `weak` is empty where training rows have to serve."""
+    """The files of one data set, by split; `weak` is empty where training rows have to serve."""
 
     dataset: str
     fs: Any
@@ -39,10 +39,10 @@ class Folder:
         Raises:
             DataError: the file cannot be read.
         """
-        found = read_file(self.fs, path, name_of(self.fs, path))
+        rows = read_file(self.fs, path, name_of(self.fs, path))
         if not path.endswith(".csv"):
-            return found
-        return (_as_ours(row, subtask) if isinstance(row, Row) else row for row in found)
+            return rows
+        return (_as_ours(row, subtask) if isinstance(row, Row) else row for row in rows)
 
 
 def find_folders(root: str, subtask: Subtask, storage: Mapping[str, Any] | None = None) -> list[Folder]:
@@ -80,13 +80,13 @@ def _folder(fs: Any, path: str) -> Folder:
     names = {str(name).rstrip("/").rsplit("/", 1)[-1] for name in fs.ls(path, detail=False)}
     ending = next((end for end in ("jsonl", "csv") if any(f"{stem}.{end}" in names for stem in _STEMS.values())), "")
     files: dict[str, tuple[str, ...]] = {
-        part: (f"{path}/{stem}.{ending}",) for part, stem in _STEMS.items() if f"{stem}.{ending}" in names
+        split: (f"{path}/{stem}.{ending}",) for split, stem in _STEMS.items() if f"{stem}.{ending}" in names
     }
     sampled = ending == "csv" and "train" not in files
     if sampled:
         shots = sorted(str(name) for name in fs.glob(f"{path}/shot_*/seed_*/train.csv"))
         files |= {"train": tuple(shots)} if shots else {}
-    missing = [part for part in ("train", "test") if part not in files]
+    missing = [split for split in ("train", "test") if split not in files]
     if missing:
         raise DataError(
             f"{name_of(fs, path)} has no {' and no '.join(missing)} rows: every data set folder needs train.jsonl and "

@@ -48,7 +48,7 @@ class Splits:
     dropped: reason -> number of rows left out for it; reasons that did not occur are absent.
     faults: the first 1000 rows that cannot be used and were skipped.
     warnings: the first 1000 rows that are used although something about them is odd.
-    subtasks: what the rows are asked, by name; they belong to their digests.
+    subtasks: those of the rows, by name; their questions belong to the digests.
     """
 
     parts: dict[str, dict[str, tuple[Example, ...]]]
@@ -58,18 +58,15 @@ class Splits:
     subtasks: Mapping[str, Subtask] = field(default_factory=dict)
 
     def digest(self, subtask: str, split: str) -> str:
-        """Return the digest of a split's rows, in their order, and of what they are asked."""
+        """Return the digest of a split's rows, in their order, and of their question."""
         return digest_of(self.parts[subtask][split], self.subtasks.get(subtask))
 
 
 def digest_of(rows: Sequence[Example], subtask: Subtask | None) -> str:
-    """Return the digest of rows, in their order, and of what they are asked.
-
-    What was made for another instruction or other labels is thereby made anew.
-    """
+    """Return the digest of rows, in their order, and of their question: all of the subtask but its title."""
     values = [[row.id, row.dataset, row.text, row.gold, dict(row.fields)] for row in rows]
-    asked = asdict(subtask) if subtask is not None else {}
-    return seeds.digest([{name: value for name, value in asked.items() if name != "title"}, values])
+    question = asdict(subtask) if subtask is not None else {}
+    return seeds.digest([{name: value for name, value in question.items() if name != "title"}, values])
 
 
 def load_splits(
@@ -133,7 +130,7 @@ def prepare(
     on_overlap: OnOverlap = "error",
     weak_labels: bool = True,
 ) -> Splits:
-    """Make the parts disjoint by content over all subtasks, then draw so many rows of each (None: all).
+    """Make the splits disjoint by content over all subtasks, then draw so many rows of each (None: all).
 
     A text in the test split and in the train or weak split of one data set is an error, or dropped from train
     and weak with `on_overlap="drop"`. Otherwise train and weak rows whose text is in any test split or shares

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from memmcl.suite.sources import SOURCE_SPLITS
 from memmcl.suite.subtasks import Subtask
 
 Pools = Mapping[str, Mapping[str, Sequence[Example]]]
-"""Subtask -> part of `sources.SOURCE_SPLITS` -> rows."""
+"""Subtask -> split of `sources.SOURCE_SPLITS` -> rows."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class SplitStats:
-    """One part of one data set.
+    """One split (`part`) of one data set.
 
     texts: how many different contents its rows have.
     repeats: rows whose question (text and fields) an earlier row asks too.
@@ -54,7 +55,7 @@ class SplitStats:
 
 @dataclass(frozen=True)
 class Leak:
-    """So many rows of a train or weak part have a text of a data set's test part, or share 36 characters with one."""
+    """How many rows of a train or weak split (`part`) equal a test text of a data set, or share 36 characters."""
 
     dataset: str
     part: str
@@ -73,29 +74,25 @@ class Constant:
 
 
 def describe(subtasks: Sequence[Subtask], pools: Pools) -> list[SplitStats]:
-    """Return what the rows of each subtask, data set and part are like; parts without rows are left out."""
+    """Return what the rows of each subtask, data set and split are like; splits without rows are left out."""
     described = []
     for subtask in subtasks:
-        by_dataset: dict[str, dict[str, list[Example]]] = {}
-        for part in SOURCE_SPLITS:
-            for example in pools[subtask.name][part]:
-                by_dataset.setdefault(example.dataset, {}).setdefault(part, []).append(example)
-        described += [
-            _describe_part(subtask, dataset, part, parts[part])
-            for dataset, parts in sorted(by_dataset.items())
-            for part in SOURCE_SPLITS
-            if part in parts
-        ]
+        groups: dict[tuple[str, str], list[Example]] = {}
+        for split in SOURCE_SPLITS:
+            for example in pools[subtask.name][split]:
+                groups.setdefault((example.dataset, split), []).append(example)
+        by_dataset = sorted(groups.items(), key=lambda group: group[0][0])
+        described += [_describe_split(subtask, dataset, split, rows) for (dataset, split), rows in by_dataset]
     return described
 
 
-def _describe_part(subtask: Subtask, dataset: str, part: str, rows: Sequence[Example]) -> SplitStats:
-    found = Counter(row.gold for row in rows if isinstance(row.gold, str) and row.gold)
-    labels = {label: found[label] for label in subtask.labels if label in found}
+def _describe_split(subtask: Subtask, dataset: str, split: str, rows: Sequence[Example]) -> SplitStats:
+    counts = Counter(row.gold for row in rows if isinstance(row.gold, str) and row.gold)
+    labels = {label: counts[label] for label in subtask.labels if label in counts}
     return SplitStats(
         subtask=subtask.name,
         dataset=dataset,
-        part=part,
+        part=split,
         rows=len(rows),
         texts=len({normalised(row.text) for row in rows}),
         repeats=len(rows) - len({row.id for row in rows}),
@@ -109,40 +106,35 @@ def _describe_part(subtask: Subtask, dataset: str, part: str, rows: Sequence[Exa
 
 def lengths_of(lengths: Iterable[int]) -> Lengths:
     """Return the percentiles of at least one length."""
-    found = np.array(list(lengths))
-    p5, median, p95 = (float(value) for value in np.percentile(found, (5, 50, 95)))
-    return Lengths(p5, median, p95, int(found.max()))
+    array = np.array(list(lengths))
+    p5, median, p95 = (float(value) for value in np.percentile(array, (5, 50, 95)))
+    return Lengths(p5, median, p95, int(array.max()))
 
 
 def leakage(pools: Pools) -> list[Leak]:
-    """Return every pair of a train or weak part and a data set whose test texts occur in it.
+    """Return every pair of a train or weak split and a data set whose test texts occur in it.
 
     A row whose text equals a test text is not counted again as sharing characters with one of the same data set.
     """
     tests: dict[str, set[str]] = {}
     suspects: dict[tuple[str, str], list[str]] = {}
-    for parts in pools.values():
-        for example in parts["test"]:
+    for splits in pools.values():
+        for example in splits["test"]:
             tests.setdefault(example.dataset, set()).add(normalised(example.text))
-        for part in ("train", "weak"):
-            for example in parts[part]:
-                suspects.setdefault((example.dataset, part), []).append(normalised(example.text))
+        for split in ("train", "weak"):
+            for example in splits[split]:
+                suspects.setdefault((example.dataset, split), []).append(normalised(example.text))
     every = Blocklist.of(set().union(*tests.values()))
-    suspects = {place: _overlapping(every, contents) for place, contents in suspects.items()}
     blocklists = {dataset: Blocklist.of(tests[dataset]) for dataset in sorted(tests)}
     leaks = []
-    for (dataset, part), contents in sorted(suspects.items()):
+    for (dataset, split), texts in sorted(suspects.items()):
+        contents = list(compress(texts, every.overlapping(texts)))
         for test_dataset, blocklist in blocklists.items():
             equal = blocklist.equal(contents)
             sharing = blocklist.sharing(contents) & ~equal
             if equal.any() or sharing.any():
-                leaks.append(Leak(dataset, part, test_dataset, int(equal.sum()), int(sharing.sum())))
+                leaks.append(Leak(dataset, split, test_dataset, int(equal.sum()), int(sharing.sum())))
     return leaks
-
-
-def _overlapping(blocklist: Blocklist, contents: Sequence[str]) -> list[str]:
-    overlapping = blocklist.overlapping(contents)
-    return [content for content, overlaps in zip(contents, overlapping, strict=True) if overlaps]
 
 
 def constants(subtasks: Sequence[Subtask], pools: Pools) -> list[Constant]:

@@ -63,7 +63,7 @@ class Subtask:
 class Pairs(Subtask):
     """Rows that are a prompt and its answer, both shown to the model to the last character.
 
-    An answer is free text: likelihood is all that can be said of it. None of the catalogue is one.
+    An answer is free text, so that likelihood is its only measure. No subtask of the catalogue is one.
     """
 
 

@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from memmcl.errors import DataError, StoreAccessError, StoreError, StoreFull, UsageError, shown
-from memmcl.files import allowed
 from memmcl.files.failures import FULL, NO_CREDENTIALS, causes_of, code_of, is_foreign, names_of, replace_file
 from memmcl.files.folder import ABANDONED
 from memmcl.files.places import is_local, open_place, protocols_of
@@ -37,7 +36,7 @@ class Target:
         """
         with self._translated():
             try:
-                return self._path(path).read_bytes() if self.local else bytes(self.fs.cat_file(f"{self.root}/{path}"))
+                return bytes(self.fs.cat_file(f"{self.root}/{path}"))
             except FileNotFoundError as error:
                 if code_of(error) == "NoSuchBucket":
                     raise
@@ -51,7 +50,7 @@ class Target:
         """
         with self._translated():
             if self.local:
-                replace_file(self._path(path), data)
+                replace_file(Path(self.root, path), data)
                 return
             whole = f"{self.root}/{path}"
             if "s3" not in protocols_of(self.fs):  # a bucket has no folders, and s3fs would try to make the bucket
@@ -65,9 +64,7 @@ class Target:
             StoreAccessError: it could not be removed.
         """
         with self._translated():
-            if self.local:
-                self._path(path).unlink(missing_ok=True)
-            elif self.read(path) is not None:
+            if self.read(path) is not None:
                 self.fs.rm_file(f"{self.root}/{path}")
 
     def prepare(self, paths: Iterable[str]) -> None:
@@ -81,13 +78,10 @@ class Target:
         oldest = time.time() - ABANDONED
         with self._translated():
             Path(self.root).mkdir(parents=True, exist_ok=True)
-            for whole in map(self._path, paths):
+            for whole in (Path(self.root, path) for path in paths):
                 for temporary in whole.parent.glob(f".{whole.name}.*.part"):
                     if temporary.stat().st_mtime < oldest:
                         temporary.unlink(missing_ok=True)
-
-    def _path(self, path: str) -> Path:
-        return Path(self.root, path)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -142,10 +136,6 @@ def open_target(url: str, storage: Mapping[str, Any]) -> Target:
         raise UsageError(
             f"{shown(url)} names no place to write to; give a directory, or a URL such as s3://bucket/folder"
         )
-    if not separator:
-        allowed.require(url)
-        root = str(Path(url).expanduser().absolute())
-        return Target(None, root, root, local=True)
     patience = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60}}
     try:
         fs, root = open_place(url, {**patience, **storage})
@@ -153,5 +143,6 @@ def open_target(url: str, storage: Mapping[str, Any]) -> Target:
         raise UsageError(
             f"cannot write to {scheme}:// addresses; give a directory, or a URL such as s3://bucket/folder"
         ) from error
-    local = is_local(fs)
-    return Target(fs, root if local else root.rstrip("/"), root if local else url.rstrip("/"), local)
+    if is_local(fs):
+        return Target(fs, root, root, local=True)
+    return Target(fs, root.rstrip("/"), url.rstrip("/"), local=False)

@@ -33,7 +33,7 @@ class WeakRows:
     """Rows that are scored together: those of one subtask (or all pairs) that are for the same expert.
 
     name: the subtask's, followed by `:EXPERT` where rows name one. expert: the one they are for: named by the rows, or
-    called like the subtask; None where that is not said.
+    called like the subtask; None for neither.
     """
 
     name: str

@@ -26,9 +26,11 @@ from memmcl.adapters.format import Factors
 from memmcl.backbone.batches import TokenizedRow
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import BaseRef, load_base, load_tokenizer, quiet_transformers, resolve_base
-from memmcl.suite.embedded import read_embedded
+from memmcl.errors import DataError
+from memmcl.suite.embedded import corpus_rows
 from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Prompter
+from memmcl.suite.rows import RowError, example_of
 from memmcl.suite.subtasks import POLARITIES, SUBTASKS, Subtask
 
 EMBEDDED = ("sent2", "asc", "uabsa", "aste", "irony", "emotion")
@@ -167,7 +169,18 @@ def _train_tokenizer() -> Tokenizer:
 
 def corpus(subtask: str, count: int) -> list[Example]:
     """Return the first rows of a subtask in the embedded corpus."""
-    return read_embedded([SUBTASKS[subtask]])[subtask][:count]
+    return read_corpus(SUBTASKS[subtask])[:count]
+
+
+def read_corpus(subtask: Subtask, folder: Path | None = None) -> list[Example]:
+    """Return all rows of a subtask in the embedded corpus, or in another folder, before they are split."""
+    rows = []
+    for row in corpus_rows(subtask, folder):
+        try:
+            rows.append(example_of(row, subtask, f"embedded_{subtask.name}"))
+        except RowError as error:
+            raise DataError(str(row.fault(error))) from error
+    return rows
 
 
 def base_ref(directory: Path) -> BaseRef:

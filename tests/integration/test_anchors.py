@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 from e2e_driver import tiny_config
+from tiny import read_corpus
 
 from memmcl.config import parse_config
 from memmcl.errors import ConfigError, CorruptArtifact, DataError
 from memmcl.store import ArtifactRef, Champions, StageSettings
 from memmcl.store.manifest import manifest_path
-from memmcl.suite.embedded import read_embedded
 from memmcl.suite.examples import Example, normalised
 from memmcl.suite.sources import split_of
 from memmcl.suite.splits import Splits
@@ -120,7 +120,7 @@ def test_the_corpus_lends_rows_of_all_subtasks(make: Make, alone: bool) -> None:
     lent = place.lent().rows
     assert lent.keys() == SUBTASKS.keys()
     assert {len(rows) for rows in lent.values()} == {4}
-    found = read_embedded(list(SUBTASKS.values()))
+    found = {name: read_corpus(subtask) for name, subtask in SUBTASKS.items()}
     for name, rows in lent.items():
         known = {(row.text, row.gold, row.fields) for row in found[name]}
         assert {(row.text, row.gold, row.fields) for row in rows} <= known

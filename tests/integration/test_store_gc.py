@@ -131,13 +131,13 @@ def test_uploads_that_nobody_completed_go(store: Store) -> None:
         place = backend._object("blobs/ab/abcd")  # type: ignore[attr-defined]
         upload = backend.fs.call_s3("create_multipart_upload", **place)["UploadId"]  # type: ignore[attr-defined]
         backend.fs.call_s3("upload_part", **place, UploadId=upload, PartNumber=1, Body=b"half")  # type: ignore[attr-defined]
-    (leftover,) = store.objects.leftovers()
-    assert store.objects.leftovers()[leftover].size == 4
+    (unfinished,) = store.objects.unfinished()
+    assert store.objects.unfinished()[unfinished].size == 4
     gone_after(store)
-    assert list(store.objects.leftovers()) == [leftover], "somebody may be writing it"
+    assert list(store.objects.unfinished()) == [unfinished], "somebody may be writing it"
     plan = gone_after(store, later=LATER)
     assert plan.totals()["uploads and files that were never completed"] == (1, 4)
-    assert store.objects.leftovers() == {}
+    assert store.objects.unfinished() == {}
 
 
 HOLDER = """
@@ -195,15 +195,15 @@ import json, sys, time
 from pathlib import Path
 from memmcl.store import Policy, Store, collect, gc
 store, ready = Store.from_spec(json.loads(sys.argv[1])), Path(sys.argv[2])
-census = gc.take_census
+read = gc.read_snapshot
 def slow(*arguments):
-    found = census(*arguments)
+    found = read(*arguments)
     if len(arguments) > 1:  # the one that counts: it holds the lease
         ready.touch()
         while not ready.with_name("go").exists():
             time.sleep(0.01)
     return found
-gc.take_census = slow
+gc.read_snapshot = slow
 collect(store, Policy(keep_runs=0), delete=True, now=time.time() + 1e7)
 """
 WRITER = """

@@ -12,6 +12,7 @@ from memmcl.errors import ConfigError, StoreAccessError, StoreError, StoreFull
 from memmcl.store import Store, objects
 from memmcl.store.local import TEMPORARY_SECONDS, LocalBackend
 from memmcl.store.objects import Objects, normalise
+from memmcl.store.translate import translate
 
 
 def test_urls_become_absolute_and_lose_their_last_slash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,12 +104,11 @@ def test_a_full_disk_says_what_to_do_and_leaves_nothing(
 
 def test_other_failures_are_reported_without_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2secret")
-    place = Objects(LocalBackend(tmp_path), f"file://{tmp_path}")
-    translated = place.translate(OSError(errno.EIO, "bad sector\nnear hunter2secret"))
+    translated = translate(OSError(errno.EIO, "bad sector\nnear hunter2secret"), f"file://{tmp_path}")
     assert isinstance(translated, StoreError)
     assert "bad sector near ***;" in str(translated)
     assert "\n" not in str(translated)
-    assert place.translate(ValueError("a bug")) is None
+    assert translate(ValueError("a bug"), "here") is None
 
 
 def test_a_failure_that_may_pass_is_tried_again_and_a_bug_is_not(

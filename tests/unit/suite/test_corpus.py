@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import SENTIEVAL, needs_sentieval
+from tiny import SENTIEVAL, needs_sentieval, read_corpus
 
 from memmcl import seeds
 from memmcl.suite import embedded
-from memmcl.suite.embedded import DINING, UNNAMED, read_corpus, read_embedded
+from memmcl.suite.embedded import DINING, UNNAMED
 from memmcl.suite.examples import Example, normalised
 from memmcl.suite.sources import SOURCE_SPLITS, split_of
 from memmcl.suite.subtasks import POLARITIES, SUBTASKS
@@ -55,7 +55,7 @@ def sentences() -> list[dict[str, Any]]:
 
 @cache
 def examples(name: str) -> list[Example]:
-    return read_embedded([SUBTASKS[name]])[name]
+    return read_corpus(SUBTASKS[name])
 
 
 def in_parts(name: str) -> dict[str, list[Example]]:
@@ -188,7 +188,7 @@ def test_sentences_that_serve_asqp_alone_would_give_the_others_the_same_answer(t
     assert {tuple(row["serves"]) for row in alone} == {("asqp",)}
     lines = [json.dumps({key: value for key, value in row.items() if key != "serves"}) for row in alone]
     (tmp_path / "absa_all.jsonl").write_text("\n".join(lines))
-    read = read_corpus(tmp_path, [SUBTASKS[name] for name in FROM_QUADS])
+    read = {name: read_corpus(SUBTASKS[name], tmp_path) for name in FROM_QUADS}
     unnamed = {row["text"] for row in alone if any(quad["aspect"] == UNNAMED for quad in row["quads"])}
     assert len(unnamed) >= 24
     assert {row.text for row in read["uabsa"]} == {row["text"] for row in alone} - unnamed

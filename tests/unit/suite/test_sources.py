@@ -9,10 +9,9 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny import EMBEDDED
+from tiny import EMBEDDED, read_corpus
 
 from memmcl.errors import DataError
-from memmcl.suite.embedded import read_corpus, read_embedded
 from memmcl.suite.examples import Example, drawing_order, normalised
 from memmcl.suite.faults import Faults
 from memmcl.suite.pool import BEYOND, Pool
@@ -37,7 +36,7 @@ def test_the_corpus_reads_into_the_parts_that_its_content_gives() -> None:
     read = read_sources(subtasks)
     assert read.faults.first == []
     assert read.dropped == {}
-    for name, examples in read_embedded(subtasks).items():
+    for name, examples in {subtask.name: read_corpus(subtask) for subtask in subtasks}.items():
         pools = read.pools[name]
         assert sorted(examples, key=drawing_order) == sorted(
             (row for part in SOURCE_SPLITS for row in pools[part]), key=drawing_order
@@ -224,7 +223,7 @@ def test_rows_that_agree_in_letters_and_digits_are_not_repeated_rows(tmp_path: P
 def test_a_corpus_without_rows_or_with_bad_ones_is_refused(tmp_path: Path) -> None:
     for name in ("uabsa", "irony"):
         with pytest.raises(DataError, match=rf"no rows for subtask '{name}'; set data\.source to a directory"):
-            read_corpus(tmp_path, [SUBTASKS[name]])
+            read_corpus(SUBTASKS[name], tmp_path)
     quad = {"category": "food quality", "aspect": "a", "opinion": "b", "polarity": "neutral"}
     for row, message in [
         ({"text": "t"}, "expected 'quads' as a list"),
@@ -235,7 +234,7 @@ def test_a_corpus_without_rows_or_with_bad_ones_is_refused(tmp_path: Path) -> No
     ]:
         lines(tmp_path / "absa_a.jsonl", [row])
         with pytest.raises(DataError, match=rf"corpus/absa_a\.jsonl, line 1: {message}"):
-            read_corpus(tmp_path, [SUBTASKS["aste"]])
+            read_corpus(SUBTASKS["aste"], tmp_path)
 
 
 def test_repeated_rows_are_faults_in_every_part_that_content_gives(tmp_path: Path) -> None:
