@@ -10,7 +10,7 @@ import base64
 import html
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -106,9 +106,22 @@ def frame(axes: Axes, grid: Literal["x", "y", "both"]) -> None:
     axes.spines["left" if grid == "y" else "bottom"].set_visible(False)
 
 
-def row_names(axes: Axes, names: Sequence[str]) -> None:
-    """Name the rows 0, 1, ... of `axes`, the first on top."""
-    axes.set_yticks(range(len(names)), names)
+def framed(figure: Figure, grid: Literal["x", "y", "both"]) -> Axes:
+    """Return the only axes of `figure`, with `frame`."""
+    axes = figure.add_subplot()
+    frame(axes, grid)
+    return axes
+
+
+def legend_above(figure: Figure, *handles_and_labels: Any, **style: Any) -> None:
+    """Put a legend above the axes, by default of all that have a label."""
+    style = {"handlelength": 0.8, "columnspacing": 1.2} | style
+    figure.legend(*handles_and_labels, loc="outside upper left", **style)
+
+
+def row_names(axes: Axes, names: Sequence[str], limit: int = 26) -> None:
+    """Name the rows 0, 1, ... of `axes`, the first on top; names longer than `limit` are cut."""
+    axes.set_yticks(range(len(names)), [shorten(name, limit) for name in names])
     axes.tick_params(axis="y", labelcolor=COLOURS["ink"])
     axes.set_ylim(len(names) - 0.4, -0.6)
 
@@ -158,13 +171,19 @@ def heat_map(
     row_names(axes, rows)
     names = [shorten(name, 16) for name in columns]
     page = axes.get_figure(root=True)
-    room = 72 * (page.get_figwidth() if page else 0) - CHARACTER * max(map(len, rows))
+    room = 72 * (page.get_figwidth() if page else 0) - CHARACTER * max(len(shorten(name)) for name in rows)
     upright = CHARACTER * (1 + max(map(len, names))) > room / len(columns)
     axes.set_xticks(range(len(columns)), names, rotation=90 if upright else 0)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def outline(axes: Axes, places: Iterable[tuple[float, float]], size: tuple[float, float], width: float = 1.8) -> None:
+    """Draw the outline of a cell of `size` around each of `places` (x, y), in the colour of ink."""
+    for x, y in places:
+        axes.add_patch(rectangle(x, y, *size, fill=False, edgecolor=COLOURS["ink"], linewidth=width))
 
 
 def rectangle(x: float, y: float, width: float, height: float, **style: Any) -> Rectangle:
