@@ -20,7 +20,7 @@ from memmcl.experts import after, train
 from memmcl.experts.forced import OWN_SHARES, PLACE, Dealt, TemplatePrompter, deal, forced_rows
 from memmcl.experts.settings import Anchoring, Optimisation
 from memmcl.experts.train import StepCallback
-from memmcl.files.folder import new_folder
+from memmcl.files.folder import made_before, new_folder, put, seal
 from memmcl.merge.build import lowest_layer
 from memmcl.suite.prompts import Prompter
 from memmcl.suite.subtasks import SUBTASKS, Subtask
@@ -94,7 +94,7 @@ class AnchoredExpert:
         Raises:
             UsageError: something else is there.
         """
-        return after.made_before(Path(folder).absolute(), self.made_from())
+        return made_before(Path(folder).absolute(), after.RECORD, self.made_from())
 
     def save(
         self, folder: str | Path, *, progress: StepCallback = lambda moved: None, say: Say = lambda words: None
@@ -114,7 +114,9 @@ class AnchoredExpert:
             anchored, files = self._anchor(progress, say)
             kl = {"before": asdict(anchored.before), "after": asdict(anchored.after)}
             found = {"made_from": self.made_from(), "held_out": len(self.dealt.held_out), "kl": kl}
-            return after.write_adapter(scratch, files, found)
+            for name, data in files.items():
+                put(scratch, name, data)
+            return seal(scratch, after.RECORD, found)
 
     def _anchor(self, progress: StepCallback, say: Say) -> tuple[after.Anchored, dict[str, bytes]]:
         cfg, dealt = self.settings, self.dealt
@@ -142,7 +144,7 @@ class AnchoredExpert:
         own = after.own_rows(backbone, factors, prompts, end=tokenizer.eos_token_id)
         cut, everywhere = len(dealt.own), dict.fromkeys(dealt.others, dealt.held_out)
         training, held_out = (
-            after.Prompts(rows, after.other_rows(prompter, self.others, texts, cfg.seed))
+            after.AnchoringRows(rows, after.other_rows(prompter, self.others, texts, cfg.seed))
             for rows, texts in ((own[:cut], dealt.others), (own[cut:], everywhere))
         )
         anchored = after.anchor_adapter(
