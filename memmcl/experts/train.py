@@ -156,7 +156,7 @@ class _Training:
             torch.cuda.reset_peak_memory_stats(self._backbone.device)
         session, tokens, earlier = time.perf_counter(), done.tokens, done.seconds
         with self._backbone.recomputing() if self._plan.recompute else nullcontext():
-            while done.step < steps and not (stopping and 0 < stopping.patience <= done.looks_since_best):
+            while done.step < steps and not (stopping and 0 < stopping.patience <= done.validations_since_best):
                 self._train_mode(True)
                 self._step(done.step)
                 self._train_mode(False)
