@@ -16,9 +16,11 @@ from memmcl.errors import DataError
 from memmcl.report.schema import (
     BASE,
     Comparison,
+    ContextResult,
     Curriculum,
     Data,
     ExpertResult,
+    Feature,
     Interference,
     Mean,
     MergeInfo,
@@ -64,12 +66,14 @@ class Results(Section):
         _unique("mean", (mean.model for mean in self.means))
         _unique("retention", (f"{row.model} on {row.subtask}" for row in self.retention))
         _unique("interference", (f"{row.expert} on {row.subtask}" for row in self.interference))
-        _known("model", models, (row.model for row in (*self.scores, *self.means, *self.retention)))
+        of_models: list[SubtaskScore | Mean | Retention] = [*self.scores, *self.means, *self.retention]
+        of_subtasks: list[SubtaskScore | Retention | Interference | Feature | ContextResult]
+        of_subtasks = [*self.scores, *self.retention, *self.interference]
+        of_subtasks += [*self.curriculum.features, *self.curriculum.contexts]
+        _known("model", models, (row.model for row in of_models))
         _known("model", models, (name for pair in self.comparisons for name in (pair.a, pair.b)))
-        _known("subtask", subtasks, (row.subtask for row in (*self.scores, *self.retention, *self.interference)))
+        _known("subtask", subtasks, (*self.curriculum.order, *(row.subtask for row in of_subtasks)))
         _known("expert", subtasks | {BASE}, (row.expert for row in self.interference))
-        plan = self.curriculum
-        _known("subtask", subtasks, (*plan.order, *(row.subtask for row in (*plan.features, *plan.contexts))))
         for search in self.searches:
             indices = _unique(f"candidate of {search.title}", (str(c.index) for c in search.candidates))
             if search.winner is not None:

@@ -6,7 +6,7 @@ Those of the experts are in `memmcl.report.plots.experts`.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from memmcl.report.plots.figure import (
     row_names,
     shorten,
     whole_numbers,
+    write_beside,
 )
 from memmcl.report.results import Results
 from memmcl.report.schema import ContextResult, SearchResult
@@ -213,12 +214,12 @@ def _dot_plot(
         for row, (model, value, se) in enumerate(rows):
             kind = kinds[model]
             fill = COLOURS["paper" if kind == "expert" else kind]
-            marker = {"markersize": 7, "markerfacecolor": fill, "markeredgewidth": 1.6}
+            marker: dict[str, Any] = {"markersize": 7, "markerfacecolor": fill, "markeredgewidth": 1.6}
             axes.errorbar(value, row, xerr=se, fmt="o", color=COLOURS[kind], elinewidth=1.6, **marker)
             if width == MEAN:
                 colour = COLOURS["unified" if kind == "unified" else "ink"]
-                place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "xytext": (6, 0)}
-                axes.annotate(plus_minus(value, se), (1.0, row), va="center", fontsize=10, color=colour, **place)
+                edge = ("axes fraction", "data")
+                write_beside(axes, plus_minus(value, se), (1.0, row), 6, xycoords=edge, fontsize=10, color=colour)
         row_names(axes, [model for model, _, _ in rows], 24)
         low, high = min(v - se for _, v, se in rows), max(v + se for _, v, se in rows)
         axes.set_xlim(min(0.0, low), max(high * 1.06, low + 0.05))
@@ -241,22 +242,24 @@ def _paint_seconds(search: SearchResult, figure: Figure) -> None:
 
 def _paint_fitness(search: SearchResult, figure: Figure) -> None:
     axes = framed(figure, "both")
-    known = sorted((c for c in search.candidates if c.fitness is not None), key=lambda c: c.index)
-    scored = [c for c in known if not c.stopped]
-    for candidates, marker, style in (
-        ([c for c in known if c.stopped], ".", {"color": COLOURS["ink"], "markersize": 3.5, "alpha": 0.35}),
-        ([c for c in scored if not c.is_seed], "o", {"color": COLOURS["merge"], "markersize": 4.6, "alpha": 0.8}),
-        ([c for c in scored if c.is_seed], "D", {"color": COLOURS["rival"], "markersize": 4.6, "alpha": 0.8}),
+    known = sorted((c.index, c.fitness, c.is_seed, c.stopped) for c in search.candidates if c.fitness is not None)
+    scored = [(index, fitness, is_seed) for index, fitness, is_seed, stopped in known if not stopped]
+    for points, marker, colour, size, alpha in (
+        ([point[:2] for point in known if point[3]], ".", "ink", 3.5, 0.35),
+        ([point[:2] for point in scored if not point[2]], "o", "merge", 4.6, 0.8),
+        ([point[:2] for point in scored if point[2]], "D", "rival", 4.6, 0.8),
     ):
-        axes.plot([c.index for c in candidates], [c.fitness for c in candidates], marker, **style)
+        x, y = ([point[side] for point in points] for side in (0, 1))
+        axes.plot(x, y, marker, color=COLOURS[colour], markersize=size, alpha=alpha)
     if scored:
-        best = np.maximum.accumulate([c.fitness for c in scored])
-        axes.step([c.index for c in scored], best, where="post", color=COLOURS["unified"], zorder=1)
-    for winner in (c for c in scored if c.index == search.winner):
-        axes.plot(winner.index, winner.fitness, "o", color=COLOURS["ink"], markersize=10, fillstyle="none")
+        best = np.maximum.accumulate([fitness for _, fitness, _ in scored])
+        axes.step([index for index, _, _ in scored], best, where="post", color=COLOURS["unified"], zorder=1)
+    for index, fitness, _ in scored:
+        if index == search.winner:
+            axes.plot(index, fitness, "o", color=COLOURS["ink"], markersize=10, fillstyle="none")
     failed = [c.index for c in search.candidates if c.fitness is None]
     if failed:
-        floor = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+        floor: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
         axes.plot(failed, [0.02] * len(failed), "x", color=COLOURS["bad"], markersize=6, **floor)
     whole_numbers(axes)
     axes.margins(y=0.12)

@@ -21,6 +21,7 @@ from memmcl.report.plots.figure import (
     row_names,
     shorten,
     whole_numbers,
+    write_beside,
 )
 from memmcl.report.results import Results
 from memmcl.report.schema import RIVALS, ExpertResult
@@ -164,8 +165,8 @@ def _paint_retention(
             form = marker if clipped == value else "<" if side > 0 else ">"
             axes.plot(clipped, y, form, color=colour, markersize=6.5, clip_on=False)
             if clipped != value:
-                place = {"xytext": (7 * side, 0), "textcoords": "offset points", "ha": "left" if side > 0 else "right"}
-                axes.annotate(plus_minus(value), (clipped, y), va="center", fontsize=8.5, color=colour, **place)
+                align = "left" if side > 0 else "right"
+                write_beside(axes, plus_minus(value), (clipped, y), 7 * side, ha=align, fontsize=8.5, color=colour)
     row_names(axes, [*names, ALL], 24)
     margin = 0.05 * (max(shown) - min(shown))
     axes.set_xlim(min(shown) - margin, max(shown) + margin)

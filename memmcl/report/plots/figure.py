@@ -119,6 +119,11 @@ def legend_above(figure: Figure, *handles_and_labels: Any, **style: Any) -> None
     figure.legend(*handles_and_labels, loc="outside upper left", **style)
 
 
+def write_beside(axes: Axes, text: str, xy: tuple[float, float], offset: float, **style: Any) -> None:
+    """Write `text` at a horizontal offset, in points, from the place `xy`."""
+    axes.annotate(text, xy, xytext=(offset, 0), textcoords="offset points", va="center", **style)
+
+
 def row_names(axes: Axes, names: Sequence[str], limit: int = 26) -> None:
     """Name the rows 0, 1, ... of `axes`, the first on top; names longer than `limit` are cut."""
     axes.set_yticks(range(len(names)), [shorten(name, limit) for name in names])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,14 +47,14 @@ def _paint_front(search: SearchResult, pair: tuple[int, int], figure: Figure) ->
     axes = framed(figure, "both")
     shown = measured(search)
     winner = [one for one in shown if one.index == search.winner]
-    for candidates, style in (
-        (shown, {"color": COLOURS["merge"], "markersize": 3.5, "alpha": 0.8}),
-        (front(shown), {"color": COLOURS["unified"], "markersize": 5.5, "alpha": 0.8}),
-        (winner, {"color": COLOURS["ink"], "markersize": 10, "fillstyle": "none"}),
-    ):
-        points = [[one.objectives[i] or 0.0 for one in candidates] for i in pair]
-        if candidates:
-            axes.plot(*points, "o", **style)
+    styles: list[dict[str, Any]] = [
+        {"color": COLOURS["merge"], "markersize": 3.5, "alpha": 0.8},
+        {"color": COLOURS["unified"], "markersize": 5.5, "alpha": 0.8},
+        {"color": COLOURS["ink"], "markersize": 10, "fillstyle": "none"},
+    ]
+    for candidates, style in zip((shown, front(shown), winner), styles, strict=True):
+        x, y = ([one.objectives[i] or 0.0 for one in candidates] for i in pair)
+        axes.plot(x, y, "o", **style)
     axes.margins(0.12)
     axes.set(xlabel=search.objectives[pair[0]], ylabel=search.objectives[pair[1]])
 
