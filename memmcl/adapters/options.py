@@ -79,8 +79,8 @@ def read_options(config: bytes) -> LoraOptions:
 def by_pattern(field: str, patterns: Mapping[str, float], modules: Iterable[str], default: float) -> dict[str, float]:
     """Return the value of each module: that of the first key that PEFT would match it by, else `default`.
 
-    A key is a regular expression for the end of a module's name, after a dot: `(.*\\.)?(KEY)$`. It is matched by RE2, in
-    time linear in the name for any key, without lookaround and references to groups.
+    A key is a regular expression for the end of a module's name, after a dot: `(.*\\.)?(KEY)$`. It is matched by RE2:
+    in time linear in the name for any key, and without lookaround and references to groups.
 
     Raises:
         ModelError: a key that RE2 cannot read, or keys that take too long.

@@ -33,22 +33,16 @@ def greedy(backbone: Backbone, prepared: Prepared, *, end: int, max_new_tokens: 
 
 @torch.no_grad()
 def dropping(
-    backbone: Backbone,
-    prepared: Prepared,
-    batch_index: int,
-    prefix: DynamicCache | None,
-    *,
-    end: int,
-    max_new_tokens: int,
+    backbone: Backbone, prepared: Prepared, index: int, prefix: DynamicCache | None, *, end: int, max_new_tokens: int
 ) -> list[list[int]]:
     """Decode one batch, running only rows that have not ended: for hardware where a step's time grows with its rows.
 
     `prepared` must have been through `trunk(keep_cache=True)`.
     """
-    batch = prepared.batches[batch_index]
+    batch = prepared.batches[index]
     rows = len(batch.tokens)
-    cache = joined(prepared.caches[batch_index], prefix, rows)
-    hidden = backbone.run_top(prepared.hidden[batch_index], batch.positions, batch.mask, cache)
+    cache = joined(prepared.caches[index], prefix, rows)
+    hidden = backbone.run_top(prepared.hidden[index], batch.positions, batch.mask, cache)
     token = backbone.logits(_last(hidden, batch.lengths)).argmax(-1)
     mask = _prompt_mask(batch.tokens.shape[1], batch.lengths, batch.prefix)
     positions = batch.prefix + batch.lengths
@@ -61,11 +55,11 @@ def dropping(
             answers[owners[at]].append(int(token[at]))
         if not live.any() or step == max_new_tokens - 1:
             break
-        left = _fewer(live)
-        if len(left) < len(live):  # most rows that have ended cost no more steps
-            cache.batch_select_indices(left)
-            owners = [owners[at] for at in left.tolist()]
-            live, token, mask, positions = live[left], token[left], mask[left], positions[left]
+        chosen = _fewer(live)
+        if len(chosen) < len(live):
+            cache.batch_select_indices(chosen)
+            owners = [owners[at] for at in chosen.tolist()]
+            live, token, mask, positions = (tensor[chosen] for tensor in (live, token, mask, positions))
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         token = _next(backbone, token, positions + step, mask, cache)
     return answers
@@ -73,21 +67,15 @@ def dropping(
 
 @torch.no_grad()
 def in_place(
-    backbone: Backbone,
-    prepared: Prepared,
-    batch_index: int,
-    prefix: DynamicCache | None,
-    *,
-    end: int,
-    max_new_tokens: int,
+    backbone: Backbone, prepared: Prepared, index: int, prefix: DynamicCache | None, *, end: int, max_new_tokens: int
 ) -> list[list[int]]:
     """Decode one batch, all rows to the last step, in fixed buffers: every step and candidate runs the same kernels.
 
     `prepared` must have been through `trunk(keep_cache=True)`.
     """
-    key = (batch_index, max_new_tokens)
+    key = (index, max_new_tokens)
     if key not in prepared.decodings:
-        prepared.decodings[key] = _InPlace(backbone, prepared, batch_index, max_new_tokens)
+        prepared.decodings[key] = _InPlace(backbone, prepared, index, max_new_tokens)
     decoding: _InPlace = prepared.decodings[key]
     run = prepared.recordings.run
     run(("prompt", *key), lambda: decoding.prompt(prefix))
@@ -106,16 +94,15 @@ class _InPlace:
     prefix, prompt and answer, filled at once for the trunk's layers up to the answer.
     """
 
-    def __init__(self, backbone: Backbone, prepared: Prepared, batch_index: int, max_new_tokens: int) -> None:
+    def __init__(self, backbone: Backbone, prepared: Prepared, index: int, max_new_tokens: int) -> None:
         from transformers.cache_utils import Cache, StaticLayer
 
-        self._backbone, self._batch = backbone, prepared.batches[batch_index]
-        self._hidden = prepared.hidden[batch_index]
+        self._backbone, self._batch, self._hidden = backbone, prepared.batches[index], prepared.hidden[index]
         rows, length = self._batch.tokens.shape
         self._start = self._batch.prefix + length
         columns = self._start + max_new_tokens
         self._cache = Cache(layers=[StaticLayer(max_cache_len=columns) for _ in range(backbone.layers)])
-        for layer, trunk in zip(self._cache.layers, prepared.caches[batch_index].layers, strict=False):
+        for layer, trunk in zip(self._cache.layers, prepared.caches[index].layers, strict=False):
             layer.lazy_initialization(trunk.keys, trunk.values)
             layer.keys[:, :, : self._start] = trunk.keys
             layer.values[:, :, : self._start] = trunk.values
@@ -124,9 +111,10 @@ class _InPlace:
         self._mask = nn.functional.pad(self._batch.mask, (0, max_new_tokens))
         self._seen = self._prompt_seen.clone()
         self._positions = self._batch.prefix + self._batch.lengths
-        self._done = torch.zeros(1, dtype=torch.long, device=backbone.device)
-        self._token = torch.zeros(rows, dtype=torch.long, device=backbone.device)
-        self.answers = torch.zeros(rows, max_new_tokens, dtype=torch.long, device=backbone.device)
+        shapes = (1,), (rows,), (rows, max_new_tokens)
+        self._done, self._token, self.answers = (
+            torch.zeros(shape, dtype=torch.long, device=backbone.device) for shape in shapes
+        )
 
     def prompt(self, prefix: DynamicCache | None) -> None:
         """Run the prompts under the present weights, and take the first token."""

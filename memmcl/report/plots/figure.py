@@ -12,6 +12,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ WIDE = 560
 CHARACTER = 6.4
 """CSS pixels of one character in the names of rows and columns, about"""
 
+_STYLE = Path(__file__).with_name("theme.mplstyle")
+_COLOURED = {"text.color": "ink", "axes.edgecolor": "line", "grid.color": "line"}
+_COLOURED |= dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), "muted")
+
 BIG = 400_000
 """characters of SVG beyond which a plot is embedded as PNG"""
 
@@ -66,7 +71,8 @@ def draw(name: str, paint: Callable[[Figure], None], *, width: int, height: int,
     from matplotlib.figure import Figure
 
     prefix = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    with matplotlib.rc_context({**_theme(), "svg.hashsalt": prefix}):
+    colours: dict[Any, str] = {setting: COLOURS[name] for setting, name in _COLOURED.items()}
+    with matplotlib.rc_context({**colours, "svg.hashsalt": prefix}, fname=str(_STYLE)):
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         FigureCanvasAgg(figure)
         paint(figure)
@@ -196,37 +202,6 @@ def rectangle(x: float, y: float, width: float, height: float, **style: Any) -> 
     from matplotlib.patches import Rectangle
 
     return Rectangle((x - width / 2, y - height / 2), width, height, **style)
-
-
-def _theme() -> dict[Any, Any]:
-    ink, muted, line = COLOURS["ink"], COLOURS["muted"], COLOURS["line"]
-    return {
-        "svg.fonttype": "none",
-        "text.parse_math": False,
-        "font.family": "DejaVu Sans",
-        "font.size": 11,
-        "axes.titlesize": 11.5,
-        "axes.labelsize": 10.5,
-        "xtick.labelsize": 10,
-        "ytick.labelsize": 10,
-        "legend.fontsize": 10,
-        "legend.frameon": False,
-        "text.color": ink,
-        "axes.labelcolor": muted,
-        "xtick.color": muted,
-        "ytick.color": muted,
-        "axes.edgecolor": line,
-        "axes.facecolor": "none",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "xtick.major.size": 0,
-        "ytick.major.size": 0,
-        "grid.color": line,
-        "grid.linewidth": 0.8,
-        "lines.linewidth": 1.8,
-        "lines.solid_capstyle": "round",
-    }
 
 
 def _inline(svg: str, prefix: str, alt: str) -> str:
