@@ -16,7 +16,7 @@ from memmcl.report.plots import merge as plots_merge
 from memmcl.report.plots import search as plots_search
 from memmcl.report.plots.figure import COLOURS, Plot
 from memmcl.report.results import Document, Results, parse_results
-from memmcl.report.schema import BASE, ExpertResult, SearchResult, SubtaskScore
+from memmcl.report.schema import BASE
 from memmcl.report.transfer import interference, retention_rows
 from memmcl.report.verdict import ceiling, leaders, outcome, plus_minus, signed, verdict
 
@@ -62,10 +62,7 @@ def render_html(document: Document) -> str:
         retention=retention_rows(results),
         interference=interference(results),
         outcome=outcome,
-        remarks=_remarks,
         groups=results.names_by_group(),
-        search_rows=[_search_row(search) for search in results.searches],
-        trainings=[_training(expert) for expert in results.experts],
         config=yaml.safe_dump(results.run.config, sort_keys=False, allow_unicode=True),
         features={(feature.subtask, feature.feature): feature for feature in results.curriculum.features},
         plots={name: plot(results) for name, plot in PLOTS.items()},
@@ -101,35 +98,3 @@ def _tiles(results: Results) -> list[dict[str, Any]]:
     names = [BASE, *(m.name for m in results.models if m.kind in ("unified", "rival")), *([top.model] if top else [])]
     tiles = [{"model": results.model_of(name), "mean": results.mean_of(name)} for name in dict.fromkeys(names)]
     return [tile for tile in tiles if all(tile.values())]
-
-
-def _remarks(score: SubtaskScore) -> list[str]:
-    """Return the lines under a score: the strict score where it is another number, and unreadable answers."""
-    remarks = []
-    if score.strict_score is not None and plus_minus(score.strict_score) != plus_minus(score.score):
-        remarks.append(f"strict {plus_minus(score.strict_score)}")
-    if score.rejected:
-        remarks.append(f"{score.rejected} of {score.n} unreadable")
-    return remarks
-
-
-def _training(expert: ExpertResult) -> dict[str, Any]:
-    weak, constant = expert.weak_score, expert.constant_weak_score
-    return {
-        "expert": expert,
-        "loss": next((value for value in reversed(expert.loss) if value is not None), None),
-        "anchor": next((value for value in reversed(expert.anchor) if value is not None), None),
-        "below_constant": weak is not None and constant is not None and weak <= constant,
-    }
-
-
-def _search_row(search: SearchResult) -> dict[str, Any]:
-    winner = next((c for c in search.candidates if c.index == search.winner), None)
-    seeds = [c.fitness for c in search.candidates if c.is_seed and c.fitness is not None and not c.stopped]
-    return {
-        "search": search,
-        "winner": winner,
-        "best_seed": max(seeds, default=None),
-        "failed": sum(c.fitness is None for c in search.candidates),
-        "genome": [] if winner is None else list(zip(search.genes, winner.genome, strict=False)),
-    }
