@@ -58,7 +58,7 @@ class Matrix:
         return " to ".join(map(str, sorted({min(counts), max(counts)})))
 
     def gain(self, *, own: bool, expert: str | None = None) -> float | None:
-        """Return the mean gain over the base on own subtasks, or on those of others; of all experts, or of `expert`."""
+        """Return the mean gain over the base on the experts' own or on other subtasks; of all experts, or of one."""
         gains = [gain for (row, column), gain in self.gains.items() if (row == column) == own and expert in (None, row)]
         return sum(gains) / len(gains) if gains else None
 

@@ -1,4 +1,4 @@
-"""The plots of the experts: how each was trained, what it does to the other subtasks, what merged models keep of it."""
+"""The plots of the experts: their training, their effect on other subtasks, and what merged models retain of them."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 MARKERS = "osD^vP"
 DEEP = 0.2
-"""a difference in score whose colour is the deepest, at least: interference is small beside an expert's own gain"""
+"""the smallest difference in score that gets the deepest colour: interference is small beside an expert's own gain"""
 REACH = (-1.0, 2.0)
-"""retention and NAI beyond are drawn at the edge, with their value: an expert that is hardly better than the base"""
+"""the range of the axes; retention and NAI outside it are drawn at the edge, with their value"""
 ALL = "all subtasks"
 
 
@@ -56,7 +56,7 @@ def loss_plots(results: Results) -> tuple[Plot, ...]:
 def interference_plot(results: Results) -> Plot | None:
     """Return the scores of the base and of every expert on every subtask, coloured by the gain over the base.
 
-    The colours are those of the gains on the subtasks of others; own gains beyond them are as deep as the deepest.
+    The colour scale spans the gains on other subtasks; larger gains on the own subtask get its deepest colour.
     Framed: an expert on its own subtask. None without interference.
     """
     matrix = interference(results)
@@ -84,7 +84,7 @@ def interference_plot(results: Results) -> Plot | None:
     if own is not None:
         alt += f"; experts on their own subtask, less the base: mean {signed(own)}"
     if others is not None:
-        alt += f"; on the subtasks of others, less the base: mean {signed(others)}"
+        alt += f"; on other subtasks, less the base: mean {signed(others)}"
     count = len(matrix.columns)
     width, height = max(PANEL, min(740, 120 + 62 * count)), 78 + (30 if count <= 12 else 26) * len(matrix.rows)
     return draw("interference", paint, width=width, height=height, alt=alt)

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PALE = 0.2
-"""a cosine whose colour is the deepest, at least: chance stays pale"""
+"""the smallest cosine that gets the deepest colour, so that chance stays pale"""
 CHANCE = 0.5
-"""pairs that differ in sign where signs are independent"""
+"""the share of pairs that differ in sign if signs are independent"""
 DASHES = ("-", "--", ":")
 DOTS = (0, (2, 3))
 

@@ -36,7 +36,7 @@ def front_plots(results: Results) -> tuple[Plot, ...]:
         chosen = "no point of this search" if winner is None else _spoken(search, winner)
         for pair, (i, j) in enumerate(list(combinations(range(len(search.objectives)), 2))[:MAX_PAIRS]):
             axes = f"{search.title}, {search.objectives[i]} against {search.objectives[j]}"
-            alt = f"{axes}: {len(best)} of {len(shown)} candidates on the front, taken: {chosen}"
+            alt = f"{axes}: {len(best)} of {len(shown)} candidates on the front, chosen: {chosen}"
             title = f"{search.title}: {search.objectives[i]}, {search.objectives[j]}"
             paint = partial(_paint_front, search, (i, j))
             panels.append(draw(f"front-{number}-{pair}", paint, width=PANEL, height=230, alt=alt, title=title))
