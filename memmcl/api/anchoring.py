@@ -17,7 +17,7 @@ from memmcl.backbone.load import BaseRef, load_base, load_tokenizer, read_layers
 from memmcl.config import DataConfig
 from memmcl.errors import ModelError, UsageError, shown
 from memmcl.experts import after, train
-from memmcl.experts.forced import OWN_SHARES, PLACE, Dealt, TemplatePrompter, deal, forced_rows
+from memmcl.experts.forced import OWN_SHARES, PLACE, TemplatePrompter, TextSplit, forced_rows, split_texts
 from memmcl.experts.settings import Anchoring, Optimisation
 from memmcl.experts.train import StepCallback
 from memmcl.files.folder import made_before, new_folder, put, seal
@@ -70,7 +70,7 @@ class AnchoredExpert:
     subtask: Subtask | None
     template: str | None
     others: Sequence[Subtask]
-    dealt: Dealt
+    dealt: TextSplit
     settings: AnchorSettings
     device: str = "auto"
 
@@ -141,10 +141,10 @@ class AnchoredExpert:
         prompts = self._own_prompts(tokenizer, prompter)
         for other in self.others:
             prompter.check(other)
-        own = after.own_rows(backbone, factors, prompts, end=tokenizer.eos_token_id)
+        own = after.answered_rows(backbone, factors, prompts, end=tokenizer.eos_token_id)
         cut, everywhere = len(dealt.own), dict.fromkeys(dealt.others, dealt.held_out)
         training, held_out = (
-            after.AnchoringRows(rows, after.other_rows(prompter, self.others, texts, cfg.seed))
+            after.AnchoringRows(rows, after.anchor_rows(prompter, self.others, texts, cfg.seed))
             for rows, texts in ((own[:cut], dealt.others), (own[cut:], everywhere))
         )
         anchored = after.anchor_adapter(
@@ -214,7 +214,7 @@ def anchor_expert(
         files = read_folder(Path(adapter))
     except ModelError as error:
         raise ModelError(f"adapter: {error}") from error
-    dealt = deal(list(texts), [other.name for other in asked_of], cfg.rows, cfg.seed)
+    dealt = split_texts(list(texts), [other.name for other in asked_of], cfg.rows, cfg.seed)
     return AnchoredExpert(resolve_base(base), files, texts, own, template, asked_of, dealt, cfg, device)
 
 

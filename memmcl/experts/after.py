@@ -96,7 +96,7 @@ def anchor_adapter(
     return Anchored(trained, before, measure(trained.factors))
 
 
-def own_rows(
+def answered_rows(
     backbone: Backbone,
     adapter: Adapter,
     prompts: Sequence[tuple[int, ...]],
@@ -119,7 +119,7 @@ def own_rows(
     return tuple(TokenizedRow(prompt, (answer,)) for prompt, answer in zip(prompts, answers, strict=True))
 
 
-def other_rows(
+def anchor_rows(
     prompter: Prompter, subtasks: Sequence[Subtask], texts: Mapping[str, Sequence[str]], seed: int
 ) -> dict[str, tuple[TokenizedRow, ...]]:
     """Return the texts of each subtask as its rows with forced answers."""

@@ -99,7 +99,7 @@ _TEMPLATED = Subtask(name="template", group="SC", title="", instruction="", metr
 
 
 @dataclass(frozen=True)
-class Dealt:
+class TextSplit:
     """Disjoint texts. own: for the adapter's own prompts; others: by subtask; held_out: to measure at all prompts."""
 
     own: tuple[str, ...]
@@ -107,7 +107,7 @@ class Dealt:
     held_out: tuple[str, ...]
 
 
-def deal(texts: Sequence[str], others: Sequence[str], rows: int, seed: int) -> Dealt:
+def split_texts(texts: Sequence[str], others: Sequence[str], rows: int, seed: int) -> TextSplit:
     """Split distinct texts in the order of a hash of their content: at most `rows` for each of the other subtasks.
 
     Raises:
@@ -125,7 +125,7 @@ def deal(texts: Sequence[str], others: Sequence[str], rows: int, seed: int) -> D
     order = iter(sorted(texts, key=lambda text: (seeds.derive(seed, "deal", normalised(text)), text)))
     held_out = tuple(islice(order, _held_out(len(texts))))
     own = tuple(islice(order, OWN_SHARES * each))
-    return Dealt(own, {name: tuple(islice(order, each)) for name in others}, held_out)
+    return TextSplit(own, {name: tuple(islice(order, each)) for name in others}, held_out)
 
 
 def read_texts(url: str, *, storage: Mapping[str, Any] | None = None, faults: Faults | None = None) -> list[str]:

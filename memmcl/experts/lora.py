@@ -97,7 +97,7 @@ def factors_of(layers: Layers) -> dict[str, Factors]:
 
 
 def initial_factors(
-    backbone: Backbone, shape: LoraShape, seed: int, trunk: Trunk, others: Mapping[str, Sequence[TokenizedRow]]
+    backbone: Backbone, shape: LoraShape, seed: int, trunk: Trunk, anchors: Mapping[str, Sequence[TokenizedRow]]
 ) -> dict[str, Factors]:
     """Return the factors that a training starts from: A by `shape.init`, B zero.
 
@@ -108,7 +108,7 @@ def initial_factors(
     generator = torch.Generator().manual_seed(seeds.derive(seed, "init"))
     scale = shape.alpha / (math.sqrt(shape.rank) if shape.rslora else shape.rank)
     linear = {name: backbone.model.get_submodule(name) for name in names}
-    moments = _input_moments(backbone, linear, trunk, others) if shape.init == "osrm" else {}
+    moments = _input_moments(backbone, linear, trunk, anchors) if shape.init == "osrm" else {}
     factors = {}
     for name, module in linear.items():
         assert isinstance(module, nn.Linear)
@@ -124,13 +124,13 @@ def initial_factors(
 
 @torch.no_grad()
 def _input_moments(
-    backbone: Backbone, linear: Mapping[str, nn.Module], trunk: Trunk, others: Mapping[str, Sequence[TokenizedRow]]
+    backbone: Backbone, linear: Mapping[str, nn.Module], trunk: Trunk, anchors: Mapping[str, Sequence[TokenizedRow]]
 ) -> dict[str, Tensor]:
     """Return, by module, the second moment (d_in, d_in) of its inputs over the tokens of the other subtasks' rows.
 
     Tokens of a prefix that packed rows share are run once, and count once.
     """
-    if not any(others.values()):
+    if not any(anchors.values()):
         raise TrainingError("experts.init: osrm needs rows of other subtasks; give anchor rows, or use kaiming")
     moments: dict[str, Tensor] = {}
     used = 0
@@ -142,7 +142,7 @@ def _input_moments(
     with ExitStack() as stack:
         for name, module in linear.items():
             stack.enter_context(module.register_forward_pre_hook(partial(add, name)))
-        for rows in others.values():
+        for rows in anchors.values():
             for start in range(0, len(rows), PACKED):
                 hidden, batch = trunk.packed(rows[start : start + PACKED])
                 used = int(batch.lengths)

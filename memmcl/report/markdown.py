@@ -31,7 +31,7 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
 
 
 def plain_text(text: str) -> str:
-    """Return `text` on one line, with what Markdown or HTML would read as markup made plain.
+    """Return `text` on one line, with Markdown and HTML markup escaped.
 
     It may stand at the beginning of a line, or of a cell of a table.
     """

@@ -28,9 +28,9 @@ def model_card(document: Document, *, base_model: str, adapter: bool) -> str:
     results = parse_results(document)
     tags, licence = ["sentiment-analysis", "model-merging"], results.run.base.licence.lower()
     code = loading_code(base_model, adapter=adapter)
-    asked = next((subtask for subtask in results.subtasks if subtask.example), None)
-    if asked is not None and asked.example is not None:
-        code += GENERATE.format(prompt=asked.example.prompt)
+    prompted = next((subtask for subtask in results.subtasks if subtask.example), None)
+    if prompted is not None and prompted.example is not None:
+        code += GENERATE.format(prompt=prompted.example.prompt)
     return render(
         "model_card.md.j2",
         front=front_matter(base_model, licence, tags, adapter=adapter, language=["en"]),
@@ -40,7 +40,7 @@ def model_card(document: Document, *, base_model: str, adapter: bool) -> str:
         verdict=verdict(results),
         scores=markdown_table(results),
         coefficients=_coefficients(results),
-        asked=asked,
+        prompted=prompted,
         code=code,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0)),
     )

@@ -79,7 +79,7 @@ def verdict(results: Results) -> Verdict:
 
 
 def ceiling(results: Results) -> Mean | None:
-    """Return the mean of the experts, each on its own subtask, where the document has it."""
+    """Return the mean of the experts, each on its own subtask; None without them."""
     experts = [model.name for model in results.models if model.kind == "expert"]
     return next((mean for mean in results.means if mean.model in experts), None)
 

@@ -29,7 +29,7 @@ from memmcl.adapters.format import CONFIG_FILE, WEIGHTS_FILE, Adapter, Factors, 
 from memmcl.adapters.load import read_adapter
 from memmcl.backbone.batches import TokenizedRow
 from memmcl.errors import ModelError, StoreError, TrainingError, UsageError
-from memmcl.experts.after import RECORD, Anchored, AnchoringRows, anchor_adapter, other_rows, own_rows
+from memmcl.experts.after import RECORD, Anchored, AnchoringRows, anchor_adapter, anchor_rows, answered_rows
 from memmcl.experts.settings import Anchoring, LoraShape, Optimisation, TrainingData, TrainingSettings
 from memmcl.experts.train import train_adapter
 from memmcl.files.folder import made_before, new_folder, put, seal
@@ -60,9 +60,9 @@ def prompts_of(base: Path, adapter: Adapter, start: int, stop: int) -> Anchoring
     """Texts of another kind than those that the adapter learned from, at its own prompts and at those of others."""
     prompter, texts = prompter_of(base), texts_of("emotion", start, stop)
     asked = [prompter.prompt(SUBTASKS["sent2"], example) for example in corpus("emotion", stop)[start:]]
-    own = own_rows(backbone_of(base, SPLIT), adapter, asked, end=END, max_new_tokens=6)
+    own = answered_rows(backbone_of(base, SPLIT), adapter, asked, end=END, max_new_tokens=6)
     subtasks = [SUBTASKS[name] for name in OTHERS]
-    return AnchoringRows(own, other_rows(prompter, subtasks, dict.fromkeys(OTHERS, texts), seed=0))
+    return AnchoringRows(own, anchor_rows(prompter, subtasks, dict.fromkeys(OTHERS, texts), seed=0))
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_own_rows_are_what_the_adapter_answers(tiny_base: Path, adapter: Adapter
 
 
 def test_an_answer_that_never_ends_is_cut(tiny_base: Path) -> None:
-    rows = own_rows(
+    rows = answered_rows(
         backbone_of(tiny_base, SPLIT),
         random_factors(tiny_base, layers=(3,), seed=1),
         [(5, 6, 7), (5, 9)],
@@ -180,7 +180,7 @@ def test_a_stronger_anchor_pulls_harder(
 def test_an_adapter_of_another_base(tiny_base: Path, training: AnchoringRows) -> None:
     other = {"model.layers.3.self_attn.q_proj": Factors(torch.zeros(3, 80), torch.zeros(64, 3), 1.0)}
     with pytest.raises(TrainingError, match=r"of 64 x 80, this base has 64 x 64; was it trained on another"):
-        own_rows(backbone_of(tiny_base, SPLIT), other, [(5, 6)], end=END)
+        answered_rows(backbone_of(tiny_base, SPLIT), other, [(5, 6)], end=END)
 
 
 # --- files

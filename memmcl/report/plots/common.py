@@ -52,8 +52,8 @@ def subtask_plots(results: Results) -> tuple[Plot, ...]:
     """Return one panel a subtask: every model's test score with its standard error."""
     panels = []
     for subtask in results.subtasks:
-        found = [results.score_of(model.name, subtask.name) for model in results.models]
-        rows = [(score.model, score.score, score.se) for score in found if score]
+        scores = [results.score_of(model.name, subtask.name) for model in results.models]
+        rows = [(score.model, score.score, score.se) for score in scores if score]
         if rows:
             alt = f"{subtask.metric} on {subtask.title}: {_spoken(rows)}"
             title = f"{subtask.name} · {subtask.metric}"
