@@ -48,8 +48,8 @@ Adapter = Mapping[str, Factors]
 def to_files(factors: Adapter, *, base_name: str, rank: int, alpha: float, rslora: bool = False) -> dict[str, bytes]:
     """Return the two files of a PEFT adapter folder: scale = alpha / rank, or alpha / sqrt(rank) with `rslora`.
 
-    Modules of another rank or scale, as an adapter that training started from may have, are named in the patterns.
-    `base_name` is the configured id of the base model, never a path of this machine's cache.
+    Modules of another rank or scale (training may start from such an adapter) get a pattern. `base_name` is the
+    configured id of the base model, never a path of this machine's cache.
     """
     from safetensors.torch import save
 
@@ -85,12 +85,12 @@ def to_files(factors: Adapter, *, base_name: str, rank: int, alpha: float, rslor
     }
 
 
-def read_part(name: str, file: BinaryIO) -> bytes:
+def read_file(name: str, file: BinaryIO) -> bytes:
     """Return the content of one of the two files of an adapter, which is open at its beginning.
 
     Raises:
         OSError: it cannot be read.
-        ModelError: it is larger than any adapter, or not what its header describes; it is not read to its end then.
+        ModelError: it is larger than any adapter, or not what its header describes; then it is not read to its end.
     """
     try:
         if name == CONFIG_FILE:
@@ -113,7 +113,7 @@ def from_files(weights: bytes, config: bytes) -> dict[str, Factors]:
     """Read a PEFT LoRA adapter.
 
     Raises:
-        ModelError: not a LoRA adapter, or one with parts that a merge of task vectors cannot hold.
+        ModelError: not a LoRA adapter, or one that is no sum of task vectors.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -138,24 +138,24 @@ def from_files(weights: bytes, config: bytes) -> dict[str, Factors]:
 
 
 def _ranks(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
-    """Return the rank of each module, once it is sure that there are two matrices of that rank for it.
+    """Return the rank of each module, after a check that it has two matrices of that rank.
 
     Raises:
         ModelError: there are other tensors, or one of a pair is missing.
     """
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    for key, held in tensors.items():
+    for key, info in tensors.items():
         match = _KEY.match(key)
         if match is None:
             raise ModelError(
                 f"expected only lora_A and lora_B weights of linear layers in the adapter; found {shown(key)}"
             )
-        if held.dtype not in _FLOATS or len(held.shape) != 2 or not held.elements:
+        if info.dtype not in _FLOATS or len(info.shape) != 2 or not info.elements:
             raise ModelError(
                 f"expected matrices of floating-point numbers in the adapter, got {shown(key)} of type "
-                f"{shown(held.dtype)} and shape {shown(list(held.shape))}; get the adapter anew"
+                f"{shown(info.dtype)} and shape {shown(list(info.shape))}; get the adapter anew"
             )
-        shapes.setdefault(match["module"], {})[match["factor"]] = held.shape
+        shapes.setdefault(match["module"], {})[match["factor"]] = info.shape
     broken = sorted(module for module, pair in shapes.items() if set(pair) != {"A", "B"})
     if broken or not shapes:
         raise ModelError(
@@ -171,7 +171,7 @@ def _ranks(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
 
 
 def files_like(config: bytes, factors: Adapter, base_name: str) -> dict[str, bytes]:
-    """Return the two files of an adapter with the rank, alpha and rsLoRA of `config`; what differs has a pattern."""
+    """Return the two files of an adapter with the rank, alpha and rsLoRA of `config`, and patterns where it differs."""
     options = read_options(config)
     return to_files(
         factors, base_name=base_name, rank=options.r, alpha=options.lora_alpha, rslora=bool(options.use_rslora)

@@ -1,15 +1,16 @@
-"""LoRA adapters that a user brings: read from a folder, a URL or the hub, checked, and known by their digests."""
+"""A user's LoRA adapters: read from a folder, a URL or the hub, checked, and identified by their digests."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from memmcl.adapters.format import CONFIG_FILE, WEIGHTS_FILE, Adapter, from_files, read_part
+from memmcl.adapters.format import CONFIG_FILE, WEIGHTS_FILE, Adapter, from_files, read_file
 from memmcl.adapters.options import read_options
 from memmcl.backbone.shapes import Shapes
 from memmcl.errors import VALUE, ConfigError, DataError, ModelError, brief, shown
@@ -21,8 +22,8 @@ from memmcl.urls import first_line, public, refuse_secret
 FILES = (CONFIG_FILE, WEIGHTS_FILE)
 _PICKLED = "adapter_model.bin"
 _HUB = re.compile(r"^(?P<name>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?$")
-_HELD_INITS = (None, True, False, "gaussian", "orthogonal", "eva")
-_NOT_HELD = (
+_SUPPORTED_INITS = (None, True, False, "gaussian", "orthogonal", "eva")
+_UNSUPPORTED = (
     "use_dora",
     "modules_to_save",
     "layer_replication",
@@ -41,7 +42,7 @@ _NOT_HELD = (
 
 @dataclass(frozen=True)
 class UserAdapter:
-    """One adapter. place: where it was read; files: the two of a PEFT folder; base_name: what they call its base."""
+    """One adapter. place: where it was read; files: the two of a PEFT folder; base_name: the base that they name."""
 
     name: str
     place: str
@@ -85,11 +86,11 @@ def check_fit(expert: UserAdapter, base: Shapes) -> None:
         ModelError: a module that the base has not, or of another shape.
     """
     for module, pair in expert.factors.items():
-        there, here = (len(pair.b), pair.a.shape[1]), base.linear.get(module)
-        if there != here:
-            has = f"{here[0]} x {here[1]}" if here else f"no such linear layer ({base.layers} layers in all)"
+        shape, actual = (len(pair.b), pair.a.shape[1]), base.linear.get(module)
+        if shape != actual:
+            has = f"{actual[0]} x {actual[1]}" if actual else f"no such linear layer ({base.layers} layers in all)"
             raise ModelError(
-                f"expert {expert.name} changes {module} of {there[0]} x {there[1]}, {base.name} has {has}; it was "
+                f"expert {expert.name} changes {module} of {shape[0]} x {shape[1]}, {base.name} has {has}; it was "
                 "trained on another base"
             )
         if not module.startswith("model.layers."):
@@ -102,7 +103,7 @@ def check_fit(expert: UserAdapter, base: Shapes) -> None:
 def other_base(expert: UserAdapter, base: Shapes) -> str | None:
     """Return a warning where the adapter names another base than `base`, else None.
 
-    Only the last part of a name counts: the same model lies at one path here, at another there, and on the hub.
+    Only the last component of a name counts: the same model has other paths on other machines and on the hub.
     """
     if not expert.base_name or _last(expert.base_name) in {_last(base.name), _last(str(base.directory))}:
         return None
@@ -144,42 +145,45 @@ def read_folder(folder: Path) -> dict[str, bytes]:
     try:
         if folder.is_file():
             raise ModelError(f"{brief(folder)} is a file; give the folder that PEFT's save_pretrained wrote")
-        missing = [name for name in FILES if not (folder / name).is_file()]
-        if missing:
-            raise ModelError(_lacks(brief(folder), missing[0], pickled=(folder / _PICKLED).is_file()))
-        return {name: _part(folder / name, name) for name in FILES}
+        return _read_both(
+            brief(folder), lambda name: (folder / name).is_file(), lambda name: (folder / name).open("rb")
+        )
     except OSError as error:
         raise ModelError(f"cannot read {brief(folder)} ({error.strerror}); check its permissions") from error
-
-
-def _part(path: Path, name: str) -> bytes:
-    with path.open("rb") as file:
-        return read_part(name, file)
 
 
 def _from_url(url: str) -> dict[str, bytes]:
     refuse_secret(url)
     with reading(url):
         fs, path = open_place(url.rstrip("/"))
-        missing = [name for name in FILES if not fs.exists(f"{path}/{name}")]
-        if missing:
-            raise ModelError(_lacks(public(url), missing[0], pickled=fs.exists(f"{path}/{_PICKLED}")))
-        return {name: _content(fs, f"{path}/{name}", name) for name in FILES}
+        return _read_both(
+            public(url), lambda name: fs.exists(f"{path}/{name}"), lambda name: open_file(fs, f"{path}/{name}")
+        )
 
 
-def _content(fs: Any, path: str, name: str) -> bytes:
-    with open_file(fs, path) as file:
-        return read_part(name, file)
+def _read_both(
+    place: str, exists: Callable[[str], bool], opened: Callable[[str], AbstractContextManager[BinaryIO]]
+) -> dict[str, bytes]:
+    """Return the two files of an adapter; exists, opened: whether a file is there, and the file open for reading."""
+    missing = [name for name in FILES if not exists(name)]
+    if missing:
+        raise ModelError(_lacks(place, missing[0], pickled=exists(_PICKLED)))
+    files = {}
+    for name in FILES:
+        with opened(name) as file:
+            files[name] = read_file(name, file)
+    return files
 
 
 def _from_hub(name: str, revision: str | None) -> dict[str, bytes]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    found = {}
+    files = {}
     for file in FILES:
         try:
-            found[file] = _part(Path(hf_hub_download(name, file, revision=revision)), file)
+            with Path(hf_hub_download(name, file, revision=revision)).open("rb") as opened:
+                files[file] = read_file(file, opened)
         except (EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 raise ModelError(_lacks(f"{name} on the hub", file, pickled=False)) from error
@@ -187,7 +191,7 @@ def _from_hub(name: str, revision: str | None) -> dict[str, bytes]:
                 f"{shown(name)} is neither a folder here nor an adapter of the hub that can be had "
                 f"({first_line(error)}); check the spelling, the revision and the network"
             ) from error
-    return found
+    return files
 
 
 def _lacks(place: str, file: str, *, pickled: bool) -> str:
@@ -204,11 +208,12 @@ def read_adapter(weights: bytes, config: bytes) -> dict[str, Any]:
     """
     factors = from_files(weights, config)
     options = read_options(config).model_dump()
-    found = [f"{name}: {shown(options[name])}" for name in _NOT_HELD if options.get(name)]
-    if options.get("init_lora_weights") not in _HELD_INITS:  # these start from a base that was changed
-        found.append(f"init_lora_weights: {shown(options['init_lora_weights'])}")
-    if found:
-        raise ModelError(f"expected plain LoRA, got {found[0]}; convert the adapter, or retrain it without")
+    unsupported = [name for name in _UNSUPPORTED if options.get(name)]
+    if options.get("init_lora_weights") not in _SUPPORTED_INITS:  # the others start from a changed base
+        unsupported.append("init_lora_weights")
+    if unsupported:
+        problem = f"{unsupported[0]}: {shown(options[unsupported[0]])}"
+        raise ModelError(f"expected plain LoRA, got {problem}; convert the adapter, or retrain it without")
     return factors
 
 

@@ -1,4 +1,4 @@
-"""The fields of PEFT's adapter_config.json that memmcl reads: their types, their defaults, and what they mean."""
+"""The fields of PEFT's adapter_config.json that memmcl reads: types, defaults and their meaning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from memmcl.errors import ModelError, shown
 from memmcl.files.untrusted import parse_json
 
 PATTERN = 1_000
-"""Characters of one key of alpha_pattern or rank_pattern."""
+"""Characters of a key of alpha_pattern or rank_pattern, at most."""
 PATTERN_SECONDS = 10.0
 """Seconds that matching all modules against all of those may take."""
 ALPHA = 1e6
@@ -27,9 +27,9 @@ Rank = Annotated[int, Field(ge=1, le=RANK)]
 
 
 class LoraOptions(BaseModel):
-    """What PEFT's `LoraConfig` would hold. Other fields are kept as they stand, in `model_extra`.
+    """The fields of PEFT's `LoraConfig` that matter here; all others are in `model_extra`.
 
-    Types are those of JSON, and nothing is made to fit: "no" is no truth value, "16" no number.
+    Types are strict: "no" is not a boolean, "16" not a number.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
@@ -57,7 +57,7 @@ def read_options(config: bytes) -> LoraOptions:
     """Read adapter_config.json.
 
     Raises:
-        ModelError: it is no JSON object, or a field has a value that PEFT could not mean.
+        ModelError: it is not a JSON object, or a field has a value that is invalid for PEFT.
     """
     try:
         fields: Any = parse_json(config)
@@ -69,7 +69,7 @@ def read_options(config: bytes) -> LoraOptions:
         return LoraOptions.model_validate(fields)
     except ValidationError as error:
         problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])[:PATTERN]
+        where = ".".join(map(str, problem["loc"]))[:PATTERN]
         what = problem["msg"][0].lower() + problem["msg"][1:]
         raise ModelError(
             f"adapter_config.json: {where}: {what}, got {shown(problem['input'])}; correct it, or save the adapter anew"
@@ -79,8 +79,8 @@ def read_options(config: bytes) -> LoraOptions:
 def by_pattern(field: str, patterns: Mapping[str, float], modules: Iterable[str], default: float) -> dict[str, float]:
     """Return the value of each module: that of the first key that PEFT would match it by, else `default`.
 
-    A key is a regular expression for the end of a module's name, from a dot on: `(.*\\.)?(KEY)$`. RE2 matches it, in a
-    time that is linear in the name, whatever the key; it knows neither lookaround nor references to groups.
+    A key is a regular expression for the end of a module's name, after a dot: `(.*\\.)?(KEY)$`. It is matched by RE2:
+    in time linear in the name for any key, and without lookaround and references to groups.
 
     Raises:
         ModelError: a key that RE2 cannot read, or keys that take too long.
@@ -89,7 +89,7 @@ def by_pattern(field: str, patterns: Mapping[str, float], modules: Iterable[str]
     import pyarrow.compute as pc
 
     left = list(modules)
-    found = dict.fromkeys(left, default)
+    values = dict.fromkeys(left, default)
     deadline = time.monotonic() + PATTERN_SECONDS
     for key, value in patterns.items():
         if len(key) > PATTERN:
@@ -104,17 +104,17 @@ def by_pattern(field: str, patterns: Mapping[str, float], modules: Iterable[str]
                 f"{field} has the key {shown(key)}, which is no pattern that memmcl matches ({reason[:80]}); write it "
                 "without lookaround and references, or name the modules"
             ) from error
-        found |= {module: value for module, match in zip(left, matches, strict=True) if match}
+        values |= {module: value for module, match in zip(left, matches, strict=True) if match}
         left = [module for module, match in zip(left, matches, strict=True) if not match]
         if time.monotonic() > deadline:
             raise ModelError(
                 f"{field} takes longer than {PATTERN_SECONDS:g} s to be matched; write fewer or simpler keys"
             )
-    return found
+    return values
 
 
 def _strings(values: list[str]) -> Any:
-    """Return an Arrow array of strings; `pyarrow.array` would do so too, and import pandas first, for seconds."""
+    """Return an Arrow array of strings; `pyarrow.array` would import pandas, which takes seconds."""
     import pyarrow as pa
 
     encoded = [value.encode() for value in values]

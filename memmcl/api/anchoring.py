@@ -17,10 +17,10 @@ from memmcl.backbone.load import BaseRef, load_base, load_tokenizer, read_layers
 from memmcl.config import DataConfig
 from memmcl.errors import ModelError, UsageError, shown
 from memmcl.experts import after, train
-from memmcl.experts.forced import OWN_SHARES, PLACE, Dealt, TemplatePrompter, deal, forced_rows
+from memmcl.experts.forced import OWN_SHARES, PLACE, TemplatePrompter, TextSplit, forced_rows, split_texts
 from memmcl.experts.settings import Anchoring, Optimisation
 from memmcl.experts.train import StepCallback
-from memmcl.files.folder import new_folder
+from memmcl.files.folder import made_before, new_folder, put, seal
 from memmcl.merge.build import lowest_layer
 from memmcl.suite.prompts import Prompter
 from memmcl.suite.subtasks import SUBTASKS, Subtask
@@ -70,7 +70,7 @@ class AnchoredExpert:
     subtask: Subtask | None
     template: str | None
     others: Sequence[Subtask]
-    dealt: Dealt
+    dealt: TextSplit
     settings: AnchorSettings
     device: str = "auto"
 
@@ -94,7 +94,7 @@ class AnchoredExpert:
         Raises:
             UsageError: something else is there.
         """
-        return after.made_before(Path(folder).absolute(), self.made_from())
+        return made_before(Path(folder).absolute(), after.RECORD, self.made_from())
 
     def save(
         self, folder: str | Path, *, progress: StepCallback = lambda moved: None, say: Say = lambda words: None
@@ -114,7 +114,9 @@ class AnchoredExpert:
             anchored, files = self._anchor(progress, say)
             kl = {"before": asdict(anchored.before), "after": asdict(anchored.after)}
             found = {"made_from": self.made_from(), "held_out": len(self.dealt.held_out), "kl": kl}
-            return after.write_adapter(scratch, files, found)
+            for name, data in files.items():
+                put(scratch, name, data)
+            return seal(scratch, after.RECORD, found)
 
     def _anchor(self, progress: StepCallback, say: Say) -> tuple[after.Anchored, dict[str, bytes]]:
         cfg, dealt = self.settings, self.dealt
@@ -139,10 +141,10 @@ class AnchoredExpert:
         prompts = self._own_prompts(tokenizer, prompter)
         for other in self.others:
             prompter.check(other)
-        own = after.own_rows(backbone, factors, prompts, end=tokenizer.eos_token_id)
+        own = after.answered_rows(backbone, factors, prompts, end=tokenizer.eos_token_id)
         cut, everywhere = len(dealt.own), dict.fromkeys(dealt.others, dealt.held_out)
         training, held_out = (
-            after.Prompts(rows, after.other_rows(prompter, self.others, texts, cfg.seed))
+            after.AnchoringRows(rows, after.anchor_rows(prompter, self.others, texts, cfg.seed))
             for rows, texts in ((own[:cut], dealt.others), (own[cut:], everywhere))
         )
         anchored = after.anchor_adapter(
@@ -212,7 +214,7 @@ def anchor_expert(
         files = read_folder(Path(adapter))
     except ModelError as error:
         raise ModelError(f"adapter: {error}") from error
-    dealt = deal(list(texts), [other.name for other in asked_of], cfg.rows, cfg.seed)
+    dealt = split_texts(list(texts), [other.name for other in asked_of], cfg.rows, cfg.seed)
     return AnchoredExpert(resolve_base(base), files, texts, own, template, asked_of, dealt, cfg, device)
 
 

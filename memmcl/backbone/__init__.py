@@ -1,1 +1,1 @@
-"""The base model: found, loaded, and run without computing anything twice."""
+"""The base model: resolved, loaded, and run without computing anything twice."""

@@ -1,8 +1,8 @@
 """The trunk's activations of token sequences, each computed once: for all epochs, experts and, on disk, later runs.
 
-A sequence is always run alone, so that its activations never depend on its company, and what was kept equals what
-would be computed. The disk holds one safetensors file a sequence below $MEMMCL_CACHE_DIR, written whole or not at all;
-what was used longest ago goes first when there is more than $MEMMCL_ACTIVATIONS_GB (default 4; 0 keeps nothing there).
+A sequence is always run alone, so that its activations never depend on a batch, and cached ones equal computed ones.
+On disk there is one safetensors file a sequence below $MEMMCL_CACHE_DIR, written atomically; the least recently used
+are removed beyond $MEMMCL_ACTIVATIONS_GB (default 4; 0 keeps nothing on disk).
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from memmcl.errors import ConfigError, shown
 from memmcl.files.failures import replace_file
 
 MEMORY_BYTES = 2**30
-_FORMAT = 2  # counts up with what the files hold and with how the trunk is computed
-_ABANDONED = 3600.0  # seconds after which a file half written is of a process that was killed
+_FORMAT = 2  # counts up when the files' content changes, or how the trunk is computed
+_ABANDONED = 3600.0  # seconds after which a file half written is the rest of a killed process
 _LIMIT = "MEMMCL_ACTIVATIONS_GB"
 
 
 class Activations:
     """The trunk's outputs of one backbone by token sequence: in memory, and in `directory` if there is one.
 
-    memory_bytes: what may be held in memory; those used longest ago are dropped.
+    memory_bytes: the size of the cache in memory; the least recently used are dropped.
     """
 
     def __init__(self, backbone: Backbone, directory: Path | None = None, *, memory_bytes: int = MEMORY_BYTES) -> None:
@@ -44,29 +44,29 @@ class Activations:
         self._directory = directory
         self._memory_bytes = memory_bytes
         self._width = int(backbone.model.config.hidden_size)
-        self._held = 0
-        self._kept: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
+        self._bytes = 0
+        self._cache: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
         self.computed = 0
-        """How many sequences were run, found neither in memory nor on disk."""
+        """How many sequences were run because neither memory nor disk had them."""
 
     def of(self, tokens: Sequence[int]) -> Tensor:
         """Return the trunk's activations of one sequence, (length, d) in the backbone's dtype; not to be changed."""
         key = tuple(tokens)
         if not key:
             return torch.empty(0, self._width, dtype=self._backbone.dtype, device=self._backbone.device)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
         hidden = self._read(key)
         if hidden is None:
             hidden = self._backbone.sequence_hidden(key)
             self.computed += 1
             self._write(key, hidden)
-        self._kept[key] = hidden
-        self._held += hidden.nbytes
-        while self._held > self._memory_bytes and len(self._kept) > 1:
-            _, dropped = self._kept.popitem(last=False)
-            self._held -= dropped.nbytes
+        self._cache[key] = hidden
+        self._bytes += hidden.nbytes
+        while self._bytes > self._memory_bytes and len(self._cache) > 1:
+            _, dropped = self._cache.popitem(last=False)
+            self._bytes -= dropped.nbytes
         return hidden
 
     def _read(self, key: tuple[int, ...]) -> Tensor | None:
@@ -77,16 +77,15 @@ class Activations:
             return None
         path = self._path(key)
         try:
-            found = load(path.read_bytes())
-            hidden, checksum = found["hidden"], int(found["crc32"])
+            tensors = load(path.read_bytes())
+            hidden, checksum = tensors["hidden"], int(tensors["crc32"])
         except (OSError, SafetensorError, KeyError, ValueError, RuntimeError):
             return None
         if checksum != _checksum(hidden):  # a disk that lost power, or rotted
             return None
-        with suppress(OSError):  # others' files can be read all the same
-            os.utime(path)  # used now: it is not the next to go
-        expected = (len(key), self._width)
-        return hidden.to(self._backbone.device) if tuple(hidden.shape) == expected else None
+        with suppress(OSError):  # a file of another user can be read all the same
+            os.utime(path)  # now the most recently used
+        return hidden.to(self._backbone.device) if hidden.shape == (len(key), self._width) else None
 
     def _write(self, key: tuple[int, ...], hidden: Tensor) -> None:
         from safetensors.torch import save
@@ -109,10 +108,10 @@ def _checksum(hidden: Tensor) -> int:
 
 
 def activations_directory(base: BaseRef, backbone: Backbone) -> Path | None:
-    """Return where the activations of this base on this kind of hardware are kept; None where nothing shall be.
+    """Return the cache directory for this base on this kind of hardware; None where the disk cache is off.
 
-    Everything that may change a bit of them is in its name: weights, dtype, split, device, threads, torch's build,
-    transformers' version.
+    Its name depends on everything that may change a bit of the activations: weights, dtype, split, device, threads,
+    versions of torch and transformers.
 
     Raises:
         ConfigError: MEMMCL_ACTIVATIONS_GB is no number.
@@ -122,13 +121,12 @@ def activations_directory(base: BaseRef, backbone: Backbone) -> Path | None:
     if disk_limit() <= 0:
         return None
     device = backbone.device
+    on_gpu = device.type == "cuda"
     decided_by: Mapping[str, Any] = {
         "base": base.digest,
         "dtype": str(backbone.dtype),
         "split": backbone.split,
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -143,31 +141,30 @@ def disk_limit() -> int:
     Raises:
         ConfigError: MEMMCL_ACTIVATIONS_GB is no number.
     """
-    given = os.environ.get(_LIMIT, "4")
+    limit = os.environ.get(_LIMIT, "4")
     try:
-        return int(float(given) * 2**30)
+        return int(float(limit) * 2**30)
     except (ValueError, OverflowError) as error:  # OverflowError: an infinity
-        raise ConfigError(
-            f"{_LIMIT} must be a number of GiB, got {shown(given)}; 0 keeps no activations on disk"
-        ) from error
+        problem = f"{_LIMIT} must be a number of GiB, got {shown(limit)}; 0 keeps no activations on disk"
+        raise ConfigError(problem) from error
 
 
 def prune_activations(limit: int | None = None) -> int:
-    """Remove the activations that were used longest ago until at most `limit` bytes are left; return what was removed.
+    """Remove the least recently used activations until at most `limit` bytes are left; return the bytes removed.
 
     Several processes may do so at once: a file that another one removed first is no error.
     """
     limit = disk_limit() if limit is None else limit
-    found: list[tuple[float, int, Path]] = []
+    files: list[tuple[float, int, Path]] = []
     for path in (cache_directory() / "activations").glob("*/*/*"):
         with suppress(OSError):
             stat = path.stat()
             if path.suffix == ".safetensors":
-                found.append((stat.st_mtime, stat.st_size, path))
+                files.append((stat.st_mtime, stat.st_size, path))
             elif path.suffix == ".part" and time.time() - stat.st_mtime > _ABANDONED:
                 path.unlink()
-    total, removed = sum(size for _, size, _ in found), 0
-    for _, size, path in sorted(found):
+    total, removed = sum(size for _, size, _ in files), 0
+    for _, size, path in sorted(files):
         if total - removed <= limit:
             break
         with suppress(OSError):

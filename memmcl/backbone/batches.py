@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from memmcl.backbone.packed import Segments
 
 ROUND = 32
-"""Lengths are padded to multiples of this: each new shape costs a kernel of its own, in time and memory."""
+"""Lengths are padded to multiples of this, because each new shape costs a kernel, in time and memory."""
 
 
 @dataclass(frozen=True)
 class TokenizedRow:
-    """A prompt and the continuations to score behind it, as token ids. A row to generate from has none."""
+    """A prompt and the continuations to score behind it, as token ids. None for generation."""
 
     prompt: tuple[int, ...]
     continuations: tuple[tuple[int, ...], ...] = ()
@@ -51,7 +51,7 @@ class Batch:
 
 
 def collate(rows: Sequence[TokenizedRow], pad: int, prefix: int = 0, device: str | torch.device = "cpu") -> Batch:
-    """Lay rows out with their continuations behind them, and make the tree-shaped mask."""
+    """Return rows, each with its continuations behind it, padded to one length, and their tree-shaped mask."""
     length = max(len(row) for row in rows)
     tokens = torch.full((len(rows), length), pad, dtype=torch.long)
     positions = torch.zeros((len(rows), length), dtype=torch.long)
@@ -80,14 +80,12 @@ def collate(rows: Sequence[TokenizedRow], pad: int, prefix: int = 0, device: str
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     same = segments[:, :, None] == segments[:, None, :]
     prompt = (segments[:, None, :] == 0) & (segments[:, :, None] >= 0)
-    own = causal & (same | prompt)
-    mask = torch.cat([torch.ones(len(rows), length, prefix, dtype=torch.bool), own], dim=2)[:, None]
-    pairs = torch.tensor(queries, dtype=torch.long).reshape(-1, 2)
+    mask = nn.functional.pad(causal & (same | prompt), (prefix, 0), value=True)[:, None]
     return Batch(
         tokens=tokens.to(device),
         positions=positions.to(device),
         mask=mask.to(device),
-        queries=pairs.to(device),
+        queries=torch.tensor(queries, dtype=torch.long, device=device).reshape(-1, 2),
         picks=torch.tensor(picks, dtype=torch.long, device=device),
         targets=torch.tensor(targets, dtype=torch.long, device=device),
         owners=torch.tensor(owners, dtype=torch.long).reshape(-1, 2),
@@ -97,11 +95,11 @@ def collate(rows: Sequence[TokenizedRow], pad: int, prefix: int = 0, device: str
 
 
 def pack(rows: Sequence[TokenizedRow], prefixes: Sequence[int], pad: int, device: str | torch.device = "cpu") -> Batch:
-    """Lay all rows into one sequence, each shared prefix once; only the sequence's end is padded, to a `ROUND`.
+    """Pack all rows into one sequence, each shared prefix once; only its end is padded, to a multiple of `ROUND`.
 
-    Row i has one continuation, and its first `prefixes[i]` prompt tokens are a prefix that it shares with every row
-    that starts alike. Each row sees its prefix and itself, as if it stood alone. Returns a batch of one long row
-    whose queries and targets are those of the rows in their order; `owners` says whose.
+    Row i has one continuation; its first `prefixes[i]` prompt tokens are a prefix, stored once for all rows with the
+    same one. Each row attends to its prefix and itself, as if it were alone. Returns a batch of one long row with the
+    queries and targets of all rows in their order; `owners` has the row of each.
     """
     starts: dict[tuple[int, ...], int] = {}
     tokens: list[int] = []

@@ -1,4 +1,4 @@
-"""Greedy decoding of one batch: on a CPU rows that have ended are dropped, on a GPU steps are recorded and replayed."""
+"""Greedy decoding of batches: on a CPU, rows that have ended are dropped; on a GPU, steps are recorded and replayed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from transformers.cache_utils import DynamicCache
 
 ROUND_ROWS = 8
-"""Rows that are decoded at once fall in steps of this."""
-LOOK = 8
-"""Steps between two looks whether all rows have ended: to look is to wait for the GPU."""
+"""The number of rows that are decoded at once is lowered in steps of this."""
+CHECK_EVERY = 8
+"""Steps between two checks whether all rows have ended: each check waits for the GPU."""
 
 
 def greedy(backbone: Backbone, prepared: Prepared, *, end: int, max_new_tokens: int) -> list[list[int]]:
@@ -33,22 +33,16 @@ def greedy(backbone: Backbone, prepared: Prepared, *, end: int, max_new_tokens: 
 
 @torch.no_grad()
 def dropping(
-    backbone: Backbone,
-    prepared: Prepared,
-    batch_index: int,
-    prefix: DynamicCache | None,
-    *,
-    end: int,
-    max_new_tokens: int,
+    backbone: Backbone, prepared: Prepared, index: int, prefix: DynamicCache | None, *, end: int, max_new_tokens: int
 ) -> list[list[int]]:
-    """Decode one batch, and run only the rows that have not ended: where a step costs what its rows cost.
+    """Decode one batch, running only rows that have not ended: for hardware where a step's time grows with its rows.
 
     `prepared` must have been through `trunk(keep_cache=True)`.
     """
-    batch = prepared.batches[batch_index]
+    batch = prepared.batches[index]
     rows = len(batch.tokens)
-    cache = joined(prepared.caches[batch_index], prefix, rows)
-    hidden = backbone.run_top(prepared.hidden[batch_index], batch.positions, batch.mask, cache)
+    cache = joined(prepared.caches[index], prefix, rows)
+    hidden = backbone.run_top(prepared.hidden[index], batch.positions, batch.mask, cache)
     token = backbone.logits(_last(hidden, batch.lengths)).argmax(-1)
     mask = _prompt_mask(batch.tokens.shape[1], batch.lengths, batch.prefix)
     positions = batch.prefix + batch.lengths
@@ -61,11 +55,11 @@ def dropping(
             answers[owners[at]].append(int(token[at]))
         if not live.any() or step == max_new_tokens - 1:
             break
-        left = _fewer(live)
-        if len(left) < len(live):  # most rows that have ended cost no more steps
-            cache.batch_select_indices(left)
-            owners = [owners[at] for at in left.tolist()]
-            live, token, mask, positions = live[left], token[left], mask[left], positions[left]
+        chosen = _fewer(live)
+        if len(chosen) < len(live):
+            cache.batch_select_indices(chosen)
+            owners = [owners[at] for at in chosen.tolist()]
+            live, token, mask, positions = (tensor[chosen] for tensor in (live, token, mask, positions))
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         token = _next(backbone, token, positions + step, mask, cache)
     return answers
@@ -73,27 +67,20 @@ def dropping(
 
 @torch.no_grad()
 def in_place(
-    backbone: Backbone,
-    prepared: Prepared,
-    batch_index: int,
-    prefix: DynamicCache | None,
-    *,
-    end: int,
-    max_new_tokens: int,
+    backbone: Backbone, prepared: Prepared, index: int, prefix: DynamicCache | None, *, end: int, max_new_tokens: int
 ) -> list[list[int]]:
-    """Decode one batch, all rows to the last step, in buffers that stay where they are: the same kernels for every
-    step and every candidate, whether they are replayed or not.
+    """Decode one batch, all rows to the last step, in fixed buffers: every step and candidate runs the same kernels.
 
     `prepared` must have been through `trunk(keep_cache=True)`.
     """
-    key = (batch_index, max_new_tokens)
+    key = (index, max_new_tokens)
     if key not in prepared.decodings:
-        prepared.decodings[key] = _InPlace(backbone, prepared, batch_index, max_new_tokens)
+        prepared.decodings[key] = _InPlace(backbone, prepared, index, max_new_tokens)
     decoding: _InPlace = prepared.decodings[key]
     run = prepared.recordings.run
     run(("prompt", *key), lambda: decoding.prompt(prefix))
     for step in range(1, max_new_tokens):
-        if step % LOOK == 0 and decoding.all_ended(step, end):
+        if step % CHECK_EVERY == 0 and decoding.all_ended(step, end):
             break
         run(("step", *key), decoding.step)
     answers = decoding.answers.tolist()
@@ -101,22 +88,21 @@ def in_place(
 
 
 class _InPlace:
-    """The state of one batch that is decoded in place.
+    """The buffers of one batch that is decoded in place.
 
-    answers: (rows, max_new_tokens) int64; seen: (rows, columns) bool, what may be attended to; cache: keys and values
-    of prefix, prompt and answer, those of the trunk before the answer from the start.
+    answers: (rows, max_new_tokens) int64; seen: (rows, columns) bool, the attention mask; cache: keys and values of
+    prefix, prompt and answer, filled at once for the trunk's layers up to the answer.
     """
 
-    def __init__(self, backbone: Backbone, prepared: Prepared, batch_index: int, max_new_tokens: int) -> None:
+    def __init__(self, backbone: Backbone, prepared: Prepared, index: int, max_new_tokens: int) -> None:
         from transformers.cache_utils import Cache, StaticLayer
 
-        self._backbone, self._batch = backbone, prepared.batches[batch_index]
-        self._hidden = prepared.hidden[batch_index]
+        self._backbone, self._batch, self._hidden = backbone, prepared.batches[index], prepared.hidden[index]
         rows, length = self._batch.tokens.shape
         self._start = self._batch.prefix + length
         columns = self._start + max_new_tokens
         self._cache = Cache(layers=[StaticLayer(max_cache_len=columns) for _ in range(backbone.layers)])
-        for layer, trunk in zip(self._cache.layers, prepared.caches[batch_index].layers, strict=False):
+        for layer, trunk in zip(self._cache.layers, prepared.caches[index].layers, strict=False):
             layer.lazy_initialization(trunk.keys, trunk.values)
             layer.keys[:, :, : self._start] = trunk.keys
             layer.values[:, :, : self._start] = trunk.values
@@ -125,27 +111,26 @@ class _InPlace:
         self._mask = nn.functional.pad(self._batch.mask, (0, max_new_tokens))
         self._seen = self._prompt_seen.clone()
         self._positions = self._batch.prefix + self._batch.lengths
-        self._done = torch.zeros(1, dtype=torch.long, device=backbone.device)
-        self._token = torch.zeros(rows, dtype=torch.long, device=backbone.device)
-        self.answers = torch.zeros(rows, max_new_tokens, dtype=torch.long, device=backbone.device)
+        shapes = (1,), (rows,), (rows, max_new_tokens)
+        self._done, self._token, self.answers = (
+            torch.zeros(shape, dtype=torch.long, device=backbone.device) for shape in shapes
+        )
 
     def prompt(self, prefix: DynamicCache | None) -> None:
-        """Run the prompts under the weights of now, and take the first token."""
+        """Run the prompts under the present weights, and take the first token."""
         for number, layer in enumerate(self._cache.layers):
-            if layer.is_initialized:  # what nobody attends to must be a number too: a candidate may have left others
+            if layer.is_initialized:  # masked places must be finite too, and the last candidate may have left NaN
                 layer.keys[:, :, self._start :] = 0.0
                 layer.values[:, :, self._start :] = 0.0
             if number < self._backbone.split:
                 continue
             if prefix is not None:
-                given = prefix.layers[number]
+                keys, values = prefix.layers[number].keys, prefix.layers[number].values
                 if not layer.is_initialized:
-                    rows = len(self._token)
-                    layer.lazy_initialization(
-                        given.keys.expand(rows, -1, -1, -1), given.values.expand(rows, -1, -1, -1)
-                    )
-                layer.keys[:, :, : self._batch.prefix] = given.keys
-                layer.values[:, :, : self._batch.prefix] = given.values
+                    shape = (len(self._token), -1, -1, -1)
+                    layer.lazy_initialization(keys.expand(shape), values.expand(shape))
+                layer.keys[:, :, : self._batch.prefix] = keys
+                layer.values[:, :, : self._batch.prefix] = values
             if layer.is_initialized:
                 layer.cumulative_length.fill_(self._batch.prefix)
         hidden = self._backbone.run_top(self._hidden, self._batch.positions, self._mask, self._cache)
@@ -195,9 +180,9 @@ def _prompt_mask(length: int, lengths: Tensor, prefix: int) -> Tensor:
 
 
 def _fewer(live: Tensor) -> Tensor:
-    """Return the places of the rows to go on with: those alive, and so many others that batches have few sizes.
+    """Return the indices of rows to go on with: the live ones, and ended ones up to a multiple of `ROUND_ROWS`.
 
-    live: (rows,) bool; returns int64, ascending. Each new size costs a kernel of its own, as in `forward.ROUND`.
+    live: (rows,) bool; returns int64, ascending. Each new size costs a kernel of its own, as in `batches.ROUND`.
     """
     ended = (~live).nonzero().flatten()
     fill = -int(live.sum()) % ROUND_ROWS

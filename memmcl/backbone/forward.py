@@ -2,9 +2,8 @@
 
 The layers below the lowest adapted one give the same activations for the base, every expert and every candidate:
 `Backbone.trunk` computes them once, `Backbone.top` runs the rest. A prompt prefix that all rows share is run once
-and its keys and values are reused. All continuations of a prompt (say, all labels with their end token) lie behind
-it in one row under a tree-shaped mask: each sees the prompt and itself, so that one pass scores every label exactly
-as one pass per label would.
+and its keys and values are reused. All continuations of a prompt (say, all labels with their end token) lie in one
+row (`memmcl.backbone.batches`), so that one pass scores every label exactly as one pass per label would.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ if TYPE_CHECKING:
 class Prepared:
     """Rows in fixed batches behind one shared prefix, with the trunk's activations once they were computed.
 
-    `order[i]` lists the indices of the original rows in batch i. recordings: of what is run under one candidate after
-    the other; decodings: the buffers of batches that are decoded in place.
+    `order[i]`: the indices of the original rows in batch i. recordings: the calls that are repeated for each candidate;
+    decodings: the buffers of batches that are decoded in place.
     """
 
     prefix: tuple[int, ...]
@@ -51,7 +50,7 @@ class Prepared:
 
 
 class _Entry(nn.Module):
-    """Stands where the trunk's layers were: hands the trunk's output to the first layer above."""
+    """Replaces the trunk's layers: passes the trunk's output to the first layer above."""
 
     hidden: Tensor | None = None
 
@@ -60,7 +59,7 @@ class _Entry(nn.Module):
 
 
 class _AtQueries(nn.Module):
-    """Stands where the last layer's MLP was: runs it at the queries alone, and adds nothing elsewhere."""
+    """Replaces the last layer's MLP: runs it at the queries alone, and adds nothing elsewhere."""
 
     queries: Tensor | None = None
 
@@ -69,7 +68,7 @@ class _AtQueries(nn.Module):
         self.mlp = mlp
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return (rows, length, d): what the MLP makes of `hidden` at the queries, zeros elsewhere."""
+        """Return (rows, length, d): the MLP's outputs at the queries, zeros elsewhere."""
         assert self.queries is not None
         at = self.queries.unbind(1)
         chosen = hidden[at]
@@ -104,16 +103,16 @@ class Backbone:
         self._entry = _Entry()
         self._recomputing = False
         self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
-        self._bottom = _with_layers(decoder, list(layers[:split]), nn.Identity())
+        self._bottom = _view(decoder, layers=layers[:split], norm=nn.Identity())
         above = [self._entry] * split + list(layers[split:])
-        self._above = _with_layers(decoder, above, decoder.norm)
+        self._above = _view(decoder, layers=nn.ModuleList(above))
         self._last: _AtQueries | None = None
         mlp = getattr(layers[-1], "mlp", None)
         if isinstance(mlp, nn.Module) and hasattr(mlp, "down_proj"):
-            # No layer comes after the last: what its MLP makes of other tokens is never read.
+            # No layer comes after the last: its MLP's outputs at other tokens are never read.
             self._last = _AtQueries(mlp)
-            last = _with_modules(layers[-1], mlp=self._last)
-            self._at_queries = _with_layers(decoder, [*above[:-1], last], decoder.norm)
+            last = _view(layers[-1], mlp=self._last)
+            self._at_queries = _view(decoder, layers=nn.ModuleList([*above[:-1], last]))
 
     @property
     def layers(self) -> int:
@@ -136,16 +135,18 @@ class Backbone:
         """Compute the trunk's activations of all batches, once; with `keep_cache` its keys and values too."""
         if len(prepared.hidden) == len(prepared.batches) and (not keep_cache or prepared.caches):
             return
+        from transformers.cache_utils import DynamicCache
+
         prepared.hidden, prepared.caches = [], []
         prepared.recordings.clear()
         if prepared.prefix:
             tokens = torch.tensor([prepared.prefix], device=self.device)
-            prepared.prefix_cache = _new_cache()
+            prepared.prefix_cache = DynamicCache()
             prepared.prefix_hidden = self._run_trunk(tokens, None, None, prepared.prefix_cache)
         for batch in prepared.batches:
             cache = repeated(prepared.prefix_cache, len(batch.tokens))
             if keep_cache and cache is None:
-                cache = _new_cache()
+                cache = DynamicCache()
             prepared.hidden.append(self._run_trunk(batch.tokens, batch.positions, batch.mask, cache))
             if keep_cache:
                 prepared.caches.append(cache)
@@ -157,25 +158,26 @@ class Backbone:
 
     @torch.no_grad()
     def prefix_cache(self, prepared: Prepared) -> DynamicCache | None:
-        """Return keys and values of the shared prefix, trunk and top; the top part belongs to today's weights."""
+        """Return keys and values of the shared prefix, those above the trunk under the present weights."""
         if not prepared.prefix:
             return None
-        return prepared.recordings.run("prefix", partial(self._prefix_cache, prepared), kept=True)
 
-    def _prefix_cache(self, prepared: Prepared) -> DynamicCache:
-        cache: DynamicCache = copy.deepcopy(prepared.prefix_cache)
-        assert prepared.prefix_hidden is not None
-        self.run_top(prepared.prefix_hidden, None, None, cache)
-        return cache
+        def run() -> DynamicCache:
+            cache: DynamicCache = copy.deepcopy(prepared.prefix_cache)
+            assert prepared.prefix_hidden is not None
+            self.run_top(prepared.prefix_hidden, None, None, cache)
+            return cache
+
+        return prepared.recordings.run("prefix", run, own_memory=True)
 
     def top(
         self, hidden: Tensor, batch: Batch, cache: DynamicCache | None = None, *, every_token: bool = False
     ) -> Tensor:
         """Run the layers above the trunk. hidden: (rows, length, d); returns (n, d): outputs at `batch.queries`.
 
-        The last layer's MLP runs at the queries alone, unless `every_token` says that others look at it too.
+        The last layer's MLP runs at the queries alone, unless `every_token` is set.
         """
-        # Layers run again in backward, when this call is long over, would not know the segments; the last is not one.
+        # Layers that run again in backward, after this call, would not know the segments.
         segments = None if self._recomputing else batch.segments
         queries = None if every_token else batch.queries
         out = self.run_top(hidden, batch.positions, batch.mask, cache, segments, queries)
@@ -185,12 +187,12 @@ class Backbone:
     def recomputing(self) -> Iterator[None]:
         """Within the block, layers above the trunk keep no activations for backward, but run again there.
 
-        The last layer keeps its own: it is a view of its own in `top`, and most of it runs at the queries alone.
+        The last layer keeps its activations: in `top` it is a view, and most of it runs at the queries alone.
         """
         layers = list(self.decoder.layers)[self.split :]  # type: ignore[arg-type]
         before = [dict(layer.__dict__) for layer in layers]
         for layer in layers:
-            # transformers recomputes a layer that is in training; its parts stay in eval mode
+            # transformers recomputes a layer in training mode; its submodules stay in eval mode
             layer.training = layer.gradient_checkpointing = True
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         self._recomputing = True
@@ -217,7 +219,7 @@ class Backbone:
 
     @torch.no_grad()
     def sequence_hidden(self, tokens: Sequence[int]) -> Tensor:
-        """Return the trunk's activations (length, d) of one sequence run alone: they never depend on its company."""
+        """Return the trunk's activations (length, d) of one sequence, run alone so that no batch changes a bit."""
         length = len(tokens) + -len(tokens) % ROUND
         ids = torch.tensor([[*tokens, *[self.pad] * (length - len(tokens))]], device=self.device)
         causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
@@ -226,29 +228,22 @@ class Backbone:
 
     @torch.no_grad()
     def outputs(self, prepared: Prepared, batch_index: int, prefix: DynamicCache | None) -> Tensor:
-        """Return the top's outputs at the queries of one batch, (n, d), under today's weights.
+        """Return the top's outputs at the queries of one batch, (n, d), under the present weights.
 
-        To be read before the next batch is run: on a GPU that may overwrite them.
+        Read them before the next batch is run: on a GPU that may overwrite them.
         """
-        return prepared.recordings.run(("outputs", batch_index), partial(self._outputs, prepared, batch_index, prefix))
 
-    def _outputs(self, prepared: Prepared, batch_index: int, prefix: DynamicCache | None) -> Tensor:
-        batch = prepared.batches[batch_index]
-        return self.top(prepared.hidden[batch_index], batch, repeated(prefix, len(batch.tokens)))
+        def run() -> Tensor:
+            batch = prepared.batches[batch_index]
+            return self.top(prepared.hidden[batch_index], batch, repeated(prefix, len(batch.tokens)))
+
+        return prepared.recordings.run(("outputs", batch_index), run)
 
     def _run_trunk(self, tokens: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Any) -> Tensor:
-        hidden: Tensor
         if self.split == 0:
-            hidden = self.model.get_input_embeddings()(tokens)
-        else:
-            hidden = self._bottom(
-                input_ids=tokens,
-                position_ids=positions,
-                attention_mask=mask,
-                past_key_values=cache,
-                use_cache=cache is not None,
-            ).last_hidden_state
-        return hidden
+            embedded: Tensor = self.model.get_input_embeddings()(tokens)
+            return embedded
+        return _hidden_states(self._bottom, positions, mask, cache, input_ids=tokens)
 
     def run_top(
         self,
@@ -270,36 +265,27 @@ class Backbone:
             decoder, self._last.queries = self._at_queries, queries
         try:
             with packed_attention(self.model.config, segments):
-                out: Tensor = decoder(
-                    inputs_embeds=hidden,
-                    position_ids=positions,
-                    attention_mask=mask,
-                    past_key_values=cache,
-                    use_cache=cache is not None,
-                ).last_hidden_state
-            return out
+                return _hidden_states(decoder, positions, mask, cache, inputs_embeds=hidden)
         finally:
             self._entry.hidden = None
             if self._last is not None:
                 self._last.queries = None
 
 
-def _with_layers(decoder: nn.Module, layers: list[nn.Module], norm: nn.Module) -> nn.Module:
-    """Return a view of `decoder` that shares its modules but has other layers and another final norm."""
-    return _with_modules(decoder, layers=nn.ModuleList(layers), norm=norm)
+def _hidden_states(
+    decoder: nn.Module, positions: Tensor | None, mask: Tensor | None, cache: Any, **inputs: Tensor
+) -> Tensor:
+    states: Tensor = decoder(
+        **inputs, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=cache is not None
+    ).last_hidden_state
+    return states
 
 
-def _with_modules(module: nn.Module, **others: nn.Module) -> nn.Module:
-    """Return a view of `module` that shares all of it but these modules."""
+def _view(module: nn.Module, **replaced: nn.Module) -> nn.Module:
+    """Return a view of `module` that shares all its modules but the replaced ones."""
     view = copy.copy(module)
-    view._modules = {**module._modules, **others}
+    view._modules = {**module._modules, **replaced}
     return view
-
-
-def _new_cache() -> DynamicCache:
-    from transformers.cache_utils import DynamicCache
-
-    return DynamicCache()
 
 
 def repeated(cache: DynamicCache | None, rows: int) -> DynamicCache | None:

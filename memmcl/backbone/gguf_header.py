@@ -1,4 +1,4 @@
-"""The header of a GGUF file, read before anything is built of it: what it says must fit into what it holds.
+"""The header of a GGUF file, read and checked against the file before a library builds anything from it.
 
 The format: magic, version, counts, then pairs of key and value, then name, shape, type and place of each tensor.
 """
@@ -17,11 +17,11 @@ from memmcl.backbone.tensors import NAME, TENSORS
 from memmcl.errors import shown
 
 PAIRS = 4_096
-"""Pairs of key and value in a GGUF file."""
+"""Pairs of key and value in a GGUF file, at most."""
 ITEMS = 2_000_000
-"""Items of all lists in those values: tokens, their scores and types, and the tokenizer's merges."""
+"""Items of all lists in those values, at most: tokens, their scores and types, the tokenizer's merges."""
 STRING_BYTES = 1 << 24
-"""Bytes of one text, as the chat template is."""
+"""Bytes of one text, at most; the chat template is one."""
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _LIST = 8, 9
@@ -42,7 +42,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is none, is cut off, or says what it does not hold.
+        ValueError: it is not a header, is cut off, or does not fit the file.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
@@ -54,7 +54,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
 
 
 class _Reader:
-    """Walks through the bytes of a file. Whatever lies beyond its end is a `struct.error`."""
+    """Reads the bytes of a file in order; beyond its end it raises `struct.error`."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
@@ -78,18 +78,18 @@ class _Reader:
             if value is not None:
                 values[key] = value
         sizes = [self._tensor() for _ in range(tensors)]
-        held = sum(size for _, size in sizes)
-        if held > len(self._data):  # or many tensors lie in one place
-            raise ValueError(f"its tensors take {held:,} bytes, and it has {len(self._data):,}; it is cut off")
+        taken = sum(size for _, size in sizes)
+        if taken > len(self._data):  # or several tensors overlap
+            raise ValueError(f"its tensors take {taken:,} bytes, and it has {len(self._data):,}; it is cut off")
         alignment = values.get("general.alignment", 32)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
             raise ValueError(f"expected a power of two as general.alignment, got {shown(alignment)}")
         return GgufHeader(values, tensors, sum(elements for elements, _ in sizes))
 
     def _take(self, form: str) -> tuple[Any, ...]:
-        found = struct.unpack_from(f"<{form}", self._data, self._at)
+        values = struct.unpack_from(f"<{form}", self._data, self._at)
         self._at += struct.calcsize(f"<{form}")
-        return found
+        return values
 
     def _skip(self, length: int) -> None:
         if length > len(self._data) - self._at:
@@ -145,7 +145,7 @@ class _Reader:
 
 
 def _check_counts(header: GgufHeader) -> None:
-    """Refuse counts that would build a larger model than the file holds."""
+    """Refuse counts of layers or experts that the file's tensors cannot fill."""
     for key, value in header.values.items():
         if key.endswith(".block_count"):
             most = min(LAYERS, header.tensors)

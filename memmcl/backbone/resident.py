@@ -1,4 +1,4 @@
-"""The base model that stays loaded in a process: stages and candidates come and go, the base is read once."""
+"""The base model that stays loaded in a process, for all its stages and candidates."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from memmcl.suite.prompts import Prompter
 
 
 class Base(BaseModel):
-    """The base model as every process must find it.
+    """The base model, the same in every process.
 
-    digest: sha256 (hex) of its files. dtype, device: how it is run. layers: how many decoder layers it has. split: the
-    lowest layer that any adapter changes; the layers below are the frozen trunk.
+    digest: sha256 (hex) of its files. dtype, device: how it is run. layers: its decoder layers. split: the lowest layer
+    that any adapter changes; the layers below are the frozen trunk.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -32,7 +32,7 @@ class Base(BaseModel):
 
 
 class ModelSpec(BaseModel):
-    """A base model, and how a process runs it: threads for torch, tokens of the longest prompt."""
+    """A base model, and how a process runs it: torch's threads, tokens of the longest prompt."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,7 +42,7 @@ class ModelSpec(BaseModel):
     max_prompt_tokens: int
 
     def key(self) -> dict[str, object]:
-        """Return what the numbers of every stage depend on: weights, dtype, device, split, prompt length."""
+        """Return the settings that every stage's numbers depend on: weights, dtype, device, split, prompt length."""
         return {
             **self.base.model_dump(include={"digest", "dtype", "device", "split"}),
             "max_prompt_tokens": self.max_prompt_tokens,
@@ -52,7 +52,7 @@ class ModelSpec(BaseModel):
 def resident(spec: ModelSpec) -> tuple[Backbone, Prompter]:
     """Return the base model and the prompter, loaded once per process.
 
-    Whoever changes the backbone's weights puts them back before returning.
+    Callers that change the backbone's weights restore them before they return.
     """
     return _backbone(spec.base, spec.revision, spec.threads), resident_prompter(spec)
 
@@ -71,15 +71,18 @@ def find_base(base: Base, revision: str | None) -> BaseRef:
     """Find the base on this machine.
 
     Raises:
-        ModelError: it is not there, or has another digest than the one that the work was started with.
+        ModelError: it is not there, or has another digest than at the start of the run.
     """
-    found = resolve_base(base.name, revision)
-    if found.digest != base.digest:
+    local = resolve_base(base.name, revision)
+    if local.digest != base.digest:
         raise ModelError(
-            f"{base.name} has the digest {found.digest[:12]} here, the run was started with {base.digest[:12]}; "
+            f"{base.name} has the digest {local.digest[:12]} here, the run was started with {base.digest[:12]}; "
             "put the same model on every machine, or start a new run"
         )
-    return found
+    return local
+
+
+_local = lru_cache(maxsize=1)(find_base)
 
 
 @lru_cache(maxsize=1)
@@ -87,23 +90,18 @@ def _backbone(base: Base, revision: str | None, threads: int) -> Backbone:
     import torch
 
     torch.set_num_threads(threads)
-    found = _found(base, revision)
-    tokenizer = load_tokenizer(found)
+    local = _local(base, revision)
+    tokenizer = load_tokenizer(local)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return Backbone(load_base(found, base.dtype, check_device(base.device)), pad, base.split)
+    return Backbone(load_base(local, base.dtype, check_device(base.device)), pad, base.split)
 
 
 @lru_cache(maxsize=1)
 def _activations(base: Base, revision: str | None, threads: int) -> Activations:
     backbone = _backbone(base, revision, threads)
-    return Activations(backbone, activations_directory(_found(base, revision), backbone))
+    return Activations(backbone, activations_directory(_local(base, revision), backbone))
 
 
 @lru_cache(maxsize=1)
 def _prompter(base: Base, revision: str | None, max_tokens: int) -> Prompter:
-    return Prompter(load_tokenizer(_found(base, revision)), max_tokens)
-
-
-@lru_cache(maxsize=1)
-def _found(base: Base, revision: str | None) -> BaseRef:
-    return find_base(base, revision)
+    return Prompter(load_tokenizer(_local(base, revision)), max_tokens)

@@ -1,4 +1,4 @@
-"""What a base model looks like, from its config.json alone: its linear layers, and how large it is."""
+"""The shapes of a base model, from its config.json alone: its linear layers and its size."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from memmcl.files.untrusted import parse_yaml, read_within
 from memmcl.urls import first_line
 
 CARD_BYTES = 1 << 22
-"""Bytes of a README.md that names a licence; of a longer one nothing is read."""
+"""Bytes of a README.md that is read for its licence, at most."""
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Types that weights are written in, and how many bytes a number takes."""
+"""Types of stored weights, with the bytes of a number."""
 
 
 @dataclass(frozen=True)
 class Shapes:
     """A base model by its shapes.
 
-    directory: where its config.json lies. licence: as its README.md or memmcl says, None where neither does. layers:
-    how many. linear: by module name, the (d_out, d_in) of each linear layer. parameters: how many numbers its files
-    hold; dtype: their type; quantised: whether they are no plain numbers. config_digest: sha256 of config.json.
+    directory: of its config.json. licence: by its README.md or by memmcl, None if unknown. layers: how many. linear:
+    (d_out, d_in) of each linear layer by module name. parameters: how many numbers it has; dtype: their type in the
+    files; quantised: whether they are packed there. config_digest: sha256 of config.json.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Shapes:
 
 
 def read_shapes(name_or_path: str, revision: str | None = None) -> Shapes:
-    """Return the shapes of a base model; it is named as for `resolve_base`.
+    """Return the shapes of a base model, named as for `resolve_base`.
 
     Raises:
         ModelError: there is no such model, or it is no decoder in the manner of Llama.
@@ -87,11 +87,11 @@ def read_shapes(name_or_path: str, revision: str | None = None) -> Shapes:
 
 
 def licence_in(card: Path) -> str | None:
-    """Return the licence that a model card names in its front matter; None where there is no such card."""
+    """Return the licence in the front matter of a model card; None without one."""
     try:
         _, front, _ = read_within(card, CARD_BYTES).decode().split("---\n", 2)
         fields: Any = parse_yaml(front)
-        found = fields.get("license_name") if fields.get("license") == "other" else fields.get("license")
+        licence = fields.get("license_name") if fields.get("license") == "other" else fields.get("license")
     except (OSError, ValueError, AttributeError):
         return None
-    return found.lower() if isinstance(found, str) else None
+    return licence.lower() if isinstance(licence, str) else None

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: which tensors it holds, known and checked before any of them is read."""
+"""The header of a safetensors file, read and checked before any of its tensors."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from memmcl.errors import shown
 from memmcl.files.untrusted import parse_json
 
 HEADER_BYTES = 1 << 24
-"""Bytes of the header of a safetensors file."""
+"""Bytes of the header of a safetensors file, at most."""
 TENSORS = 100_000
-"""Tensors of one safetensors file."""
+"""Tensors in one safetensors file, at most."""
 NAME = 200
-"""Characters of a tensor's name."""
+"""Characters of a tensor's name, at most."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class TensorInfo:
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds."""
+        """How many numbers it has."""
         return math.prod(self.shape)
 
 
@@ -46,7 +46,7 @@ def read_header(file: BinaryIO) -> Header:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is none, holds more than the bounds above, or does not fit the file's size.
+        ValueError: it is not a header, exceeds the bounds above, or does not fit the file's size.
     """
     start = file.read(8)
     length = int.from_bytes(start, "little")
@@ -64,18 +64,18 @@ def read_header(file: BinaryIO) -> Header:
     fields.pop("__metadata__", None)
     if len(fields) > TENSORS:
         raise ValueError(f"it holds {len(fields):,} tensors, and memmcl reads {TENSORS:,} at most")
-    found = {name: _held(name, entry) for name, entry in fields.items()}
-    size = 8 + length + max((end for _, end in found.values()), default=0)
+    tensors = {name: _tensor(name, entry) for name, entry in fields.items()}
+    size = 8 + length + max((end for _, end in tensors.values()), default=0)
     if file.seekable():
-        there = file.seek(0, os.SEEK_END)
+        actual = file.seek(0, os.SEEK_END)
         file.seek(8 + length)
-        if there != size:
-            raise ValueError(f"its header describes {size:,} bytes, and it has {there:,}; it is cut off, or damaged")
-    return Header(start + text, size, {name: held for name, (held, _) in found.items()})
+        if actual != size:
+            raise ValueError(f"its header describes {size:,} bytes, and it has {actual:,}; it is cut off, or damaged")
+    return Header(start + text, size, {name: info for name, (info, _) in tensors.items()})
 
 
-def _held(name: str, entry: Any) -> tuple[TensorInfo, int]:
-    """Return what the header says of one tensor, and where that ends."""
+def _tensor(name: str, entry: Any) -> tuple[TensorInfo, int]:
+    """Return the header's entry of one tensor, and the offset of its end."""
     if len(name) > NAME:
         raise ValueError(f"it holds a tensor with a name of {len(name):,} characters, more than {NAME}")
     entry = entry if isinstance(entry, dict) else {}

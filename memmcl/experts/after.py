@@ -1,15 +1,14 @@
-"""Anchoring after the fact: a finished adapter is disentangled from unlabelled text alone. [ours]
+"""Anchoring a finished adapter: it is disentangled from other subtasks, from unlabelled text alone. [ours]
 
-It is held to itself where it answers its own prompts, KL(itself before || itself now), and to the base at the prompts
-of other subtasks, KL(base || itself). The loop is that of `train`; here are its prompts, its measures and its files.
+Its outputs stay close to what they were at its own prompts, by KL(adapter before || adapter now), and to the base's at
+the prompts of other subtasks, by KL(base || adapter). The training loop is `train_adapter`; here are the rows for it
+and the divergences before and after.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,32 +24,31 @@ from memmcl.experts.objective import divergence
 from memmcl.experts.settings import Anchoring, LoraShape, Optimisation, TrainingData, TrainingSettings
 from memmcl.experts.train import StepCallback, TrainedAdapter, train_adapter
 from memmcl.experts.trunk import Trunk
-from memmcl.files import folder as folders
 from memmcl.suite.prompts import Prompter, shared_prefix
 from memmcl.suite.subtasks import Subtask
 
 STAGE_VERSION = 1
 ANSWER_TOKENS = 64
-"""Where an adapter's own answer is cut off."""
+"""The longest answer that an adapter gives to its own prompts."""
 OWN = "own"
 RECORD = "anchoring.json"
-"""Beside the adapter: what it was made from, the measures, and the digests of its files."""
+"""Beside the adapter: what it was computed from, its divergences, and the digests of its files."""
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """Rows with one continuation each. own: with the adapter's own answers; others: forced text, by subtask."""
+class AnchoringRows:
+    """Rows with one continuation each. own: answered by the adapter itself; others: forced answers, by subtask."""
 
     own: tuple[TokenizedRow, ...]
     others: Mapping[str, tuple[TokenizedRow, ...]]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Mean KL in nats per answer token. itself: KL(itself before || itself now) at its own prompts.
+class Divergences:
+    """Mean KL in nats per answer token.
 
-    own: KL(itself now || base) there, what it does at all; in this direction the tail of the vocabulary, which shows in
-    no answer, counts little. others: KL(base || itself now) at the other subtasks' prompts.
+    itself: KL(adapter before || adapter now) at its own prompts. own: KL(adapter now || base) there, so how much it
+    does at all. others: KL(base || adapter now) at the prompts of each other subtask.
     """
 
     itself: float
@@ -60,18 +58,18 @@ class Measured:
 
 @dataclass(frozen=True)
 class Anchored:
-    """The anchored adapter, how its training went, and what it was and is on held-out texts."""
+    """The anchored adapter with its training, and its divergences on held-out texts before and after."""
 
     trained: TrainedAdapter
-    before: Measured
-    after: Measured
+    before: Divergences
+    after: Divergences
 
 
 def anchor_adapter(
     backbone: Backbone,
     adapter: Adapter,
-    training: Prompts,
-    held_out: Prompts,
+    training: AnchoringRows,
+    held_out: AnchoringRows,
     *,
     optimisation: Optimisation,
     anchoring: Anchoring,
@@ -85,7 +83,7 @@ def anchor_adapter(
     """
     check_shape(adapter, backbone)
     activations = Activations(backbone)
-    measure = _Measure(backbone, adapter, held_out, activations)
+    measure = _Divergences(backbone, adapter, held_out, activations)
     before = measure(adapter)
     trained = train_adapter(
         backbone,
@@ -98,7 +96,7 @@ def anchor_adapter(
     return Anchored(trained, before, measure(trained.factors))
 
 
-def own_rows(
+def answered_rows(
     backbone: Backbone,
     adapter: Adapter,
     prompts: Sequence[tuple[int, ...]],
@@ -107,7 +105,7 @@ def own_rows(
     max_new_tokens: int = ANSWER_TOKENS,
     batch_size: int = 16,
 ) -> tuple[TokenizedRow, ...]:
-    """Return the prompts with what the adapter itself answers, greedily: up to `end`, or cut at `max_new_tokens`.
+    """Return the prompts with the adapter's own greedy answers, up to `end` or `max_new_tokens`.
 
     Raises:
         TrainingError: an adapter of another base.
@@ -121,10 +119,10 @@ def own_rows(
     return tuple(TokenizedRow(prompt, (answer,)) for prompt, answer in zip(prompts, answers, strict=True))
 
 
-def other_rows(
+def anchor_rows(
     prompter: Prompter, subtasks: Sequence[Subtask], texts: Mapping[str, Sequence[str]], seed: int
 ) -> dict[str, tuple[TokenizedRow, ...]]:
-    """Return the texts of each subtask as its rows, with forced answers."""
+    """Return the texts of each subtask as its rows with forced answers."""
     return {
         subtask.name: tuple(
             TokenizedRow(prompter.prompt(subtask, row), (prompter.answer(row.answer),))
@@ -134,30 +132,10 @@ def other_rows(
     }
 
 
-def made_before(folder: Path, made_from: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the record of a folder that was made from the same, None for one that is new or empty.
+class _Divergences:
+    """Measures adapters on held-out rows against the first adapter and the base, whose outputs are computed once."""
 
-    Raises:
-        UsageError: there is something else.
-    """
-    return folders.made_before(folder, RECORD, made_from)
-
-
-def write_adapter(folder: Path, files: Mapping[str, bytes], record: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the adapter's files and the record with their digests; return that record.
-
-    Raises:
-        StoreError: they cannot be written.
-    """
-    for name, data in files.items():
-        folders.put(folder, name, data)
-    return folders.seal(folder, RECORD, record)
-
-
-class _Measure:
-    """Knows what held-out rows are held to: the adapter's outputs before, and the base's."""
-
-    def __init__(self, backbone: Backbone, adapter: Adapter, held_out: Prompts, activations: Activations) -> None:
+    def __init__(self, backbone: Backbone, adapter: Adapter, held_out: AnchoringRows, activations: Activations) -> None:
         self._backbone = backbone
         self._groups = {OWN: held_out.own, **held_out.others}
         self._trunk = Trunk(backbone, activations, self._groups.values())
@@ -166,12 +144,12 @@ class _Measure:
             with switched_off(layers):
                 self._base = self._trunk.outputs(self._groups)
 
-    def __call__(self, adapter: Adapter) -> Measured:
+    def __call__(self, adapter: Adapter) -> Divergences:
         with adapted(self._backbone, _shape(adapter), adapter):
             now = self._trunk.outputs(self._groups)
         own = self._groups[OWN]
         others = {name: self._mean(self._base, now, rows) for name, rows in self._groups.items() if name != OWN}
-        return Measured(self._mean(self._itself, now, own), self._mean(now, self._base, own), others)
+        return Divergences(self._mean(self._itself, now, own), self._mean(now, self._base, own), others)
 
     @torch.no_grad()
     def _mean(
@@ -183,5 +161,5 @@ class _Measure:
 
 
 def _shape(adapter: Adapter) -> LoraShape:
-    """Return the shape of layers that start from `adapter`, whose own modules, ranks and scales count."""
+    """Return the shape for layers that start from `adapter`: its modules, ranks and scales replace rank and alpha."""
     return LoraShape(tuple(adapter), rank=max(len(pair.a) for pair in adapter.values()), alpha=1.0)

@@ -1,4 +1,4 @@
-"""A training's state as bytes: what it takes to go on to bit-identical weights.
+"""The state of a training as bytes, enough to resume to bit-identical weights.
 
 Rate, rows and dropout follow from the step's number and the seed, so the state is: adapter, AdamW's moments, the best
 adapter so far, and the curves. Tensors are safetensors, all else is JSON in their header; nothing is pickled.
@@ -20,10 +20,10 @@ VERSION = 1
 
 @dataclass
 class Progressed:
-    """How far a training came, in plain values.
+    """The progress of a training, in plain values.
 
     step: steps done. loss, anchor: one entry a step; anchor None where a step had none. validation: (step, loss).
-    micro_batch: rows run at once, once memory ran out. seconds, tokens: of all sessions together.
+    micro_batch: rows run at once; smaller than set where memory ran out. seconds, tokens: of all sessions together.
     """
 
     step: int = 0
@@ -37,13 +37,12 @@ class Progressed:
     @property
     def best_step(self) -> int | None:
         """The step with the smallest validation loss, the earliest of equals; None without validation."""
-        return min(self.validation, key=lambda look: look[1])[0] if self.validation else None
+        return min(self.validation, key=lambda point: point[1])[0] if self.validation else None
 
     @property
-    def looks_since_best(self) -> int:
-        """How many looks at the validation rows brought no improvement since the best one."""
-        best = self.best_step
-        return sum(step > best for step, _ in self.validation) if best is not None else 0
+    def validations_since_best(self) -> int:
+        """How many validations there were since the best one."""
+        return sum(step > (self.best_step or 0) for step, _ in self.validation)
 
 
 def encode(progressed: Progressed, tensors: Mapping[str, Tensor]) -> bytes:
@@ -83,11 +82,10 @@ def restore(tensors: Mapping[str, Tensor], prefix: str, into: Mapping[str, Tenso
     """
     with torch.no_grad():
         for name, target in into.items():
-            found = tensors.get(f"{prefix}.{name}")
-            if found is None or found.shape != target.shape:
+            saved = tensors.get(f"{prefix}.{name}")
+            if saved is None or saved.shape != target.shape:
+                problem = "missing" if saved is None else f"{tuple(saved.shape)} instead of {tuple(target.shape)}"
                 raise TrainingError(
-                    f"the checkpoint does not fit this training: {prefix}.{name} is "
-                    f"{'missing' if found is None else f'{tuple(found.shape)} instead of {tuple(target.shape)}'}; "
-                    "remove it and train anew"
+                    f"the checkpoint does not fit this training: {prefix}.{name} is {problem}; remove it and train anew"
                 )
-            target.copy_(found)
+            target.copy_(saved)

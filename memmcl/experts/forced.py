@@ -1,8 +1,8 @@
-"""Unlabelled texts as prompts of any kind and rows of any subtask, with answers that nobody vouches for. [ours]
+"""Unlabelled texts as rows of any subtask, with teacher-forced answers that need not be right. [ours]
 
-An anchor compares two models at answer positions. It needs an answer to walk along, not a right one: the answer is
-forced text only, never in the loss. So plain texts serve every subtask: a label picked by a hash of the text, tuples
-of the text's own words, and fields (aspect, target, the two things compared) that are words of the text too.
+An anchor compares two models at answer positions; the answer itself is forced text and never in the loss. So plain
+texts serve every subtask: a label picked by a hash of the text, tuples of words from the text, and fields (aspect,
+target, the two things compared) that are words from the text too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, cycle, islice
+from itertools import count, cycle, islice, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from memmcl import seeds
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PLACE = "{text}"
-"""Where a template takes the text."""
+"""The placeholder for the text in a template."""
 
 DATASET = "unlabelled"
-"""The data set that forced rows name."""
+"""The data set name of forced rows."""
 
 CATEGORIES = (
     "food quality",
@@ -48,32 +48,31 @@ CATEGORIES = (
     "ambience general",
     "location general",
 )
-"""Those that the instruction of asqp names."""
+"""The categories in the instruction of asqp."""
 
 OWN_SHARES = 4
-"""An adapter's own prompts get so many times the texts of one other subtask."""
+"""Texts for an adapter's own prompts, as a multiple of those for one other subtask."""
 LEAST = 4
-"""Texts that each other subtask needs, unless fewer rows are asked for."""
+"""The fewest texts for each other subtask, unless fewer rows are requested."""
 HELD_OUT = (4, 32)
 """Texts that are held out: an eighth of all, at least and at most."""
 
 _CHOICES = {"polarity": POLARITIES, "category": CATEGORIES}
 _WORD = re.compile(r"\w[\w'’-]{0,29}")
 _REACH = 64
-"""Words of a text that are picked from: what lies further may be cut off the prompt."""
+"""Words of a text to pick from; later ones may be cut off the prompt."""
 
 
 def forced_rows(subtask: Subtask, texts: Iterable[str], seed: int) -> list[Example]:
     """Return one row of `subtask` for each text (not blank), in their order, with a forced answer for gold.
 
-    Which label, which words and how many tuples (one or two) follow from a hash of (seed, subtask, text): a text's
-    row depends on nothing else. Answers have the form of gold answers.
+    Label, words and number of tuples (one or two) follow from a hash of (seed, subtask, text) alone.
     """
     return [_forced(subtask, text, seed) for text in texts]
 
 
 class TemplatePrompter(Prompter):
-    """Prompts that are a user's own text, down to the last character, with the row's text in place of `{text}`.
+    """Prompts from a user's template, with the row's text in place of `{text}` and nothing else added.
 
     Raises:
         ConfigError: the template leaves no room for a text within `max_tokens`.
@@ -100,16 +99,16 @@ _TEMPLATED = Subtask(name="template", group="SC", title="", instruction="", metr
 
 
 @dataclass(frozen=True)
-class Dealt:
-    """Texts, each in one place. own: for the adapter's own prompts; held_out: to measure at all prompts."""
+class TextSplit:
+    """Disjoint texts. own: for the adapter's own prompts; others: by subtask; held_out: to measure at all prompts."""
 
     own: tuple[str, ...]
     others: dict[str, tuple[str, ...]]
     held_out: tuple[str, ...]
 
 
-def deal(texts: Sequence[str], others: Sequence[str], rows: int, seed: int) -> Dealt:
-    """Deal distinct texts in the order of a hash of their content: at most `rows` to each of the other subtasks.
+def split_texts(texts: Sequence[str], others: Sequence[str], rows: int, seed: int) -> TextSplit:
+    """Split distinct texts in the order of a hash of their content: at most `rows` for each of the other subtasks.
 
     Raises:
         DataError: too few texts.
@@ -126,11 +125,11 @@ def deal(texts: Sequence[str], others: Sequence[str], rows: int, seed: int) -> D
     order = iter(sorted(texts, key=lambda text: (seeds.derive(seed, "deal", normalised(text)), text)))
     held_out = tuple(islice(order, _held_out(len(texts))))
     own = tuple(islice(order, OWN_SHARES * each))
-    return Dealt(own, {name: tuple(islice(order, each)) for name in others}, held_out)
+    return TextSplit(own, {name: tuple(islice(order, each)) for name in others}, held_out)
 
 
 def read_texts(url: str, *, storage: Mapping[str, Any] | None = None, faults: Faults | None = None) -> list[str]:
-    """Return the distinct texts of a file, in its order; what cannot be used becomes a fault and is left out.
+    """Return the distinct texts of a file, in its order; unusable rows are left out and counted as faults.
 
     url: a path or fsspec URL. A file with a known ending (`files.ENDINGS`) has a column `text`, any other is plain
     UTF-8 text, one text a line, blank lines skipped. storage: options of the S3 file system.
@@ -139,7 +138,7 @@ def read_texts(url: str, *, storage: Mapping[str, Any] | None = None, faults: Fa
         DataError: no such file, no access, or no text in it that can be used.
     """
     faults = Faults() if faults is None else faults
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     rows = read_files(url, columns=("text",), storage=storage) if ending_of(url) else _plain_lines(url, storage)
     for row in rows:
         if isinstance(row, Fault):
@@ -150,11 +149,11 @@ def read_texts(url: str, *, storage: Mapping[str, Any] | None = None, faults: Fa
         except RowError as error:
             faults.add(row.fault(error))
             continue
-        found.setdefault(normalised(text), text)
-    if not found:
+        texts.setdefault(normalised(text), text)
+    if not texts:
         first = f"the first of {len(faults)} faults: {faults.first[0]}" if faults.first else "it is empty"
         raise DataError(f"expected texts in {public(url)}, one a line or a column 'text'; got none ({first})")
-    return list(found.values())
+    return list(texts.values())
 
 
 def _plain_lines(url: str, storage: Mapping[str, Any] | None) -> Iterator[Row | Fault]:
@@ -185,27 +184,26 @@ def _forced(subtask: Subtask, text: str, seed: int) -> Example:
     fields = {name: next(spans) for name in subtask.needs}
     if not subtask.is_tuple:
         return Example.create(DATASET, text, subtask.labels[pick("label") % len(subtask.labels)], fields)
-    tuples = []
-    for number in range(1 + pick("tuples") % 2):
-        parts = []
-        for name in subtask.tuple_fields:
-            choices = _CHOICES.get(name)
-            parts.append(choices[pick(name, number) % len(choices)] if choices else next(spans))
-        tuples.append(tuple(parts))
+    tuples = [
+        tuple(
+            choices[pick(name, number) % len(choices)] if (choices := _CHOICES.get(name)) else next(spans)
+            for name in subtask.tuple_fields
+        )
+        for number in range(1 + pick("tuples") % 2)
+    ]
     return Example.create(DATASET, text, dict.fromkeys(tuples), fields)
 
 
 def _spans(text: str, seed: int) -> Iterator[str]:
-    """Return words of `text` of four letters and more (others if need be), some with the next, in order of a hash."""
+    """Cycle through words of `text` (of four letters or more if there are two), some with the next, by a hash."""
     every = list(islice(_WORD.finditer(text), _REACH))
     longer = [word for word in every if len(word.group()) > 3]
     words = longer if len(longer) > 1 else every
     if not words:
         return cycle([text.strip()[:30]])
-    found = []
-    for index, word in enumerate(words):
-        after = words[index + 1] if index + 1 < len(words) else None
+    spans = []
+    for index, (word, after) in enumerate(zip_longest(words, words[1:])):
         chosen = seeds.derive(seed, index)
         pair = after is not None and text[word.end() : after.start()] == " " and chosen % 3 == 0
-        found.append((chosen, text[word.start() : after.end() if pair and after is not None else word.end()]))
-    return cycle([span for _, span in sorted(found)])
+        spans.append((chosen, text[word.start() : (after if pair else word).end()]))
+    return cycle([span for _, span in sorted(spans)])

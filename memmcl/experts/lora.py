@@ -1,11 +1,12 @@
-"""LoRA layers in the resident backbone: put in, given a start, read out, taken out again."""
+"""LoRA layers in the resident backbone: injected, initialised, read and removed again."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from memmcl.experts.fused import fuse
 from memmcl.experts.settings import LoraShape
 from memmcl.experts.trunk import PACKED, Trunk
 
-if TYPE_CHECKING:  # with peft come transformers' models, for seconds: whoever only merges needs neither
+if TYPE_CHECKING:  # importing peft takes seconds, and merging does not need it
     from peft.tuners.lora import LoraLayer
 
 ADAPTER = "default"
@@ -29,7 +30,7 @@ Layers = dict[str, "LoraLayer"]
 
 @contextmanager
 def adapted(backbone: Backbone, shape: LoraShape, initial: Mapping[str, Factors]) -> Iterator[Layers]:
-    """Hold LoRA layers that start at `initial` over its modules; the backbone is as it was when the block ends."""
+    """Within the block, LoRA layers that start at `initial` lie over its modules; then the backbone is as before."""
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
@@ -41,7 +42,7 @@ def adapted(backbone: Backbone, shape: LoraShape, initial: Mapping[str, Factors]
         target_modules=list(initial),
         rank_pattern={name: len(pair.a) for name, pair in initial.items()},
     )
-    with torch.random.fork_rng(devices=[]):  # PEFT draws from the global generator what is replaced below
+    with torch.random.fork_rng(devices=[]):  # PEFT initialises from the global generator; replaced below
         inject_adapter_in_model(config, backbone.model)
     layers: Layers = {}
     try:
@@ -67,7 +68,7 @@ def adapted(backbone: Backbone, shape: LoraShape, initial: Mapping[str, Factors]
 
 @contextmanager
 def switched_off(layers: Layers) -> Iterator[None]:
-    """Within the block the model is the base."""
+    """Within the block, the LoRA layers change nothing: the model is the base."""
     for layer in layers.values():
         layer.enable_adapters(False)
     try:
@@ -88,17 +89,17 @@ def parameters_of(layers: Layers) -> dict[str, nn.Parameter]:
 
 def factors_of(layers: Layers) -> dict[str, Factors]:
     """Return a copy of the factors, float32 on the CPU."""
-    found = {}
-    for name, layer in layers.items():
-        a, b = (matrix[ADAPTER].weight.detach().float().cpu().clone() for matrix in (layer.lora_A, layer.lora_B))
-        found[name] = Factors(a, b, float(layer.scaling[ADAPTER]))
-    return found
+    values = {name: value.detach().float().cpu().clone() for name, value in parameters_of(layers).items()}
+    return {
+        name: Factors(values[f"{name}.A"], values[f"{name}.B"], float(layer.scaling[ADAPTER]))
+        for name, layer in layers.items()
+    }
 
 
 def initial_factors(
-    backbone: Backbone, shape: LoraShape, seed: int, trunk: Trunk, others: Mapping[str, Sequence[TokenizedRow]]
+    backbone: Backbone, shape: LoraShape, seed: int, trunk: Trunk, anchors: Mapping[str, Sequence[TokenizedRow]]
 ) -> dict[str, Factors]:
-    """Return where a training starts: A as `shape.init` says, B zero.
+    """Return the factors that a training starts from: A by `shape.init`, B zero.
 
     Raises:
         TrainingError: a target module that no adapted layer has; or "osrm" without rows of other subtasks.
@@ -107,8 +108,8 @@ def initial_factors(
     generator = torch.Generator().manual_seed(seeds.derive(seed, "init"))
     scale = shape.alpha / (math.sqrt(shape.rank) if shape.rslora else shape.rank)
     linear = {name: backbone.model.get_submodule(name) for name in names}
-    moments = _input_moments(backbone, linear, trunk, others) if shape.init == "osrm" else {}
-    found = {}
+    moments = _input_moments(backbone, linear, trunk, anchors) if shape.init == "osrm" else {}
+    factors = {}
     for name, module in linear.items():
         assert isinstance(module, nn.Linear)
         bound = 1 / math.sqrt(module.in_features)  # PEFT's Kaiming uniform with a = sqrt(5), but from our seed
@@ -117,34 +118,31 @@ def initial_factors(
             # eigenvalues ascend: the first eigenvectors are the directions least used; as long as Kaiming's rows
             least = torch.linalg.eigh(moments[name])[1][:, : shape.rank].T
             a = (least * float(a.norm() / math.sqrt(shape.rank))).contiguous()
-        found[name] = Factors(a, torch.zeros(module.out_features, shape.rank), scale)
-    return found
+        factors[name] = Factors(a, torch.zeros(module.out_features, shape.rank), scale)
+    return factors
 
 
 @torch.no_grad()
 def _input_moments(
-    backbone: Backbone, linear: Mapping[str, nn.Module], trunk: Trunk, others: Mapping[str, Sequence[TokenizedRow]]
+    backbone: Backbone, linear: Mapping[str, nn.Module], trunk: Trunk, anchors: Mapping[str, Sequence[TokenizedRow]]
 ) -> dict[str, Tensor]:
     """Return, by module, the second moment (d_in, d_in) of its inputs over the tokens of the other subtasks' rows.
 
-    Tokens that the rows of a pack begin with in common are run once, and count once.
+    Tokens of a prefix that packed rows share are run once, and count once.
     """
-    if not any(others.values()):
+    if not any(anchors.values()):
         raise TrainingError("experts.init: osrm needs rows of other subtasks; give anchor rows, or use kaiming")
     moments: dict[str, Tensor] = {}
     used = 0
 
-    def watch(name: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            features = inputs[0][0, :used].float()
-            moments[name] = moments.get(name, torch.zeros((), device=features.device)) + features.T @ features
-
-        return hook
+    def add(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        features = inputs[0][0, :used].float()
+        moments[name] = moments.get(name, torch.zeros((), device=features.device)) + features.T @ features
 
     with ExitStack() as stack:
         for name, module in linear.items():
-            stack.callback(module.register_forward_pre_hook(watch(name)).remove)
-        for rows in others.values():
+            stack.enter_context(module.register_forward_pre_hook(partial(add, name)))
+        for rows in anchors.values():
             for start in range(0, len(rows), PACKED):
                 hidden, batch = trunk.packed(rows[start : start + PACKED])
                 used = int(batch.lengths)
@@ -159,36 +157,32 @@ def check_shape(start: Adapter, backbone: Backbone) -> None:
         TrainingError: a module that the backbone has not, of another shape, or below the backbone's split.
     """
     trunk = tuple(f"model.layers.{index}." for index in range(backbone.split))
+    modules = dict(backbone.model.named_modules())
     for name, pair in start.items():
         if name.startswith(trunk):
             raise TrainingError(
                 f"the adapter changes {name}, below layer {backbone.split}, the lowest that training adapts; "
                 "set experts.adapt_layers so that it covers all layers of the adapter"
             )
-        try:
-            module = backbone.model.get_submodule(name)
-        except AttributeError:
-            module = None
-        wanted = (len(pair.b), pair.a.shape[1])
-        found = (module.out_features, module.in_features) if isinstance(module, nn.Linear) else None
-        if found != wanted:
+        module = modules.get(name)
+        expected = f"{len(pair.b)} x {pair.a.shape[1]}"
+        actual = "no such linear layer"
+        if isinstance(module, nn.Linear):
+            actual = f"{module.out_features} x {module.in_features}"
+        if actual != expected:
             raise TrainingError(
-                f"the adapter changes {name} of {wanted[0]} x {wanted[1]}, this base has "
-                f"{f'{found[0]} x {found[1]}' if found else 'no such linear layer'}; was it trained on another base?"
+                f"the adapter changes {name} of {expected}, this base has {actual}; was it trained on another base?"
             )
 
 
 def _target_names(backbone: Backbone, target_modules: Sequence[str]) -> list[str]:
     layers = tuple(f"model.layers.{index}." for index in range(backbone.split, backbone.layers))
-    linear = [
-        name
+    kinds = {
+        name: name.rpartition(".")[2]
         for name, module in backbone.model.named_modules()
         if isinstance(module, nn.Linear) and name.startswith(layers)
-    ]
-    present = {name.rpartition(".")[2] for name in linear}
-    missing = sorted(set(target_modules) - present)
+    }
+    missing, present = sorted(set(target_modules) - set(kinds.values())), sorted(set(kinds.values()))
     if missing:
-        raise TrainingError(
-            f"experts.target_modules: no linear layer named {missing}; this model has {sorted(present)}"
-        )
-    return [name for name in linear if name.rpartition(".")[2] in target_modules]
+        raise TrainingError(f"experts.target_modules: no linear layer named {missing}; this model has {present}")
+    return [name for name, kind in kinds.items() if kind in target_modules]

@@ -11,7 +11,7 @@ Rows are taken in blocks, so that memory does not grow with the number of answer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ class _AtAnswers(Function):
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         gradients = []
-        for block in _blocks(len(hidden)):
+        for block in (slice(start, start + BLOCK) for start in range(0, len(hidden), BLOCK)):
             log_p = project(hidden[block]).log_softmax(-1)
             if targets is not None:
                 index = targets[block, None]
@@ -69,8 +69,3 @@ class _AtAnswers(Function):
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * outputs[0].to(gradient.dtype), None, None, None, None
-
-
-def _blocks(length: int) -> Iterator[slice]:
-    for start in range(0, length, BLOCK):
-        yield slice(start, start + BLOCK)

@@ -1,4 +1,4 @@
-"""Which rows a training step takes: shuffled epochs, a function of the step, so that resuming needs no state."""
+"""The rows of a training step: shuffled epochs as a function of the step, so that resuming needs no state."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Sampler:
         self._order: list[int] = []
 
     def batch(self, step: int) -> list[TokenizedRow]:
-        """Return the rows of step 0, 1, ...: the same ones whatever was asked before."""
+        """Return the rows of step 0, 1, ...: a function of the step alone."""
         return [self._row(place) for place in range(step * self._size, (step + 1) * self._size)]
 
     def _row(self, place: int) -> TokenizedRow:

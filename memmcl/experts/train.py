@@ -154,14 +154,14 @@ class _Training:
         on_gpu = self._backbone.device.type == "cuda"
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(self._backbone.device)
-        session, tokens, earlier = time.perf_counter(), done.tokens, done.seconds
+        started, tokens, earlier = time.perf_counter(), done.tokens, done.seconds
         with self._backbone.recomputing() if self._plan.recompute else nullcontext():
-            while done.step < steps and not (stopping and 0 < stopping.patience <= done.looks_since_best):
+            while done.step < steps and not (stopping and 0 < stopping.patience <= done.validations_since_best):
                 self._train_mode(True)
                 self._step(done.step)
                 self._train_mode(False)
                 done.step += 1
-                seconds = time.perf_counter() - session
+                seconds = time.perf_counter() - started
                 done.seconds = earlier + seconds
                 if stopping is not None and (done.step % stopping.every == 0 or done.step == steps):
                     self._validate()
@@ -189,11 +189,11 @@ class _Training:
     def _step(self, step: int) -> None:
         """Take one step; where memory runs out, halve the rows that are run at once, a single time."""
         values = self._attempt(step)
-        if values is None:  # here, where nothing holds what did not fit any more
+        if values is None:  # outside the except block, so that nothing refers to the failed step's tensors
             if self._backbone.device.type == "cuda":
                 torch.cuda.empty_cache()
             values = self._attempt(step)
-        assert values is not None, "a second time is an error"
+        assert values is not None, "a second time raises"
         loss, anchor, tokens = values
         for group in self._optimiser.param_groups:
             group["lr"] = self._plan.learning_rate * self._plan.rate(step)
@@ -205,24 +205,20 @@ class _Training:
         self._done.tokens += tokens
 
     def _attempt(self, step: int) -> tuple[float, float | None, int] | None:
-        """Return what `_gradients` returns; None where memory ran out, and fewer rows shall be run at once."""
+        """Return what `_gradients` returns; None where memory ran out, with a smaller micro-batch set."""
         try:
             return self._gradients(step)
         except RuntimeError as error:
-            self._done.micro_batch = self._smaller_batch(error)
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            at_once = self._rows_at_once()
+            if self._done.micro_batch != self._plan.micro_batch or at_once == 1:
+                raise TrainingError(
+                    f"memory ran out with {at_once} rows at once; lower experts.micro_batch_size or "
+                    "data.max_prompt_tokens, adapt fewer layers, or set experts.gradient_checkpointing"
+                ) from error
+            self._done.micro_batch = max(1, at_once // 2)
             return None
-
-    def _smaller_batch(self, error: RuntimeError) -> int:
-        out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not out_of_memory:
-            raise error
-        at_once = self._rows_at_once()
-        if self._done.micro_batch != self._plan.micro_batch or at_once == 1:
-            raise TrainingError(
-                f"memory ran out with {at_once} rows at once; lower experts.micro_batch_size or "
-                "data.max_prompt_tokens, adapt fewer layers, or set experts.gradient_checkpointing"
-            ) from error
-        return max(1, at_once // 2)
 
     def _rows_at_once(self) -> int:
         """Return how many rows run at once at most; an anchor's batch may be the larger one."""

@@ -1,4 +1,4 @@
-"""Rows packed for training, their trunk activations from the cache, and reference outputs computed once."""
+"""Rows packed for training, with cached trunk activations, and the outputs of rows under the present weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKED = 8
 
 
 class Trunk:
-    """Packs rows of known groups, the rows of a subtask each: a group's common prefix stands once in a pack."""
+    """Packs rows of groups, one group a subtask: the prefix that a group's rows share stands once in a pack."""
 
     def __init__(self, backbone: Backbone, activations: Activations, groups: Iterable[Sequence[TokenizedRow]]) -> None:
         self._backbone = backbone
@@ -30,16 +30,16 @@ class Trunk:
         """Return the activations (1, length, d) and the batch of `rows` packed into one sequence."""
         prefixes = [self._prefix[row] for row in rows]
         batch = pack(rows, prefixes, self._backbone.pad, self._backbone.device)
-        parts: list[Tensor] = []
+        pieces: list[Tensor] = []
         seen: set[tuple[int, ...]] = set()
         for row, length in zip(rows, prefixes, strict=True):
             shared = row.prompt[:length]
             if shared not in seen:
                 seen.add(shared)
-                parts.append(self._activations.of(shared))
+                pieces.append(self._activations.of(shared))
             (answer,) = row.continuations
-            parts.append(self._activations.of((*row.prompt, *answer[:-1]))[length:])
-        hidden = torch.cat(parts)
+            pieces.append(self._activations.of((*row.prompt, *answer[:-1]))[length:])
+        hidden = torch.cat(pieces)
         padded = nn.functional.pad(hidden, (0, 0, 0, batch.tokens.shape[1] - len(hidden)))
         return padded[None], batch
 
@@ -47,13 +47,13 @@ class Trunk:
     def outputs(self, groups: Mapping[str, Sequence[TokenizedRow]]) -> dict[TokenizedRow, Tensor]:
         """Return each row's outputs (answer tokens, d) under the present weights, whatever else is in `groups`.
 
-        Groups are packed one by one, so that a group's outputs do not depend on which others are asked for.
+        Groups are packed one by one, so that a group's outputs do not depend on the other groups.
         """
-        found: dict[TokenizedRow, Tensor] = {}
+        outputs: dict[TokenizedRow, Tensor] = {}
         for rows in groups.values():
             for start in range(0, len(rows), PACKED):
                 chunk = list(dict.fromkeys(rows[start : start + PACKED]))
                 hidden, batch = self.packed(chunk)
-                parts = torch.split(self._backbone.top(hidden, batch), [len(row.continuations[0]) for row in chunk])
-                found |= zip(chunk, parts, strict=True)
-        return found
+                lengths = [len(row.continuations[0]) for row in chunk]
+                outputs |= zip(chunk, torch.split(self._backbone.top(hidden, batch), lengths), strict=True)
+        return outputs

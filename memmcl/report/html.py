@@ -16,30 +16,9 @@ from memmcl.report.plots import merge as plots_merge
 from memmcl.report.plots import search as plots_search
 from memmcl.report.plots.figure import COLOURS, Plot
 from memmcl.report.results import Document, Results, parse_results
-from memmcl.report.schema import BASE, ExpertResult, SearchResult, SubtaskScore
+from memmcl.report.schema import BASE
 from memmcl.report.transfer import interference, retention_rows
 from memmcl.report.verdict import ceiling, leaders, outcome, plus_minus, signed, verdict
-
-DARK = {
-    "ink": "#e6e9ec",
-    "muted": "#9aa3ab",
-    "line": "#343a41",
-    "paper": "#16191d",
-    "unified": "#45c2b1",
-    "rival": "#ec9a52",
-    "merge": "#86aee6",
-    "baseline": "#8d959d",
-    "expert": "#b79be6",
-    "bad": "#ff8a80",
-}
-"""the colours of `figure.COLOURS` on dark paper"""
-
-TRAININGS = {
-    "joint": "a rival: one LoRA on the train rows of all subtasks",
-    "weak": "a rival: one LoRA on the weak rows of all subtasks",
-    "warm": "the warm start of all experts, trained on the rows of all subtasks",
-}
-"""the trainings that are no subtask's expert"""
 
 PLOTS: dict[str, Callable[[Results], Plot | tuple[Plot, ...] | None]] = {
     "mean": plots.mean_plot,
@@ -57,25 +36,6 @@ PLOTS: dict[str, Callable[[Results], Plot | tuple[Plot, ...] | None]] = {
     "time": plots.time_plot,
 }
 """by the name that the template uses"""
-
-GLOSSARY = (
-    ("expert", "A LoRA adapter trained on one subtask; its score there is the ceiling for a merge."),
-    ("interference", "How an expert changes the scores on other subtasks; in a merge it works against their experts."),
-    ("task vector", "What an expert adds to the base weights; a merge is a weighted sum of task vectors."),
-    ("genome", "The coefficients of a merge, one per expert (or group model) and layer block."),
-    ("candidate", "A genome with its scores; its fitness is its mean retention on the weak set."),
-    ("group model", "The winner of a stage-1 search: the experts of one group of subtasks, merged."),
-    ("unified model", "The winner of the stage-2 search: the group models, merged into one model."),
-    ("weak set", "The few rows of a subtask that a search may use; disjoint from training and test rows."),
-    ("retention", "Score of a merge divided by the score of that subtask's expert; 1 means that nothing was lost."),
-    ("NAI", "(merge − base) / (expert − base): the share of the gain from training that the merge keeps."),
-    ("difficulty", "A weighted sum of a subtask's meta features, each scaled to [0, 1] over the suite."),
-    ("curriculum", "The subtasks in ascending difficulty; a context takes demonstrations in that order."),
-    ("context gate", "Picks the context of a subtask by its score on the weak set; test rows play no part."),
-    ("calibrated", "Label scores corrected for the labels that the model prefers regardless of the input."),
-    ("balanced accuracy", "The mean recall over all labels; a constant answer scores 1 / number of labels."),
-    ("±", "One bootstrap standard error over test rows; the variance of training and search is not in it."),
-)
 
 
 def render_html(document: Document) -> str:
@@ -102,16 +62,11 @@ def render_html(document: Document) -> str:
         retention=retention_rows(results),
         interference=interference(results),
         outcome=outcome,
-        remarks=_remarks,
         groups=results.names_by_group(),
-        search_rows=[_search_row(search) for search in results.searches],
-        trainings=[_training(expert) for expert in results.experts],
         config=yaml.safe_dump(results.run.config, sort_keys=False, allow_unicode=True),
         features={(feature.subtask, feature.feature): feature for feature in results.curriculum.features},
         plots={name: plot(results) for name, plot in PLOTS.items()},
-        glossary=GLOSSARY,
-        light=COLOURS,
-        dark=DARK,
+        colours=COLOURS,
     )
 
 
@@ -143,36 +98,3 @@ def _tiles(results: Results) -> list[dict[str, Any]]:
     names = [BASE, *(m.name for m in results.models if m.kind in ("unified", "rival")), *([top.model] if top else [])]
     tiles = [{"model": results.model_of(name), "mean": results.mean_of(name)} for name in dict.fromkeys(names)]
     return [tile for tile in tiles if all(tile.values())]
-
-
-def _remarks(score: SubtaskScore) -> list[str]:
-    """Return the lines under a score: the strict score where it is another number, and unreadable answers."""
-    remarks = []
-    if score.strict_score is not None and plus_minus(score.strict_score) != plus_minus(score.score):
-        remarks.append(f"strict {plus_minus(score.strict_score)}")
-    if score.rejected:
-        remarks.append(f"{score.rejected} of {score.n} unreadable")
-    return remarks
-
-
-def _training(expert: ExpertResult) -> dict[str, Any]:
-    weak, constant = expert.weak_score, expert.constant_weak_score
-    return {
-        "expert": expert,
-        "title": TRAININGS.get(expert.subtask, ""),
-        "loss": next((value for value in reversed(expert.loss) if value is not None), None),
-        "anchor": next((value for value in reversed(expert.anchor) if value is not None), None),
-        "below_constant": weak is not None and constant is not None and weak <= constant,
-    }
-
-
-def _search_row(search: SearchResult) -> dict[str, Any]:
-    winner = next((c for c in search.candidates if c.index == search.winner), None)
-    seeds = [c.fitness for c in search.candidates if c.is_seed and c.fitness is not None and not c.stopped]
-    return {
-        "search": search,
-        "winner": winner,
-        "best_seed": max(seeds, default=None),
-        "failed": sum(c.fitness is None for c in search.candidates),
-        "genome": [] if winner is None else list(zip(search.genes, winner.genome, strict=False)),
-    }

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jinja2
 import yaml
 
 from memmcl.text import one_line
@@ -30,7 +31,7 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
 
 
 def plain_text(text: str) -> str:
-    """Return `text` on one line, with what Markdown or HTML would read as markup made plain.
+    """Return `text` on one line, with Markdown and HTML markup escaped.
 
     It may stand at the beginning of a line, or of a cell of a table.
     """
@@ -43,6 +44,19 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: Sequence[
     """Return a table of escaped cells; the columns at the places `left` are flush left, the others flush right."""
     rule = ["---" if place in left else "---:" for place in range(len(head))]
     return "".join("| " + " | ".join(line) + " |\n" for line in (head, rule, *rows))
+
+
+def render(template: str, **context: Any) -> str:
+    """Return a Markdown template of this package, filled; its filter `md` is `plain_text`."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("memmcl.report", ""),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["md"] = plain_text
+    return environment.get_template(template).render(context)
 
 
 def front_matter(base: str, licence: str | None, tags: Sequence[str], *, adapter: bool, **more: Any) -> str:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,9 +16,11 @@ from memmcl.errors import DataError
 from memmcl.report.schema import (
     BASE,
     Comparison,
+    ContextResult,
     Curriculum,
     Data,
     ExpertResult,
+    Feature,
     Interference,
     Mean,
     MergeInfo,
@@ -61,19 +64,16 @@ class Results(Section):
         models = _unique("model", (model.name for model in self.models))
         _unique("score", (f"{score.model} on {score.subtask}" for score in self.scores))
         _unique("mean", (mean.model for mean in self.means))
-        _known("model", models, (score.model for score in self.scores))
-        _known("model", models, (mean.model for mean in self.means))
+        _unique("retention", (f"{row.model} on {row.subtask}" for row in self.retention))
+        _unique("interference", (f"{row.expert} on {row.subtask}" for row in self.interference))
+        of_models: list[SubtaskScore | Mean | Retention] = [*self.scores, *self.means, *self.retention]
+        of_subtasks: list[SubtaskScore | Retention | Interference | Feature | ContextResult]
+        of_subtasks = [*self.scores, *self.retention, *self.interference]
+        of_subtasks += [*self.curriculum.features, *self.curriculum.contexts]
+        _known("model", models, (row.model for row in of_models))
         _known("model", models, (name for pair in self.comparisons for name in (pair.a, pair.b)))
-        _known("subtask", subtasks, (score.subtask for score in self.scores))
-        _unique("retention", (f"{part.model} on {part.subtask}" for part in self.retention))
-        _known("model", models, (part.model for part in self.retention))
-        _known("subtask", subtasks, (part.subtask for part in self.retention))
-        _unique("interference", (f"{part.expert} on {part.subtask}" for part in self.interference))
-        _known("expert", subtasks | {BASE}, (part.expert for part in self.interference))
-        _known("subtask", subtasks, (part.subtask for part in self.interference))
-        _known("subtask", subtasks, self.curriculum.order)
-        _known("subtask", subtasks, (part.subtask for part in self.curriculum.features))
-        _known("subtask", subtasks, (part.subtask for part in self.curriculum.contexts))
+        _known("subtask", subtasks, (*self.curriculum.order, *(row.subtask for row in of_subtasks)))
+        _known("expert", subtasks | {BASE}, (row.expert for row in self.interference))
         for search in self.searches:
             indices = _unique(f"candidate of {search.title}", (str(c.index) for c in search.candidates))
             if search.winner is not None:
@@ -111,6 +111,14 @@ class Results(Section):
         groups = dict.fromkeys(subtask.group for subtask in self.subtasks)
         return {group: tuple(s.name for s in self.subtasks if s.group == group) for group in groups}
 
+    def value_of(self, model: str, subtask: str | None) -> tuple[float, float] | None:
+        """Return a model's score on a subtask (None: its mean) and the standard error; None if not measured."""
+        if subtask is None:
+            mean = self.mean_of(model)
+            return (mean.mean, mean.se) if mean else None
+        score = self.score_of(model, subtask)
+        return (score.score, score.se) if score else None
+
     def mean_of(self, model: str) -> Mean | None:
         """Return the mean score of `model` over the subtasks, or None where it was not measured."""
         return next((mean for mean in self.means if mean.model == model), None)
@@ -136,7 +144,7 @@ def parse_results(document: Document) -> Results:
         return Results.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "document"
+        place = ".".join(map(str, first["loc"])) or "document"
         raise DataError(
             f"results document: expected the schema of memmcl.report.Results; at {place}: {first['msg']}; "
             f"write the report again with this version of memmcl"
@@ -144,12 +152,11 @@ def parse_results(document: Document) -> Results:
 
 
 def _unique(what: str, names: Iterable[str]) -> frozenset[str]:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
+    counts = Counter(names)
+    for name, count in counts.items():
+        if count > 1:
             raise ValueError(f"{what} {name!r} is there twice")
-        seen.add(name)
-    return frozenset(seen)
+    return frozenset(counts)
 
 
 def _known(what: str, known: frozenset[str], names: Iterable[str]) -> None:

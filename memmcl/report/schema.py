@@ -1,4 +1,4 @@
-"""The parts of a results document; `memmcl.report.results.Results` holds them together.
+"""The sections of a results document, `memmcl.report.results.Results`.
 
 Numbers that may be missing are `None`; NaN and infinities become `None`, because JSON has no form for them.
 """
@@ -33,11 +33,11 @@ BASE = "base"
 """the name of the untouched base, as a model and as a row of the interference"""
 
 RIVALS = ("joint", "weak")
-"""trainings that are no expert: one LoRA on the train rows of all subtasks, one on their pooled weak rows"""
+"""rivals of a merge: one LoRA on the train rows of all subtasks, one on their pooled weak rows"""
 
 
 class Section(BaseModel):
-    """Base of all parts: frozen, no unknown keys, the docstring under a field is its description."""
+    """Base of all sections: frozen, no unknown keys; the docstring under a field is its description."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -151,14 +151,13 @@ class Retention(Section):
 
 
 class Interference(Section):
-    """The base, or one expert, alone on the test rows of one subtask: its own, or another's."""
+    """The base, or one unmerged expert, on the test rows of any subtask."""
 
     expert: str
-    """a subtask, for its expert; "base" for the untouched base"""
+    """the subtask of the expert; "base" for the untouched base"""
     subtask: str
     score: FiniteFloat
     se: NonNegativeFloat
-    """bootstrap standard error over rows"""
     n: NonNegativeInt
     """test rows; a cap may make them fewer than those of the scores"""
 
@@ -185,7 +184,7 @@ class VectorPair(Section):
 
 
 class TaskVectors(Section):
-    """How the experts' task vectors relate, at the coefficient 1; what they all stand on is none of them."""
+    """How the experts' task vectors relate, at the coefficient 1 and without the warm start."""
 
     experts: tuple[str, ...]
     overall: VectorPair
@@ -214,9 +213,9 @@ class CandidateResult(Section):
     """in the order of `Search.objectives`; empty for one that failed, or where fitness alone counts"""
     seconds: CandidateSeconds = CandidateSeconds()
     rows: NonNegativeInt | None = None
-    """weak rows that it was put to"""
+    """weak rows that it was scored on"""
     stopped: bool = False
-    """lost its race: put to the first rows only, its fitness is an estimate"""
+    """stopped early by the race: its fitness is an estimate from the first rows"""
     reused: bool = False
     """taken from the fitness cache"""
 
@@ -274,10 +273,10 @@ class ValidationPoint(Section):
 
 
 class ExpertResult(Section):
-    """One training: an expert, or one of the special ones that `subtask` names."""
+    """One training: of an expert, of a rival, or of the warm start."""
 
     subtask: str
-    """a subtask; or "joint" or "weak", the rivals; or "warm", the start that all experts stand on"""
+    """a subtask; or "joint" or "weak", the rivals; or "warm", the warm start of all experts"""
     loss: tuple[FiniteOrNone, ...]
     """one per step"""
     anchor: tuple[FiniteOrNone, ...] = ()
@@ -348,4 +347,4 @@ class Data(Section):
     dropped: dict[str, NonNegativeInt] = {}
     """rows left out, by reason"""
     digests: dict[str, dict[str, str]] = {}
-    """subtask -> part -> sha256"""
+    """subtask -> split -> sha256"""

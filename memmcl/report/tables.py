@@ -138,30 +138,23 @@ def _rich(results: Results, names: list[str], with_se: bool, turned: bool) -> Ta
 
     columns: list[str | None] = [*(subtask.name for subtask in results.subtasks), None]
     best = {column: leaders(results, column) for column in columns}
-    kinds = {model.name: model.kind for model in results.models}
+    unified = [model.name for model in results.models if model.kind == "unified"]
 
     def cell(model: str, column: str | None) -> Text:
-        value, se = _value(results, model, column)
-        if value is None or se is None:
+        score = results.value_of(model, column)
+        if score is None:
             return Text("–", style="dim")
-        number = _terse(value) + (f"±{_terse(se)}" if with_se else "")
-        return Text(number, style="bold" if model in best[column] else "")
+        return Text("±".join(map(_terse, score if with_se else score[:1])), "bold" if model in best[column] else "")
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     lines: list[str | None] = columns if turned else list(names)
     heads: list[str | None] = list(names) if turned else columns
     table.add_column("subtask" if turned else "model", no_wrap=True, max_width=22, overflow="ellipsis")
     for head in heads:
-        table.add_column(
-            Text(MEAN if head is None else head),
-            justify="right",
-            no_wrap=True,
-            overflow="ellipsis",
-            max_width=9 if with_se else 6,
-        )
+        table.add_column(Text(head or MEAN), justify="right", no_wrap=True, max_width=9 if with_se else 6)
     for line in lines:
-        name = Text(MEAN if line is None else line, style="bold" if line is None else "")
-        if not turned and line is not None and kinds[line] == "unified":
+        name = Text(line or MEAN, style="" if line else "bold")
+        if not turned and line in unified:
             name.stylize("green")
         row = [cell(head or "", line) for head in heads] if turned else [cell(line or "", head) for head in heads]
         table.add_row(name, *row)
@@ -185,15 +178,7 @@ def markdown_table(document: Document) -> str:
     heads = ["model", MEAN, *(f"{plain_text(s.name)}<br>{plain_text(s.metric)}" for s in results.subtasks)]
     rows = []
     for model in results.models:
-        numbers = {column: plus_minus(*_value(results, model.name, column)) for column in columns}
+        numbers = {column: plus_minus(*(results.value_of(model.name, column) or (None,))) for column in columns}
         bold = (f"**{text}**" if model.name in best[column] else text for column, text in numbers.items())
         rows.append([plain_text(model.title), *bold])
     return markdown.table(heads, rows)
-
-
-def _value(results: Results, model: str, column: str | None) -> tuple[float | None, float | None]:
-    if column is None:
-        mean = results.mean_of(model)
-        return (mean.mean, mean.se) if mean else (None, None)
-    score = results.score_of(model, column)
-    return (score.score, score.se) if score else (None, None)

@@ -1,8 +1,7 @@
-"""How experts carry over: to the subtasks of the others (interference), and into merged models (retention, NAI)."""
+"""How experts transfer: to other subtasks (interference), and into merged models (retention, NAI)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from memmcl.evolve.fitness import nai
@@ -14,8 +13,8 @@ from memmcl.report.schema import BASE, Interference, Model, Retention
 class RetentionRow:
     """What one merged model keeps of the experts: by subtask, and over all subtasks with the three scores.
 
-    Over all subtasks both numbers are ratios of mean scores, no means of ratios: one subtask whose expert scores near
-    zero, or near the base, would decide a mean of ratios alone. None where there is nothing to divide by.
+    Over all subtasks both numbers are ratios of mean scores: in a mean of ratios, one subtask whose expert scores near
+    zero or near the base would outweigh all others. None where the denominator is zero.
     """
 
     model: Model
@@ -26,20 +25,20 @@ class RetentionRow:
 
 def retention_rows(results: Results) -> tuple[RetentionRow, ...]:
     """Return what each merged model with a retention keeps, in the order of the document's models."""
-    found = []
+    rows = []
     for model in results.models:
-        parts = {part.subtask: part for part in results.retention if part.model == model.name}
-        if parts:
-            found.append(RetentionRow(model, parts, *_over_all(results, model.name)))
-    return tuple(found)
+        by_subtask = {row.subtask: row for row in results.retention if row.model == model.name}
+        if by_subtask:
+            rows.append(RetentionRow(model, by_subtask, *_over_all(results, model.name)))
+    return tuple(rows)
 
 
 @dataclass(frozen=True)
 class Matrix:
     """The base and the experts, one a row, on the test rows of subtasks, one a column, in the curriculum's order.
 
-    cells: (row, column) -> measured; gains: (expert, column) -> its score less the base's on the same subtask. Either
-    may have holes.
+    cells by (row, column); gains: by (expert, column), its score less the base's on the same subtask. Both may have
+    missing entries.
     """
 
     rows: tuple[str, ...]
@@ -54,26 +53,25 @@ class Matrix:
 
     @property
     def span(self) -> str:
-        """How many test rows the cells rest on, as "60" or "48 to 60"."""
-        counts = [part.n for part in self.cells.values()]
+        """How many test rows were scored for a cell, as "60" or "48 to 60"."""
+        counts = {cell.n for cell in self.cells.values()}
         return " to ".join(map(str, sorted({min(counts), max(counts)})))
 
     def gain(self, *, own: bool, expert: str | None = None) -> float | None:
-        """Return the mean gain over the base on own subtasks, or on those of others; of all experts, or of `expert`."""
-        return _mean(
-            gain for (row, column), gain in self.gains.items() if (row == column) == own and expert in (None, row)
-        )
+        """Return the mean gain over the base on the experts' own or on other subtasks; of all experts, or of one."""
+        gains = [gain for (row, column), gain in self.gains.items() if (row == column) == own and expert in (None, row)]
+        return sum(gains) / len(gains) if gains else None
 
 
 def interference(results: Results) -> Matrix | None:
     """Return the matrix of `results.interference`, the base on top; None without any."""
-    cells = {(part.expert, part.subtask): part for part in results.interference}
+    cells = {(cell.expert, cell.subtask): cell for cell in results.interference}
     if not cells:
         return None
     names = results.curriculum_names()
     gains = {
-        (row, column): part.score - cells[BASE, column].score
-        for (row, column), part in cells.items()
+        (row, column): cell.score - cells[BASE, column].score
+        for (row, column), cell in cells.items()
         if row != BASE and (BASE, column) in cells
     }
     rows, columns = ({place[side] for place in cells} for side in (0, 1))
@@ -87,18 +85,13 @@ def interference(results: Results) -> Matrix | None:
 
 def _over_all(results: Results, merged: str) -> tuple[float | None, float | None]:
     expert = next((model.name for model in results.models if model.kind == "expert"), "")
-    found = [
+    scores = [
         [score.score for name in (merged, BASE, expert) if (score := results.score_of(name, subtask.name))]
         for subtask in results.subtasks
     ]
-    columns = list(zip(*(scores for scores in found if len(scores) == 3), strict=True))
+    columns = list(zip(*(row for row in scores if len(row) == 3), strict=True))
     if not columns:
         return None, None
     merged_mean, base_mean, expert_mean = (sum(column) / len(column) for column in columns)
     retention = merged_mean / expert_mean if expert_mean > 0 else None
     return retention, nai(merged_mean, base_mean, expert_mean)
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    found = list(values)
-    return sum(found) / len(found) if found else None

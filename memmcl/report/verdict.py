@@ -1,12 +1,13 @@
-"""What the numbers allow to say, in words: a difference counts beyond two standard errors, not before."""
+"""The comparisons in words: a difference counts only beyond two standard errors."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from memmcl.report.results import Results
-from memmcl.report.schema import Comparison, Mean, SubtaskScore
+from memmcl.report.schema import Comparison, Mean
 
 CLEAR = 2.0
 """standard errors beyond which a paired difference is called a difference"""
@@ -57,36 +58,28 @@ def signed(value: float, se: float | None = None) -> str:
 def leaders(results: Results, subtask: str | None) -> frozenset[str]:
     """Return the models to print in bold in one column: the best and all within one standard error of it.
 
-    `subtask=None` means the column of means. Experts are left out: each plays on its own subtask only, so
-    they are a ceiling and no competitor. The standard error is the larger of the two compared.
+    `subtask=None` means the column of means. Experts are left out: each is scored on its own subtask only,
+    so they are a ceiling and no competitor. The standard error is the larger of the two compared.
     """
-    ceiling = {model.name for model in results.models if model.kind == "expert"}
-    values: dict[str, tuple[float, float]] = (
-        {mean.model: (mean.mean, mean.se) for mean in results.means}
-        if subtask is None
-        else {score.model: (score.score, score.se) for score in results.scores if score.subtask == subtask}
-    )
-    values = {name: value for name, value in values.items() if name not in ceiling}
-    if not values:
-        return frozenset()
-    best, best_se = max(values.values())
+    rivals = [model.name for model in results.models if model.kind != "expert"]
+    values = {name: value for name in rivals if (value := results.value_of(name, subtask))}
+    best, best_se = max(values.values(), default=(0.0, 0.0))
     return frozenset(name for name, (value, se) in values.items() if best - value <= max(se, best_se))
 
 
 def verdict(results: Results) -> Verdict:
-    """Return what the comparisons of `results` allow to say; the first against "base" is the headline."""
+    """Return the comparisons of `results` in words; that of the unified model with the base is the headline."""
     statements = tuple(_statement(results, comparison) for comparison in results.comparisons)
     kinds = {model.name: model.kind for model in results.models}
     first = next((s for s in statements if s.comparison.b == "base" and kinds[s.comparison.a] == "unified"), None)
     if first is None:
         return Verdict("The unified model was not compared with its base", None, statements, "")
-    others = tuple(statement for statement in statements if statement is not first)
-    tally = _tally(results, first.comparison.a)
-    return Verdict(first.text.rstrip("."), first.outcome, others, tally)
+    rest = tuple(statement for statement in statements if statement is not first)
+    return Verdict(first.text.rstrip("."), first.outcome, rest, _tally(results, first.comparison.a))
 
 
 def ceiling(results: Results) -> Mean | None:
-    """Return the mean of the experts, each on its own subtask, where the document has it."""
+    """Return the mean of the experts, each on its own subtask; None without them."""
     experts = [model.name for model in results.models if model.kind == "expert"]
     return next((mean for mean in results.means if mean.model in experts), None)
 
@@ -114,20 +107,16 @@ def _noun(results: Results, name: str) -> str:
 
 def _tally(results: Results, name: str) -> str:
     pairs = [
-        (ours, base)
+        (merged, base)
         for subtask in results.subtasks
-        if (ours := results.score_of(name, subtask.name)) and (base := results.score_of("base", subtask.name))
+        if (merged := results.value_of(name, subtask.name)) and (base := results.value_of("base", subtask.name))
     ]
     if not pairs:
         return ""
-    results_of = [_unpaired(ours, base) for ours, base in pairs]
-    higher = sum(ours.score > base.score for ours, base in pairs)
+    outcomes = [outcome(merged - base, math.hypot(se, base_se)) for (merged, se), (base, base_se) in pairs]
+    higher = sum(merged > base for (merged, _), (base, _) in pairs)
     noun = "subtask" if len(pairs) == 1 else "subtasks"
     return (
         f"Above the base on {higher} of {len(pairs)} {noun}; beyond two standard errors (unpaired): "
-        f"{results_of.count('ahead')} better, {results_of.count('behind')} worse."
+        f"{outcomes.count('ahead')} better, {outcomes.count('behind')} worse."
     )
-
-
-def _unpaired(a: SubtaskScore, b: SubtaskScore) -> Outcome:
-    return outcome(a.score - b.score, (a.se**2 + b.se**2) ** 0.5)

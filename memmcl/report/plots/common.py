@@ -5,8 +5,10 @@ Those of the experts are in `memmcl.report.plots.experts`.
 
 from __future__ import annotations
 
-from itertools import accumulate
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from memmcl.report.plots.figure import (
     COLOURS,
@@ -15,23 +17,26 @@ from memmcl.report.plots.figure import (
     WIDE,
     Plot,
     draw,
-    frame,
+    framed,
     heat_map,
-    rectangle,
+    legend_above,
+    outline,
     row_names,
     shorten,
     whole_numbers,
+    write_beside,
 )
 from memmcl.report.results import Results
 from memmcl.report.schema import ContextResult, SearchResult
 from memmcl.report.verdict import plus_minus
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MEAN = 450
 MAX_BARS = 28
+SECONDS = {"merge": SERIES[1], "evaluate": SERIES[0], "wait": COLOURS["baseline"]}
+"""the colour of each share of a candidate's seconds"""
 
 
 def mean_plot(results: Results) -> Plot | None:
@@ -47,8 +52,8 @@ def subtask_plots(results: Results) -> tuple[Plot, ...]:
     """Return one panel a subtask: every model's test score with its standard error."""
     panels = []
     for subtask in results.subtasks:
-        found = [results.score_of(model.name, subtask.name) for model in results.models]
-        rows = [(score.model, score.score, score.se) for score in found if score]
+        scores = [results.score_of(model.name, subtask.name) for model in results.models]
+        rows = [(score.model, score.score, score.se) for score in scores if score]
         if rows:
             alt = f"{subtask.metric} on {subtask.title}: {_spoken(rows)}"
             title = f"{subtask.name} · {subtask.metric}"
@@ -63,14 +68,9 @@ def fitness_plots(results: Results) -> tuple[Plot, ...]:
         best = max((c.fitness for c in search.candidates if c.fitness is not None and not c.stopped), default=None)
         failed = sum(c.fitness is None for c in search.candidates)
         stopped = sum(c.stopped for c in search.candidates)
-        alt = (
-            f"{search.title}: {len(search.candidates)} evaluations, {stopped} stopped early, {failed} failed, best "
-            f"fitness {plus_minus(best)}"
-        )
-
-        def paint(figure: Figure, search: SearchResult = search) -> None:
-            _paint_fitness(figure.add_subplot(), search)
-
+        counts = f"{len(search.candidates)} evaluations, {stopped} stopped early, {failed} failed"
+        alt = f"{search.title}: {counts}, best fitness {plus_minus(best)}"
+        paint = partial(_paint_fitness, search)
         panels.append(draw(f"fitness-{number}", paint, width=PANEL, height=230, alt=alt, title=search.title))
     return tuple(panels)
 
@@ -79,25 +79,10 @@ def seconds_plots(results: Results) -> tuple[Plot, ...]:
     """Return one panel a search: seconds of each candidate, stacked as merge, evaluate, wait."""
     panels = []
     for number, search in enumerate(results.searches):
-        totals = {
-            part: sum(getattr(c.seconds, part) for c in search.candidates) for part in ("merge", "evaluate", "wait")
-        }
-        spoken = ", ".join(f"{part} {total:.1f} s" for part, total in totals.items())
-
-        def paint(figure: Figure, search: SearchResult = search) -> None:
-            axes = figure.add_subplot()
-            frame(axes, "y")
-            x = [c.index for c in search.candidates]
-            bottom = [0.0] * len(x)
-            for part, colour in (("merge", SERIES[1]), ("evaluate", SERIES[0]), ("wait", COLOURS["baseline"])):
-                height = [float(getattr(c.seconds, part)) for c in search.candidates]
-                axes.bar(x, height, bottom=bottom, color=colour, width=0.82, label=part)
-                bottom = [low + more for low, more in zip(bottom, height, strict=True)]
-            whole_numbers(axes)
-            axes.set(xlabel="candidate, in ask order", ylabel="seconds")
-            figure.legend(loc="outside upper left", ncols=3, handlelength=0.8, columnspacing=1.2)
-
-        alt = f"{search.title}, seconds of all candidates: {spoken}"
+        totals = {name: sum(getattr(c.seconds, name) for c in search.candidates) for name in SECONDS}
+        alt = f"{search.title}, seconds of all candidates: "
+        alt += ", ".join(f"{name} {total:.1f} s" for name, total in totals.items())
+        paint = partial(_paint_seconds, search)
         panels.append(draw(f"seconds-{number}", paint, width=PANEL, height=210, alt=alt, title=search.title))
     return tuple(panels)
 
@@ -112,9 +97,8 @@ def weights_plot(results: Results) -> Plot | None:
     low, high = min(*flat, 0.0), max(*flat, 0.0)
 
     def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        heat_map(axes, cells, [shorten(n) for n in merge.experts], merge.blocks, low, high)
-        axes.set_xlabel("layer block")
+        axes = figure.add_subplot(xlabel="layer block")
+        heat_map(axes, cells, merge.experts, merge.blocks, low, high)
 
     shape = f"{len(merge.experts)} experts in {len(merge.blocks)} blocks"
     alt = f"Merge coefficients of {shape}, {low:.2f} to {high:.2f}"
@@ -131,25 +115,21 @@ def difficulty_plot(results: Results) -> Plot | None:
     features = list(dict.fromkeys(f.feature for f in curriculum.features))
 
     def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        frame(axes, "x")
-        y = list(range(len(curriculum.order)))
-        left = [0.0] * len(y)
+        axes = framed(figure, "x")
+        left = np.zeros(len(curriculum.order))
         bars = []
         for number, feature in enumerate(features):
             weight = curriculum.weights.get(feature, 0.0)
             width = [weight * scaled.get((name, feature), 0.0) for name in curriculum.order]
             colour = SERIES[number % len(SERIES)]
-            bars.append(axes.barh(y, width, left=left, height=0.66, color=colour).patches[0])
-            left = [start + more for start, more in zip(left, width, strict=True)]
+            bars.append(axes.barh(range(len(left)), width, left=left, height=0.66, color=colour).patches[0])
+            left += width
         for row, total in enumerate(left):
             axes.text(total + 0.006 * (max(left) or 1), row, f" {total:.2f}", va="center", fontsize=10)
-        row_names(axes, [shorten(name) for name in curriculum.order])
+        row_names(axes, curriculum.order)
         axes.set_xlabel("difficulty (weight × scaled feature, stacked)")
         labels = [shorten(feature.replace("_", " ").strip(), 22) for feature in features]
-        figure.legend(
-            bars, labels, loc="outside upper left", ncols=4, handlelength=0.8, handleheight=0.8, columnspacing=1.4
-        )
+        legend_above(figure, bars, labels, ncols=4, handleheight=0.8, columnspacing=1.4)
 
     alt = "Difficulty, ascending: " + ", ".join(curriculum.order)
     height = 74 + 28 * len(curriculum.order) + 18 * (len(features) // 4)
@@ -166,25 +146,30 @@ def context_plot(results: Results) -> Plot | None:
     if not measured:
         return None
     columns = list(dict.fromkeys(c.context for c in measured))
-    by_place: dict[tuple[str, str], ContextResult] = {(c.subtask, c.context): c for c in measured}
-    rows = list(dict.fromkeys([*results.curriculum.order, *(c.subtask for c in measured)]))
-    rows = [name for name in rows if any(c.subtask == name for c in measured)]
+    by_subtask: dict[str, dict[str, ContextResult]] = {}
+    for name in (*results.curriculum.order, *(c.subtask for c in measured)):
+        contexts = {c.context: c for c in measured if c.subtask == name}
+        if contexts:
+            by_subtask[name] = contexts
+    rows = list(by_subtask)
     cells: list[list[tuple[float, str] | None]] = []
-    for name in rows:
-        scores = {c.context: float(c.test_score or 0.0) for c in measured if c.subtask == name}
-        plain = [scores[c.context] for c in measured if c.subtask == name and c.demonstrations == 0]
-        reference = plain[0] if plain else sum(scores.values()) / len(scores)
+    for contexts in by_subtask.values():
+        scores = {name: float(c.test_score or 0.0) for name, c in contexts.items()}
+        zero_shot = [scores[name] for name, c in contexts.items() if c.demonstrations == 0]
+        reference = zero_shot[0] if zero_shot else sum(scores.values()) / len(scores)
         cells.append([(scores[c] - reference, f"{scores[c]:.3f}") if c in scores else None for c in columns])
     chosen = [
-        (y, x) for y, n in enumerate(rows) for x, c in enumerate(columns) if (p := by_place.get((n, c))) and p.chosen
+        (rows.index(name), columns.index(context))
+        for name, contexts in by_subtask.items()
+        for context in columns
+        if context in contexts and contexts[context].chosen
     ]
     reach = max(abs(cell[0]) for row in cells for cell in row if cell) or 0.05
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        heat_map(axes, cells, [shorten(name) for name in rows], columns, -reach, reach, size=(0.88, 0.8))
-        for row, column in chosen:
-            axes.add_patch(rectangle(column, row, 0.97, 0.95, fill=False, edgecolor=COLOURS["ink"], linewidth=1.8))
+        heat_map(axes, cells, rows, columns, -reach, reach, size=(0.88, 0.8))
+        outline(axes, [(column, row) for row, column in chosen], (0.97, 0.95))
 
     picked = ", ".join(f"{rows[y]}: {columns[x]}" for y, x in chosen) or "none"
     alt = f"Test score of {len(columns)} contexts on {len(rows)} subtasks; chosen by the gate: {picked}"
@@ -203,13 +188,12 @@ def time_plot(results: Results) -> Plot | None:
     longest = max(seconds for _, _, seconds in rows) or 1.0
 
     def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        frame(axes, "x")
+        axes = framed(figure, "x")
         colours = [SERIES[stages.index(stage) % len(SERIES)] for stage, _, _ in rows]
         axes.barh(range(len(rows)), [seconds for _, _, seconds in rows], color=colours, height=0.68)
         for row, (_, _, seconds) in enumerate(rows):
             axes.text(seconds + 0.008 * longest, row, f"{seconds:,.1f}", va="center", fontsize=10)
-        row_names(axes, [shorten(f"{stage} · {name}", 32) for stage, name, _ in rows])
+        row_names(axes, [f"{stage} · {name}" for stage, name, _ in rows], 32)
         axes.set(xlabel="seconds", xlim=(0, longest * 1.1))
 
     totals = {stage: sum(s for other, _, s in rows if other == stage) for stage in stages}
@@ -224,37 +208,19 @@ def _dot_plot(
     base = next((value for model, value, _ in rows if model == "base"), None)
 
     def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        frame(axes, "x")
+        axes = framed(figure, "x")
         if base is not None:
             axes.axvline(base, color=COLOURS["baseline"], linewidth=1, linestyle=(0, (2, 3)))
         for row, (model, value, se) in enumerate(rows):
-            colour = COLOURS[kinds[model]]
-            hollow = kinds[model] == "expert"
-            axes.errorbar(
-                value,
-                row,
-                xerr=se,
-                fmt="o",
-                color=colour,
-                ecolor=colour,
-                elinewidth=1.6,
-                markersize=7,
-                markerfacecolor=COLOURS["paper"] if hollow else colour,
-                markeredgewidth=1.6,
-            )
+            kind = kinds[model]
+            fill = COLOURS["paper" if kind == "expert" else kind]
+            marker: dict[str, Any] = {"markersize": 7, "markerfacecolor": fill, "markeredgewidth": 1.6}
+            axes.errorbar(value, row, xerr=se, fmt="o", color=COLOURS[kind], elinewidth=1.6, **marker)
             if width == MEAN:
-                axes.annotate(
-                    plus_minus(value, se),
-                    (1.0, row),
-                    xycoords=("axes fraction", "data"),
-                    va="center",
-                    xytext=(6, 0),
-                    textcoords="offset points",
-                    fontsize=10,
-                    color=COLOURS["unified" if kinds[model] == "unified" else "ink"],
-                )
-        row_names(axes, [shorten(model, 24) for model, _, _ in rows])
+                colour = COLOURS["unified" if kind == "unified" else "ink"]
+                edge = ("axes fraction", "data")
+                write_beside(axes, plus_minus(value, se), (1.0, row), 6, xycoords=edge, fontsize=10, color=colour)
+        row_names(axes, [model for model, _, _ in rows], 24)
         low, high = min(v - se for _, v, se in rows), max(v + se for _, v, se in rows)
         axes.set_xlim(min(0.0, low), max(high * 1.06, low + 0.05))
         axes.locator_params(axis="x", nbins=6 if width == PANEL else 10)
@@ -262,32 +228,39 @@ def _dot_plot(
     return draw(name, paint, width=width, height=46 + 21 * len(rows), alt=alt, title=title)
 
 
-def _paint_fitness(axes: Axes, search: SearchResult) -> None:
-    frame(axes, "both")
+def _paint_seconds(search: SearchResult, figure: Figure) -> None:
+    axes = framed(figure, "y")
+    bottom = np.zeros(len(search.candidates))
+    for name, colour in SECONDS.items():
+        height = [getattr(c.seconds, name) for c in search.candidates]
+        axes.bar([c.index for c in search.candidates], height, bottom=bottom, color=colour, width=0.82, label=name)
+        bottom += height
+    whole_numbers(axes)
+    axes.set(xlabel="candidate, in ask order", ylabel="seconds")
+    legend_above(figure, ncols=3)
+
+
+def _paint_fitness(search: SearchResult, figure: Figure) -> None:
+    axes = framed(figure, "both")
     known = sorted((c.index, c.fitness, c.is_seed, c.stopped) for c in search.candidates if c.fitness is not None)
-    stopped = [(index, fitness) for index, fitness, _, lost in known if lost]
-    scored = [(index, fitness, seed) for index, fitness, seed, lost in known if not lost]
-    axes.plot([i for i, _ in stopped], [f for _, f in stopped], ".", color=COLOURS["ink"], markersize=3.5, alpha=0.35)
-    for seed, marker, colour in ((False, "o", COLOURS["merge"]), (True, "D", COLOURS["rival"])):
-        x, y = ([i for i, _, is_seed in scored if is_seed == seed], [f for _, f, is_seed in scored if is_seed == seed])
-        axes.plot(x, y, marker, color=colour, markersize=4.6, alpha=0.8)
+    scored = [(index, fitness, is_seed) for index, fitness, is_seed, stopped in known if not stopped]
+    for points, marker, colour, size, alpha in (
+        ([point[:2] for point in known if point[3]], ".", "ink", 3.5, 0.35),
+        ([point[:2] for point in scored if not point[2]], "o", "merge", 4.6, 0.8),
+        ([point[:2] for point in scored if point[2]], "D", "rival", 4.6, 0.8),
+    ):
+        x, y = ([point[side] for point in points] for side in (0, 1))
+        axes.plot(x, y, marker, color=COLOURS[colour], markersize=size, alpha=alpha)
     if scored:
-        best = list(accumulate((fitness for _, fitness, _ in scored), max))
+        best = np.maximum.accumulate([fitness for _, fitness, _ in scored])
         axes.step([index for index, _, _ in scored], best, where="post", color=COLOURS["unified"], zorder=1)
     for index, fitness, _ in scored:
         if index == search.winner:
             axes.plot(index, fitness, "o", color=COLOURS["ink"], markersize=10, fillstyle="none")
     failed = [c.index for c in search.candidates if c.fitness is None]
     if failed:
-        axes.plot(
-            failed,
-            [0.02] * len(failed),
-            "x",
-            color=COLOURS["bad"],
-            transform=axes.get_xaxis_transform(),
-            markersize=6,
-            clip_on=False,
-        )
+        floor: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+        axes.plot(failed, [0.02] * len(failed), "x", color=COLOURS["bad"], markersize=6, **floor)
     whole_numbers(axes)
     axes.margins(y=0.12)
     axes.set(xlabel="evaluation, in ask order", ylabel="fitness")
@@ -301,12 +274,11 @@ def _fold(rows: list[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
     if len(rows) <= MAX_BARS:
         return rows
     stages = list(dict.fromkeys(stage for stage, _, _ in rows))
-    kept = sorted(rows, key=lambda row: -row[2])[: max(0, MAX_BARS - len(stages))]
+    longest = sorted(rows, key=lambda row: -row[2])[: max(0, MAX_BARS - len(stages))]
     folded = []
     for stage in stages:
-        mine = [row for row in rows if row[0] == stage]
-        folded += [row for row in mine if row in kept]
-        rest = [row for row in mine if row not in kept]
+        folded += [row for row in rows if row[0] == stage and row in longest]
+        rest = [row[2] for row in rows if row[0] == stage and row not in longest]
         if rest:
-            folded.append((stage, f"{len(rest)} shorter ones", sum(seconds for _, _, seconds in rest)))
+            folded.append((stage, f"{len(rest)} shorter ones", sum(rest)))
     return folded

@@ -1,7 +1,8 @@
-"""The plots of the experts: how each was trained, what it does to the other subtasks, what merged models keep of it."""
+"""The plots of the experts: their training, their effect on other subtasks, and what merged models retain of them."""
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
@@ -13,11 +14,14 @@ from memmcl.report.plots.figure import (
     curve,
     draw,
     frame,
+    framed,
     heat_map,
-    rectangle,
+    legend_above,
+    outline,
     row_names,
     shorten,
     whole_numbers,
+    write_beside,
 )
 from memmcl.report.results import Results
 from memmcl.report.schema import RIVALS, ExpertResult
@@ -30,9 +34,9 @@ if TYPE_CHECKING:
 
 MARKERS = "osD^vP"
 DEEP = 0.2
-"""a difference in score whose colour is the deepest, at least: interference is small beside an expert's own gain"""
+"""the smallest difference in score that gets the deepest colour: interference is small beside an expert's own gain"""
 REACH = (-1.0, 2.0)
-"""retention and NAI beyond are drawn at the edge, with their value: an expert that is hardly better than the base"""
+"""the range of the axes; retention and NAI outside it are drawn at the edge, with their value"""
 ALL = "all subtasks"
 
 
@@ -43,15 +47,8 @@ def loss_plots(results: Results) -> tuple[Plot, ...]:
     top = max((value for value in measured if value is not None), default=1.0)
     for number, expert in enumerate(results.experts):
         if any(value is not None for value in expert.loss):
-
-            def paint(figure: Figure, expert: ExpertResult = expert) -> None:
-                axes = figure.add_subplot()
-                _paint_loss(axes, expert)
-                axes.set(xlabel="step", ylim=(0, top * 1.05))
-                figure.legend(loc="outside upper left", ncols=4, handlelength=1.4, columnspacing=1.1)
-
+            paint, alt = partial(_paint_loss, expert, top), _loss_in_words(expert)
             title = shorten(expert.subtask, 40)
-            alt = _loss_in_words(expert)
             panels.append(draw(f"loss-{number}", paint, width=PANEL, height=212, alt=alt, title=title))
     return tuple(panels)
 
@@ -59,7 +56,7 @@ def loss_plots(results: Results) -> tuple[Plot, ...]:
 def interference_plot(results: Results) -> Plot | None:
     """Return the scores of the base and of every expert on every subtask, coloured by the gain over the base.
 
-    The colours are those of the gains on the subtasks of others; own gains beyond them are as deep as the deepest.
+    The colour scale spans the gains on other subtasks; larger gains on the own subtask get its deepest colour.
     Framed: an expert on its own subtask. None without interference.
     """
     matrix = interference(results)
@@ -77,19 +74,17 @@ def interference_plot(results: Results) -> Plot | None:
     reach = max([DEEP, *(abs(gain) for place, gain in matrix.gains.items() if place not in matrix.own)])
 
     def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        heat_map(axes, cells, [shorten(name) for name in matrix.rows], matrix.columns, -reach, reach, size=(0.94, 0.88))
-        for row, column in matrix.own:
-            place = matrix.columns.index(column), matrix.rows.index(row)
-            axes.add_patch(rectangle(*place, 0.97, 0.94, fill=False, edgecolor=COLOURS["ink"], linewidth=1.8))
-        axes.set_xlabel("test rows of")
+        axes = figure.add_subplot(xlabel="test rows of")
+        heat_map(axes, cells, matrix.rows, matrix.columns, -reach, reach, size=(0.94, 0.88))
+        diagonal = [(matrix.columns.index(column), matrix.rows.index(row)) for row, column in matrix.own]
+        outline(axes, diagonal, (0.97, 0.94))
 
     alt = f"Scores of the base and of {len(matrix.own)} experts on {len(matrix.columns)} subtasks"
     own, others = matrix.gain(own=True), matrix.gain(own=False)
     if own is not None:
         alt += f"; experts on their own subtask, less the base: mean {signed(own)}"
     if others is not None:
-        alt += f"; on the subtasks of others, less the base: mean {signed(others)}"
+        alt += f"; on other subtasks, less the base: mean {signed(others)}"
     count = len(matrix.columns)
     width, height = max(PANEL, min(740, 120 + 62 * count)), 78 + (30 if count <= 12 else 26) * len(matrix.rows)
     return draw("interference", paint, width=width, height=height, alt=alt)
@@ -107,14 +102,14 @@ def nai_plot(results: Results) -> Plot | None:
 
     def paint(figure: Figure) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
-        _paint_kept(left, models, names, "retention")
-        _paint_kept(right, models, names, "nai")
+        _paint_retention(left, models, names, "retention")
+        _paint_retention(right, models, names, "nai")
         left.set_xlabel("retention: 1 is the expert")
         right.set_xlabel("NAI: 0 is the base, 1 the expert")
         right.tick_params(labelleft=False)
         handles, _ = left.get_legend_handles_labels()
         titles = [shorten(model.model.title, 30) for model in models]
-        figure.legend(handles, titles, loc="outside upper left", ncols=3, handlelength=0.8, columnspacing=1.4)
+        legend_above(figure, handles, titles, ncols=3, columnspacing=1.4)
 
     over_all = (f"{m.model.title} retention {plus_minus(m.retention)}, NAI {plus_minus(m.nai)}" for m in models)
     alt = f"Retention and NAI on {len(names)} subtasks; over all of them: {'; '.join(over_all)}"
@@ -122,8 +117,8 @@ def nai_plot(results: Results) -> Plot | None:
     return draw("nai", paint, width=WIDE, height=height, alt=alt)
 
 
-def _paint_loss(axes: Axes, expert: ExpertResult) -> None:
-    frame(axes, "y")
+def _paint_loss(expert: ExpertResult, top: float, figure: Figure) -> None:
+    axes = framed(figure, "y")
     curve(axes, expert.loss, COLOURS["rival" if expert.subtask in RIVALS else "expert"], "-", "loss")
     if any(value is not None for value in expert.anchor):
         curve(axes, expert.anchor, COLOURS["muted"], "--", "anchor KL")
@@ -133,21 +128,23 @@ def _paint_loss(axes: Axes, expert: ExpertResult) -> None:
     if expert.best_step is not None:
         axes.axvline(expert.best_step, color=COLOURS["unified"], linewidth=1.3, linestyle=(0, (2, 2)), label="kept")
     whole_numbers(axes)
+    axes.set(xlabel="step", ylim=(0, top * 1.05))
+    legend_above(figure, ncols=4, handlelength=1.4, columnspacing=1.1)
 
 
 def _loss_in_words(expert: ExpertResult) -> str:
     losses = [value for value in expert.loss if value is not None]
-    told = f"Training loss of {expert.subtask}: first {losses[0]:.3f}, last {losses[-1]:.3f}"
+    text = f"Training loss of {expert.subtask}: first {losses[0]:.3f}, last {losses[-1]:.3f}"
     points = [point for point in expert.validation if point.loss is not None]
     if points:
-        told += f"; validation loss: first {plus_minus(points[0].loss)}, last {plus_minus(points[-1].loss)}"
+        text += f"; validation loss: first {plus_minus(points[0].loss)}, last {plus_minus(points[-1].loss)}"
     if expert.best_step is not None:
-        told += f"; kept: step {expert.best_step} of {expert.steps}"
-    return told + ("; stopped early" if expert.stopped_early else "")
+        text += f"; kept: step {expert.best_step} of {expert.steps}"
+    return text + ("; stopped early" if expert.stopped_early else "")
 
 
-def _paint_kept(
-    axes: Axes, models: tuple[RetentionRow, ...], names: list[str], part: Literal["retention", "nai"]
+def _paint_retention(
+    axes: Axes, models: tuple[RetentionRow, ...], names: list[str], measure: Literal["retention", "nai"]
 ) -> None:
     frame(axes, "both")
     low, high = REACH
@@ -157,28 +154,20 @@ def _paint_kept(
     for number, model in enumerate(models):
         colour, marker = COLOURS[model.model.kind], MARKERS[number % len(MARKERS)]
         axes.plot([], [], marker, color=colour, markersize=6.5, label=model.model.name)
-        for row, whole in enumerate([*(model.by_subtask.get(name) for name in names), model]):
-            value = getattr(whole, part, None)
+        for row, scores in enumerate([*(model.by_subtask.get(name) for name in names), model]):
+            value = getattr(scores, measure, None)
             if value is None:
                 continue
             y = row + 0.7 * ((number + 0.5) / len(models) - 0.5)
-            held = min(max(value, low), high)
-            shown.append(held)
-            inside, side = held == value, 1 if value < low else -1
-            form = marker if inside else "<" if side > 0 else ">"
-            axes.plot(held, y, form, color=colour, markersize=6.5, clip_on=False)
-            if not inside:
-                axes.annotate(
-                    plus_minus(value),
-                    (held, y),
-                    xytext=(7 * side, 0),
-                    textcoords="offset points",
-                    va="center",
-                    ha="left" if side > 0 else "right",
-                    fontsize=8.5,
-                    color=colour,
-                )
-    row_names(axes, [*(shorten(name, 24) for name in names), ALL])
+            clipped = min(max(value, low), high)
+            shown.append(clipped)
+            side = 1 if value < low else -1
+            form = marker if clipped == value else "<" if side > 0 else ">"
+            axes.plot(clipped, y, form, color=colour, markersize=6.5, clip_on=False)
+            if clipped != value:
+                align = "left" if side > 0 else "right"
+                write_beside(axes, plus_minus(value), (clipped, y), 7 * side, ha=align, fontsize=8.5, color=colour)
+    row_names(axes, [*names, ALL], 24)
     margin = 0.05 * (max(shown) - min(shown))
     axes.set_xlim(min(shown) - margin, max(shown) + margin)
     axes.locator_params(axis="x", nbins=5)

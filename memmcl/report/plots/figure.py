@@ -10,8 +10,9 @@ import base64
 import html
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ WIDE = 560
 CHARACTER = 6.4
 """CSS pixels of one character in the names of rows and columns, about"""
 
+_STYLE = Path(__file__).with_name("theme.mplstyle")
+_COLOURED = {"text.color": "ink", "axes.edgecolor": "line", "grid.color": "line"}
+_COLOURED |= dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), "muted")
+
 BIG = 400_000
 """characters of SVG beyond which a plot is embedded as PNG"""
 
@@ -66,7 +71,8 @@ def draw(name: str, paint: Callable[[Figure], None], *, width: int, height: int,
     from matplotlib.figure import Figure
 
     prefix = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    with matplotlib.rc_context({**_theme(), "svg.hashsalt": prefix}):
+    colours: dict[Any, str] = {setting: COLOURS[name] for setting, name in _COLOURED.items()}
+    with matplotlib.rc_context({**colours, "svg.hashsalt": prefix}, fname=str(_STYLE)):
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         FigureCanvasAgg(figure)
         paint(figure)
@@ -106,9 +112,27 @@ def frame(axes: Axes, grid: Literal["x", "y", "both"]) -> None:
     axes.spines["left" if grid == "y" else "bottom"].set_visible(False)
 
 
-def row_names(axes: Axes, names: Sequence[str]) -> None:
-    """Name the rows 0, 1, ... of `axes`, the first on top."""
-    axes.set_yticks(range(len(names)), names)
+def framed(figure: Figure, grid: Literal["x", "y", "both"]) -> Axes:
+    """Return the only axes of `figure`, with `frame`."""
+    axes = figure.add_subplot()
+    frame(axes, grid)
+    return axes
+
+
+def legend_above(figure: Figure, *handles_and_labels: Any, **style: Any) -> None:
+    """Put a legend above the axes, by default of all that have a label."""
+    style = {"handlelength": 0.8, "columnspacing": 1.2} | style
+    figure.legend(*handles_and_labels, loc="outside upper left", **style)
+
+
+def write_beside(axes: Axes, text: str, xy: tuple[float, float], offset: float, **style: Any) -> None:
+    """Write `text` at a horizontal offset, in points, from the place `xy`."""
+    axes.annotate(text, xy, xytext=(offset, 0), textcoords="offset points", va="center", **style)
+
+
+def row_names(axes: Axes, names: Sequence[str], limit: int = 26) -> None:
+    """Name the rows 0, 1, ... of `axes`, the first on top; names longer than `limit` are cut."""
+    axes.set_yticks(range(len(names)), [shorten(name, limit) for name in names])
     axes.tick_params(axis="y", labelcolor=COLOURS["ink"])
     axes.set_ylim(len(names) - 0.4, -0.6)
 
@@ -158,7 +182,7 @@ def heat_map(
     row_names(axes, rows)
     names = [shorten(name, 16) for name in columns]
     page = axes.get_figure(root=True)
-    room = 72 * (page.get_figwidth() if page else 0) - CHARACTER * max(map(len, rows))
+    room = 72 * (page.get_figwidth() if page else 0) - CHARACTER * max(len(shorten(name)) for name in rows)
     upright = CHARACTER * (1 + max(map(len, names))) > room / len(columns)
     axes.set_xticks(range(len(columns)), names, rotation=90 if upright else 0)
     axes.xaxis.tick_top()
@@ -167,42 +191,17 @@ def heat_map(
         spine.set_visible(False)
 
 
+def outline(axes: Axes, places: Iterable[tuple[float, float]], size: tuple[float, float], width: float = 1.8) -> None:
+    """Draw the outline of a cell of `size` around each of `places` (x, y), in the colour of ink."""
+    for x, y in places:
+        axes.add_patch(rectangle(x, y, *size, fill=False, edgecolor=COLOURS["ink"], linewidth=width))
+
+
 def rectangle(x: float, y: float, width: float, height: float, **style: Any) -> Rectangle:
     """Return a rectangle centred on (x, y)."""
     from matplotlib.patches import Rectangle
 
     return Rectangle((x - width / 2, y - height / 2), width, height, **style)
-
-
-def _theme() -> dict[Any, Any]:
-    ink, muted, line = COLOURS["ink"], COLOURS["muted"], COLOURS["line"]
-    return {
-        "svg.fonttype": "none",
-        "text.parse_math": False,
-        "font.family": "DejaVu Sans",
-        "font.size": 11,
-        "axes.titlesize": 11.5,
-        "axes.labelsize": 10.5,
-        "xtick.labelsize": 10,
-        "ytick.labelsize": 10,
-        "legend.fontsize": 10,
-        "legend.frameon": False,
-        "text.color": ink,
-        "axes.labelcolor": muted,
-        "xtick.color": muted,
-        "ytick.color": muted,
-        "axes.edgecolor": line,
-        "axes.facecolor": "none",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "xtick.major.size": 0,
-        "ytick.major.size": 0,
-        "grid.color": line,
-        "grid.linewidth": 0.8,
-        "lines.linewidth": 1.8,
-        "lines.solid_capstyle": "round",
-    }
 
 
 def _inline(svg: str, prefix: str, alt: str) -> str:

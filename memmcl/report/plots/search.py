@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from memmcl.evolve import pareto
-from memmcl.report.plots.figure import COLOURS, PANEL, Plot, draw, frame
+from memmcl.report.plots.figure import COLOURS, PANEL, Plot, draw, framed
 from memmcl.report.results import Results
 from memmcl.report.schema import CandidateResult, SearchResult
 from memmcl.report.verdict import plus_minus
@@ -32,34 +33,30 @@ def front_plots(results: Results) -> tuple[Plot, ...]:
             continue
         best = front(shown)
         winner = next((one for one in shown if one.index == search.winner), None)
-        at = "no point of this search" if winner is None else _spoken(search, winner)
+        chosen = "no point of this search" if winner is None else _spoken(search, winner)
         for pair, (i, j) in enumerate(list(combinations(range(len(search.objectives)), 2))[:MAX_PAIRS]):
-            x, y = search.objectives[i], search.objectives[j]
-            alt = f"{search.title}, {x} against {y}: {len(best)} of {len(shown)} candidates on the front, taken: {at}"
-
-            def paint(
-                figure: Figure,
-                i: int = i,
-                j: int = j,
-                search: SearchResult = search,
-                shown: list[CandidateResult] = shown,
-                best: list[CandidateResult] = best,
-                winner: CandidateResult | None = winner,
-            ) -> None:
-                axes = figure.add_subplot()
-                frame(axes, "both")
-                for group, colour, size in ((shown, COLOURS["merge"], 3.5), (best, COLOURS["unified"], 5.5)):
-                    points = [(one.objectives[i] or 0.0, one.objectives[j] or 0.0) for one in group]
-                    axes.plot(*zip(*points, strict=True), "o", color=colour, markersize=size, alpha=0.8)
-                if winner is not None:
-                    at = (winner.objectives[i] or 0.0, winner.objectives[j] or 0.0)
-                    axes.plot(*at, "o", color=COLOURS["ink"], markersize=10, fillstyle="none")
-                axes.margins(0.12)
-                axes.set(xlabel=search.objectives[i], ylabel=search.objectives[j])
-
-            title = f"{search.title}: {x}, {y}"
+            axes = f"{search.title}, {search.objectives[i]} against {search.objectives[j]}"
+            alt = f"{axes}: {len(best)} of {len(shown)} candidates on the front, chosen: {chosen}"
+            title = f"{search.title}: {search.objectives[i]}, {search.objectives[j]}"
+            paint = partial(_paint_front, search, (i, j))
             panels.append(draw(f"front-{number}-{pair}", paint, width=PANEL, height=230, alt=alt, title=title))
     return tuple(panels)
+
+
+def _paint_front(search: SearchResult, pair: tuple[int, int], figure: Figure) -> None:
+    axes = framed(figure, "both")
+    shown = measured(search)
+    winner = [one for one in shown if one.index == search.winner]
+    styles: list[dict[str, Any]] = [
+        {"color": COLOURS["merge"], "markersize": 3.5, "alpha": 0.8},
+        {"color": COLOURS["unified"], "markersize": 5.5, "alpha": 0.8},
+        {"color": COLOURS["ink"], "markersize": 10, "fillstyle": "none"},
+    ]
+    for candidates, style in zip((shown, front(shown), winner), styles, strict=True):
+        x, y = ([one.objectives[i] or 0.0 for one in candidates] for i in pair)
+        axes.plot(x, y, "o", **style)
+    axes.margins(0.12)
+    axes.set(xlabel=search.objectives[pair[0]], ylabel=search.objectives[pair[1]])
 
 
 def measured(search: SearchResult) -> list[CandidateResult]:

@@ -61,7 +61,7 @@ def test_memory_holds_what_was_used_last(backbone: Backbone) -> None:
     assert activations.computed == 4
     activations.of(b)
     assert activations.computed == 5
-    assert activations._held == sum(kept.nbytes for kept in activations._kept.values()) == 3 * each
+    assert activations._bytes == sum(kept.nbytes for kept in activations._cache.values()) == 3 * each
 
 
 def test_what_is_larger_than_the_memory_is_held_alone(backbone: Backbone) -> None:
@@ -70,7 +70,7 @@ def test_what_is_larger_than_the_memory_is_held_alone(backbone: Backbone) -> Non
     for tokens in (a, a, b, b):
         assert torch.equal(activations.of(tokens), backbone.sequence_hidden(tokens))
     assert activations.computed == 2
-    assert len(activations._kept) == 1
+    assert len(activations._cache) == 1
 
 
 def test_no_tokens_have_no_activations(backbone: Backbone, tmp_path: Path) -> None:

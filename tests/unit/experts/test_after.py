@@ -29,19 +29,10 @@ from memmcl.adapters.format import CONFIG_FILE, WEIGHTS_FILE, Adapter, Factors, 
 from memmcl.adapters.load import read_adapter
 from memmcl.backbone.batches import TokenizedRow
 from memmcl.errors import ModelError, StoreError, TrainingError, UsageError
-from memmcl.experts.after import (
-    RECORD,
-    Anchored,
-    Prompts,
-    anchor_adapter,
-    made_before,
-    other_rows,
-    own_rows,
-    write_adapter,
-)
+from memmcl.experts.after import RECORD, Anchored, AnchoringRows, anchor_adapter, anchor_rows, answered_rows
 from memmcl.experts.settings import Anchoring, LoraShape, Optimisation, TrainingData, TrainingSettings
 from memmcl.experts.train import train_adapter
-from memmcl.files.folder import new_folder
+from memmcl.files.folder import made_before, new_folder, put, seal
 from memmcl.merge.build import Merger
 from memmcl.suite.subtasks import SUBTASKS
 
@@ -65,26 +56,26 @@ def adapter(tiny_base: Path) -> dict[str, Factors]:
     ).factors
 
 
-def prompts_of(base: Path, adapter: Adapter, start: int, stop: int) -> Prompts:
+def prompts_of(base: Path, adapter: Adapter, start: int, stop: int) -> AnchoringRows:
     """Texts of another kind than those that the adapter learned from, at its own prompts and at those of others."""
     prompter, texts = prompter_of(base), texts_of("emotion", start, stop)
     asked = [prompter.prompt(SUBTASKS["sent2"], example) for example in corpus("emotion", stop)[start:]]
-    own = own_rows(backbone_of(base, SPLIT), adapter, asked, end=END, max_new_tokens=6)
+    own = answered_rows(backbone_of(base, SPLIT), adapter, asked, end=END, max_new_tokens=6)
     subtasks = [SUBTASKS[name] for name in OTHERS]
-    return Prompts(own, other_rows(prompter, subtasks, dict.fromkeys(OTHERS, texts), seed=0))
+    return AnchoringRows(own, anchor_rows(prompter, subtasks, dict.fromkeys(OTHERS, texts), seed=0))
 
 
 @pytest.fixture(scope="module")
-def training(tiny_base: Path, adapter: Adapter) -> Prompts:
+def training(tiny_base: Path, adapter: Adapter) -> AnchoringRows:
     return prompts_of(tiny_base, adapter, 0, 24)
 
 
 @pytest.fixture(scope="module")
-def held_out(tiny_base: Path, adapter: Adapter) -> Prompts:
+def held_out(tiny_base: Path, adapter: Adapter) -> AnchoringRows:
     return prompts_of(tiny_base, adapter, 24, 34)
 
 
-def anchor(base: Path, adapter: Adapter, training: Prompts, held_out: Prompts, **changed: Any) -> Anchored:
+def anchor(base: Path, adapter: Adapter, training: AnchoringRows, held_out: AnchoringRows, **changed: Any) -> Anchored:
     settings = {"steps": 60, "batch_size": 8, "learning_rate": 5e-3, "weight": 1.0, "seed": 0} | changed
     return anchor_adapter(
         backbone_of(base, SPLIT),
@@ -98,7 +89,7 @@ def anchor(base: Path, adapter: Adapter, training: Prompts, held_out: Prompts, *
 
 
 @pytest.fixture(scope="module")
-def anchored(tiny_base: Path, adapter: Adapter, training: Prompts, held_out: Prompts) -> Anchored:
+def anchored(tiny_base: Path, adapter: Adapter, training: AnchoringRows, held_out: AnchoringRows) -> Anchored:
     return anchor(tiny_base, adapter, training, held_out)
 
 
@@ -130,7 +121,7 @@ def naive_kl(reference: nn.Module, model: nn.Module, rows: Sequence[TokenizedRow
 
 
 def test_the_measures_are_those_of_plain_passes(
-    tiny_base: Path, adapter: Adapter, held_out: Prompts, anchored: Anchored
+    tiny_base: Path, adapter: Adapter, held_out: AnchoringRows, anchored: Anchored
 ) -> None:
     base, was, now = plain_model(tiny_base), merged(tiny_base, adapter), merged(tiny_base, anchored.trained.factors)
     for measured, model in ((anchored.before, was), (anchored.after, now)):
@@ -140,7 +131,7 @@ def test_the_measures_are_those_of_plain_passes(
         assert measured.others == pytest.approx(expected, abs=1e-4)
 
 
-def test_own_rows_are_what_the_adapter_answers(tiny_base: Path, adapter: Adapter, training: Prompts) -> None:
+def test_own_rows_are_what_the_adapter_answers(tiny_base: Path, adapter: Adapter, training: AnchoringRows) -> None:
     """A plain greedy loop, one token a pass, whole rows, the merged weights."""
     model = merged(tiny_base, adapter)
     ended = 0
@@ -156,7 +147,7 @@ def test_own_rows_are_what_the_adapter_answers(tiny_base: Path, adapter: Adapter
 
 
 def test_an_answer_that_never_ends_is_cut(tiny_base: Path) -> None:
-    rows = own_rows(
+    rows = answered_rows(
         backbone_of(tiny_base, SPLIT),
         random_factors(tiny_base, layers=(3,), seed=1),
         [(5, 6, 7), (5, 9)],
@@ -168,7 +159,7 @@ def test_an_answer_that_never_ends_is_cut(tiny_base: Path) -> None:
 
 
 def test_the_same_arguments_give_the_same_bits(
-    tiny_base: Path, adapter: Adapter, training: Prompts, held_out: Prompts
+    tiny_base: Path, adapter: Adapter, training: AnchoringRows, held_out: AnchoringRows
 ) -> None:
     one, two, other = (anchor(tiny_base, adapter, training, held_out, steps=4, seed=seed) for seed in (0, 0, 1))
     assert (one.before, one.after) == (two.before, two.after)
@@ -179,17 +170,17 @@ def test_the_same_arguments_give_the_same_bits(
 
 
 def test_a_stronger_anchor_pulls_harder(
-    tiny_base: Path, adapter: Adapter, training: Prompts, held_out: Prompts
+    tiny_base: Path, adapter: Adapter, training: AnchoringRows, held_out: AnchoringRows
 ) -> None:
     weak, strong = (anchor(tiny_base, adapter, training, held_out, steps=20, weight=w).after for w in (0.1, 10.0))
     assert sum(strong.others.values()) < 0.7 * sum(weak.others.values())
     assert strong.itself > weak.itself
 
 
-def test_an_adapter_of_another_base(tiny_base: Path, training: Prompts) -> None:
+def test_an_adapter_of_another_base(tiny_base: Path, training: AnchoringRows) -> None:
     other = {"model.layers.3.self_attn.q_proj": Factors(torch.zeros(3, 80), torch.zeros(64, 3), 1.0)}
     with pytest.raises(TrainingError, match=r"of 64 x 80, this base has 64 x 64; was it trained on another"):
-        own_rows(backbone_of(tiny_base, SPLIT), other, [(5, 6)], end=END)
+        answered_rows(backbone_of(tiny_base, SPLIT), other, [(5, 6)], end=END)
 
 
 # --- files
@@ -280,7 +271,9 @@ def test_an_adapter_whose_matrices_do_not_fit_each_other(tiny_base: Path) -> Non
 
 def write(folder: Path, files: Mapping[str, bytes], made_from: Any) -> dict[str, Any]:
     with new_folder(folder) as place:
-        return write_adapter(place, files, {"made_from": made_from})
+        for name, data in files.items():
+            put(place, name, data)
+        return seal(place, RECORD, {"made_from": made_from})
 
 
 def write_half(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -291,22 +284,22 @@ def write_half(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def test_a_folder_is_found_by_what_it_was_made_from(tmp_path: Path, files: dict[str, bytes]) -> None:
     out = tmp_path / "below" / "out"
-    assert made_before(out, {"steps": 3}) is None
+    assert made_before(out, RECORD, {"steps": 3}) is None
     record = write(out, files, {"steps": 3})
     assert {path.name for path in out.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE, RECORD}
-    assert made_before(out, {"steps": 3}) == record == json.loads((out / RECORD).read_text())
+    assert made_before(out, RECORD, {"steps": 3}) == record == json.loads((out / RECORD).read_text())
     with pytest.raises(UsageError, match="out holds what other arguments made; name a new or empty folder"):
-        made_before(out, {"steps": 4})
+        made_before(out, RECORD, {"steps": 4})
     (out / CONFIG_FILE).write_text("{}")
     with pytest.raises(UsageError, match="holds other files, or some that changed since"):
-        made_before(out, {"steps": 3})
+        made_before(out, RECORD, {"steps": 3})
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"made_from": 3}'])
 def test_a_folder_with_something_else(tmp_path: Path, content: str | None) -> None:
     (tmp_path / ("notes.txt" if content is None else RECORD)).write_text(content or "mine")
     with pytest.raises(UsageError, match="holds "):
-        made_before(tmp_path, {})
+        made_before(tmp_path, RECORD, {})
 
 
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path, files: dict[str, bytes]) -> None:

@@ -66,7 +66,7 @@ def test_round_trip_is_exact(progressed: Progressed) -> None:
 )
 def test_best_step_and_looks_since(validation: list[tuple[int, float]], best: int | None, since: int) -> None:
     progressed = Progressed(validation=validation)
-    assert (progressed.best_step, progressed.looks_since_best) == (best, since)
+    assert (progressed.best_step, progressed.validations_since_best) == (best, since)
 
 
 def with_header(values: Any) -> bytes:

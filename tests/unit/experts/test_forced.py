@@ -14,7 +14,7 @@ import pytest
 from tiny import corpus, tokenizer_of
 
 from memmcl.errors import ConfigError, DataError
-from memmcl.experts.forced import CATEGORIES, LEAST, OWN_SHARES, TemplatePrompter, deal, forced_rows, read_texts
+from memmcl.experts.forced import CATEGORIES, LEAST, OWN_SHARES, TemplatePrompter, forced_rows, read_texts, split_texts
 from memmcl.suite.examples import Example
 from memmcl.suite.faults import Faults
 from memmcl.suite.parsing import read_list
@@ -89,16 +89,16 @@ def test_long_words_come_first_and_none_twice_before_all_others() -> None:
 
 def test_texts_are_dealt_once_each_and_whatever_their_order() -> None:
     texts = [f"text number {number}" for number in range(400)]
-    dealt = deal(texts, OTHERS, rows=32, seed=0)
+    dealt = split_texts(texts, OTHERS, rows=32, seed=0)
     parts = [dealt.own, dealt.held_out, *dealt.others.values()]
     assert [len(part) for part in parts] == [OWN_SHARES * 32, 32, 32, 32, 32]
     assert len(set(chain(*parts))) == sum(map(len, parts))
-    assert deal(texts[::-1], OTHERS, rows=32, seed=0) == dealt
-    assert deal(texts, OTHERS, rows=32, seed=1) != dealt
+    assert split_texts(texts[::-1], OTHERS, rows=32, seed=0) == dealt
+    assert split_texts(texts, OTHERS, rows=32, seed=1) != dealt
 
 
 def test_fewer_texts_make_smaller_shares() -> None:
-    dealt = deal(TEXTS, OTHERS, rows=32, seed=0)
+    dealt = split_texts(TEXTS, OTHERS, rows=32, seed=0)
     assert {len(part) for part in dealt.others.values()} == {5}
     assert (len(dealt.own), len(dealt.held_out)) == (20, 5)
 
@@ -107,13 +107,13 @@ def test_fewer_texts_make_smaller_shares() -> None:
 def test_the_error_names_the_smallest_number_that_is_enough(others: tuple[str, ...], rows: int) -> None:
     texts = [f"text number {number}" for number in range(200)]
     with pytest.raises(DataError, match="got 5; add texts, or name fewer subtasks") as caught:
-        deal(texts[:5], others, rows, seed=0)
+        split_texts(texts[:5], others, rows, seed=0)
     needed = int(re.findall(r"at least (\d+) distinct texts", str(caught.value))[0])
     assert f"against {len(others)} other" in str(caught.value)
-    dealt = deal(texts[:needed], others, rows, seed=0)
+    dealt = split_texts(texts[:needed], others, rows, seed=0)
     assert {len(part) for part in dealt.others.values()} == {min(LEAST, rows)}
     with pytest.raises(DataError):
-        deal(texts[: needed - 1], others, rows, seed=0)
+        split_texts(texts[: needed - 1], others, rows, seed=0)
 
 
 # --- reading

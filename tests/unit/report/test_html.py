@@ -197,7 +197,7 @@ def test_a_training_shows_what_it_reached_and_what_it_took(html: str) -> None:
     trained = {expert["subtask"]: expert for expert in document["experts"]}
     names = [row.split()[0] for row in rows]
     assert names == list(trained) == ["warm", *SUBTASKS, "weak", "joint"]
-    assert "warm the start that all experts stand on, on the rows of all subtasks" in rows
+    assert "warm the warm start of all experts, trained on the rows of all subtasks" in rows
     assert rows["irony"][0] == "40 × 8 stopped early kept: step 30"
     assert rows["aste"][0] == "40 × 8 2 at once"
     assert rows["asc"][0] == "40 × 8"

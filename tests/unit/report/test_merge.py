@@ -226,7 +226,7 @@ def test_the_page_has_the_numbers_and_says_what_is_left_out() -> None:
     page = render_html(document)
     section = page[page.index("How their task vectors relate") : page.index('<section id="time"')]
     assert page.index('<section id="experts"') < page.index("How their task vectors relate")
-    assert "The warm start, which all experts stand on, is no expert and is left out." in section
+    assert "The warm start of all experts is not an expert itself and is left out." in section
     rows = re.findall(r'<th scope="row">(\d+|all layers)</th>(.*?)</tr>', section)
     vectors = document["task_vectors"]
     assert [name for name, _ in rows] == [*map(str, LAYERS), "all layers"]

@@ -35,11 +35,11 @@ def test_the_front_holds_what_nothing_beats() -> None:
 
 def test_it_is_drawn_with_what_was_taken() -> None:
     (plot,) = front_plots(parse_results(document()))
-    assert "SC against MAST: 4 of 5 candidates on the front, taken: SC 0.5" in str(plot)
+    assert "SC against MAST: 4 of 5 candidates on the front, chosen: SC 0.5" in str(plot)
     assert front_plots(parse_results(results_document())) == ()
     page = render_html(only(document(), "searches"))
-    assert "of it the point with the highest mean was taken" in page
-    assert "of it the point with the highest mean was taken" not in render_html(only(results_document(), "searches"))
+    assert "the ring is its point with the highest mean" in page
+    assert "the ring is its point with the highest mean" not in render_html(only(results_document(), "searches"))
 
 
 def test_finalists_are_told_with_what_decided() -> None:
