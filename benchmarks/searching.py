@@ -36,7 +36,7 @@ from memmcl.evolve import Proposal, seed_genomes
 from memmcl.experts.settings import LoraShape, Optimisation
 from memmcl.merge.build import Merger
 from memmcl.merge.genome import LINEAR, Coefficients, Recipe
-from memmcl.search.plan import SearchPlan, make_spec
+from memmcl.search.plan import SearchPlan, SpecVariant, make_spec
 from tasks.run.runtime import Run
 from tasks.search.driver import Phase
 from tasks.stages.merge import rival_spec
@@ -64,7 +64,7 @@ class Arena:
             for one in seed_genomes(names, 1, run.config.search.bounds, run.config.search.lambdas)
             if one[0].startswith(("uniform", "arithmetic"))
         ]
-        spec = make_spec(run, "lambda", alone, names, grid, len(grid), inputs, method="linear", fixed=True)
+        spec = make_spec(run, "lambda", alone, names, grid, len(grid), inputs, SpecVariant("linear", fixed=True))
         rivals = {
             name: SearchPlan(run, rival_spec(run, name, alone, names, inputs), inputs) for name in self.asked.tuned
         }

@@ -96,10 +96,7 @@ def merge(
                 parameters=recipe.parameters,
                 rank=rank,
                 full=full,
-                dtype=dtype,
-                texts=read_texts_of(files),
-                text_tokens=text_tokens,
-                seed=seed,
+                options=merging.MergeOptions(dtype, read_texts_of(files), text_tokens, seed),
             )
         show_merge(out, save(out, merged))
 

@@ -74,7 +74,7 @@ class AnchoredExpert:
     settings: AnchorSettings
     device: str = "auto"
 
-    def made_from(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """Return all that decides the result, as plain values and digests."""
         own = self.template if self.subtask is None else asdict(self.subtask)
         return {
@@ -94,7 +94,7 @@ class AnchoredExpert:
         Raises:
             UsageError: something else is there.
         """
-        return after.made_before(Path(folder).absolute(), self.made_from())
+        return after.made_before(Path(folder).absolute(), self.provenance())
 
     def save(
         self, folder: str | Path, *, progress: StepCallback = lambda moved: None, say: Say = lambda words: None
@@ -113,8 +113,8 @@ class AnchoredExpert:
         with new_folder(Path(folder).absolute()) as scratch:
             anchored, files = self._anchor(progress, say)
             kl = {"before": asdict(anchored.before), "after": asdict(anchored.after)}
-            found = {"made_from": self.made_from(), "held_out": len(self.dealt.held_out), "kl": kl}
-            return after.write_adapter(scratch, files, found)
+            record = {"made_from": self.provenance(), "held_out": len(self.dealt.held_out), "kl": kl}
+            return after.write_adapter(scratch, files, record)
 
     def _anchor(self, progress: StepCallback, say: Say) -> tuple[after.Anchored, dict[str, bytes]]:
         cfg, dealt = self.settings, self.dealt
@@ -250,10 +250,10 @@ def _other_subtasks(names: Sequence[str] | None, own: Subtask | None) -> list[Su
     if names is not None and own is not None and own.name in names:
         raise UsageError(f"others names {own.name}, which is the adapter's own subtask; leave it out")
     asked = known_subtasks(DEFAULT_OTHERS if names is None else names, "others")
-    found = [subtask for subtask in SUBTASKS.values() if subtask in asked and subtask != own]
-    if not found:
+    chosen = [subtask for subtask in SUBTASKS.values() if subtask in asked and subtask != own]
+    if not chosen:
         raise UsageError(f"others names no subtask; give some as {','.join(DEFAULT_OTHERS[:3])}, or {ALL}")
-    return found
+    return chosen
 
 
 def _device(device: str) -> str:

@@ -1,8 +1,6 @@
 """The section `experts`."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -76,7 +74,7 @@ class ExpertsConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> ExpertsConfig:
+    def _consistent(self) -> Self:
         if (self.anchor_source == "texts") != (self.anchor_texts is not None):
             raise ValueError("anchor_texts goes with anchor_source: texts, and that with it")
         if self.patience and not self.validation_rows:

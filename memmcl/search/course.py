@@ -102,7 +102,7 @@ class Dispatcher:
         """Return all that the courses have now, numbered."""
         self._look_at_the_clock()
         self.active = [course for course in self.active if course.advance(self._problem, self._store)]
-        found: list[tuple[int, Phase, Proposal]] = []
+        handed_out: list[tuple[int, Phase, Proposal]] = []
         turns = deque(self.active)
         while turns:
             course = turns.popleft()
@@ -113,8 +113,8 @@ class Dispatcher:
             turns.append(course)
             self._handed_out += 1
             self.open[self._handed_out] = phase, proposal
-            found.append((self._handed_out, phase, proposal))
-        return found
+            handed_out.append((self._handed_out, phase, proposal))
+        return handed_out
 
     def keep(self, number: int, record: Mapping[str, Any]) -> None:
         """Store the result of a candidate, and tell its course."""
@@ -133,7 +133,7 @@ class Dispatcher:
 
 
 def core_of(problem: SearchProblem, spec: SearchSpec, store: Store) -> LookAhead:
-    """Return a search's core, with all that an earlier process found."""
+    """Return a search's core, with the records of earlier processes."""
     cfg, space = problem.search, spec.space
     options = {} if spec.fixed else {"update": cfg.update, "restarts": cfg.restarts, "objectives": len(spec.objectives)}
     strategy = build_strategy(

@@ -13,8 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import State
 
 from memmcl.backbone.forward import Backbone
-from memmcl.curriculum.choose import context_of
-from memmcl.curriculum.context import Context
+from memmcl.curriculum.context import Context, context_of
 from memmcl.curriculum.gate import Option, choose
 from memmcl.evaluate import bootstrap, calibration
 from memmcl.evaluate.asking import make_probe
@@ -171,7 +170,7 @@ def _answers(probe: Probe, subtask: Subtask, calibrate: bool) -> Iterator[tuple[
     scores = probe.label_scores()
     yield False, _best(subtask, scores), None
     if calibrate:
-        offsets = calibration.fit(scores, "median")
+        offsets = calibration.fit(scores)
         yield True, _best(subtask, calibration.apply(scores, offsets)), [float(value) for value in offsets]
 
 

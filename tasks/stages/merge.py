@@ -17,7 +17,7 @@ from memmcl.evolve import Proposal, seed_genomes
 from memmcl.merge import METHODS
 from memmcl.merge.export import adapter_files, merged_adapter
 from memmcl.merge.genome import Recipe
-from memmcl.search.plan import Coefficients, Finalist, SearchPlan, make_spec
+from memmcl.search.plan import Finalist, SearchPlan, SpecVariant, make_spec
 from memmcl.search.problem import SearchProblem
 from memmcl.search.spec import Parts, SearchSpec
 from memmcl.store import ArtifactRef, Refs
@@ -36,7 +36,7 @@ SCALES = (0.5, 1.0, 1.5, 2.5, 4.0)
 """Scales of a rival that averages; of others, the grid of task arithmetic is used."""
 BOARDS, PLACES = 8, 5
 """How often the leaderboard of a stage is shown, and how many places it has a search."""
-Winner = tuple[Coefficients, Recipe]
+Winner = tuple[dict[str, tuple[float, ...]], Recipe]
 
 
 class Grounds(BaseModel):
@@ -87,7 +87,7 @@ def search_groups(run: Run, grounds: Grounds) -> State[dict[str, ArtifactRef]]:
         for seed in seed_genomes(names, cfg.blocks, cfg.bounds, cfg.lambdas)
         if not seed[0].startswith(("base", "expert"))
     ]
-    spec = make_spec(problem, ARITHMETIC, itself, names, fixed, len(fixed), inputs, method="linear", fixed=True)
+    spec = make_spec(problem, ARITHMETIC, itself, names, fixed, len(fixed), inputs, SpecVariant("linear", fixed=True))
     plans.append(SearchPlan(problem, spec, inputs))
     plans += [SearchPlan(problem, rival_spec(problem, rival, itself, names, inputs), inputs) for rival in cfg.rivals]
     return _run_stage(run, problem, plans)
@@ -104,7 +104,7 @@ def rival_spec(
     else:
         seeds = [(f"{method}:{value:g}", (value,) * count) for value in cfg.lambdas]
         varied = ()
-    return make_spec(problem, method, parts, names, seeds, len(seeds), inputs, method=method, varied=varied, fixed=True)
+    return make_spec(problem, method, parts, names, seeds, len(seeds), inputs, SpecVariant(method, varied, fixed=True))
 
 
 @task(name="stage 2", task_run_name="stage 2: unified model", cache_policy=NO_CACHE)

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
-from memmcl.curriculum.difficulty import DifficultyReport, difficulties
-from memmcl.curriculum.order import order_subtasks
+from memmcl.curriculum.difficulty import DifficultyReport, difficulties, order_subtasks
 from memmcl.store import ArtifactRef
 from tasks.run.models import WARM, with_start
 from tasks.run.runtime import Run, read_rows

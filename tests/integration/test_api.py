@@ -116,7 +116,7 @@ def test_what_a_search_found_is_shown_and_saved(
     found = memmcl.search_merge(str(tiny_base), experts, weak, evaluations=9, settings=settings)
     assert repr(found).startswith(f"SearchResult(fitness {found.fitness:.4f} of 9 candidates: sent2")
     assert "<svg" in found._repr_html_()
-    assert found.winner["fitness"] == found.fitness
+    assert found.winner.fitness == found.fitness
     if any(any(row) for row in found.best.values()):
         record = found.save(tmp_path / "out")
         assert record["search"]["best"] == found.fitness
