@@ -96,7 +96,10 @@ def merge(
                 parameters=recipe.parameters,
                 rank=rank,
                 full=full,
-                options=merging.MergeOptions(dtype, read_texts_of(files), text_tokens, seed),
+                dtype=dtype,
+                texts=read_texts_of(files),
+                text_tokens=text_tokens,
+                seed=seed,
             )
         show_merge(out, save(out, merged))
 

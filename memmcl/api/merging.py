@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from memmcl import seeds
 from memmcl.adapters.format import Adapter
@@ -16,7 +16,7 @@ from memmcl.api.writing import write
 from memmcl.backbone.load import BaseRef, resolve_base, resolve_device, resolve_dtype
 from memmcl.backbone.shapes import Shapes, read_shapes
 from memmcl.config.methods import METHODS
-from memmcl.errors import ModelError, UsageError
+from memmcl.errors import ModelError, UsageError, shown
 from memmcl.files.folder import made_before, new_folder, seal
 from memmcl.merge.build import lowest_layer
 from memmcl.merge.genome import Coefficients, Recipe
@@ -46,19 +46,17 @@ class Texts:
     device: str = "cpu"
 
 
-@dataclass(frozen=True)
-class MergeOptions:
-    """What is seldom needed of a merge.
+class MergeOptions(TypedDict, total=False):
+    """What is seldom needed of a merge, as keywords of `merge_experts`."""
 
-    dtype: of a whole model's weights: auto (that of the base's files), float32, bfloat16 or float16. texts: by expert,
-    unlabelled texts as it sees them in use, for a method that needs them (regmean). text_tokens: tokens of each text
-    that are run, at most. seed: of the random masks of dare_linear, dare_ties and della.
-    """
-
-    dtype: str = "auto"
-    texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    text_tokens: int = 512
-    seed: int = 0
+    dtype: str
+    """Of a whole model's weights: auto (that of the base's files, the default), float32, bfloat16 or float16."""
+    texts: Mapping[str, Sequence[str]]
+    """By expert, unlabelled texts as it sees them in use, for a method that needs them (regmean)."""
+    text_tokens: int
+    """Tokens of each text that are run, at most; 512 by default."""
+    seed: int
+    """Of the random masks of dare_linear, dare_ties and della; 0 by default."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,7 @@ def merge_experts(
     parameters: Mapping[str, float | str] | None = None,
     rank: int | None = None,
     full: bool = False,
-    options: MergeOptions | None = None,
+    **options: Unpack[MergeOptions],
 ) -> Merge:
     """Merge LoRA adapters of one base; `save` writes the result.
 
@@ -171,28 +169,31 @@ def merge_experts(
         parameters: of the method, by name; those left out have its defaults.
         rank: compress the merge to an adapter of this rank, where it has no exact one.
         full: write the whole model instead of an adapter.
-        options: what is seldom needed.
+        options: dtype, texts, text_tokens, seed; see `MergeOptions`.
 
     Raises:
         MemmclError: an adapter or the base cannot be read, they do not fit, or arguments do not go together.
     """
+    unknown = sorted(set(options) - set(MergeOptions.__annotations__))
+    if unknown:
+        raise UsageError(f"unknown option {shown(unknown[0])}; known ones: {', '.join(MergeOptions.__annotations__)}")
     coefficients = {name: (value,) for name, value in weights_of(weights, list(experts)).items()}
-    options = options or MergeOptions()
-    recipe = Recipe(method, dict(parameters or {}), options.seed)
-    check_form(recipe, rank, full, options.dtype)
+    dtype = options.get("dtype", "auto")
+    recipe = Recipe(method, dict(parameters or {}), options.get("seed", 0))
+    check_form(recipe, rank, full, dtype)
     merged = [name for name, values in coefficients.items() if any(values)]
-    texts = check_texts(recipe, options.texts, merged)
+    texts = check_texts(recipe, options.get("texts") or {}, merged)
     shapes, adapters, warnings = read_experts(base, experts)
     run_texts = Texts()
     if texts:
         device = resolve_device("auto", 0)
-        run_texts = Texts(texts, options.text_tokens, resolve_dtype("auto", device), device)
+        run_texts = Texts(texts, options.get("text_tokens", 512), resolve_dtype("auto", device), device)
     return Merge(
         shapes,
         adapters,
         coefficients,
         recipe,
-        output_of(shapes, rank, full, options.dtype),
+        output_of(shapes, rank, full, dtype),
         run_texts,
         resolve_base(base) if full or texts else None,
         warnings=tuple(warnings),

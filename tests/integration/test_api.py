@@ -58,6 +58,7 @@ def test_a_merge_is_saved_once(tiny_base: Path, experts: dict[str, str], tmp_pat
     [
         ({"method": "ties"}, UsageError, "give a rank for the nearest adapter of that rank, or full for the whole"),
         ({"method": "glue"}, ConfigError, "glue"),
+        ({"sed": 1}, UsageError, "unknown option 'sed'; known ones: dtype, texts, text_tokens, seed"),
         ({"weights": [1.0]}, UsageError, "weights has 1 numbers for 2 experts"),
         ({"weights": {"third": 1.0}}, UsageError, "weights names third, which is no expert"),
         ({"weights": [0, 0]}, UsageError, "all weights are zero"),
