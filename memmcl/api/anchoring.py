@@ -204,9 +204,9 @@ def anchor_expert(
     Raises:
         MemmclError: arguments that do not go together, or an adapter or base that cannot be read.
     """
-    check_prompt(subtask, template)
+    _check_prompt(subtask, template)
     cfg = settings or AnchorSettings()
-    own = None if subtask is None else known_subtasks([subtask], "subtask")[0]
+    own = None if subtask is None else _known_subtasks([subtask], "subtask")[0]
     asked_of = _other_subtasks(others, own)
     try:
         files = read_folder(Path(adapter))
@@ -216,12 +216,8 @@ def anchor_expert(
     return AnchoredExpert(resolve_base(base), files, texts, own, template, asked_of, dealt, cfg, device)
 
 
-def check_prompt(subtask: str | None, template: str | None) -> None:
-    """Refuse neither and both of an adapter's subtask and its own prompt, and a prompt without a place for the text.
-
-    Raises:
-        UsageError: any of these.
-    """
+def _check_prompt(subtask: str | None, template: str | None) -> None:
+    """Refuse neither and both of an adapter's subtask and its own prompt, and a prompt without a place for the text."""
     if (subtask is None) == (template is None):
         raise UsageError(
             f"expected one of subtask and template, got {'neither' if subtask is None else 'both'}; "
@@ -231,12 +227,8 @@ def check_prompt(subtask: str | None, template: str | None) -> None:
         raise UsageError(f"template: expected {PLACE} in it, found none; write it where the text goes")
 
 
-def known_subtasks(names: Sequence[str], argument: str) -> list[Subtask]:
-    """Return subtasks of the catalogue.
-
-    Raises:
-        UsageError: one that is not in it; the message names the argument.
-    """
+def _known_subtasks(names: Sequence[str], argument: str) -> list[Subtask]:
+    """Return subtasks of the catalogue; an error names the argument."""
     unknown = [name for name in names if name not in SUBTASKS]
     if unknown:
         raise UsageError(f"{argument}: unknown subtask {shown(unknown[0])}; known ones: {', '.join(SUBTASKS)}")
@@ -249,7 +241,7 @@ def _other_subtasks(names: Sequence[str] | None, own: Subtask | None) -> list[Su
         return [subtask for subtask in SUBTASKS.values() if subtask != own]
     if names is not None and own is not None and own.name in names:
         raise UsageError(f"others names {own.name}, which is the adapter's own subtask; leave it out")
-    asked = known_subtasks(DEFAULT_OTHERS if names is None else names, "others")
+    asked = _known_subtasks(DEFAULT_OTHERS if names is None else names, "others")
     chosen = [subtask for subtask in SUBTASKS.values() if subtask in asked and subtask != own]
     if not chosen:
         raise UsageError(f"others names no subtask; give some as {','.join(DEFAULT_OTHERS[:3])}, or {ALL}")

@@ -6,27 +6,16 @@ The functions of `memmcl.evolve.fitness` are imported from there, since one of t
 
 from memmcl.config.strategies import STRATEGIES, UPDATES
 from memmcl.evolve import pareto
-from memmcl.evolve.bayesian import Bayesian
-from memmcl.evolve.cmaes import CmaEs
-from memmcl.evolve.genetic import Genetic
 from memmcl.evolve.lookahead import LookAhead
 from memmcl.evolve.seeding import seed_genomes
-from memmcl.evolve.strategy import Bounds, Genome, Objectives, Proposal, Strategy
+from memmcl.evolve.strategy import Proposal, Strategy
 from memmcl.evolve.table import build_strategy, restore
-from memmcl.evolve.uniform import RandomSearch
 
 __all__ = [
     "STRATEGIES",
     "UPDATES",
-    "Bayesian",
-    "Bounds",
-    "CmaEs",
-    "Genetic",
-    "Genome",
     "LookAhead",
-    "Objectives",
     "Proposal",
-    "RandomSearch",
     "Strategy",
     "build_strategy",
     "pareto",
