@@ -25,9 +25,9 @@ from memmcl.suite import metrics
 
 Kinds = dict[str, float]
 """By kind of fitness, the value of one subtask."""
-GOLD, OWN = "gold", "own"
-SMOOTH = {"choice": GOLD, "loglik": GOLD, "agree": OWN}
-"""Kinds of fitness that a pass over one answer a row gives, and which answer: the gold one, or the expert's own."""
+GOLD, EXPERT = "gold", "expert"
+SMOOTH = {"choice": GOLD, "loglik": GOLD, "agree": EXPERT}
+"""Kinds of fitness that a pass over one answer a row gives, and which answer: the gold one, or the expert's."""
 
 
 class Scorer:
@@ -130,7 +130,7 @@ class _Rows:
         self._kinds = [kind for kind in search.weights if kind in SMOOTH] or (["loglik"] if search.rungs else [])
         self.ends = Race(search.rungs).ends(len(self._examples))
         ends = sorted(set(self.ends))  # of few rows, several rungs end at the same one
-        answers: dict[str, Any] = {GOLD: [row.answer for row in self._examples], OWN: self._expert.answers}
+        answers: dict[str, Any] = {GOLD: [row.answer for row in self._examples], EXPERT: self._expert.answers}
         self._forced = {
             which: TeacherForced(
                 *self._model,
@@ -138,7 +138,7 @@ class _Rows:
                 self._examples,
                 answers[which],
                 ends=ends,
-                expert=expected if which == OWN else None,
+                expert=expected if which == EXPERT else None,
             )
             for which in sorted({SMOOTH[kind] for kind in self._kinds})
         }
