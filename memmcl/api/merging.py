@@ -66,8 +66,8 @@ class Merge:
     base: the base's shapes. experts: the adapters. coefficients: of every expert, by layer block; zeros take no part.
     recipe: the merge method. output: what is written. texts: unlabelled texts, for a method that needs them. weights:
     the base's files, for what reads them: a whole model, a method with `texts`, a search. search: facts of the search
-    that found the coefficients, its `key` above all; tables: its files, written beside the model. warnings: what is odd
-    about the adapters.
+    that found the coefficients, its `key` above all; tables: its files, written beside the model. warnings: about the
+    adapters.
     """
 
     base: Shapes

@@ -27,5 +27,5 @@ class EvaluationConfig(Section):
     interference_rows: int = Field(
         32,
         ge=0,
-        description="Test rows of each subtask that every expert is put to, at most; 0: no interference matrix",
+        description="Test rows of each subtask that every expert is scored on, at most; 0: no interference matrix",
     )

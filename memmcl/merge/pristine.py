@@ -38,7 +38,7 @@ class Pristine:
         self._copies = {module: weight.detach().clone() for module, weight in weights.items() if module not in same}
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each module and its weight, which nobody may change or keep.
+        """Yield each module and its weight; callers must neither change nor keep it.
 
         Raises:
             ModelError: the base's files are gone, or not those that were loaded.

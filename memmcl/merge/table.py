@@ -62,7 +62,7 @@ def merge_task_vectors(
 def check_search(
     method: str, parameters: Mapping[str, Any], genes: Mapping[str, tuple[float, float]], lowest: float
 ) -> None:
-    """Refuse a search that would come upon merges that the method cannot make.
+    """Refuse a search that could propose merges which the method cannot compute.
 
     parameters: fixed; genes: those that are searched, each between two values; lowest: the lowest coefficient.
 

@@ -1,4 +1,4 @@
-"""A search with the phases that follow it, and what every driver does with one: hand candidates out, keep results."""
+"""A search with the phases that follow it, and what all drivers share: handing candidates out, storing results."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ OnResult = Callable[[SearchSpec, Proposal, Mapping[str, Any]], None]
 
 @dataclass
 class Course:
-    """A search and what follows it, over one set of rows and experts.
+    """A search and the phases that follow it, over one set of rows and experts.
 
-    follow: names the next phase. begun: called as a phase begins. phases: those that have ended, and the one at work.
+    follow: returns the next phase. begun: called as a phase begins. phases: those that have ended, and the current one.
     """
 
     follow: Next
@@ -49,11 +49,11 @@ class Course:
 
     @property
     def core(self) -> LookAhead:
-        """The core at work."""
+        """The core of the current phase."""
         return self.phases[-1].core
 
     def advance(self, problem: SearchProblem, store: Store) -> bool:
-        """Start the next phases for as long as those at hand have ended; return whether one is at work."""
+        """Start the next phase if the current one has ended; return whether any is left."""
         while not self.phases or self.core.finished:
             spec = self.follow(self.phases)
             if spec is None:
