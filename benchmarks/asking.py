@@ -23,8 +23,8 @@ from unittest.mock import patch
 
 from threadpoolctl import threadpool_limits
 
-from memmcl.evolve import Genome, LookAhead, Proposal, build_strategy
-from memmcl.evolve.strategy import Strategy
+from memmcl.evolve import LookAhead, Proposal, build_strategy
+from memmcl.evolve.strategy import Genome, Strategy
 
 Records = Mapping[int, Mapping[str, Any]]
 

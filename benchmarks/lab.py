@@ -208,7 +208,7 @@ class Lab:
         asked = self.subtasks[subtask]
         if asked.is_tuple:
             return self._read(subtask, self.scored, None)
-        offsets = calibration.fit(self.probe(subtask, "weak").label_scores(), "median")
+        offsets = calibration.fit(self.probe(subtask, "weak").label_scores())
         if chosen:
             scores = []
             for each in (offsets, None):

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from memmcl.merge.build import Merger
 from memmcl.merge.deltas import WrittenOut
 from memmcl.merge.genome import Recipe
 from memmcl.merge.spectral import core_space
-from memmcl.merge.table import METHODS
+from memmcl.merge.table import run_method
 
 EXPERTS, RANK, SCALE = 16, 8, 2.0
 LIMIT_MB = 1536
@@ -170,7 +171,7 @@ def measure_spectral(methods: Sequence[str], shapes: Sequence[str], repeats: int
 
 def spectral_turn(method: str, factors: Sequence[Factors], seed: int) -> dict[str, float]:
     """Return the numbers of one candidate: in the Core Space twice, then dense."""
-    merge_of = METHODS[method].merge
+    merge_of = partial(run_method, method)
     weights = torch.rand(len(factors), generator=torch.Generator().manual_seed(seed)) + 0.1
     cores: list[Any] = []
 

@@ -17,7 +17,9 @@ from torch import Tensor
 from memmcl.adapters.format import Factors, to_files
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import load_base, resolve_base
-from memmcl.merge.build import Merger, in_adapter_space, merged_factors
+from memmcl.experts.lora import adapted
+from memmcl.experts.settings import LoraShape
+from memmcl.merge.build import Merger, merged_factors
 from memmcl.merge.genome import Recipe
 
 SIX = ("sent2", "asc", "uabsa", "aste", "irony", "emotion")
@@ -81,7 +83,8 @@ class Setting:
         backbone = self.lab.backbone
         coefficients = {name: (value,) for name, value in weights.items()}
         found = merged_factors(self.experts, coefficients, lowest=backbone.split, layers=backbone.layers)
-        with in_adapter_space(backbone, found):
+        rank = max(len(pair.a) for pair in found.values())
+        with adapted(backbone, LoraShape((), rank, float(rank)), found), torch.no_grad():
             yield
 
     def mergekit(self, weights: Mapping[str, float], recipe: Recipe) -> Any:

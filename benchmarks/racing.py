@@ -53,7 +53,7 @@ def measure(asked: argparse.Namespace) -> None:
     from experts import Trial, parse
     from lab import Lab
 
-    from memmcl.evaluate.given import GivenAnswers
+    from memmcl.evaluate.teacher_forced import TeacherForced
 
     names = sorted(("sent2", "asc", "emotion"))
     with tempfile.TemporaryDirectory() as folder:
@@ -65,7 +65,7 @@ def measure(asked: argparse.Namespace) -> None:
     genomes = np.concatenate([spread, near, np.eye(3), np.zeros((1, 3))])
     rows = {name: lab.parts[name]["weak"] for name in names}
     given = {
-        name: GivenAnswers(
+        name: TeacherForced(
             lab.backbone, lab.prompter, lab.subtasks[name], rows[name], [row.answer for row in rows[name]]
         )
         for name in names
@@ -75,7 +75,7 @@ def measure(asked: argparse.Namespace) -> None:
         for genome in genomes:
             merger.apply({name: (float(value),) for name, value in zip(names, genome, strict=True)} | pinned)
             for name in names:
-                (part,) = given[name].parts()
+                (part,) = given[name].segments()
                 found[name].append(part.logprobs)
     tokens = {f"tokens {name}": given[name].tokens for name in names}
     np.savez(asked.rows, genomes=genomes, names=names, **{n: np.array(v) for n, v in found.items()}, **tokens)

@@ -36,7 +36,7 @@ from memmcl.evolve import Proposal, seed_genomes
 from memmcl.experts.settings import LoraShape, Optimisation
 from memmcl.merge.build import Merger
 from memmcl.merge.genome import LINEAR, Coefficients, Recipe
-from memmcl.search.plan import SearchPlan, make_spec
+from memmcl.search.plan import SearchPlan, SpecVariant, make_spec
 from memmcl.search.problem import SearchProblem
 from memmcl.search.spec import SearchSpec
 from tasks.stages.merge import rival_spec
@@ -66,7 +66,7 @@ class Arena:
             for one in seed_genomes(names, 1, problem.search.bounds, problem.search.lambdas)
             if one[0].startswith(("uniform", "arithmetic"))
         ]
-        spec = make_spec(problem, "lambda", alone, names, grid, len(grid), inputs, method="linear", fixed=True)
+        spec = make_spec(problem, "lambda", alone, names, grid, len(grid), inputs, SpecVariant("linear", fixed=True))
         rivals = {
             name: SearchPlan(problem, rival_spec(problem, name, alone, names, inputs), inputs)
             for name in self.asked.tuned

@@ -20,21 +20,23 @@ if TYPE_CHECKING:
     from memmcl.api.anchoring import AnchorSettings as AnchorSettings
     from memmcl.api.anchoring import anchor_expert as anchor_expert
     from memmcl.api.merging import Merge as Merge
+    from memmcl.api.merging import MergeOptions as MergeOptions
     from memmcl.api.merging import merge_experts as merge_experts
     from memmcl.api.model import Prediction as Prediction
     from memmcl.api.model import SentimentModel as SentimentModel
     from memmcl.api.model import load_model as load_model
     from memmcl.api.runs import FinishedRun as FinishedRun
     from memmcl.api.runs import open_run as open_run
-    from memmcl.api.searching import SearchResult as SearchResult
+    from memmcl.api.search_result import SearchResult as SearchResult
     from memmcl.api.searching import search_merge as search_merge
 
 _HOMES = {
     "AnchorSettings": "memmcl.api.anchoring",
     "FinishedRun": "memmcl.api.runs",
     "Merge": "memmcl.api.merging",
+    "MergeOptions": "memmcl.api.merging",
     "Prediction": "memmcl.api.model",
-    "SearchResult": "memmcl.api.searching",
+    "SearchResult": "memmcl.api.search_result",
     "SentimentModel": "memmcl.api.model",
     "anchor_expert": "memmcl.api.anchoring",
     "load_model": "memmcl.api.model",

@@ -15,7 +15,7 @@ from memmcl.config import DataConfig
 from memmcl.errors import UsageError
 
 if TYPE_CHECKING:
-    from memmcl.experts.train import Moved, StepCallback
+    from memmcl.experts.train import Moved, Progress
 
 ALL = "all"
 SIX: tuple[str, ...] = DataConfig.model_fields["subtasks"].default
@@ -164,8 +164,8 @@ def _read_template(path: Path) -> str:
 
 
 @contextmanager
-def _bar(steps: int) -> Iterator[StepCallback]:
-    from rich.progress import BarColumn, MofNCompleteColumn, StepCallback, TextColumn, TimeRemainingColumn
+def _bar(steps: int) -> Iterator[Progress]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"),
@@ -174,7 +174,7 @@ def _bar(steps: int) -> Iterator[StepCallback]:
         TextColumn("{task.fields[at]}"),
         TimeRemainingColumn(),
     )
-    with StepCallback(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("measuring", total=steps, at="")
 
         def show(moved: Moved) -> None:

@@ -13,24 +13,12 @@ from rich.table import Table
 
 from flows.cli.common import console
 from flows.terminal import Terminal, warn
+from memmcl.config.methods import METHODS
 from memmcl.errors import ConfigError, UsageError, shown
 
 if TYPE_CHECKING:
     from memmcl.api.merging import Merge
 
-METHOD_NAMES = (
-    "linear",
-    "ties",
-    "dare_linear",
-    "dare_ties",
-    "della",
-    "breadcrumbs",
-    "slerp",
-    "tsv",
-    "iso_cts",
-    "regmean",
-)
-"""Those of `memmcl.merge.METHODS`, known before torch is loaded."""
 _NAME = re.compile(r"^[A-Za-z0-9][\w.-]{0,62}$")
 OPTIONS = {
     "model.name_or_path": "--base",
@@ -56,7 +44,7 @@ Experts = Annotated[
         "(s3://, file://); repeat it for each",
     ),
 ]
-Method = Annotated[str, typer.Option(metavar="NAME", help=f"How task vectors are merged: {', '.join(METHOD_NAMES)}")]
+Method = Annotated[str, typer.Option(metavar="NAME", help=f"How task vectors are merged: {', '.join(METHODS)}")]
 Parameters = Annotated[
     list[str] | None,
     typer.Option("--param", metavar="KEY=VALUE", help="A parameter of the method, as density=0.5; may be repeated"),

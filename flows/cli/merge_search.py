@@ -30,7 +30,7 @@ from memmcl.config import RunConfig, load_config
 from memmcl.errors import UsageError
 
 if TYPE_CHECKING:
-    from memmcl.api.searching import MergeSearch, SearchResult
+    from memmcl.api.search_result import MergeSearch, SearchResult
     from memmcl.evolve import Proposal
     from memmcl.search.course import Driver, OnResult
     from memmcl.search.spec import SearchSpec
@@ -210,14 +210,14 @@ def _leaderboard(found: SearchResult) -> None:
     """Print the merges that anyone would try by hand, and the winner; then what retention is measured in."""
     names, document = list(found.search.spec.subtasks), found.document
     table = Table("candidate", "fitness", *(names if len(names) > 1 else ()), box=None, header_style="bold")
-    winner = document["winner"]
-    shown = [one for one in document["candidates"] if one["origin"].startswith("seed:") and one["index"] != winner]
+    winner = document.winner
+    shown = [one for one in document.candidates if one.origin.startswith("seed:") and one.index != winner]
     for candidate in [*shown, found.winner]:
-        origin = candidate["origin"].removeprefix("seed:")
-        title = f"winner ({origin})" if candidate["index"] == winner else origin
-        values = [_number(candidate["values"][name]) for name in names] if len(names) > 1 else []
-        fitness = _number(candidate["fitness"])
-        table.add_row(title, fitness, *values, style="bold" if candidate["index"] == winner else None)
+        origin = candidate.origin.removeprefix("seed:")
+        title = f"winner ({origin})" if candidate.index == winner else origin
+        values = [_number(candidate.values[name]) for name in names] if len(names) > 1 else []
+        fitness = _number(candidate.fitness)
+        table.add_row(title, fitness, *values, style="bold" if candidate.index == winner else None)
     console.print(table)
     references = ", ".join(f"{name}: {model}" for name, model in found.references.items())
     console.print(f"retention      1 is what this model reaches: {references}", soft_wrap=True)

@@ -74,7 +74,7 @@ class AnchoredExpert:
     settings: AnchorSettings
     device: str = "auto"
 
-    def made_from(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """Return all that decides the result, as plain values and digests."""
         own = self.template if self.subtask is None else asdict(self.subtask)
         return {
@@ -94,7 +94,7 @@ class AnchoredExpert:
         Raises:
             UsageError: something else is there.
         """
-        return made_before(Path(folder).absolute(), after.RECORD, self.made_from())
+        return made_before(Path(folder).absolute(), after.RECORD, self.provenance())
 
     def save(
         self, folder: str | Path, *, progress: StepCallback = lambda moved: None, say: Say = lambda words: None
@@ -113,10 +113,10 @@ class AnchoredExpert:
         with new_folder(Path(folder).absolute()) as scratch:
             anchored, files = self._anchor(progress, say)
             kl = {"before": asdict(anchored.before), "after": asdict(anchored.after)}
-            found = {"made_from": self.made_from(), "held_out": len(self.dealt.held_out), "kl": kl}
+            record = {"made_from": self.provenance(), "held_out": len(self.dealt.held_out), "kl": kl}
             for name, data in files.items():
                 put(scratch, name, data)
-            return seal(scratch, after.RECORD, found)
+            return seal(scratch, after.RECORD, record)
 
     def _anchor(self, progress: StepCallback, say: Say) -> tuple[after.Anchored, dict[str, bytes]]:
         cfg, dealt = self.settings, self.dealt
@@ -206,9 +206,9 @@ def anchor_expert(
     Raises:
         MemmclError: arguments that do not go together, or an adapter or base that cannot be read.
     """
-    check_prompt(subtask, template)
+    _check_prompt(subtask, template)
     cfg = settings or AnchorSettings()
-    own = None if subtask is None else known_subtasks([subtask], "subtask")[0]
+    own = None if subtask is None else _known_subtasks([subtask], "subtask")[0]
     asked_of = _other_subtasks(others, own)
     try:
         files = read_folder(Path(adapter))
@@ -218,12 +218,8 @@ def anchor_expert(
     return AnchoredExpert(resolve_base(base), files, texts, own, template, asked_of, dealt, cfg, device)
 
 
-def check_prompt(subtask: str | None, template: str | None) -> None:
-    """Refuse neither and both of an adapter's subtask and its own prompt, and a prompt without a place for the text.
-
-    Raises:
-        UsageError: any of these.
-    """
+def _check_prompt(subtask: str | None, template: str | None) -> None:
+    """Refuse neither and both of an adapter's subtask and its own prompt, and a prompt without a place for the text."""
     if (subtask is None) == (template is None):
         raise UsageError(
             f"expected one of subtask and template, got {'neither' if subtask is None else 'both'}; "
@@ -233,12 +229,8 @@ def check_prompt(subtask: str | None, template: str | None) -> None:
         raise UsageError(f"template: expected {PLACE} in it, found none; write it where the text goes")
 
 
-def known_subtasks(names: Sequence[str], argument: str) -> list[Subtask]:
-    """Return subtasks of the catalogue.
-
-    Raises:
-        UsageError: one that is not in it; the message names the argument.
-    """
+def _known_subtasks(names: Sequence[str], argument: str) -> list[Subtask]:
+    """Return subtasks of the catalogue; an error names the argument."""
     unknown = [name for name in names if name not in SUBTASKS]
     if unknown:
         raise UsageError(f"{argument}: unknown subtask {shown(unknown[0])}; known ones: {', '.join(SUBTASKS)}")
@@ -251,11 +243,11 @@ def _other_subtasks(names: Sequence[str] | None, own: Subtask | None) -> list[Su
         return [subtask for subtask in SUBTASKS.values() if subtask != own]
     if names is not None and own is not None and own.name in names:
         raise UsageError(f"others names {own.name}, which is the adapter's own subtask; leave it out")
-    asked = known_subtasks(DEFAULT_OTHERS if names is None else names, "others")
-    found = [subtask for subtask in SUBTASKS.values() if subtask in asked and subtask != own]
-    if not found:
+    asked = _known_subtasks(DEFAULT_OTHERS if names is None else names, "others")
+    chosen = [subtask for subtask in SUBTASKS.values() if subtask in asked and subtask != own]
+    if not chosen:
         raise UsageError(f"others names no subtask; give some as {','.join(DEFAULT_OTHERS[:3])}, or {ALL}")
-    return found
+    return chosen
 
 
 def _device(device: str) -> str:

@@ -5,36 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
+from typing import Any, TypedDict, Unpack
 
 from memmcl import seeds
 from memmcl.adapters.format import Adapter
 from memmcl.adapters.load import UserAdapter, check_fit, other_base, read_user_adapter
-from memmcl.api.notebook import html_table
-from memmcl.backbone.forward import Backbone
-from memmcl.backbone.load import BaseRef, load_base, load_tokenizer, resolve_base, resolve_device, resolve_dtype
+from memmcl.api.notebook import html_table, numbers
+from memmcl.api.writing import write
+from memmcl.backbone.load import BaseRef, resolve_base, resolve_device, resolve_dtype
 from memmcl.backbone.shapes import Shapes, read_shapes
-from memmcl.errors import ModelError, StoreError, UsageError
-from memmcl.files.folder import check_room, disk, made_before, new_folder, put, seal
-from memmcl.merge.build import Merger, lowest_layer
-from memmcl.merge.deltas import Grams
-from memmcl.merge.export import adapter_files, merged_adapter, write_merge
+from memmcl.config.methods import METHODS
+from memmcl.errors import ModelError, UsageError, shown
+from memmcl.files.folder import made_before, new_folder, seal
+from memmcl.merge.build import lowest_layer
 from memmcl.merge.genome import Coefficients, Recipe
-from memmcl.merge.grams import input_moments
-from memmcl.merge.table import METHODS, check_parameters
-from memmcl.report.merge_card import merge_card
-from memmcl.version import __version__
+from memmcl.merge.table import check_parameters
 
 STAGE_VERSION = 1
 RECORD = "merge.json"
-"""Beside the model: what it was made from, how, and the digests of its files."""
-CARD = "README.md"
-_LIBRARIES = ("torch", "transformers", "peft", "safetensors")
+"""The record file beside the model: its inputs, its method, and the digests of its files."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +46,19 @@ class Texts:
     device: str = "cpu"
 
 
+class MergeOptions(TypedDict, total=False):
+    """What is seldom needed of a merge, as keywords of `merge_experts`."""
+
+    dtype: str
+    """Of a whole model's weights: auto (that of the base's files, the default), float32, bfloat16 or float16."""
+    texts: Mapping[str, Sequence[str]]
+    """By expert, unlabelled texts as it sees them in use, for a method that needs them (regmean)."""
+    text_tokens: int
+    """Tokens of each text that are run, at most; 512 by default."""
+    seed: int
+    """Of the random masks of dare_linear, dare_ties and della; 0 by default."""
+
+
 @dataclass(frozen=True)
 class Merge:
     """A merge of LoRA adapters on one base, ready to be saved.
@@ -63,8 +66,8 @@ class Merge:
     base: the base's shapes. experts: the adapters. coefficients: of every expert, by layer block; zeros take no part.
     recipe: the merge method. output: what is written. texts: unlabelled texts, for a method that needs them. weights:
     the base's files, for what reads them: a whole model, a method with `texts`, a search. search: facts of the search
-    that found the coefficients, its `key` above all; tables: its files, written beside the model. warnings: what is odd
-    about the adapters.
+    that found the coefficients, its `key` above all; tables: its files, written beside the model. warnings: about the
+    adapters.
     """
 
     base: Shapes
@@ -88,9 +91,9 @@ class Merge:
         """The lowest layer that any expert changes: where blocks begin."""
         return lowest_layer([expert.factors for expert in self.experts])
 
-    def made_from(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """Return all that decides the result, as plain values and digests."""
-        texts = {name: seeds.digest(list(found)) for name, found in sorted(self.texts.by_expert.items())}
+        texts = {name: seeds.digest(list(lines)) for name, lines in sorted(self.texts.by_expert.items())}
         run = {"tokens": self.texts.tokens, "dtype": self.texts.dtype} if texts else {}
         return {
             "base": {
@@ -102,7 +105,7 @@ class Merge:
                 {"name": one.name, "coefficients": list(self.coefficients[one.name]), "sha256": one.digests}
                 for one in self.experts
             ],
-            "recipe": _plain(self.recipe),
+            "recipe": {**asdict(self.recipe), "seed": self.recipe.seed if METHODS[self.recipe.method].seeded else None},
             "output": asdict(self.output),
             "texts": {**texts, **run},
             "search": self.search["key"] if self.search else None,
@@ -115,7 +118,7 @@ class Merge:
         Raises:
             UsageError: something else is there.
         """
-        return made_before(Path(folder).absolute(), RECORD, self.made_from())
+        return made_before(Path(folder).absolute(), RECORD, self.provenance())
 
     def save(self, folder: str | Path) -> dict[str, Any]:
         """Write the merged model, its card and its record into a new or empty folder; return the record.
@@ -131,14 +134,14 @@ class Merge:
         if record is not None:
             return record
         with new_folder(Path(folder).absolute()) as scratch:
-            return _write(scratch, self)
+            return seal(scratch, RECORD, write(scratch, self))
 
     def __repr__(self) -> str:
-        parts = ", ".join(f"{name}={_numbers(values)}" for name, values in self.coefficients.items())
-        return f"Merge({self.recipe.method} of {parts} on {self.base.name})"
+        experts = ", ".join(f"{name}={numbers(values)}" for name, values in self.coefficients.items())
+        return f"Merge({self.recipe.method} of {experts} on {self.base.name})"
 
     def _repr_html_(self) -> str:
-        rows = [(name, _numbers(values)) for name, values in self.coefficients.items()]
+        rows = [(name, numbers(values)) for name, values in self.coefficients.items()]
         return html_table(("expert", "weight"), rows, caption=f"{self.recipe.method} on {self.base.name}")
 
 
@@ -151,10 +154,7 @@ def merge_experts(
     parameters: Mapping[str, float | str] | None = None,
     rank: int | None = None,
     full: bool = False,
-    dtype: str = "auto",
-    texts: Mapping[str, Sequence[str]] | None = None,
-    text_tokens: int = 512,
-    seed: int = 0,
+    **options: Unpack[MergeOptions],
 ) -> Merge:
     """Merge LoRA adapters of one base; `save` writes the result.
 
@@ -169,24 +169,25 @@ def merge_experts(
         parameters: of the method, by name; those left out have its defaults.
         rank: compress the merge to an adapter of this rank, where it has no exact one.
         full: write the whole model instead of an adapter.
-        dtype: of the whole model's weights: auto (that of the base's files), float32, bfloat16 or float16.
-        texts: by expert, unlabelled texts as it is shown them, for a method that needs them (regmean).
-        text_tokens: tokens of each text that are run, at most.
-        seed: of the random masks of dare_linear, dare_ties and della.
+        options: dtype, texts, text_tokens, seed; see `MergeOptions`.
 
     Raises:
         MemmclError: an adapter or the base cannot be read, they do not fit, or arguments do not go together.
     """
+    unknown = sorted(set(options) - set(MergeOptions.__annotations__))
+    if unknown:
+        raise UsageError(f"unknown option {shown(unknown[0])}; known ones: {', '.join(MergeOptions.__annotations__)}")
     coefficients = {name: (value,) for name, value in weights_of(weights, list(experts)).items()}
-    recipe = Recipe(method, dict(parameters or {}), seed)
+    dtype = options.get("dtype", "auto")
+    recipe = Recipe(method, dict(parameters or {}), options.get("seed", 0))
     check_form(recipe, rank, full, dtype)
-    taking_part = [name for name, values in coefficients.items() if any(values)]
-    asked = check_texts(recipe, texts or {}, taking_part)
+    merged = [name for name, values in coefficients.items() if any(values)]
+    texts = check_texts(recipe, options.get("texts") or {}, merged)
     shapes, adapters, warnings = read_experts(base, experts)
     run_texts = Texts()
-    if asked:
+    if texts:
         device = resolve_device("auto", 0)
-        run_texts = Texts(asked, text_tokens, resolve_dtype("auto", device), device)
+        run_texts = Texts(texts, options.get("text_tokens", 512), resolve_dtype("auto", device), device)
     return Merge(
         shapes,
         adapters,
@@ -194,13 +195,13 @@ def merge_experts(
         recipe,
         output_of(shapes, rank, full, dtype),
         run_texts,
-        resolve_base(base) if full or asked else None,
+        resolve_base(base) if full or texts else None,
         warnings=tuple(warnings),
     )
 
 
 def weights_of(weights: Mapping[str, float] | Sequence[float] | None, names: Sequence[str]) -> dict[str, float]:
-    """Return the weight of each expert, 1 where none is given.
+    """Return the weight of each expert, 1 by default.
 
     Raises:
         UsageError: too many or too few, of no expert, not finite, or zeros alone.
@@ -216,10 +217,10 @@ def weights_of(weights: Mapping[str, float] | Sequence[float] | None, names: Seq
             raise UsageError(f"weights names {name}, which is no expert; known ones: {', '.join(names)}")
         if not math.isfinite(value):
             raise UsageError(f"weights: expected a number, got {value} for {name}")
-    found = {name: float(weights.get(name, 1.0)) for name in names}
-    if not any(found.values()):
+    numbers = {name: float(weights.get(name, 1.0)) for name in names}
+    if not any(numbers.values()):
         raise UsageError("all weights are zero; the merge would be the base itself")
-    return found
+    return numbers
 
 
 def check_form(recipe: Recipe, rank: int | None, full: bool, dtype: str) -> None:
@@ -281,125 +282,6 @@ def output_of(base: Shapes, rank: int | None, full: bool, dtype: str) -> Output:
     """
     if full and base.quantised:
         raise ModelError(
-            f"{base.name} is quantised, and memmcl writes plain weights; name the model that it was made of"
+            f"{base.name} is quantised, and memmcl writes plain weights; name the model that it was quantised from"
         )
     return Output(full, rank, (base.dtype if dtype == "auto" else dtype) if full else "float32")
-
-
-def _write(folder: Path, merge: Merge) -> dict[str, Any]:
-    grams = _grams(merge) if METHODS[merge.recipe.method].grams else None
-    written = _write_full(folder, merge, grams) if merge.output.full else _write_adapter(folder, merge, grams)
-    record = {
-        "made_from": merge.made_from(),
-        "base": {"name": merge.base.name, "licence": merge.base.licence},
-        "experts": [_described(merge, expert) for expert in merge.experts],
-        "method": _method(merge.recipe),
-        **written,
-        "search": dict(merge.search) if merge.search else None,
-        "warnings": list(merge.warnings),
-        "versions": {"memmcl": __version__, **{name: version(name) for name in _LIBRARIES}},
-    }
-    for name, data in {CARD: merge_card(record).encode(), **merge.tables}.items():
-        put(folder, name, data)
-    return seal(folder, RECORD, record)
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.4g}" for value in values)
-
-
-def _write_adapter(folder: Path, merge: Merge, grams: Grams | None) -> dict[str, Any]:
-    merged = merged_adapter(
-        merge.adapters,
-        merge.coefficients,
-        merge.recipe,
-        lowest=merge.lowest,
-        layers=merge.base.layers,
-        rank=merge.output.rank,
-        grams=grams,
-    )
-    files = adapter_files(merged.factors, base_name=merge.base.name)
-    check_room(folder, sum(len(data) for data in files.values()))
-    for name, data in files.items():
-        put(folder, name, data)
-    rank = max(len(pair.a) for pair in merged.factors.values())
-    return {"output": {"form": "adapter", "rank": rank}, "errors": _errors(merged.errors)}
-
-
-def _write_full(folder: Path, merge: Merge, grams: Grams | None) -> dict[str, Any]:
-    check_room(folder, merge.base.size(merge.output.dtype))
-    assert merge.weights is not None, "a whole model is written from the base's weights"
-    try:
-        with disk(folder):
-            write_merge(
-                folder,
-                merge.weights,
-                merge.adapters,
-                {name: merge.coefficients[name] for name in merge.adapters},
-                merge.recipe,
-                dtype=merge.output.dtype,
-                split=merge.lowest,
-                grams=grams,
-            )
-    except SafetensorError as error:  # what its writer makes of a full disk
-        raise StoreError(f"cannot write the model ({error}); make room, or name another place") from error
-    return {"output": {"form": "full", "dtype": merge.output.dtype}, "errors": None}
-
-
-def _grams(merge: Merge) -> Grams:
-    """Run the base with each expert by itself over that expert's texts, and take the second moments of what it sees."""
-    assert merge.weights is not None, "texts are run through the base"
-    tokenizer = load_tokenizer(merge.weights)
-    backbone = Backbone(load_base(merge.weights, merge.texts.dtype, merge.texts.device), 0, merge.lowest)
-    merger = Merger(backbone, merge.adapters, 1)
-    found = {}
-    for name, factors in merge.adapters.items():
-        merger.apply({name: (1.0,)})
-        rows = [tokenizer(text)["input_ids"][: merge.texts.tokens] for text in merge.texts.by_expert[name]]
-        found[name] = input_moments(backbone.model, factors, rows)
-        broken = [module for module, moment in found[name].items() if not bool(torch.isfinite(moment).all())]
-        if broken:
-            raise ModelError(
-                f"expert {name}: what goes into {broken[0]} is not finite; does the adapter fit this base?"
-            )
-    return found
-
-
-def _described(merge: Merge, expert: UserAdapter) -> dict[str, Any]:
-    return {
-        "name": expert.name,
-        "place": expert.place,
-        "coefficients": list(merge.coefficients[expert.name]),
-        "rank": expert.rank,
-        "modules": len(expert.factors),
-        "base_name": expert.base_name,
-        "sha256": expert.digests,
-        "texts": len(merge.texts.by_expert.get(expert.name, ())) or None,
-    }
-
-
-def _method(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe with the defaults of what it leaves out, and where the method comes from."""
-    row = METHODS[recipe.method]
-    defaults: dict[str, float | str] = {name: gene.default for name, gene in row.genes.items()}
-    defaults |= {name: values[0] for name, values in row.switches.items()}
-    return {
-        "name": recipe.method,
-        "parameters": {**defaults, **recipe.parameters},
-        "seed": recipe.seed if row.seeded else None,
-        "reference": row.reference,
-    }
-
-
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    seeded = METHODS[recipe.method].seeded
-    return {"method": recipe.method, "parameters": dict(recipe.parameters), "seed": recipe.seed if seeded else None}
-
-
-def _errors(errors: Mapping[str, float]) -> dict[str, Any] | None:
-    """Return the relative errors of a compression: the mean over modules, the worst, and all of them."""
-    if not errors:
-        return None
-    worst = max(errors, key=lambda module: (errors[module], module))
-    mean = sum(errors.values()) / len(errors)
-    return {"mean": mean, "worst": {"module": worst, "error": errors[worst]}, "modules": dict(errors)}

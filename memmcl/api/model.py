@@ -17,7 +17,7 @@ from memmcl.api.notebook import html_table
 from memmcl.api.runs import LATEST, FinishedRun, open_run
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.resident import ModelSpec, resident
-from memmcl.curriculum.choose import context_of
+from memmcl.curriculum.context import context_of
 from memmcl.errors import UsageError
 from memmcl.evaluate.asking import make_probe
 from memmcl.merge.build import Merger
@@ -28,6 +28,8 @@ from memmcl.suite.parsing import parse_tuples
 from memmcl.suite.prompts import Prompter
 from memmcl.suite.subtasks import Subtask
 
+SHOWN = 10
+"""Predictions that a repr shows."""
 ASPECTS = "uabsa"
 """The subtask whose answer tells which aspects a text speaks of."""
 
@@ -50,6 +52,13 @@ class Prediction:
     text: str | None = None
     missing: tuple[str, ...] = ()
 
+    @property
+    def answer(self) -> str:
+        """The answer in words: the label, the tuples, or what is missing."""
+        if self.missing:
+            return f"needs {', '.join(self.missing)}"
+        return self.label or "; ".join(", ".join(item) for item in self.tuples or ()) or self.text or ""
+
 
 class Predictions(list[Prediction]):
     """Answers, in the order of the texts, then of the subtasks."""
@@ -59,18 +68,25 @@ class Predictions(list[Prediction]):
         rows = [asdict(one) | {"about": json.dumps(dict(one.about)), "missing": list(one.missing)} for one in self]
         return pa.Table.from_pylist([{**row, "tuples": json.dumps(row["tuples"])} for row in rows])
 
-    def _repr_html_(self) -> str:
-        rows = [
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [
             (
                 one.input[:80],
                 one.subtask,
                 ", ".join(one.about.values()),
-                one.label or one.tuples or "",
+                one.answer,
                 "" if one.probability is None else f"{one.probability:.2f}",
             )
             for one in self
         ]
-        return html_table(("text", "subtask", "about", "answer", "probability"), rows)
+
+    def __repr__(self) -> str:
+        lines = [", ".join(filter(None, row)) for row in self._rows()[:SHOWN]]
+        more = [f"... and {len(self) - SHOWN} more"] if len(self) > SHOWN else []
+        return "\n  ".join([f"Predictions({len(self)})", *lines, *more])
+
+    def _repr_html_(self) -> str:
+        return html_table(("text", "subtask", "about", "answer", "probability"), self._rows())
 
 
 @dataclass(frozen=True, repr=False)
@@ -107,16 +123,16 @@ class SentimentModel:
         unknown = [name for name in names if name not in self.subtasks]
         if unknown:
             raise UsageError(f"unknown subtask {unknown[0]}; those of the run are {', '.join(self.run.order)}")
-        found: dict[tuple[int, str], list[Prediction]] = {}
+        answered: dict[tuple[int, str], list[Prediction]] = {}
         with self._adapted() as model:
             spoken_of = [list(aspects) for _ in asked]
             for name in sorted(names, key=lambda name: (name != ASPECTS, names.index(name))):
                 questions = [(at, about) for at, of in enumerate(spoken_of) for about in self._about(name, of, targets)]
                 for (at, _), answer in zip(questions, self._ask(model, name, asked, questions), strict=True):
-                    found.setdefault((at, name), []).append(answer)
+                    answered.setdefault((at, name), []).append(answer)
                     if name == ASPECTS and not aspects:
                         spoken_of[at] += [first for first, *_ in answer.tuples or ()]
-        return Predictions(one for at in range(len(asked)) for name in names for one in found.get((at, name), []))
+        return Predictions(one for at in range(len(asked)) for name in names for one in answered.get((at, name), []))
 
     def _about(self, name: str, aspects: Sequence[str], targets: Sequence[str]) -> list[dict[str, str] | None]:
         """Return the fields of each question; None for one that cannot be asked."""
@@ -165,8 +181,10 @@ class SentimentModel:
         scores = probe.label_scores() - (np.array(chosen["offsets"]) if chosen["offsets"] else 0.0)
         shares = np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
         best = shares.argmax(axis=1)
-        found = zip(best, shares, strict=True)
-        return [{"label": subtask.labels[one], "probability": float(row[one])} for one, row in found]
+        return [
+            {"label": subtask.labels[one], "probability": float(row[one])}
+            for one, row in zip(best, shares, strict=True)
+        ]
 
     @contextmanager
     def _adapted(self) -> Iterator[tuple[Backbone, Prompter]]:
@@ -183,6 +201,11 @@ class SentimentModel:
     def __repr__(self) -> str:
         return f"SentimentModel(run {self.run.id[:8]} on {self.spec.base.name}: {', '.join(self.run.order)})"
 
+    def _repr_html_(self) -> str:
+        asked = [self.subtasks[name] for name in self.run.order]
+        rows = [(one.name, one.title, ", ".join(one.labels) or f"({', '.join(one.tuple_fields)})") for one in asked]
+        return html_table(("subtask", "title", "answers"), rows, caption=repr(self))
+
 
 def load_model(store: str | Store = "memmcl-store", run: str = LATEST) -> SentimentModel:
     """Load the unified model of a finished run; see `open_run`. What was trained on a GPU answers on a CPU too.
@@ -190,16 +213,16 @@ def load_model(store: str | Store = "memmcl-store", run: str = LATEST) -> Sentim
     Raises:
         MemmclError: no such run, or its base model is not here.
     """
-    found = open_run(store, run)
-    base = found.base if torch.cuda.is_available() else found.base.model_copy(update={"device": "cpu"})
-    cfg = found.config
+    opened = open_run(store, run)
+    base = opened.base if torch.cuda.is_available() else opened.base.model_copy(update={"device": "cpu"})
+    cfg = opened.config
     spec = ModelSpec(
         base=base,
         revision=cfg.model.revision,
         max_prompt_tokens=cfg.data.max_prompt_tokens,
         threads=torch.get_num_threads(),
     )
-    return SentimentModel(found, spec, catalogue(cfg))
+    return SentimentModel(opened, spec, catalogue(cfg))
 
 
 def _tuples(subtask: Subtask, text: str) -> dict[str, Any]:

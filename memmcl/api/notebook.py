@@ -1,9 +1,14 @@
-"""What notebooks show of results: small tables, as HTML."""
+"""What notebooks show of results: numbers in short, and small tables as HTML."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+
+
+def numbers(values: Iterable[float]) -> str:
+    """Return coefficients with at most four digits each."""
+    return ", ".join(f"{value:.4g}" for value in values)
 
 
 def html_table(heads: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:

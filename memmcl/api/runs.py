@@ -27,7 +27,7 @@ LATEST, CHAMPION = "latest", "champion"
 
 @dataclass(frozen=True, repr=False)
 class FinishedRun:
-    """A finished run in a store. manifest: of its last artifact; what it was made from are its inputs."""
+    """A finished run in a store. manifest: of its last artifact, whose inputs are the run's other artifacts."""
 
     store: Store
     manifest: Manifest
@@ -64,7 +64,7 @@ class FinishedRun:
 
     @cached_property
     def artifacts(self) -> dict[str, ArtifactRef]:
-        """What it was made from, by `kind:name`, as `expert:expert irony`."""
+        """The artifacts of the run, by `kind:name`, as `expert:expert irony`."""
         return {f"{ref.kind}:{ref.name}": ref for ref in self.manifest.inputs}
 
     @property
@@ -82,8 +82,8 @@ class FinishedRun:
         """The answers of every model to all test rows: subtask, id, text, gold, and a column per model."""
         tables = []
         for name in self.order:
-            found = self._table(f"evaluation:evaluation {name}", "predictions.parquet")
-            tables.append(found.add_column(0, "subtask", pa.array([name] * found.num_rows)))
+            answers = self._table(f"evaluation:evaluation {name}", "predictions.parquet")
+            tables.append(answers.add_column(0, "subtask", pa.array([name] * answers.num_rows)))
         return pa.concat_tables(tables, promote_options="default")
 
     @cached_property
@@ -120,8 +120,8 @@ class FinishedRun:
 
     def _repr_html_(self) -> str:
         table = html_table(("model", "mean score"), self._means(), caption=f"run {self.id[:8]}, {self.name}")
-        found = [one for one in self.candidates.to_pylist() if one["search"] == "unified" and not one["stopped"]]
-        return table + curve_svg([one["fitness"] for one in found])
+        whole = [one for one in self.candidates.to_pylist() if one["search"] == "unified" and not one["stopped"]]
+        return table + curve_svg([one["fitness"] for one in whole])
 
 
 def open_run(
@@ -150,14 +150,14 @@ def open_run(
         if current is None:
             raise DataError(f"no champion {shown(champion)} in {opened.url} yet; the first retrain makes one")
         start = current.run_id
-    found = newest(opened, "run", start)
-    if found is None:
+    manifest = newest(opened, "run", start)
+    if manifest is None:
         which = f"whose id starts with {shown(start)} " if start else ""
         raise DataError(f"no finished run {which}in {opened.url}; start one with `memmcl run CONFIG`")
-    problems = opened.closure("run", found.key, leaves=("anchors", "warm")).problems
+    problems = opened.closure("run", manifest.key, leaves=("anchors", "warm")).problems
     if problems:
         raise CorruptArtifact(
-            f"run {found.key[:8]} is damaged: {problems[0].what}; run its command again, or mend it by "
-            f"`memmcl store verify --repair {found.key[:8]} --store {opened.url}`"
+            f"run {manifest.key[:8]} is damaged: {problems[0].what}; run its command again, or mend it by "
+            f"`memmcl store verify --repair {manifest.key[:8]} --store {opened.url}`"
         )
-    return FinishedRun(opened, found)
+    return FinishedRun(opened, manifest)

@@ -1,20 +1,19 @@
 """The section `curriculum`."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from memmcl.config.section import Section
+from memmcl.config.section import OneOf, Section
+
+CONTEXTS = ("zero-shot", "own-shots", "curriculum", "reversed", "random")
+"""Demonstrations that a prompt may begin with; see `memmcl.curriculum.context`."""
 
 
 class CurriculumConfig(Section):
     """Difficulty, contexts, and the gate that picks one per subtask on weak rows."""
 
-    contexts: tuple[Literal["zero-shot", "own-shots", "curriculum", "reversed", "random"], ...] = Field(
-        ("zero-shot", "own-shots", "curriculum", "reversed", "random"), description="Contexts that are compared"
-    )
+    contexts: tuple[Annotated[str, OneOf(CONTEXTS)], ...] = Field(CONTEXTS, description="Contexts that are compared")
     own_shots: int = Field(4, ge=0, description="Demonstrations of the subtask itself, at most")
     shots_per_subtask: int = Field(1, ge=0, description="Demonstrations of each easier subtask, at most")
     budget_tokens: int = Field(512, ge=0, description="Tokens that demonstrations may take")

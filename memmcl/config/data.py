@@ -1,8 +1,6 @@
 """The section `data`: which subtasks, where their rows lie, how many are used."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,10 +9,10 @@ from memmcl.errors import shown
 
 
 class SourceConfig(Section):
-    """Where the rows of one subtask lie: one file of all rows, a file per part, or a Hugging Face data set."""
+    """Where the rows of one subtask lie: one file of all rows, a file per split, or a Hugging Face data set."""
 
     path: Place | None = Field(
-        None, description="JSONL, CSV or Parquet: path, glob or URL; its rows are dealt to the parts by content"
+        None, description="JSONL, CSV or Parquet: path, glob or URL; its rows are dealt to the splits by content"
     )
     train: Place | None = Field(None, description="File of training rows; with dataset, the name of that split")
     weak: Place | None = Field(None, description="File of weak rows; with dataset, the name of that split")
@@ -28,11 +26,11 @@ class SourceConfig(Section):
     labels: dict[str, str] = Field(default_factory=dict, description="A label as it is in the data to the one it means")
 
     @model_validator(mode="after")
-    def _one_place(self) -> SourceConfig:
-        parts = [name for name in ("train", "weak", "test") if getattr(self, name)]
-        if self.path and (self.dataset or parts):
-            raise ValueError(f"path holds all rows: leave out {', '.join(parts) or 'dataset'}, or path")
-        if not self.path and not self.dataset and not {"train", "test"} <= set(parts):
+    def _one_place(self) -> Self:
+        splits = [name for name in ("train", "weak", "test") if getattr(self, name)]
+        if self.path and (self.dataset or splits):
+            raise ValueError(f"path holds all rows: leave out {', '.join(splits) or 'dataset'}, or path")
+        if not self.path and not self.dataset and not {"train", "test"} <= set(splits):
             raise ValueError("expected path, or train and test (and weak, if there is one), or dataset")
         if not self.dataset and (self.subset or self.revision):
             raise ValueError("subset and revision belong to dataset; give that too")
@@ -61,7 +59,7 @@ class SubtaskConfig(Section):
     data: SourceConfig = Field(description="Where its rows lie")
 
     @model_validator(mode="after")
-    def _consistent(self) -> SubtaskConfig:
+    def _consistent(self) -> Self:
         if bool(self.labels) == bool(self.tuple_fields):
             raise ValueError(f"subtask {self.name}: give either labels or tuple_fields")
         for what, values in (("labels", self.labels), ("tuple_fields", self.tuple_fields), ("needs", self.needs)):
@@ -89,7 +87,7 @@ class SubtaskConfig(Section):
 
 
 class DataConfig(Section):
-    """Where rows come from, and how many of each part are used."""
+    """Where rows come from, and how many of each split are used."""
 
     source: Place = Field(
         "embedded",
@@ -121,7 +119,7 @@ class DataConfig(Section):
     )
     test_rows: int = Field(100, ge=1, description="Test rows a subtask, at most; for reporting only")
     pool_rows: int = Field(
-        20_000, ge=1, description="Rows of a data set and part that are drawn from; a larger one is sampled by content"
+        20_000, ge=1, description="Rows of a data set and split that are drawn from; a larger one is sampled by content"
     )
     max_prompt_tokens: int = Field(192, ge=16, le=8192, description="A query's tokens; a longer text is cut at its end")
     max_characters: int = Field(20_000, ge=100, description="A longer text is a fault in the data")
@@ -140,7 +138,7 @@ class DataConfig(Section):
         return names
 
     @model_validator(mode="after")
-    def _all_named(self) -> DataConfig:
+    def _all_named(self) -> Self:
         own = [subtask.name for subtask in self.custom]
         if len(set(own)) != len(own):
             raise ValueError("each subtask of your own needs a name of its own")

@@ -1,14 +1,12 @@
 """The section `evaluation`."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from memmcl.config.section import Section
 
 
 class EvaluationConfig(Section):
-    """How models are put to rows."""
+    """How models are scored on rows."""
 
     batch_size: int = Field(16, ge=1, description="Rows run at once")
     max_new_tokens: int = Field(64, ge=1, le=1024, description="Where a generated tuple answer is cut off")
@@ -29,5 +27,5 @@ class EvaluationConfig(Section):
     interference_rows: int = Field(
         32,
         ge=0,
-        description="Test rows of each subtask that every expert is put to, at most; 0: no interference matrix",
+        description="Test rows of each subtask that every expert is scored on, at most; 0: no interference matrix",
     )

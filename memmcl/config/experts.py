@@ -1,8 +1,6 @@
 """The section `experts`."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -58,7 +56,7 @@ class ExpertsConfig(Section):
         description="Share of an expert's steps that anchor it after the fact; 0: anchors while it learns",
     )
     anchor_batch_size: int = Field(4, ge=1, description="Anchor rows a step, of one other subtask in turn")
-    anchor_rows: int = Field(32, ge=1, description="Anchor rows that each subtask lends to the others, at most")
+    anchor_rows: int = Field(32, ge=1, description="Anchor rows from each subtask for the others, at most")
     anchor_source: Literal["train", "texts", "corpus"] = Field(
         "train",
         description="Anchor rows: other subtasks' training rows, plain texts, or the corpus that ships with memmcl",
@@ -76,7 +74,7 @@ class ExpertsConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> ExpertsConfig:
+    def _consistent(self) -> Self:
         if (self.anchor_source == "texts") != (self.anchor_texts is not None):
             raise ValueError("anchor_texts goes with anchor_source: texts, and that with it")
         if self.patience and not self.validation_rows:

@@ -1,7 +1,5 @@
 """The section `promotion`."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from memmcl.config.section import Section

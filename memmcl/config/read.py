@@ -1,7 +1,5 @@
 """A configuration read from a YAML file and `key=value` overrides, and what is wrong with one in words."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -69,8 +67,8 @@ def _secrets(value: object, where: str = "") -> Iterator[str]:
     if isinstance(value, str) and secret_in(value):
         yield where
     inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
-    for key, part in inner:
-        yield from _secrets(part, f"{where}.{key}" if where else str(key))
+    for key, child in inner:
+        yield from _secrets(child, f"{where}.{key}" if where else str(key))
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -95,21 +93,21 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _explain(problem: Mapping[str, Any]) -> str:
-    where = ".".join(str(part)[:VALUE] for part in problem["loc"]) or "config"
+    where = ".".join(str(name)[:VALUE] for name in problem["loc"]) or "config"
     if problem["type"] == "extra_forbidden":
         return f"unknown key {shown(where)}; known here: {', '.join(_siblings(problem['loc']))}"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    given = problem["input"]
-    got = "" if isinstance(given, dict) else f" (got {shown(redact(given) if isinstance(given, str) else given)})"
+    value = problem["input"]
+    got = "" if isinstance(value, dict) else f" (got {shown(redact(value) if isinstance(value, str) else value)})"
     return f"{where}: {message[0].lower()}{message[1:]}{got}"
 
 
 def _siblings(location: Sequence[str | int]) -> list[str]:
     section: type[BaseModel] = RunConfig
-    for part in location[:-1]:
-        if part not in section.model_fields:  # the place in a list, or the name in a mapping, of sections
+    for name in location[:-1]:
+        if name not in section.model_fields:  # the place in a list, or the name in a mapping, of sections
             continue
-        annotation = section.model_fields[str(part)].annotation
+        annotation = section.model_fields[str(name)].annotation
         inner = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type)]
         section = next(one for one in inner if issubclass(one, BaseModel))
     return list(section.model_fields)

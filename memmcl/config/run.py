@@ -1,8 +1,6 @@
 """The whole tree."""
 
-from __future__ import annotations
-
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -37,7 +35,7 @@ class RunConfig(Section):
     ray: RayConfig = Field(default_factory=RayConfig, description="Ray")
 
     @model_validator(mode="after")
-    def _enough_lookahead(self) -> RunConfig:
+    def _enough_lookahead(self) -> Self:
         if self.search.lookahead < self.ray.workers:
             raise ValueError(
                 f"search.lookahead ({self.search.lookahead}) must be at least ray.workers ({self.ray.workers}), "

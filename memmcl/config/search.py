@@ -1,21 +1,24 @@
 """The section `search`."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from memmcl.config.section import Section
+from memmcl.config.methods import RIVALS, SEARCHED
+from memmcl.config.section import OneOf, Section
+from memmcl.config.strategies import STRATEGIES, UPDATES
+
+FitnessKind = Literal["loglik", "choice", "metric", "agree"]
 
 
 class SearchConfig(Section):
     """The two-stage merge search."""
 
-    strategy: Literal["bayesian", "cmaes", "genetic", "nsga2", "random"] = Field(
-        "bayesian", description="What proposes genomes; docs/method.md tells of each"
+    strategy: Annotated[str, OneOf(STRATEGIES)] = Field(
+        "bayesian",
+        description=f"What proposes genomes: {'; '.join(f'{name}, {row.about}' for name, row in STRATEGIES.items())}",
     )
-    update: Literal["generational", "steady-state"] = Field(
+    update: Annotated[str, OneOf(UPDATES)] = Field(
         "generational", description="Genetic and nsga2: a population is replaced as a whole, or child by child"
     )
     restarts: bool = Field(
@@ -24,8 +27,8 @@ class SearchConfig(Section):
     objectives: Literal["groups", "subtasks"] = Field(
         "groups", description="What nsga2 trades off: the mean retention of each group, or that of each subtask"
     )
-    method: Literal["linear", "ties", "dare_linear", "dare_ties", "della", "breadcrumbs", "slerp", "tsv", "iso_cts"] = (
-        Field("linear", description="How task vectors are merged; docs/merge.md tells of each")
+    method: Annotated[str, OneOf(SEARCHED)] = Field(
+        "linear", description="How task vectors are merged; docs/merge.md tells of each"
     )
     parameters: dict[str, float | str] = Field(
         {}, description="Parameters of the method, by name; those left out have its defaults"
@@ -34,7 +37,7 @@ class SearchConfig(Section):
         {}, description="Parameters of the method that the search varies, each with its lowest and highest value"
     )
     mask: bool = Field(False, description="Also search, for every coefficient, whether it counts at all")
-    rivals: tuple[Literal["ties", "tsv"], ...] = Field(
+    rivals: tuple[Annotated[str, OneOf(RIVALS)], ...] = Field(
         (), description="Other methods whose scale is tuned beside the search; the best of each is among the finalists"
     )
     adapter_rank: int = Field(
@@ -69,13 +72,13 @@ class SearchConfig(Section):
     )
     population: int = Field(6, ge=4, description="Candidates a generation")
     sigma: float = Field(0.15, gt=0, le=1, description="First step size, as a share of the bounds' width")
-    fitness: Literal["loglik", "choice", "metric", "agree"] = Field(
+    fitness: FitnessKind = Field(
         "loglik",
         description="What is kept of each expert: its likelihood of the gold answers, the gold label's share of the "
         "probability of all labels (choice; of tuples, loglik), its metric, or what it expects at its own answers "
         "(agree; needs no labels)",
     )
-    blend: dict[Literal["loglik", "choice", "metric", "agree"], float] = Field(
+    blend: dict[FitnessKind, float] = Field(
         {}, description="Weights of several kinds of fitness; empty: `fitness` alone"
     )
     shrink: float = Field(
@@ -102,7 +105,7 @@ class SearchConfig(Section):
         return set(self.weights) != {"agree"}
 
     @model_validator(mode="after")
-    def _check(self) -> SearchConfig:
+    def _check(self) -> Self:
         low, high = self.bounds
         if not low < high:
             raise ValueError(f"bounds must rise; got {low}, {high}")
@@ -115,8 +118,10 @@ class SearchConfig(Section):
             raise ValueError("the weights of a blend must be above 0; leave a kind out instead")
         if list(self.rungs) != sorted(set(self.rungs)) or not all(0 < rung < 1 for rung in self.rungs):
             raise ValueError(f"rungs must be rising shares between 0 and 1; got {list(self.rungs)}")
-        if self.update == "steady-state" and self.strategy not in ("genetic", "nsga2"):
-            raise ValueError(f"update: steady-state is for genetic and nsga2; {self.strategy} has nothing to replace")
-        if self.restarts and self.strategy != "cmaes":
-            raise ValueError(f"restarts is for cmaes; {self.strategy} does not converge to a point")
+        if self.update not in STRATEGIES[self.strategy].updates:
+            able = " and ".join(name for name, row in STRATEGIES.items() if self.update in row.updates)
+            raise ValueError(f"update: {self.update} is for {able}; {self.strategy} has nothing to replace")
+        if self.restarts and not STRATEGIES[self.strategy].restarts:
+            able = " and ".join(name for name, row in STRATEGIES.items() if row.restarts)
+            raise ValueError(f"restarts is for {able}; {self.strategy} does not converge to a point")
         return self

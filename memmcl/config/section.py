@@ -1,10 +1,11 @@
 """What the sections of the configuration share: a frozen model, and the types of their values."""
 
-from __future__ import annotations
-
-from typing import Annotated
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import CoreSchema, core_schema
 
 from memmcl.urls import refuse_secret, schema_pattern
 
@@ -14,6 +15,17 @@ Place = Annotated[str, AfterValidator(refuse_secret), Field(json_schema_extra={"
 
 The refusal is no `ValueError`, because pydantic would repeat the value; the pattern has a Prefect server refuse it.
 """
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Annotates a string that is one of the names of a table: `Literal` with names that are not written out twice."""
+
+    names: Iterable[str]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        """Return the schema of a literal."""
+        return core_schema.literal_schema(list(self.names))
 
 
 class Section(BaseModel):

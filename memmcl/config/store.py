@@ -1,7 +1,5 @@
 """The section `store`."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from memmcl.config.section import Place, Section

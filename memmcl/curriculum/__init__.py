@@ -1,17 +1,17 @@
 """The curriculum: how hard subtasks are, in which order they are met, with which context. numpy only."""
 
-from memmcl.curriculum.context import CONTEXTS, Context, build_context
-from memmcl.curriculum.difficulty import DEFAULT_WEIGHTS, DifficultyReport, difficulties
+from memmcl.config.curriculum import CONTEXTS
+from memmcl.curriculum.context import Context, Shots, build_context
+from memmcl.curriculum.difficulty import DEFAULT_WEIGHTS, DifficultyReport, difficulties, order_subtasks
 from memmcl.curriculum.gate import Option, choose
-from memmcl.curriculum.order import MODES, order_subtasks
 
 __all__ = [
     "CONTEXTS",
     "DEFAULT_WEIGHTS",
-    "MODES",
     "Context",
     "DifficultyReport",
     "Option",
+    "Shots",
     "build_context",
     "choose",
     "difficulties",

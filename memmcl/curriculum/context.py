@@ -2,7 +2,7 @@
 
 A curriculum context holds demonstrations from the easier subtasks in ascending difficulty, then the subtask's
 own, then the query. `curriculum`, `reversed` and `random` hold the same demonstrations and differ in nothing
-but the order of the other subtasks' part, so that the ablation isolates order. How many fit, and which go
+but the order of the other subtasks' demonstrations, so that the ablation isolates order. How many fit, and which go
 first, is our decision.
 """
 
@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from memmcl.config.curriculum import CONTEXTS, CurriculumConfig
 from memmcl.errors import ConfigError, DataError
 from memmcl.seeds import derive
 
 if TYPE_CHECKING:
     from memmcl.suite.examples import Example
+    from memmcl.suite.prompts import Prompter
+    from memmcl.suite.subtasks import Subtask
 
-CONTEXTS = ("zero-shot", "own-shots", "curriculum", "reversed", "random")
 TRIES = 4  # candidates looked at per wanted demonstration before it is given up as too long
 
 Demonstration = tuple[str, "Example"]
@@ -36,23 +38,29 @@ class Context:
     tokens: int
 
 
+@dataclass(frozen=True)
+class Shots:
+    """At most how many demonstrations a context holds: of the subtask itself, of each easier one, and in tokens."""
+
+    own: int
+    others: int
+    tokens: int
+
+
 def build_context(
     kind: str,
     subtask_name: str,
     *,
     order: Sequence[str],
     demonstrations: Mapping[str, Sequence[Example]],
-    own_shots: int,
-    others_per_subtask: int,
-    budget_tokens: int,
+    shots: Shots,
     count_tokens: Callable[[str, Example], int],
     seed: int,
 ) -> Context:
     """Return the context `kind` (one of `CONTEXTS`) of `subtask_name`.
 
-    order: all subtask names, easiest first. demonstrations: candidates per subtask name (train rows).
-    own_shots, others_per_subtask: how many from the subtask itself and from each easier one. budget_tokens:
-    limit on the sum of `count_tokens(subtask name, example)`.
+    order: all subtask names, easiest first. demonstrations: candidates per subtask name (train rows). count_tokens:
+    the tokens of an example of a subtask, by its name.
 
     Demonstrations are one per label in turn, drawn by `seed` and the names, whatever the order of the
     candidates. The subtask's own come first into the budget, then those of the easier subtasks, nearest in
@@ -66,15 +74,12 @@ def build_context(
     """
     if kind not in CONTEXTS:
         raise ConfigError(f"unknown context `{kind}`; choose one of {', '.join(CONTEXTS)}")
-    if min(own_shots, others_per_subtask, budget_tokens) < 0:
-        raise ConfigError(
-            f"context needs counts and a budget of 0 or more, got own_shots {own_shots}, "
-            f"others_per_subtask {others_per_subtask}, budget_tokens {budget_tokens}"
-        )
+    if min(shots.own, shots.others, shots.tokens) < 0:
+        raise ConfigError(f"context needs counts and a budget of 0 or more, got {shots}")
     if list(order).count(subtask_name) != 1 or len(set(order)) != len(order):
         raise DataError(f"the curriculum {list(order)} must hold every subtask once, and {subtask_name} among them")
 
-    left = budget_tokens
+    left = shots.tokens
     own: list[Demonstration] = []
     others: list[list[Demonstration]] = []  # one list per easier subtask, nearest in difficulty first
     if kind != "zero-shot":
@@ -83,15 +88,40 @@ def build_context(
             sources += reversed(order[: list(order).index(subtask_name)])
         for source in sources:
             rows = demonstrations.get(source, ())
-            shots = own_shots if source == subtask_name else others_per_subtask
-            chosen, used = _choose(source, rows, shots, left, count_tokens, derive(seed, "context", subtask_name))
+            count = shots.own if source == subtask_name else shots.others
+            chosen, used = _choose(source, rows, count, left, count_tokens, derive(seed, "context", subtask_name))
             left -= used
             if source == subtask_name:
                 own = chosen
             else:
                 others.append(chosen)
     arranged = _arrange(kind, others, derive(seed, "context", subtask_name, "random"))
-    return Context(kind, subtask_name, (*arranged, *own), budget_tokens - left)
+    return Context(kind, subtask_name, (*arranged, *own), shots.tokens - left)
+
+
+def context_of(
+    kind: str,
+    cfg: CurriculumConfig,
+    subtasks: Mapping[str, Subtask],
+    subtask: Subtask,
+    prompter: Prompter,
+    rows: Mapping[str, Sequence[Example]],
+    order: Sequence[str],
+    seed: int,
+) -> Context:
+    """Return the context `kind` of a subtask; demonstrations are drawn from `rows`, by name of the subtask.
+
+    order: all subtasks, the easiest first. seed: of the run.
+    """
+    return build_context(
+        kind,
+        subtask.name,
+        order=order,
+        demonstrations=rows,
+        shots=Shots(cfg.own_shots, cfg.shots_per_subtask, cfg.budget_tokens),
+        count_tokens=lambda name, row: prompter.demonstration_tokens(subtasks[name], row, subtask),
+        seed=derive(seed, "context", subtask.name),
+    )
 
 
 def _arrange(kind: str, others: list[list[Demonstration]], seed: int) -> list[Demonstration]:

@@ -87,6 +87,11 @@ def difficulties(
     return reports
 
 
+def order_subtasks(difficulties: Mapping[str, float]) -> tuple[str, ...]:
+    """Return the names of `difficulties` in the curriculum's order: the easiest first, equals by name."""
+    return tuple(sorted(difficulties, key=lambda name: (difficulties[name], name)))
+
+
 def label_entropy(labels: Sequence[str]) -> float:
     """Return the entropy of `labels`' distribution in bits; 0 for no labels."""
     counts = np.array(list(Counter(labels).values()), dtype=np.float64)
@@ -98,12 +103,12 @@ def _features(subtask: Subtask, rows: Sequence[Example], words: Sequence[str]) -
     """Raw features; `words` are as many for every subtask, since type/token falls with the amount of text."""
     labels: list[str] = []
     if subtask.is_tuple:
-        found = [item for row in rows if not isinstance(row.gold, str) for item in row.gold]
+        items = [item for row in rows if not isinstance(row.gold, str) for item in row.gold]
         if "polarity" in subtask.tuple_fields:
             position = subtask.tuple_fields.index("polarity")
-            labels = [item[position] for item in found]
+            labels = [item[position] for item in items]
         classes = len(POLARITIES) if "polarity" in subtask.tuple_fields else 0
-        arity, per_row = len(subtask.tuple_fields), len(found) / len(rows)
+        arity, per_row = len(subtask.tuple_fields), len(items) / len(rows)
     else:
         labels = [row.gold for row in rows if isinstance(row.gold, str)]
         classes, arity, per_row = len(subtask.labels), 1, 1.0
@@ -128,13 +133,13 @@ def _words(name: str, rows: Sequence[Example]) -> list[str]:
     return words
 
 
-def _check_weights(given: Mapping[str, float]) -> dict[str, float]:
-    unknown = sorted(set(given) - set(DEFAULT_WEIGHTS))
+def _check_weights(changed: Mapping[str, float]) -> dict[str, float]:
+    unknown = sorted(set(changed) - set(DEFAULT_WEIGHTS))
     if unknown:
         raise ConfigError(f"unknown difficulty weights {unknown}; known are {', '.join(DEFAULT_WEIGHTS)}")
-    weight = {**DEFAULT_WEIGHTS, **given}
+    weight = {**DEFAULT_WEIGHTS, **changed}
     if not all(np.isfinite(value) and value >= 0 for value in weight.values()):
-        raise ConfigError(f"difficulty weights must be finite and not negative, got {dict(given)}")
+        raise ConfigError(f"difficulty weights must be finite and not negative, got {dict(changed)}")
     if sum(weight.values()) == 0:
         raise ConfigError("all difficulty weights are 0; give at least one feature a weight")
     return weight

@@ -1,4 +1,4 @@
-"""Rows put to the weights of now, by the settings of `evaluation`."""
+"""Probes, answers and offsets by the settings of `evaluation`."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def make_probe(
 
 
 def weak_answers(cfg: EvaluationConfig, probe: Probe) -> list[str]:
-    """Return the answers of the weights of now to weak rows; label scores, run once, are calibrated on these rows."""
+    """Return the current weights' answers to weak rows; label scores, computed once, are calibrated on these rows."""
     if probe.subtask.is_tuple:
         return probe.answers()
     scores = probe.label_scores()
-    return probe.best_labels(scores, calibration.fit(scores, "median") if cfg.calibration else None)
+    return probe.best_labels(scores, calibration.fit(scores) if cfg.calibration else None)
 
 
 def offsets_of(cfg: EvaluationConfig, weak: Probe) -> np.ndarray | None:
     """Return (labels,) float64 to take from label scores, found on weak rows; None for tuples, or uncalibrated."""
     if weak.subtask.is_tuple or not cfg.calibration:
         return None
-    return calibration.fit(weak.label_scores(), "median")
+    return calibration.fit(weak.label_scores())

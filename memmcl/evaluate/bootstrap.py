@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from memmcl.errors import DataError
 from memmcl.seeds import derive
+from memmcl.suite.metrics import Floats
 
-Array = npt.NDArray[np.float64]
-Score = Callable[[Array], Array]
+ScoreFunction = Callable[[Floats], Floats]
 
 SAMPLES = 1000
 _CHUNK = 2_000_000  # weights held at a time
@@ -34,7 +34,7 @@ class Difference(NamedTuple):
     p_value: float
 
 
-def standard_error(counts: npt.ArrayLike, score: Score, *, samples: int = SAMPLES, seed: int) -> float:
+def standard_error(counts: npt.ArrayLike, score: ScoreFunction, *, samples: int = SAMPLES, seed: int) -> float:
     """Return the bootstrap standard error of score(sum of counts over rows); counts: (rows, k).
 
     Raises:
@@ -45,7 +45,7 @@ def standard_error(counts: npt.ArrayLike, score: Score, *, samples: int = SAMPLE
 
 
 def paired_difference(
-    a_counts: npt.ArrayLike, b_counts: npt.ArrayLike, score: Score, *, samples: int = SAMPLES, seed: int
+    a_counts: npt.ArrayLike, b_counts: npt.ArrayLike, score: ScoreFunction, *, samples: int = SAMPLES, seed: int
 ) -> Difference:
     """Return score(a) - score(b) over the same rows: both see the same resamples, so shared noise cancels.
 
@@ -59,7 +59,7 @@ def paired_difference(
 
 
 def paired_mean_difference(
-    pairs: Sequence[tuple[npt.ArrayLike, npt.ArrayLike, Score]], *, samples: int = SAMPLES, seed: int
+    pairs: Sequence[tuple[npt.ArrayLike, npt.ArrayLike, ScoreFunction]], *, samples: int = SAMPLES, seed: int
 ) -> Difference:
     """Return the mean over subtasks of score(a) - score(b); a pair is (a_counts, b_counts, score).
 
@@ -98,7 +98,7 @@ def mean_with_error(scores: Sequence[tuple[float, float]]) -> tuple[float, float
     return mean, math.sqrt(math.fsum(error * error for _, error in scores)) / count
 
 
-def row_values(counts: npt.ArrayLike, score: Score) -> Array:
+def row_values(counts: npt.ArrayLike, score: ScoreFunction) -> Floats:
     """Return what each row is worth, (rows,): jackknife pseudo-values n S - (n - 1) S_without_row.
 
     For accuracy these are the 0/1 of the rows; for a pooled metric such as micro-F1 their mean is near the
@@ -117,29 +117,29 @@ def row_values(counts: npt.ArrayLike, score: Score) -> Array:
     return count * whole - (count - 1) * without
 
 
-def _checked(counts: npt.ArrayLike) -> Array:
+def _checked(counts: npt.ArrayLike) -> Floats:
     rows = np.asarray(counts, dtype=np.float64)
     if rows.ndim != 2 or not len(rows):
         raise DataError(f"counts must be (rows, k) with at least one row, got shape {rows.shape}")
     return rows
 
 
-def _value(score: Score, rows: Array) -> float:
+def _value(score: ScoreFunction, rows: Floats) -> float:
     return float(score(rows.sum(axis=0, keepdims=True))[0])
 
 
-def _spread(values: Array) -> float:
+def _spread(values: Floats) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
-def _resample(rows: Array, samples: int, seed: int) -> Array:
+def _resample(rows: Floats, samples: int, seed: int) -> Floats:
     """Return summed counts (samples, k) of `samples` resamples of `rows` with replacement."""
     if samples < 2:
         raise DataError(f"a bootstrap needs at least 2 samples, got {samples}")
     rng = np.random.default_rng(derive(seed, "bootstrap"))
     share = np.full(len(rows), 1.0 / len(rows))
     step = max(1, _CHUNK // len(rows))
-    parts = [
+    chunks = [
         rng.multinomial(len(rows), share, size=min(step, samples - start)) @ rows for start in range(0, samples, step)
     ]
-    return np.concatenate(parts)
+    return np.concatenate(chunks)

@@ -1,7 +1,7 @@
 """What one label has of the probability of all labels, from a pass over that label alone.
 
 Whoever may answer with labels alone chooses among the tokens that labels begin with, then among those that labels with
-this beginning go on with, and so on. The probabilities of these choices come from the logits at the given answer's own
+this beginning go on with, and so on. The probabilities of these choices come from the logits at the answer's own
 tokens: no other label is run. Where all labels begin with tokens of their own there is one choice, the first, and the
 labels' shares are those of their first tokens.
 
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from memmcl.errors import SearchError
+from memmcl.suite.metrics import Floats
 
-Reals = npt.NDArray[np.float64]
 Label = tuple[int, ...]
 
 
@@ -35,15 +35,15 @@ class Choices:
     of the label's further choices, each among its options.
     """
 
-    first: Reals
+    first: Floats
     taken: npt.NDArray[np.int64]
-    rest: Reals
+    rest: Floats
 
-    def logshares(self, calibrated: bool) -> Reals:
+    def logshares(self, calibrated: bool) -> Floats:
         """Return (rows,) float64: the natural log of what each row's label has of the probability of all labels."""
         scores = self.first - np.median(self.first, axis=0) if calibrated else self.first
         whole = np.logaddexp.reduce(scores, axis=1)
-        shares: Reals = scores[np.arange(len(scores)), self.taken] - whole + self.rest
+        shares: Floats = scores[np.arange(len(scores)), self.taken] - whole + self.rest
         return shares
 
     def head(self, count: int) -> Choices:
@@ -51,13 +51,13 @@ class Choices:
         return Choices(self.first[:count], self.taken[:count], self.rest[:count])
 
     @classmethod
-    def joined(cls, parts: Sequence[Choices]) -> Choices:
-        """Return the choices of several parts' rows, one behind the other."""
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("first", "taken", "rest")))
+    def joined(cls, several: Sequence[Choices]) -> Choices:
+        """Return the choices of the rows of several, one behind the other."""
+        return cls(*(np.concatenate([getattr(one, name) for one in several]) for name in ("first", "taken", "rest")))
 
 
 class Branches:
-    """Where the tokens of given labels are choices, and among which tokens.
+    """Where the tokens of labels are choices, and among which tokens.
 
     labels: the ids of every label, end token included; answers: one of them a row, whose tokens lie one behind the
     other.

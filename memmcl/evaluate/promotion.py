@@ -18,7 +18,7 @@ class Pair(NamedTuple):
 
     challenger: npt.ArrayLike
     champion: npt.ArrayLike
-    score: bootstrap.Score
+    score: bootstrap.ScoreFunction
 
 
 @dataclass(frozen=True)
@@ -73,24 +73,24 @@ def judge(pairs: Mapping[str, Pair], *, margin: float, samples: int, seed: int) 
 
 
 def _duel(name: str, pair: Pair, samples: int, seed: int) -> SubtaskDuel:
-    found = bootstrap.paired_difference(pair.challenger, pair.champion, pair.score, samples=samples, seed=seed)
+    paired = bootstrap.paired_difference(pair.challenger, pair.champion, pair.score, samples=samples, seed=seed)
     ours, theirs = (np.asarray(counts, dtype=np.float64) for counts in (pair.challenger, pair.champion))
     return SubtaskDuel(
         subtask=name,
         rows=len(ours),
         challenger=float(pair.score(ours.sum(axis=0, keepdims=True))[0]),
         champion=float(pair.score(theirs.sum(axis=0, keepdims=True))[0]),
-        difference=found.difference,
-        se=found.standard_error,
+        difference=paired.difference,
+        se=paired.standard_error,
     )
 
 
 def _reason(promoted: bool, overall: bootstrap.Difference, margin: float, duels: tuple[SubtaskDuel, ...]) -> str:
     rows = sum(duel.rows for duel in duels)
-    found = f"{overall.difference:+.3f} ± {overall.standard_error:.3f} over {len(duels)} subtasks, {rows} rows"
+    facts = f"{overall.difference:+.3f} ± {overall.standard_error:.3f} over {len(duels)} subtasks, {rows} rows"
     if promoted:
-        return f"better than the champion by {found}"
+        return f"better than the champion by {facts}"
     worst = min(duels, key=lambda duel: duel.difference)
     lost = f"; most lost on {worst.subtask} ({worst.difference:+.3f})" if worst.difference < 0 else ""
     which = "worse than" if overall.difference < 0 else "not better than"
-    return f"{which} the champion beyond noise: {found}, wanted more than {margin:g} standard errors{lost}"
+    return f"{which} the champion beyond noise: {facts}, wanted more than {margin:g} standard errors{lost}"

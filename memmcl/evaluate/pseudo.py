@@ -22,7 +22,7 @@ Labelled = tuple[str, float]
 
 
 def label_rows(probe: Probe, offsets: npt.ArrayLike | None = None) -> list[Labelled]:
-    """Return an answer and its confidence for every row of `probe`, under the weights of now.
+    """Return an answer and its confidence for every row of `probe`, under the current weights.
 
     Labels: the best label by scores less `offsets` ((labels,), None for none), and its softmax share over the label
     space. Tuples: the generated answer as `format_tuples` writes it, and the mean probability of the generated text

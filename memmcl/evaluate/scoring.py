@@ -1,4 +1,4 @@
-"""A probe: the rows of one subtask in one context, ready to be put to any weights of one backbone.
+"""A probe: the rows of one subtask in one context, ready to be scored under any weights of one backbone.
 
 Labels are scored whole, end token included, from one pass over the prompt; tuple answers are generated greedily, or
 scored by the log-likelihood of their gold answer. What does not depend on the adapted weights (token ids, batches,
@@ -65,7 +65,7 @@ class Probe:
         return float(total / sum(len(ids) for ids in self._golds))
 
     def answer_logprobs(self, answers: Sequence[str]) -> np.ndarray:
-        """Return (rows,) float64: the mean log-probability per token of one given answer a row, end token included."""
+        """Return (rows,) float64: the mean log-probability per token of one answer a row, end token included."""
         ids = [self._prompter.answer(answer) for answer in answers]
         rows = [TokenizedRow(prompt, (answer,)) for prompt, answer in zip(self._prompts, ids, strict=True)]
         prepared = self._backbone.prepare(rows, batch_size=self._batch_size, prefix=self.prefix_tokens)

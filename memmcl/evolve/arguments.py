@@ -12,41 +12,64 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from memmcl.config.strategies import GENERATIONAL, UPDATES
 from memmcl.errors import ConfigError, GenomeError
-from memmcl.evolve.strategy import Bounds, Genome, expand_bounds, round_genome
-
-UPDATES = ("generational", "steady-state")
+from memmcl.evolve.strategy import Floats, Genome, expand_bounds, round_genome
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Checked arguments of a strategy; build them with `check_arguments`.
+    """The arguments of a strategy, checked and normalised as they are given.
 
-    genes: length of a genome; bounds: one (low, high) per gene; seeds: (name, genome) proposed first, in
-    order; population: proposals per generation; sigma: initial step, as a fraction of each gene's range; binary:
-    genes that are on or off; restarts, separable: of CMA-ES; update: one of `UPDATES`; objectives: how many a
-    tell brings to a strategy that wants several.
+    genes: length of a genome. bounds: one (low, high) for all genes or one per gene. seeds: (name, genome) proposed
+    first, in order. population: proposals per generation; 0 means 4 + floor(3 ln genes). sigma: the first step as a
+    fraction of each gene's range (of CMA-ES, and of the seeds that "genetic" and "nsga2" perturb). binary: genes that
+    are exactly 0.0 or 1.0, their bounds (0, 1). restarts, separable: of CMA-ES, see `CmaEs`. update: "generational" or
+    "steady-state", see `Genetic`. objectives: how many a tell brings, for "nsga2"; the others learn from the fitness
+    alone.
+
+    Raises:
+        ConfigError: bounds, population, sigma, binary, update or objectives out of range.
+        GenomeError: a seed of the wrong length, out of bounds, or between on and off.
     """
 
     genes: int
     bounds: tuple[tuple[float, float], ...]
     seeds: tuple[tuple[str, Genome], ...]
     seed: int
-    population: int
-    sigma: float
+    population: int = 0
+    sigma: float = 0.3
     binary: tuple[int, ...] = ()
     restarts: bool = False
     separable: bool | None = None
-    update: str = "generational"
+    update: str = GENERATIONAL
     objectives: int = 0
 
+    def __post_init__(self) -> None:
+        pairs, population = expand_bounds(self.bounds, self.genes), self.population
+        if population == 0:
+            population = 4 + math.floor(3 * math.log(self.genes))  # Hansen 2016, eq. 48
+        if population < 4:
+            raise ConfigError(f"search population must be at least 4, got {population}; raise it or leave it unset")
+        if not 0 < self.sigma <= 1:
+            raise ConfigError(f"search sigma is a fraction of the gene range in (0, 1], got {self.sigma}")
+        if self.update not in UPDATES:
+            raise ConfigError(f"search update must be one of {', '.join(UPDATES)}, got `{self.update}`")
+        if self.objectives < 0:
+            raise ConfigError(f"search objectives are counted from 0, got {self.objectives}")
+        binary = _binary(self.binary, pairs)
+        seeds = tuple((name, _seed(name, genome, pairs, binary)) for name, genome in self.seeds)
+        normal = {"bounds": pairs, "population": population, "sigma": float(self.sigma), "binary": binary}
+        for name, value in {**normal, "seeds": seeds}.items():
+            object.__setattr__(self, name, value)
+
     @cached_property
-    def low(self) -> npt.NDArray[np.float64]:
+    def low(self) -> Floats:
         """Lower bounds, (genes,) float64."""
         return np.array([low for low, _ in self.bounds])
 
     @cached_property
-    def high(self) -> npt.NDArray[np.float64]:
+    def high(self) -> Floats:
         """Upper bounds, (genes,) float64."""
         return np.array([high for _, high in self.bounds])
 
@@ -55,11 +78,11 @@ class Arguments:
         """Which genes are on or off, (genes,) bool."""
         return np.isin(np.arange(self.genes), self.binary)
 
-    def from_unit(self, unit: npt.NDArray[np.float64]) -> Genome:
+    def from_unit(self, unit: Floats) -> Genome:
         """Map `unit`, (genes,) with the bounds at 0 and 1, to a genome: rounded, inside the bounds."""
         return round_genome(self.low + unit * (self.high - self.low), self.bounds)
 
-    def to_unit(self, genome: Genome) -> npt.NDArray[np.float64]:
+    def to_unit(self, genome: Genome) -> Floats:
         """Map a genome to coordinates (genes,) in which the bounds are 0 and 1."""
         return (np.array(genome) - self.low) / (self.high - self.low)
 
@@ -76,63 +99,8 @@ class Arguments:
 
     def to_json(self) -> dict[str, Any]:
         """Return the keyword arguments of `build_strategy` in JSON's types."""
-        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return found
-
-
-def check_arguments(
-    *,
-    genes: int,
-    bounds: Bounds,
-    seeds: Sequence[tuple[str, Sequence[float]]],
-    seed: int,
-    population: int | None = None,
-    sigma: float = 0.3,
-    binary: Sequence[int] = (),
-    restarts: bool = False,
-    separable: bool | None = None,
-    update: str = "generational",
-    objectives: int = 0,
-) -> Arguments:
-    """Return `Arguments`: bounds spread over the genes, seeds rounded, the default population filled in.
-
-    genes: length of a genome; bounds: one (low, high) for all genes or one per gene; seeds: (name, genome)
-    proposed first, in order; population: None means 4 + floor(3 ln genes); sigma: the first step as a fraction of
-    the gene ranges (of CMA-ES, and of the seeds that "genetic" and "nsga2" perturb); binary: genes that are
-    exactly 0.0 or 1.0, their bounds (0, 1); restarts, separable: of CMA-ES, see `CmaEs`; update: "generational" or
-    "steady-state", see `Genetic`; objectives: how many a tell brings, for "nsga2"; the others learn from the
-    fitness alone.
-
-    Raises:
-        ConfigError: bounds, population, sigma, binary, update or objectives out of range.
-        GenomeError: a seed of the wrong length, out of bounds, or between on and off.
-    """
-    pairs = expand_bounds(bounds, genes)
-    if population is None:
-        population = 4 + math.floor(3 * math.log(genes))  # Hansen 2016, eq. 48
-    if population < 4:
-        raise ConfigError(f"search population must be at least 4, got {population}; raise it or leave it unset")
-    if not 0 < sigma <= 1:
-        raise ConfigError(f"search sigma is a fraction of the gene range in (0, 1], got {sigma}")
-    if update not in UPDATES:
-        raise ConfigError(f"search update must be one of {', '.join(UPDATES)}, got `{update}`")
-    if objectives < 0:
-        raise ConfigError(f"search objectives are counted from 0, got {objectives}")
-    switches = _binary(binary, pairs)
-    checked = tuple((name, _seed(name, genome, pairs, switches)) for name, genome in seeds)
-    return Arguments(
-        genes=genes,
-        bounds=pairs,
-        seeds=checked,
-        seed=seed,
-        population=population,
-        sigma=float(sigma),
-        binary=switches,
-        restarts=restarts,
-        separable=separable,
-        update=update,
-        objectives=objectives,
-    )
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
 
 
 def _binary(binary: Sequence[int], pairs: Sequence[tuple[float, float]]) -> tuple[int, ...]:

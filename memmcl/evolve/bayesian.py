@@ -6,14 +6,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from memmcl.errors import ConfigError
-from memmcl.evolve.arguments import Arguments
-from memmcl.evolve.strategy import Genome
+from memmcl.evolve.strategy import Floats, Genome
 from memmcl.evolve.uniform import RandomSearch
 
-Reals = npt.NDArray[np.float64]
 LENGTHS = np.geomspace(0.1, 2.5, 10)
 """Length scales that the likelihood chooses from, in units of the diagonal of a unit cube."""
 NOISES = (1e-5, 1e-4, 1e-3, 1e-2)
@@ -41,23 +37,12 @@ class Bayesian(RandomSearch):
     An ask is a function of the results told and of the genomes asked before it, and draws from a generator of its own
     index. So one whose genome is on record takes it from there, and no process is fitted.
 
-    Raises:
-        ConfigError: update "steady-state".
-
     Reference: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, chapters 2, 4 and 5; mean plus
     standard deviations: Srinivas et al., arXiv 0912.3995; open proposals: Ginsbourger et al., Kriging is well-suited to
     parallelize optimization, 2010.
     """
 
     name = "bayesian"
-
-    def __init__(self, arguments: Arguments) -> None:
-        if arguments.update != "generational":
-            raise ConfigError(
-                f"search update `{arguments.update}` is not for bayesian, which learns from every result anyway; leave "
-                "it generational"
-            )
-        super().__init__(arguments)
 
     def _genome(self, rng: np.random.Generator, recorded: Genome | None) -> Genome:
         told = {at: value for at, value in self._history.fitness.items() if value > -math.inf}
@@ -94,7 +79,7 @@ class Bayesian(RandomSearch):
         genomes = (arguments.from_unit(compared[at]) for at in order)
         return next((genome for genome in genomes if genome not in proposed), arguments.from_unit(compared[order[0]]))
 
-    def _near(self, rng: np.random.Generator, centres: Reals, steps: Reals) -> Reals:
+    def _near(self, rng: np.random.Generator, centres: Floats, steps: Floats) -> Floats:
         """Return a point near each centre; of genes that are on or off, one on average is switched."""
         mask = self._arguments.mask
         moved = centres + steps[:, None] * rng.normal(size=centres.shape)
@@ -110,18 +95,18 @@ class Process:
     variance: of the process, without noise.
     """
 
-    points: Reals
-    values: Reals
+    points: Floats
+    values: Floats
     length: float
     noise: float
     mean: float
     variance: float
 
     @classmethod
-    def fitted(cls, points: Reals, values: Reals) -> Process:
+    def fitted(cls, points: Floats, values: Floats) -> Process:
         """Return the process of the greatest marginal likelihood (Rasmussen and Williams 2006, eq. 5.8)."""
         distances = _distances(points, points)
-        best, found = -math.inf, None
+        best, process = -math.inf, None
         for length in LENGTHS * math.sqrt(points.shape[1]):
             spectrum, axes = np.linalg.eigh(_matern(distances / length))
             across, ones = axes.T @ values, axes.sum(0)
@@ -131,11 +116,11 @@ class Process:
                 variance = float((weights * (across - mean * ones) ** 2).mean())
                 likelihood = float(np.log(weights).sum()) - len(values) * math.log(max(variance, 1e-300))
                 if likelihood > best:
-                    best, found = likelihood, cls(points, values, float(length), noise, mean, variance)
-        assert found is not None, "a likelihood of finite values is finite"
-        return found
+                    best, process = likelihood, cls(points, values, float(length), noise, mean, variance)
+        assert process is not None, "a likelihood of finite values is finite"
+        return process
 
-    def expect(self, points: Reals) -> tuple[Reals, Reals]:
+    def expect(self, points: Floats) -> tuple[Floats, Floats]:
         """Return mean and standard deviation at points (k, genes), each (k,), without noise."""
         covariance = _matern(_distances(self.points, self.points) / self.length)
         covariance[np.diag_indices(len(covariance))] += self.noise
@@ -144,13 +129,13 @@ class Process:
         left = 1 - (across * solved[:, 1:]).sum(0)
         return self.mean + across.T @ solved[:, 0], np.sqrt(self.variance * left.clip(0))
 
-    def hope(self, points: Reals) -> Reals:
+    def hope(self, points: Floats) -> Floats:
         """Return mean plus `EXPLORE` standard deviations at points (k, genes), (k,)."""
         mean, deviation = self.expect(points)
-        hoped: Reals = mean + EXPLORE * deviation
+        hoped: Floats = mean + EXPLORE * deviation
         return hoped
 
-    def believing(self, points: Reals) -> Process:
+    def believing(self, points: Floats) -> Process:
         """Return the process to which the points were told, with what is expected of them."""
         mean, _ = self.expect(points)
         return Process(
@@ -163,22 +148,22 @@ class Process:
         )
 
 
-def _without_outliers(values: Reals) -> Reals:
+def _without_outliers(values: Floats) -> Floats:
     """Return values; those more than three times as far below the median as the best is above, as just so far."""
     middle, best = np.median(values), values.max()
-    near: Reals = np.maximum(values, middle - 3 * (best - middle))
+    near: Floats = np.maximum(values, middle - 3 * (best - middle))
     return near if best > middle else values
 
 
-def _distances(left: Reals, right: Reals) -> Reals:
+def _distances(left: Floats, right: Floats) -> Floats:
     """Return the distance of each left from each right point, (n, k)."""
-    squares: Reals = (left**2).sum(1)[:, None] + (right**2).sum(1)[None] - 2 * left @ right.T
-    found: Reals = np.sqrt(squares.clip(0))
-    return found
+    squares: Floats = (left**2).sum(1)[:, None] + (right**2).sum(1)[None] - 2 * left @ right.T
+    distances: Floats = np.sqrt(squares.clip(0))
+    return distances
 
 
-def _matern(distances: Reals) -> Reals:
+def _matern(distances: Floats) -> Floats:
     """Return the Matérn 5/2 correlation of points so many lengths apart (Rasmussen and Williams 2006, eq. 4.17)."""
     scaled = math.sqrt(5) * distances
-    found: Reals = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
-    return found
+    correlations: Floats = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
+    return correlations

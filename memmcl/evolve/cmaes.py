@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from memmcl.errors import ConfigError
 from memmcl.evolve.arguments import Arguments
-from memmcl.evolve.strategy import Genome, History, Objectives, Proposal
+from memmcl.evolve.strategy import Floats, Genome, Objectives, Proposal, SeededStrategy
 from memmcl.seeds import derive
 
 if TYPE_CHECKING:
     from cmaes import CMA, CMAwM, SepCMA
 
-Point = npt.NDArray[np.float64]
 SEPARABLE_FROM = 65  # genes from which a diagonal covariance is the default: a full one costs genes^3 a sample
 
 
-class CmaEs:
+class CmaEs(SeededStrategy):
     """CMA-ES in coordinates in which every gene's bounds are 0 and 1.
 
     Seeds are proposed first. The distribution starts, at the first ask behind them, at the best seed told by
@@ -45,37 +44,28 @@ class CmaEs:
             strategy.tell(proposal.index, -sum((gene - 0.5) ** 2 for gene in proposal.genome))
 
     Raises:
-        ConfigError: update "steady-state"; separable with one gene, or with genes that are on or off.
+        ConfigError: separable with one gene, or with genes that are on or off.
 
     Reference: Hansen, The CMA Evolution Strategy: A Tutorial, arXiv 1604.00772; margin: Hamano et al.,
     arXiv 2205.13482; separable: Ros and Hansen, PPSN 2008; IPOP: Auger and Hansen, CEC 2005.
     """
 
+    name = "cmaes"
+
     def __init__(self, arguments: Arguments) -> None:
-        if arguments.update != "generational":
-            raise ConfigError(
-                f"search update `{arguments.update}` is not for cmaes, which updates by populations; "
-                "leave it generational: asks never wait for a population anyway"
-            )
         if arguments.separable and (arguments.binary or arguments.genes < 2):
             raise ConfigError("separable CMA-ES needs two genes or more, none of them on or off; leave it unset")
-        self._arguments = arguments
-        self._separable = arguments.separable
-        if self._separable is None:
-            self._separable = arguments.genes >= SEPARABLE_FROM and not arguments.binary
-        self._history = History()
+        separable = arguments.separable
+        if separable is None:
+            separable = arguments.genes >= SEPARABLE_FROM and not arguments.binary
+        super().__init__(replace(arguments, separable=separable))
         self._optimizer: CMA | CMAwM | SepCMA | None = None
         self._restart = 0
         self._past = 0  # generations of the distributions that are gone
-        self._sampled: dict[int, tuple[int, Point]] = {}  # open proposals: their restart, and what to tell
-        self._told: list[tuple[Genome, Point, float]] = []
+        self._sampled: dict[int, tuple[int, Floats]] = {}  # open proposals: their restart, and what to tell
+        self._told: list[tuple[Genome, Floats, float]] = []
 
-    def ask(self, recorded: Genome | None = None) -> Proposal:
-        """Return the next seed, or a sample of the current distribution."""
-        seeds = self._arguments.seeds
-        index = len(self._history.proposals)
-        if index < len(seeds):
-            return self._history.ask(seeds[index][1], f"seed:{seeds[index][0]}", 0)
+    def _propose(self, index: int, recorded: Genome | None) -> Proposal:
         if self._optimizer is None:
             self._optimizer = self._build(self._first_mean())
         generation = self._optimizer.generation + 1
@@ -100,11 +90,7 @@ class CmaEs:
         if len(self._told) == self._optimizer.population_size:
             self._update(self._optimizer)
 
-    def state(self) -> dict[str, Any]:
-        """Return arguments and history, JSON-ready; see `memmcl.evolve.restore`."""
-        return self._history.state("cmaes", {**self._arguments.to_json(), "separable": self._separable})
-
-    def _first_mean(self) -> Point:
+    def _first_mean(self) -> Floats:
         arguments = self._arguments
         best = self._history.best_of(len(arguments.seeds))
         if best is not None:
@@ -115,7 +101,7 @@ class CmaEs:
             mean = np.full(arguments.genes, 0.5)
         return np.where(arguments.mask, np.clip(mean, 0.25, 0.75), mean)
 
-    def _build(self, mean: Point) -> CMA | CMAwM | SepCMA:
+    def _build(self, mean: Floats) -> CMA | CMAwM | SepCMA:
         # here, since it imports scipy.stats: half a second that only a search should pay
         from cmaes import CMA, CMAwM, SepCMA
 
@@ -130,7 +116,7 @@ class CmaEs:
         }
         if arguments.binary:
             return CMAwM(**options, steps=arguments.mask.astype(np.float64))
-        return SepCMA(**options) if self._separable else CMA(**options)
+        return SepCMA(**options) if arguments.separable else CMA(**options)
 
     def _update(self, optimizer: CMA | CMAwM | SepCMA) -> None:
         told, self._told = self._told, []

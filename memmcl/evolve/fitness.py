@@ -1,7 +1,8 @@
 """Fitness of a candidate from its scores per subtask (METHOD.md 'Fitness'; all of it our decision, [ours]).
 
 Fitness is maximised: the mean over subtasks of retention, the share of its own expert's score that a
-candidate keeps. The third kind, agreement with the expert, is measured where rows are run: `memmcl.evaluate.given`.
+candidate keeps. The third kind, agreement with the expert, is measured where rows are run:
+`memmcl.evaluate.teacher_forced`.
 """
 
 from __future__ import annotations

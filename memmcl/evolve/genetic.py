@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from memmcl.errors import SearchError
 from memmcl.evolve.arguments import Arguments
-from memmcl.evolve.operators import Point, cross, mutate, perturb
-from memmcl.evolve.strategy import Genome, History, Objectives, Proposal, maximised
+from memmcl.evolve.operators import cross, mutate, perturb
+from memmcl.evolve.strategy import Floats, Genome, Objectives, Proposal, SeededStrategy, maximised
 from memmcl.seeds import derive
 
 CROSSOVER = 0.9  # the probability that a child has two parents
@@ -38,7 +37,7 @@ def by_fitness(individuals: Sequence[Individual]) -> list[Individual]:
     return sorted(able, key=lambda individual: (-individual.fitness, individual.index))
 
 
-class Genetic:
+class Genetic(SeededStrategy):
     """A genetic algorithm with (mu + lambda) elitism, over whichever `ranking` its population has, best first.
 
     Generation 0 is the seeds, filled up to `population` with seeds that are perturbed (by `sigma` of the range)
@@ -60,11 +59,10 @@ class Genetic:
     def __init__(
         self, arguments: Arguments, name: str = "genetic", ranking: Ranking = by_fitness, objectives: int = 0
     ) -> None:
-        self._arguments = arguments
-        self._name = name
+        super().__init__(arguments)
+        self.name = name
         self._ranking = ranking
         self._objectives = objectives  # that every tell must bring
-        self._history = History()
         self._seen: set[Genome] = set()
         self._first = max(len(arguments.seeds), arguments.population)  # the size of generation 0
         self._population: list[Individual] = []  # best first
@@ -73,17 +71,15 @@ class Genetic:
 
     def ask(self, recorded: Genome | None = None) -> Proposal:
         """Return the next seed, member of generation 0, or child of the population as it is."""
-        seeds = self._arguments.seeds
-        index = len(self._history.proposals)
-        rng = np.random.default_rng(derive(self._arguments.seed, self._name, index))
-        if index < len(seeds):
-            proposal = self._history.ask(seeds[index][1], f"seed:{seeds[index][0]}", 0)
-        elif index < self._first or not self._population:
-            proposal = self._fill(index - len(seeds), rng)
-        else:
-            proposal = self._child(rng)
+        proposal = super().ask(recorded)
         self._seen.add(proposal.genome)
         return proposal
+
+    def _propose(self, index: int, recorded: Genome | None) -> Proposal:
+        rng = np.random.default_rng(derive(self._arguments.seed, self.name, index))
+        if index < self._first or not self._population:
+            return self._fill(index - len(self._arguments.seeds), rng)
+        return self._child(rng)
 
     def tell(self, index: int, fitness: float | None, objectives: Objectives | None = None) -> None:
         """Tell the fitness (maximised) of proposal `index`; see `Strategy`.
@@ -95,7 +91,7 @@ class Genetic:
         if count and math.isfinite(maximised(fitness)) and (objectives is None or len(objectives) != count):
             got = "none" if objectives is None else f"{len(objectives)}"
             raise SearchError(
-                f"proposal {index} was told with {got} of {count} objectives; tell {self._name} all of them"
+                f"proposal {index} was told with {got} of {count} objectives; tell {self.name} all of them"
             )
         value = self._history.tell(index, fitness, objectives)
         proposal = self._history.proposals[index]
@@ -109,10 +105,6 @@ class Genetic:
                 self._survive(self._told)
             self._generation += 1
             self._told = []
-
-    def state(self) -> dict[str, Any]:
-        """Return arguments and history, JSON-ready; see `memmcl.evolve.restore`."""
-        return self._history.state(self._name, self._arguments.to_json())
 
     def _survive(self, told: Sequence[Individual]) -> None:
         """Keep the best `population` of the population and `told`, each genome once (its earliest proposal)."""
@@ -143,7 +135,7 @@ class Genetic:
         indices = tuple(parent.index for parent in parents)
         return self._history.ask(genome, f"{origin}:g{generation}", generation, indices)
 
-    def _fresh(self, unit: Point, rng: np.random.Generator) -> Genome:
+    def _fresh(self, unit: Floats, rng: np.random.Generator) -> Genome:
         """Return the genome of `unit`, mutated again while it was proposed before, `REPEATS` times at most."""
         genome = self._arguments.from_unit(unit)
         for _ in range(REPEATS):

@@ -179,7 +179,7 @@ class LookAhead:
         return ranked[0], dict(self._records[ranked[0].index])
 
     def ranked(self) -> list[Proposal]:
-        """Return the proposals that were put to all rows, each genome once, the best first (ties: the earlier)."""
+        """Return the proposals that were scored on all rows, each genome once, the best first (ties: the earlier)."""
         whole = {
             index: record["fitness"]
             for index, record in self._records.items()

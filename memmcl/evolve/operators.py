@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-Point = npt.NDArray[np.float64]
+from memmcl.evolve.strategy import Floats
+
 Mask = npt.NDArray[np.bool_]
 
 CROSSOVER_ETA = 15.0
 MUTATION_ETA = 20.0
 
 
-def sbx(first: Point, second: Point, rng: np.random.Generator, eta: float = CROSSOVER_ETA) -> tuple[Point, Point]:
+def sbx(first: Floats, second: Floats, rng: np.random.Generator, eta: float = CROSSOVER_ETA) -> tuple[Floats, Floats]:
     """Return two children, (genes,) each, by simulated binary crossover.
 
     Each gene is crossed with probability 1/2, and then which child has which of the two values is a coin's throw.
@@ -33,7 +34,7 @@ def sbx(first: Point, second: Point, rng: np.random.Generator, eta: float = CROS
     return middle + half, middle - half  # 0.5 [(1 +- beta) first + (1 -+ beta) second]
 
 
-def polynomial(point: Point, rng: np.random.Generator, eta: float = MUTATION_ETA) -> Point:
+def polynomial(point: Floats, rng: np.random.Generator, eta: float = MUTATION_ETA) -> Floats:
     """Return `point`, (genes,) in [0, 1], with every gene moved by polynomial mutation; it stays in [0, 1].
 
     Reference: Deb and Deb, Analysing mutation schemes for real-parameter genetic algorithms, IJAISC 4, 2014.
@@ -44,14 +45,14 @@ def polynomial(point: Point, rng: np.random.Generator, eta: float = MUTATION_ETA
     return np.clip(point + np.where(u < 0.5, down, up), 0.0, 1.0)
 
 
-def cross(first: Point, second: Point, mask: Mask, rng: np.random.Generator) -> Point:
+def cross(first: Floats, second: Floats, mask: Mask, rng: np.random.Generator) -> Floats:
     """Return one child, (genes,) in [0, 1]: SBX, and uniform crossover of the genes of `mask`, on or off."""
     child = sbx(first, second, rng)[int(rng.random() < 0.5)]
     taken = np.where(rng.random(len(first)) < 0.5, first, second)
     return np.where(mask, taken, np.clip(child, 0.0, 1.0))
 
 
-def mutate(point: Point, mask: Mask, rng: np.random.Generator, *, surely: bool = False) -> Point:
+def mutate(point: Floats, mask: Mask, rng: np.random.Generator, *, surely: bool = False) -> Floats:
     """Return `point`, (genes,) in [0, 1], each gene mutated with probability 1/genes: `mask` flips, others move.
 
     surely: one gene at least is mutated.
@@ -63,7 +64,7 @@ def mutate(point: Point, mask: Mask, rng: np.random.Generator, *, surely: bool =
     return np.where(chosen, np.where(mask, 1.0 - point, polynomial(point, rng)), point)
 
 
-def perturb(point: Point, mask: Mask, sigma: float, rng: np.random.Generator) -> Point:
+def perturb(point: Floats, mask: Mask, sigma: float, rng: np.random.Generator) -> Floats:
     """Return `point`, (genes,) in [0, 1], moved by sigma * N(0, 1) and clipped; `mask` flips, each 1/genes."""
     moved = np.clip(point + sigma * rng.standard_normal(len(point)), 0.0, 1.0)
     flipped = np.where(rng.random(len(point)) < 1.0 / len(point), 1.0 - point, point)

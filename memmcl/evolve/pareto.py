@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-Points = npt.NDArray[np.float64]
+from memmcl.evolve.strategy import Floats
 
 
-def fronts(objectives: Points) -> list[list[int]]:
+def fronts(objectives: Floats) -> list[list[int]]:
     """Return the indices of `objectives`, (points, k) float64, by front: the best first, each in rising order.
 
     A point dominates another that it is nowhere below and somewhere above; -inf is below all numbers. The
@@ -21,21 +21,21 @@ def fronts(objectives: Points) -> list[list[int]]:
     dominates = above & ~above.T  # nowhere below, and not equal
     dominators = dominates.sum(axis=0)
     left = np.ones(len(points), dtype=bool)
-    found: list[list[int]] = []
+    ranked: list[list[int]] = []
     while left.any():
         members = np.flatnonzero(left & (dominators == 0))
-        found.append(members.tolist())
+        ranked.append(members.tolist())
         left[members] = False
         dominators = dominators - dominates[members].sum(axis=0)
-    return found
+    return ranked
 
 
-def front(objectives: Points) -> list[int]:
+def front(objectives: Floats) -> list[int]:
     """Return the indices of the points, (points, k), that no other dominates, in rising order."""
     return next(iter(fronts(objectives)), [])
 
 
-def crowding(objectives: Points) -> Points:
+def crowding(objectives: Floats) -> Floats:
     """Return the crowding distance, (points,) float64, of `objectives`, (points, k), finite, of one front.
 
     Per objective, the gap between a point's two neighbours over the range of all; infinite at both ends. Equal

@@ -1,4 +1,4 @@
-"""Racing: a candidate that is clearly worse on the first weak rows is not put to the others.
+"""Racing: a candidate that is clearly worse on the first weak rows is not scored on the others.
 
 Successive halving without a barrier: what a candidate must reach at each rung is fixed when it is asked for, from the
 records that are told by then. So one worker takes a candidate through all its rungs, nothing waits for a rung to fill,
@@ -54,20 +54,20 @@ class Race:
             raise ConfigError(f"a race needs keep in (0, 1] and a window of {FEWEST} or more, got {self}")
 
     def ends(self, rows: int) -> list[int]:
-        """Return after how many of `rows` rows each part ends: at least one row a part, where there are enough."""
-        found: list[int] = []
+        """Return after how many of `rows` rows each segment ends: of one row or more, where there are enough."""
+        ends: list[int] = []
         for rung in self.rungs:
-            end = max(math.ceil(rung * rows), (found[-1] if found else 0) + 1)
-            found.append(min(end, rows))
-        return [*found, rows]
+            end = max(math.ceil(rung * rows), (ends[-1] if ends else 0) + 1)
+            ends.append(min(end, rows))
+        return [*ends, rows]
 
     def hurdles(self, told: Sequence[Mapping[str, Any]]) -> tuple[Hurdle | None, ...]:
         """Return the hurdle of each rung, None where too few candidates were there.
 
         told: records in ask order. Of each are read: "fitness"; "rungs", its score at each rung it came to; "stopped".
         """
-        own = [record for record in told if "reused_from" not in record and math.isfinite(record["fitness"])]
-        return tuple(self._hurdle(number, own) for number in range(len(self.rungs)))
+        evaluated = [record for record in told if "reused_from" not in record and math.isfinite(record["fitness"])]
+        return tuple(self._hurdle(number, evaluated) for number in range(len(self.rungs)))
 
     def _hurdle(self, number: int, told: Sequence[Mapping[str, Any]]) -> Hurdle | None:
         here = [record for record in told if len(record.get("rungs", ())) > number][-self.window :]

@@ -10,17 +10,22 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from memmcl.errors import ConfigError, SearchError
 
+if TYPE_CHECKING:
+    from memmcl.evolve.arguments import Arguments
+
 log = logging.getLogger(__name__)
 
+Floats = npt.NDArray[np.float64]
 Genome = tuple[float, ...]
 Bounds = tuple[float, float] | Sequence[tuple[float, float]]
 Objectives = Sequence[float | None]
@@ -84,7 +89,7 @@ def expand_bounds(bounds: Bounds, genes: int) -> tuple[tuple[float, float], ...]
     return tuple((float(low), float(high)) for low, high in array)
 
 
-def round_genome(genome: Sequence[float] | npt.NDArray[np.float64], bounds: Sequence[tuple[float, float]]) -> Genome:
+def round_genome(genome: Sequence[float] | Floats, bounds: Sequence[tuple[float, float]]) -> Genome:
     """Return `genome` rounded to `DECIMALS`, clipped to `bounds` (one pair per gene), without -0.0."""
     limits = np.array(bounds)
     rounded = np.clip(np.round(np.asarray(genome, dtype=np.float64), DECIMALS), limits[:, 0], limits[:, 1])
@@ -139,9 +144,35 @@ class History:
         told = [(-value, index) for index, value in self.fitness.items() if index < first and value > -math.inf]
         return self.proposals[min(told)[1]] if told else None
 
-    def state(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return what `memmcl.evolve.restore` takes: the strategy's name, its arguments, asks and tells."""
-        return {"strategy": name, "arguments": arguments, "history": [list(event) for event in self.events]}
+
+class SeededStrategy(ABC):
+    """What all strategies share: the seeds are proposed first, and asks and tells are noted."""
+
+    name: str
+
+    def __init__(self, arguments: Arguments) -> None:
+        self._arguments = arguments
+        self._history = History()
+
+    def ask(self, recorded: Genome | None = None) -> Proposal:
+        """Return the next seed, or a genome of the strategy's own; see `Strategy`."""
+        seeds, index = self._arguments.seeds, len(self._history.proposals)
+        if index < len(seeds):
+            return self._history.ask(seeds[index][1], f"seed:{seeds[index][0]}", 0)
+        return self._propose(index, recorded)
+
+    @abstractmethod
+    def _propose(self, index: int, recorded: Genome | None) -> Proposal:
+        """Return proposal `index`, the seeds behind it."""
+
+    def tell(self, index: int, fitness: float | None, objectives: Objectives | None = None) -> None:
+        """Tell the fitness (maximised) of proposal `index`; see `Strategy`."""
+        self._history.tell(index, fitness, objectives)
+
+    def state(self) -> dict[str, Any]:
+        """Return arguments and history, JSON-ready; see `memmcl.evolve.restore`."""
+        events = [list(event) for event in self._history.events]
+        return {"strategy": self.name, "arguments": self._arguments.to_json(), "history": events}
 
 
 def _plain(value: float) -> float | None:

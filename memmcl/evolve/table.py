@@ -1,12 +1,13 @@
-"""The table of strategies, and how one is built, or restored from its state."""
+"""Strategies built by name, as the table `STRATEGIES` lists them, or restored from their state."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from memmcl.config.strategies import STRATEGIES
 from memmcl.errors import ConfigError, SearchError
-from memmcl.evolve.arguments import Arguments, check_arguments
+from memmcl.evolve.arguments import Arguments
 from memmcl.evolve.bayesian import Bayesian
 from memmcl.evolve.cmaes import CmaEs
 from memmcl.evolve.genetic import Genetic
@@ -14,7 +15,7 @@ from memmcl.evolve.nsga2 import nsga2
 from memmcl.evolve.strategy import Strategy
 from memmcl.evolve.uniform import RandomSearch
 
-STRATEGIES: dict[str, Callable[[Arguments], Strategy]] = {
+_CLASSES: dict[str, Callable[[Arguments], Strategy]] = {
     "bayesian": Bayesian,
     "cmaes": CmaEs,
     "genetic": Genetic,
@@ -24,7 +25,7 @@ STRATEGIES: dict[str, Callable[[Arguments], Strategy]] = {
 
 
 def build_strategy(name: str, **arguments: Any) -> Strategy:
-    """Return the strategy `name` of `STRATEGIES`; arguments: those of `check_arguments`.
+    """Return the strategy `name` of `STRATEGIES`; arguments: those of `Arguments`.
 
     Raises:
         ConfigError: an unknown name; an argument out of range; restarts or separable for another strategy than CMA-ES.
@@ -32,10 +33,15 @@ def build_strategy(name: str, **arguments: Any) -> Strategy:
     """
     if name not in STRATEGIES:
         raise ConfigError(f"unknown search strategy `{name}`; choose one of {', '.join(sorted(STRATEGIES))}")
-    checked = check_arguments(**arguments)
-    if name != "cmaes" and (checked.restarts or checked.separable is not None):
+    checked = Arguments(**arguments)
+    row = STRATEGIES[name]
+    if checked.update not in row.updates:
+        raise ConfigError(
+            f"search update `{checked.update}` is not for {name}, which {row.learns}; leave it {row.updates[0]}"
+        )
+    if not row.restarts and (checked.restarts or checked.separable is not None):
         raise ConfigError(f"search restarts and separable are of cmaes, not of {name}; leave them unset")
-    return STRATEGIES[name](checked)
+    return _CLASSES[name](checked)
 
 
 def restore(state: Mapping[str, Any]) -> Strategy:

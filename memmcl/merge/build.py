@@ -7,8 +7,7 @@ cast once. In memory: the base once, the factors, and what one module's merge ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +18,6 @@ from memmcl.adapters.format import Adapter, Factors
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.recording import Recordings
 from memmcl.errors import GenomeError, ModelError
-from memmcl.experts.lora import adapted
-from memmcl.experts.settings import LoraShape
 from memmcl.merge.deltas import Deltas, Grams, layer_of
 from memmcl.merge.genome import LINEAR, Coefficients, Recipe, block_of
 from memmcl.merge.pristine import Pristine
@@ -30,7 +27,7 @@ from memmcl.merge.table import check_parameters
 class Merger:
     """Keeps the factors and the way back to the pristine weights, and puts any merge into the backbone's weights.
 
-    pinned: adapters that are added as they are, whatever the method, as what experts stand on is. grams: for regmean,
+    pinned: adapters that are added as they are, whatever the method, as a warm start is. grams: for regmean,
     by expert and module the second moment (d_in, d_in) of the module's inputs.
 
     Raises:
@@ -53,9 +50,9 @@ class Merger:
             adapters, lowest=backbone.split, layers=backbone.layers, pinned=pinned, grams=grams, device=backbone.device
         )
         weights: dict[str, Tensor] = {}
-        for module, parts in self._deltas.modules.items():
+        for module, by_expert in self._deltas.modules.items():
             weight = self._weight(module)
-            for expert, factors in parts.items():
+            for expert, factors in by_expert.items():
                 shape = (len(factors.b), factors.a.shape[1])
                 if shape != tuple(weight.shape):
                     raise ModelError(
@@ -134,24 +131,12 @@ def merged_factors(
     Per module: a: (sum of ranks, d_in), b: (d_out, sum of ranks), scale 1. Modules of `lowest` and above only.
     """
     blocks = len(next(iter(coefficients.values())))
-    parts: dict[str, list[tuple[float, Factors]]] = {}
+    stacked: dict[str, list[tuple[float, Factors]]] = {}
     for expert, adapter in adapters.items():
         for module, factors in adapter.items():
             value = coefficients[expert][block_of(layer_of(module), lowest, layers, blocks)]
-            parts.setdefault(module, []).append((value * factors.scale, factors))
+            stacked.setdefault(module, []).append((value * factors.scale, factors))
     return {
         module: Factors(torch.cat([f.a for _, f in pairs]), torch.cat([value * f.b for value, f in pairs], dim=1), 1.0)
-        for module, pairs in sorted(parts.items())
+        for module, pairs in sorted(stacked.items())
     }
-
-
-@contextmanager
-def in_adapter_space(backbone: Backbone, factors: Adapter) -> Iterator[None]:
-    """Within the block the model is W_0 x + s B (A x) with the pristine W_0: a merge that no weight is rebuilt for.
-
-    Worth it where few tokens are run by each candidate; the factors of a linear merge are `merged_factors`. Equal to
-    the rebuilt weights to 1e-5 in float32; in bfloat16 the two round differently.
-    """
-    rank = max(len(pair.a) for pair in factors.values())
-    with adapted(backbone, LoraShape((), rank, float(rank)), factors), torch.no_grad():
-        yield

@@ -2,7 +2,7 @@
 
 T_i = scale_i * b_i @ a_i per module, (d_out, d_in); a module that an expert does not adapt is zero. Task vectors are
 compared as experts give them, at the coefficient 1. Lengths and directions come from the factors alone; signs need the
-entries, which are made for one module, one run of rows and one expert at a time.
+entries, which are computed for one module, one block of rows and one expert at a time.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Relations:
-    """What `compare` found: over all layers, and in each adapted layer, ascending."""
+    """The result of `compare`: over all layers, and in each adapted layer, ascending."""
 
     experts: tuple[str, ...]
     overall: Relation
@@ -70,15 +70,15 @@ def compare(adapters: Mapping[str, Adapter]) -> Relations:
     layers = sorted({layer_of(module) for module in modules})
     inner = {layer: torch.zeros(len(experts), len(experts), dtype=torch.float64) for layer in (None, *layers)}
     sums = {layer: torch.zeros(4, dtype=torch.float64) for layer in (None, *layers)}
-    for module, found in modules.items():
-        parts, places = list(found.values()), torch.tensor(list(found))
-        shapes = {(len(part.b), part.a.shape[1]) for part in parts}
+    for module, by_place in modules.items():
+        adapted, places = list(by_place.values()), torch.tensor(list(by_place))
+        shapes = {(len(pair.b), pair.a.shape[1]) for pair in adapted}
         if len(shapes) > 1:
             raise ModelError(
                 f"expected task vectors of one base; {module} is {' or '.join(map(str, sorted(shapes)))}, by expert; "
                 "train all of them on one base"
             )
-        products, totals = _inner(parts), _sums(parts)
+        products, totals = _inner(adapted), _sums(adapted)
         for layer in (None, layer_of(module)):
             inner[layer][places[:, None], places] += products
             sums[layer] += totals
@@ -86,33 +86,33 @@ def compare(adapters: Mapping[str, Adapter]) -> Relations:
     return Relations(experts, overall, tuple(by_layer))
 
 
-def _inner(parts: Sequence[Factors]) -> Tensor:
+def _inner(factors: Sequence[Factors]) -> Tensor:
     """Return <T_i, T_j> = s_i s_j tr((b_i^T b_j)(a_j a_i^T)) of one module: (experts, experts) float64.
 
     All ranks are stacked, so that both factors of the trace are one Gram matrix each, (sum of ranks, sum of ranks);
     the trace of a product of two matrices is the sum over their entries, X_kl Y_lk.
     """
-    a = torch.cat([part.a.double() for part in parts])
-    b = torch.cat([part.scale * part.b.double() for part in parts], dim=1)
-    owner = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part.a) for part in parts]))
-    membership = torch.nn.functional.one_hot(owner, len(parts)).double()
+    a = torch.cat([pair.a.double() for pair in factors])
+    b = torch.cat([pair.scale * pair.b.double() for pair in factors], dim=1)
+    owner = torch.arange(len(factors)).repeat_interleave(torch.tensor([len(pair.a) for pair in factors]))
+    membership = torch.nn.functional.one_hot(owner, len(factors)).double()
     return membership.T @ ((b.T @ b) * (a @ a.T)) @ membership
 
 
-def _sums(parts: Sequence[Factors]) -> Tensor:
+def _sums(factors: Sequence[Factors]) -> Tensor:
     """Return four sums over the entries of one module, float64: |sum_i T_i|, sum_i |T_i|, pairs that clash, pairs.
 
     Of p positive and q negative experts, p * q pairs clash: ((p + q)^2 - (p - q)^2) / 4.
     """
-    height, width = len(parts[0].b), parts[0].a.shape[1]
+    height, width = len(factors[0].b), factors[0].a.shape[1]
     rows = max(1, min(height, ENTRIES // width))
     result = torch.zeros(4, dtype=torch.float64)
     for start in range(0, height, rows):
         shape = min(rows, height - start), width
         vector, sign = torch.empty(shape), torch.empty(shape)
         total, magnitude, signs, present = (torch.zeros(shape) for _ in range(4))
-        for part in parts:
-            torch.mm(part.scale * part.b[start : start + rows], part.a, out=vector)
+        for pair in factors:
+            torch.mm(pair.scale * pair.b[start : start + rows], pair.a, out=vector)
             torch.sign(vector, out=sign)
             total += vector
             signs += sign

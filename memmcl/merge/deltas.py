@@ -16,10 +16,11 @@ from torch import Tensor
 
 from memmcl import seeds
 from memmcl.adapters.format import Adapter, Factors
+from memmcl.config.methods import METHODS
 from memmcl.errors import ConfigError, ModelError
 from memmcl.merge.genome import Recipe, block_of
 from memmcl.merge.spectral import Core, core_space
-from memmcl.merge.table import METHODS
+from memmcl.merge.table import run_method
 
 Grams = Mapping[str, Mapping[str, Tensor]]
 """By expert and module, the second moment (d_in, d_in) of the module's inputs, float32."""
@@ -65,21 +66,21 @@ class Deltas:
 
     def finite(self) -> bool:
         """Return whether all factors are numbers."""
-        pairs = [pair for parts in self.modules.values() for pair in parts.values()]
+        pairs = [pair for by_expert in self.modules.values() for pair in by_expert.values()]
         return all(bool(torch.isfinite(matrix).all()) for pair in pairs for matrix in (pair.a, pair.b))
 
     def add_to(self, weight: Tensor, module: str, coefficients: Values, recipe: Recipe) -> None:
         """Add the merge to `weight`, (d_out, d_in) float32, in place."""
-        factors, dense = self.parts(module, coefficients, recipe)
+        factors, dense = self.delta(module, coefficients, recipe)
         if dense is not None:
             weight += dense
         if factors is not None:
             weight.addmm_(factors.b, factors.a)
 
-    def parts(self, module: str, coefficients: Values, recipe: Recipe) -> tuple[Factors | None, Tensor | None]:
-        """Return what the merge adds to one module: a part in factors, scale 1, and a dense one, (d_out, d_in).
+    def delta(self, module: str, coefficients: Values, recipe: Recipe) -> tuple[Factors | None, Tensor | None]:
+        """Return what the merge adds to one module: factors, scale 1, and a dense matrix, (d_out, d_in).
 
-        Float32. Linear merges and those of the small basis are factors, others dense; None: no such part.
+        Float32. Linear merges and those of the small basis are factors, others dense; None: there are none.
         """
         pairs, present = self.modules[module], self._present(module, coefficients)
         linear = [name for name in present if recipe.method == "linear" or name in self._pinned]
@@ -91,7 +92,7 @@ class Deltas:
             core = self._core(module)
             weights = torch.tensor([merged.get(name, 0.0) for name in pairs if name not in self._pinned])
             a.append(core.right.to(self._device))
-            small = METHODS[recipe.method].merge(core.matrices, weights, **recipe.parameters)
+            small = run_method(recipe.method, core.matrices, weights, **recipe.parameters)
             b.append((core.left @ small).to(self._device))
         elif merged:
             dense = self._dense(module, merged, recipe)
@@ -99,29 +100,28 @@ class Deltas:
 
     def _present(self, module: str, coefficients: Values) -> dict[str, Any]:
         """Return the coefficients in this module's block of the experts that change it, without zeros known as such."""
-        found = {}
+        present = {}
         for expert in self.modules[module]:
             if expert in coefficients:
                 values = coefficients[expert]
                 value = values[block_of(layer_of(module), self._lowest, self._layers, len(values))]
                 if isinstance(value, Tensor) or value:
-                    found[expert] = value
-        return found
+                    present[expert] = value
+        return present
 
     def _dense(self, module: str, coefficients: Mapping[str, float], recipe: Recipe) -> Tensor:
-        method, given = METHODS[recipe.method], dict[str, Any](recipe.parameters)
+        method, parameters = METHODS[recipe.method], dict[str, Any](recipe.parameters)
         if method.seeded:
-            given["seeds"] = [seeds.derive(recipe.seed, "mask", module, expert) for expert in coefficients]
+            parameters["seeds"] = [seeds.derive(recipe.seed, "mask", module, expert) for expert in coefficients]
         if method.grams:
-            given["grams"] = [self._gram(expert, module) for expert in coefficients]
+            parameters["grams"] = [self._gram(expert, module) for expert in coefficients]
         vectors = WrittenOut([self.modules[module][expert] for expert in coefficients])
-        return method.merge(vectors, torch.tensor(list(coefficients.values())), **given)
+        return run_method(recipe.method, vectors, torch.tensor(list(coefficients.values())), **parameters)
 
     def _core(self, module: str) -> Core:
         if module not in self._cores:
-            parts = self.modules[module]
             # in the experts' small basis a GPU is slower than a CPU
-            merged = [pair.to("cpu") for name, pair in parts.items() if name not in self._pinned]
+            merged = [pair.to("cpu") for name, pair in self.modules[module].items() if name not in self._pinned]
             self._cores[module] = core_space(merged)
         return self._cores[module]
 

@@ -56,7 +56,7 @@ def merged_adapter(
     deltas = Deltas(adapters, lowest=lowest, layers=layers, pinned=pinned, grams=grams)
     factors, errors = {}, {}
     for module, pairs in sorted(deltas.modules.items()):
-        exact, dense = deltas.parts(module, coefficients, recipe)
+        exact, dense = deltas.delta(module, coefficients, recipe)
         if exact is None and dense is None:
             first = next(iter(pairs.values()))
             exact = Factors(torch.zeros_like(first.a[:1]), torch.zeros_like(first.b[:, :1]), 1.0)
@@ -103,14 +103,6 @@ def adapter_files(factors: Mapping[str, Factors], *, base_name: str) -> dict[str
     return to_files(factors, base_name=base_name, rank=rank, alpha=rank)
 
 
-def write_full(directory: Path, base: BaseRef, adapter: Adapter, *, dtype: str, split: int) -> None:
-    """Write a Hugging Face model directory: the adapter merged into the weights, and the tokenizer.
-
-    Deltas are summed in float32 and cast once to `dtype`.
-    """
-    write_merge(directory, base, {"unified": adapter}, {"unified": (1.0,)}, dtype=dtype, split=split)
-
-
 def write_merge(
     directory: Path,
     base: BaseRef,
@@ -120,12 +112,11 @@ def write_merge(
     *,
     dtype: str,
     split: int,
-    pinned: Sequence[str] = (),
     grams: Grams | None = None,
 ) -> None:
     """Write a Hugging Face model directory: any merge in the weights, in float32 and cast once, and the tokenizer."""
     model = load_base(base, dtype)
     blocks = len(next(iter(coefficients.values())))
-    Merger(Backbone(model, 0, split), adapters, blocks, pinned=pinned, grams=grams).apply(coefficients, recipe)
+    Merger(Backbone(model, 0, split), adapters, blocks, grams=grams).apply(coefficients, recipe)
     model.save_pretrained(directory)
     load_tokenizer(base).save_pretrained(directory)

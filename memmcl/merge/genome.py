@@ -101,7 +101,7 @@ class GenomeSpace:
             more += f" + {len(self.parameters)} parameters" if self.parameters else ""
             raise GenomeError(
                 f"genome has {len(genome)} genes; {len(self.parts)} parts x {self.blocks} blocks{more} needs "
-                f"{self.size}; was it made with other experts or another `blocks`?"
+                f"{self.size}; does it belong to other experts or another `blocks`?"
             )
         for name, gene, (low, high) in zip(self.genes, genome, self.bounds, strict=True):
             if not low <= gene <= high:

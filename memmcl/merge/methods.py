@@ -1,7 +1,7 @@
 """Merge methods: pure functions from task vectors and weights to one merged task vector.
 
-Shared by all: `vectors` holds n task vectors of one shape and one floating dtype. Items may be made when they are asked
-for (`vectors[i]`): every function holds one of them at a time, beside sums of the same shape, so that sixteen experts
+Shared by all: `vectors` holds n task vectors of one shape and one floating dtype. Items may be computed on access
+(`vectors[i]`): every function holds one of them at a time, beside sums of the same shape, so that sixteen experts
 take the memory of one. `weights`: (n,), any sign unless said otherwise. Returned: shape and dtype of one task vector.
 
 Sparsifiers work on each task vector by itself. Random ones take one uniform field per expert, drawn from `seeds[i]`:
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -23,19 +24,27 @@ from memmcl.errors import GenomeError
 Rescale = Literal["kept", "l1", "none"]
 """After random pruning: divided by the probability of being kept (DARE, DELLA: unbiased), scaled to the L1 norm from
 before (mergekit's default), or as it is."""
-Election = Literal["weighted", "unweighted"]
-"""The signs that vote are those of weighted task vectors (mergekit), or of the task vectors alone (PEFT)."""
-Majority = Literal["sum", "count"]
-"""A vote counts by its magnitude, or one each."""
-Divisor = Literal["weights", "count", "none"]
-"""What the sum of those that agree is divided by: their weights (mergekit), their number (PEFT), or nothing."""
 
 ALIGNED = 0.9995
 """|cosine| above which slerp is a straight line (mergekit's threshold)"""
 
 
+@dataclass(frozen=True)
+class Election:
+    """How a sign is elected for each entry, and how the entries that agree with it are merged.
+
+    election: the signs that vote are those of weighted task vectors (mergekit), or of the task vectors alone (PEFT).
+    majority: a vote counts by its magnitude, or one each. divide_by: what the sum of those that agree is divided by:
+    their weights (mergekit), their number (PEFT), or nothing.
+    """
+
+    election: Literal["weighted", "unweighted"] = "weighted"
+    majority: Literal["sum", "count"] = "sum"
+    divide_by: Literal["weights", "count", "none"] = "weights"
+
+
 class Vectors(Protocol):
-    """Some task vectors of one shape: a list, or one that makes each when it is asked for."""
+    """Some task vectors of one shape: a list, or an object that computes each on access."""
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -55,14 +64,7 @@ def linear(vectors: Vectors, weights: Tensor) -> Tensor:
 
 
 def ties(
-    vectors: Vectors,
-    weights: Tensor,
-    *,
-    density: float = 0.5,
-    scale: float = 1.0,
-    election: Election = "weighted",
-    majority: Majority = "sum",
-    divide_by: Divisor = "weights",
+    vectors: Vectors, weights: Tensor, *, density: float = 0.5, scale: float = 1.0, election: Election = Election()
 ) -> Tensor:
     """Trim to the largest magnitudes, elect a sign per entry, average those that agree with it.
 
@@ -75,7 +77,7 @@ def ties(
     def trim(_: int, vector: Tensor) -> Tensor:
         return largest(vector, density)
 
-    return scale * _consensus(vectors, weights, trim, election, majority, divide_by)
+    return scale * _consensus(vectors, weights, trim, election)
 
 
 def dare_linear(
@@ -98,9 +100,7 @@ def dare_ties(
     density: float = 0.5,
     scale: float = 1.0,
     rescale: Rescale = "kept",
-    election: Election = "weighted",
-    majority: Majority = "sum",
-    divide_by: Divisor = "none",
+    election: Election = Election(divide_by="none"),
 ) -> Tensor:
     """Drop entries at random, rescale the rest, then elect signs and merge as TIES does.
 
@@ -111,7 +111,7 @@ def dare_ties(
     def drop(index: int, vector: Tensor) -> Tensor:
         return dropped(vector, density, seeds[index], rescale)
 
-    return scale * _consensus(vectors, weights, drop, election, majority, divide_by)
+    return scale * _consensus(vectors, weights, drop, election)
 
 
 def della(
@@ -123,9 +123,7 @@ def della(
     epsilon: float = 0.15,
     scale: float = 1.0,
     rescale: Rescale = "kept",
-    election: Election = "weighted",
-    majority: Majority = "sum",
-    divide_by: Divisor = "weights",
+    election: Election = Election(),
 ) -> Tensor:
     """Drop entries at random, small ones sooner, rescale the rest, then elect signs and average as TIES does.
 
@@ -138,7 +136,7 @@ def della(
     def drop(index: int, vector: Tensor) -> Tensor:
         return dropped_by_rank(vector, density, epsilon, seeds[index], rescale)
 
-    return scale * _consensus(vectors, weights, drop, election, majority, divide_by)
+    return scale * _consensus(vectors, weights, drop, election)
 
 
 def breadcrumbs(vectors: Vectors, weights: Tensor, *, density: float = 0.9, gamma: float = 0.01) -> Tensor:
@@ -246,16 +244,11 @@ def _sum(vectors: Vectors, weights: Tensor, change: Callable[[int, Tensor], Tens
 
 
 def _consensus(
-    vectors: Vectors,
-    weights: Tensor,
-    change: Callable[[int, Tensor], Tensor],
-    election: Election,
-    majority: Majority,
-    divide_by: Divisor,
+    vectors: Vectors, weights: Tensor, change: Callable[[int, Tensor], Tensor], election: Election
 ) -> Tensor:
-    """Return the merge of those entries that agree with the elected sign; each task vector is made twice, none kept."""
+    """Return the merge of the entries that agree with the elected sign; task vectors are read twice, none is kept."""
     factors = weights.tolist()
-    weighted = election == "weighted"
+    weighted = election.election == "weighted"
     # With a weighted vote an expert of weight 0 has no sign: it neither votes nor counts. Unweighted, it does both.
     there = [index for index, weight in enumerate(factors) if weight or not weighted]
 
@@ -265,15 +258,15 @@ def _consensus(
     votes = torch.zeros_like(vectors[0])
     for index in there:
         vote = voter(index, change(index, vectors[index]))
-        votes += vote.sign() if majority == "count" else vote
+        votes += vote.sign() if election.majority == "count" else vote
     elected = torch.where(votes >= 0, 1, -1)  # mergekit and PEFT: a tie is positive
     total, divisor = torch.zeros_like(votes), torch.zeros_like(votes)
     for index in there:
         voted = change(index, vectors[index])
         agrees = voter(index, voted).sign() == elected
         total.add_(torch.where(agrees, voted, 0), alpha=factors[index])
-        divisor.add_(agrees, alpha=factors[index] if divide_by == "weights" else 1.0)
-    if divide_by == "none":
+        divisor.add_(agrees, alpha=factors[index] if election.divide_by == "weights" else 1.0)
+    if election.divide_by == "none":
         return total
     return total / torch.where(divisor == 0, 1, divisor)
 

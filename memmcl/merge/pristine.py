@@ -34,11 +34,11 @@ class Pristine:
             for module, weight in weights.items()
             if f"{module}.weight" in held and weight.device.type == "cpu"
         }
-        same = {module for module, found in self._read(self._files) if torch.equal(found, weights[module])}
+        same = {module for module, weight in self._read(self._files) if torch.equal(weight, weights[module])}
         self._copies = {module: weight.detach().clone() for module, weight in weights.items() if module not in same}
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each module and its weight, which nobody may change or keep.
+        """Yield each module and its weight; callers must neither change nor keep it.
 
         Raises:
             ModelError: the base's files are gone, or not those that were loaded.
@@ -81,5 +81,5 @@ def _files_of(directory: Path) -> dict[str, Path]:
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -74,12 +74,12 @@ def tsv(task_vectors: Sequence[Tensor] | Tensor, weights: Tensor, *, rank: int |
     Reference: TSV-Merge, Gargiulo et al. 2025, "Task Singular Vectors: Reducing Task Interference in Model Merging".
     Its code cuts at min(d_out, d_in) // experts, which keeps every component of a LoRA.
     """
-    nothing, parts = _read(task_vectors, weights, "tsv")
-    if not parts:
+    nothing, experts = _read(task_vectors, weights, "tsv")
+    if not experts:
         return nothing
-    each = max(1, _budget(parts, rank) // len(parts))
-    chosen = [part.top(each) for part in parts]
-    return _joined(chosen, torch.cat([part.values for part in chosen]))
+    each = max(1, _budget(experts, rank) // len(experts))
+    chosen = [expert.top(each) for expert in experts]
+    return _joined(chosen, torch.cat([expert.values for expert in chosen]))
 
 
 @torch.no_grad()
@@ -106,25 +106,25 @@ def iso_cts(
     """
     if not 0 <= common <= 1:
         raise ConfigError(f"expected a common part in [0, 1], got {common}; the paper uses 0.8")
-    nothing, parts = _read(task_vectors, weights, "iso_cts")
-    if not parts:
+    nothing, experts = _read(task_vectors, weights, "iso_cts")
+    if not experts:
         return nothing
-    budget = _budget(parts, rank)
+    budget = _budget(experts, rank)
     shared = round(common * budget)
-    own = (budget - shared) // len(parts)
+    own = (budget - shared) // len(experts)
     shared = shared if shared or own else 1
 
-    largest = max(float(part.values[0]) for part in parts)
+    largest = max(float(expert.values[0]) for expert in experts)
     total = torch.zeros_like(nothing, dtype=torch.float64)
-    for part in parts:
-        total += part.scaled @ part.right
+    for expert in experts:
+        total += expert.scaled @ expert.right
     sums = _decompose(total, largest).top(shared)
     chosen = [sums]
-    for part in parts:
-        rest = part.scaled - sums.left @ (sums.left.T @ part.scaled)  # (I - U_c U_c^T) T_i, without its V_i
-        found = _decompose(rest, float(part.values[0])).top(own)
-        chosen.append(_Components(found.left, found.values, found.right @ part.right))
-    values = torch.cat([part.values for part in chosen])
+    for expert in experts:
+        rest = expert.scaled - sums.left @ (sums.left.T @ expert.scaled)  # (I - U_c U_c^T) T_i, without its V_i
+        specific = _decompose(rest, float(expert.values[0])).top(own)
+        chosen.append(_Components(specific.left, specific.values, specific.right @ expert.right))
+    values = torch.cat([expert.values for expert in chosen])
     return _joined(chosen, values.mean()) if len(values) else nothing
 
 
@@ -183,7 +183,7 @@ def core_space(factors: Sequence[Factors]) -> Core:
 
     factors: one per expert, of any ranks. left and right are isometries, so that methods that know only singular values
     and vectors, as `tsv` and `iso_cts`, may work on the matrices: left @ tsv(matrices, weights) @ right is the merge of
-    the whole task vectors. No (d_out, d_in) matrix is made.
+    the whole task vectors. No (d_out, d_in) matrix is computed.
 
     Raises:
         ModelError: no factors, or factors of different shapes.
@@ -193,8 +193,8 @@ def core_space(factors: Sequence[Factors]) -> Core:
     """
     shapes = {(len(pair.b), pair.a.shape[1]) for pair in factors}
     if len(shapes) != 1 or any(pair.b.shape[1] != len(pair.a) for pair in factors):
-        found = [f"{tuple(pair.b.shape)} @ {tuple(pair.a.shape)}" for pair in factors]
-        raise ModelError(f"expected factors of one module, (d_out, r) @ (r, d_in) each; got {found}")
+        shapes_in_words = [f"{tuple(pair.b.shape)} @ {tuple(pair.a.shape)}" for pair in factors]
+        raise ModelError(f"expected factors of one module, (d_out, r) @ (r, d_in) each; got {shapes_in_words}")
     ranks = [len(pair.a) for pair in factors]
     left, b = torch.linalg.qr(torch.cat([pair.b.double() for pair in factors], dim=1))
     right, a = torch.linalg.qr(torch.cat([pair.a.double() for pair in factors]).T)
@@ -210,7 +210,7 @@ def _factors(task_vectors: Sequence[Tensor] | Tensor, weights: Tensor) -> list[f
     if not len(task_vectors) or tuple(weights.shape) != (len(task_vectors),) or not bool(weights.isfinite().all()):
         raise GenomeError(
             f"expected one finite weight for each of {len(task_vectors)} experts, got {weights.tolist()}; "
-            "was the genome made with other experts?"
+            "does the genome belong to other experts?"
         )
     return [float(weight) for weight in weights.tolist()]
 
@@ -232,16 +232,16 @@ def _read(task_vectors: Sequence[Tensor] | Tensor, weights: Tensor, method: str)
     factors = _factors(task_vectors, weights)
     kept = [expert for expert, factor in enumerate(factors) if factor] or [0]
     nothing: Tensor | None = None
-    parts: list[_Components] = []
+    experts: list[_Components] = []
     for expert in kept:
-        found = _decompose(_matrix(task_vectors[expert], expert, method, nothing))
+        components = _decompose(_matrix(task_vectors[expert], expert, method, nothing))
         if nothing is None:
-            nothing = found.left.new_zeros(len(found.left), found.right.shape[1], dtype=torch.float32)
-        if factors[expert] and len(found.values):
-            left = found.left if factors[expert] > 0 else -found.left
-            parts.append(_Components(left, abs(factors[expert]) * found.values, found.right))
+            nothing = components.left.new_zeros(len(components.left), components.right.shape[1], dtype=torch.float32)
+        if factors[expert] and len(components.values):
+            left = components.left if factors[expert] > 0 else -components.left
+            experts.append(_Components(left, abs(factors[expert]) * components.values, components.right))
     assert nothing is not None
-    return nothing, parts
+    return nothing, experts
 
 
 def _decompose(matrix: Tensor, largest: float | None = None) -> _Components:
@@ -251,12 +251,12 @@ def _decompose(matrix: Tensor, largest: float | None = None) -> _Components:
     return _Components(left, values, right).top(int((values > floor).sum()))
 
 
-def _budget(parts: Sequence[_Components], rank: int | None) -> int:
-    """Return how many components to share out: `rank`, or the dimension of the stack, each part at unit norm."""
+def _budget(experts: Sequence[_Components], rank: int | None) -> int:
+    """Return how many components to share out: `rank`, or the dimension of the stack, each expert at unit norm."""
     if rank is not None and rank < 1:
         raise ConfigError(f"expected a rank of 1 or more, got {rank}; leave it out to use the dimension of the stack")
-    beside = torch.cat([part.left * (part.values / part.values[0]) for part in parts], dim=1)
-    above = torch.cat([part.right.T * (part.values / part.values[0]) for part in parts], dim=1)
+    beside = torch.cat([expert.left * (expert.values / expert.values[0]) for expert in experts], dim=1)
+    above = torch.cat([expert.right.T * (expert.values / expert.values[0]) for expert in experts], dim=1)
     return rank or min(_dimension(beside), _dimension(above))
 
 
@@ -267,18 +267,18 @@ def _dimension(vectors: Tensor) -> int:
     return int((values > NEGLIGIBLE**2 * values[-1]).sum())
 
 
-def _joined(parts: Sequence[_Components], values: Tensor) -> Tensor:
-    """Return U diag(values) V, with the vectors of all parts in U and V, each set made orthogonal."""
-    left = _procrustes(torch.cat([part.left for part in parts], dim=1))
-    return (left * values @ _procrustes(torch.cat([part.right for part in parts]))).float()
+def _joined(experts: Sequence[_Components], values: Tensor) -> Tensor:
+    """Return U diag(values) V, with the vectors of all experts in U and V, each set made orthogonal."""
+    left = _procrustes(torch.cat([expert.left for expert in experts], dim=1))
+    return (left * values @ _procrustes(torch.cat([expert.right for expert in experts]))).float()
 
 
 def _procrustes(vectors: Tensor) -> Tensor:
     """Return the orthogonal matrix nearest to `vectors`, or the nearest partial isometry where they are dependent."""
     left, values, right = torch.linalg.svd(vectors, full_matrices=False)
     kept = int((values > DEPENDENT * values[0]).sum())
-    found: Tensor = left[:, :kept] @ right[:kept]  # P D Q^T -> P Q^T
-    return found
+    nearest: Tensor = left[:, :kept] @ right[:kept]  # P D Q^T -> P Q^T
+    return nearest
 
 
 def _shrunk_product(task_vector: Tensor, gram: Tensor, shrink: float) -> Tensor:
@@ -299,7 +299,7 @@ def _divide(outputs: Tensor, gram: Tensor, shrink: float) -> Tensor:
         triangle, failed = torch.linalg.cholesky_ex(gram)
         if int(failed):
             raise ModelError("expected Gram matrices X^T X, but their sum is not positive definite; gather them anew")
-        found: Tensor = torch.cholesky_solve(outputs.T, triangle).T
+        merged: Tensor = torch.cholesky_solve(outputs.T, triangle).T
     else:
-        found = outputs @ torch.linalg.pinv(gram, rtol=NEGLIGIBLE, hermitian=True)
-    return found / norms
+        merged = outputs @ torch.linalg.pinv(gram, rtol=NEGLIGIBLE, hermitian=True)
+    return merged / norms

@@ -1,107 +1,35 @@
-"""The merge methods by name: what each takes, what of it a search may vary, and where it comes from."""
+"""Merge methods called by name, with their parameters checked against the table `METHODS`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from memmcl import seeds
+from memmcl.config.methods import METHODS, Method
 from memmcl.errors import ConfigError, GenomeError, shown
 from memmcl.merge import methods, spectral
 
-
-@dataclass(frozen=True)
-class Gene:
-    """A number that a method takes, within bounds; a search may vary it."""
-
-    low: float
-    high: float
-    default: float
+_ELECTION = [field.name for field in fields(methods.Election)]
 
 
-@dataclass(frozen=True)
-class Method:
-    """One way to merge task vectors.
+def run_method(method: str, vectors: methods.Vectors, weights: Tensor, **parameters: Any) -> Tensor:
+    """Return a merge by the function that has the method's name; arguments are not checked.
 
-    genes: its numbers; switches: its conventions, the default first. normalises: a common factor of the weights
-    vanishes, so that `scale` is a gene. seeded: it draws masks. matrices: it takes task vectors with two dimensions,
-    and gives the same in the small basis of their factors. grams: it needs second moments of inputs.
+    vectors: task vectors of one shape; weights: (experts,). parameters: flat, as the table lists them, and what the
+    function takes beside them (`seeds`, `grams`, `rank`).
     """
-
-    merge: Callable[..., Tensor]
-    reference: str
-    genes: Mapping[str, Gene] = field(default_factory=dict)
-    switches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    normalises: bool = False
-    seeded: bool = False
-    matrices: bool = False
-    grams: bool = False
-
-    @property
-    def exact(self) -> bool:
-        """Whether its merges have an exact adapter: they lie in the span of the experts' factors."""
-        return self.matrices or self.merge is methods.linear
-
-
-DENSITY = Gene(0.0, 1.0, 0.5)
-SCALE = Gene(0.0, 20.0, 1.0)
-"""up to more than the experts that an average may be of"""
-RESCALE = ("kept", "l1", "none")
-ELECTION = {"election": ("weighted", "unweighted"), "majority": ("sum", "count")}
-
-METHODS: Mapping[str, Method] = {
-    "linear": Method(methods.linear, "Ilharco et al. 2023, arXiv 2212.04089"),
-    "ties": Method(
-        methods.ties,
-        "Yadav et al. 2023, arXiv 2306.01708",
-        genes={"density": DENSITY, "scale": SCALE},
-        switches={**ELECTION, "divide_by": ("weights", "count", "none")},
-        normalises=True,
-    ),
-    "dare_linear": Method(
-        methods.dare_linear,
-        "Yu et al. 2024, arXiv 2311.03099",
-        genes={"density": DENSITY},
-        switches={"rescale": RESCALE},
-        seeded=True,
-    ),
-    "dare_ties": Method(
-        methods.dare_ties,
-        "Yu et al. 2024, arXiv 2311.03099",
-        genes={"density": DENSITY, "scale": SCALE},
-        switches={"rescale": RESCALE, **ELECTION, "divide_by": ("none", "weights", "count")},
-        seeded=True,
-    ),
-    "della": Method(
-        methods.della,
-        "Deep et al. 2024, arXiv 2406.11617",
-        genes={"density": DENSITY, "epsilon": Gene(0.0, 0.5, 0.15), "scale": SCALE},
-        switches={"rescale": RESCALE, **ELECTION, "divide_by": ("weights", "count", "none")},
-        normalises=True,
-        seeded=True,
-    ),
-    "breadcrumbs": Method(
-        methods.breadcrumbs,
-        "Davari and Belilovsky 2024, arXiv 2312.06795",
-        genes={"density": Gene(0.0, 1.0, 0.9), "gamma": Gene(0.0, 0.5, 0.01)},
-    ),
-    "slerp": Method(methods.slerp, "Shoemake 1985", genes={"scale": SCALE}, normalises=True),
-    "tsv": Method(spectral.tsv, "Gargiulo et al. 2025, arXiv 2412.00081", matrices=True),
-    "iso_cts": Method(
-        spectral.iso_cts, "Marczak et al. 2025, arXiv 2502.04959", genes={"common": Gene(0.0, 1.0, 0.8)}, matrices=True
-    ),
-    "regmean": Method(
-        spectral.regmean,
-        "Jin et al. 2023, arXiv 2212.09849",
-        genes={"shrink": Gene(0.0, 1.0, 0.9), "scale": SCALE},
-        normalises=True,
-        grams=True,
-    ),
-}
+    row = METHODS[method]
+    function = getattr(spectral if row.matrices or row.grams else methods, method)
+    if "divide_by" in row.switches:
+        election = {name: parameters.pop(name, row.defaults[name]) for name in _ELECTION}
+        parameters["election"] = methods.Election(**election)
+    merged: Tensor = function(vectors, weights, **parameters)
+    return merged
 
 
 def merge_task_vectors(
@@ -128,13 +56,13 @@ def merge_task_vectors(
     if not bool(torch.isfinite(weights).all()):
         raise GenomeError(f"expected finite weights, got {weights.tolist()}")
     masks = {"seeds": [seeds.derive(seed, index) for index in range(len(weights))]} if row.seeded else {}
-    return row.merge(task_vectors, weights, **masks, **parameters)
+    return run_method(method, task_vectors, weights, **masks, **parameters)
 
 
 def check_search(
     method: str, parameters: Mapping[str, Any], genes: Mapping[str, tuple[float, float]], lowest: float
 ) -> None:
-    """Refuse a search that would come upon merges that the method cannot make.
+    """Refuse a search that could propose merges which the method cannot compute.
 
     parameters: fixed; genes: those that are searched, each between two values; lowest: the lowest coefficient.
 

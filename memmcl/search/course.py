@@ -1,4 +1,4 @@
-"""A search with the phases that follow it, and what every driver does with one: hand candidates out, keep results."""
+"""A search with the phases that follow it, and what all drivers share: handing candidates out, storing results."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ OnResult = Callable[[SearchSpec, Proposal, Mapping[str, Any]], None]
 
 @dataclass
 class Course:
-    """A search and what follows it, over one set of rows and experts.
+    """A search and the phases that follow it, over one set of rows and experts.
 
-    follow: names the next phase. begun: called as a phase begins. phases: those that have ended, and the one at work.
+    follow: returns the next phase. begun: called as a phase begins. phases: those that have ended, and the current one.
     """
 
     follow: Next
@@ -49,11 +49,11 @@ class Course:
 
     @property
     def core(self) -> LookAhead:
-        """The core at work."""
+        """The core of the current phase."""
         return self.phases[-1].core
 
     def advance(self, problem: SearchProblem, store: Store) -> bool:
-        """Start the next phases for as long as those at hand have ended; return whether one is at work."""
+        """Start the next phase if the current one has ended; return whether any is left."""
         while not self.phases or self.core.finished:
             spec = self.follow(self.phases)
             if spec is None:
@@ -102,7 +102,7 @@ class Dispatcher:
         """Return all that the courses have now, numbered."""
         self._look_at_the_clock()
         self.active = [course for course in self.active if course.advance(self._problem, self._store)]
-        found: list[tuple[int, Phase, Proposal]] = []
+        handed_out: list[tuple[int, Phase, Proposal]] = []
         turns = deque(self.active)
         while turns:
             course = turns.popleft()
@@ -113,8 +113,8 @@ class Dispatcher:
             turns.append(course)
             self._handed_out += 1
             self.open[self._handed_out] = phase, proposal
-            found.append((self._handed_out, phase, proposal))
-        return found
+            handed_out.append((self._handed_out, phase, proposal))
+        return handed_out
 
     def keep(self, number: int, record: Mapping[str, Any]) -> None:
         """Store the result of a candidate, and tell its course."""
@@ -133,7 +133,7 @@ class Dispatcher:
 
 
 def core_of(problem: SearchProblem, spec: SearchSpec, store: Store) -> LookAhead:
-    """Return a search's core, with all that an earlier process found."""
+    """Return a search's core, with the records of earlier processes."""
     cfg, space = problem.search, spec.space
     options = {} if spec.fixed else {"update": cfg.update, "restarts": cfg.restarts, "objectives": len(spec.objectives)}
     strategy = build_strategy(

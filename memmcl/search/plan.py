@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Literal
 
+from memmcl.config.strategies import STRATEGIES
 from memmcl.errors import SearchError
 from memmcl.evolve import Proposal
-from memmcl.merge.genome import Recipe
+from memmcl.merge.genome import Coefficients, Recipe
 from memmcl.search.course import Course, Phase
-from memmcl.search.document import candidates_table
+from memmcl.search.document import EvaluatedCandidate, FinalistScore, SearchDocument, SearchedPhase
 from memmcl.search.problem import SearchProblem
 from memmcl.search.spec import Parts, SearchSpec
 from memmcl.store import ArtifactRef, Manifest, StageSettings, cache_key
@@ -19,7 +20,6 @@ from memmcl.suite.subtasks import GROUPS
 
 STAGE_VERSION = 3
 FINAL, JOINT_PHASE = "final", "joint"
-Coefficients = dict[str, tuple[float, ...]]
 NOT_IN_KEYS = {"stage1_evaluations", "stage2_evaluations", "joint_evaluations", "finalists", "adapter_rank", "rivals"}
 
 
@@ -42,10 +42,11 @@ class Finalist:
 
 @dataclass
 class SearchPlan:
-    """One search with what follows it. first: where it begins; inputs: what it is made from.
+    """One search and the phases that follow it.
 
-    joint: how many candidates a search over all coefficients of the experts gets afterwards. others: merges found
-    elsewhere that may win. selection: whether selection rows decide between finalists; otherwise the weak rows do.
+    first: the search itself. inputs: artifacts that it depends on. joint: candidates of a search over all coefficients
+    of the experts, afterwards; 0: none. others: merges of other searches that may win. selection: whether selection
+    rows decide between finalists; otherwise the weak rows do.
     """
 
     problem: SearchProblem
@@ -92,16 +93,16 @@ class SearchPlan:
         return f"{self.name} {JOINT_PHASE}"
 
     def _joint_spec(self, phases: Sequence[Phase]) -> SearchSpec:
-        """Return the search of all coefficients at once, which begins with all that was found so far."""
+        """Return the search of all coefficients at once, which starts from the finalists so far."""
         experts = sorted({name for inner in self.first.parts.values() for name in inner})
         blocks, (low, high) = self.problem.search.blocks, self.problem.search.bounds
         alone: Parts = {name: {name: (1.0,) * blocks} for name in experts}
-        found = [one for one in self.finalists(phases) if one.recipe.method == self.first.method]
+        compatible = [one for one in self.finalists(phases) if one.recipe.method == self.first.method]
         starts = {
             one.title: tuple(
                 min(max(value, low), high) for name in experts for value in one.coefficients.get(name, (0.0,) * blocks)
             )
-            for one in found
+            for one in compatible
         }
         return make_spec(
             self.problem,
@@ -111,7 +112,7 @@ class SearchPlan:
             list(starts.items()),
             self.joint,
             [*self.inputs, self.first.key],
-            method=self.first.method,
+            SpecVariant(method=self.first.method),
         )
 
     def _final_spec(self, finalists: Sequence[Finalist]) -> SearchSpec:
@@ -121,33 +122,35 @@ class SearchPlan:
         return make_spec(
             self.problem,
             f"{self.name} {FINAL}",
-            {name: one.coefficients for name, one in zip(names, finalists, strict=True)},
+            {name: dict(one.coefficients) for name, one in zip(names, finalists, strict=True)},
             self.first.subtasks,
             list(ones.items()),
             len(names),
             [*self.inputs, self.first.key],
-            fixed=True,
-            rows="selection",
-            recipes={name: one.recipe for name, one in zip(names, finalists, strict=True)},
+            SpecVariant(
+                fixed=True,
+                rows="selection",
+                recipes={name: one.recipe for name, one in zip(names, finalists, strict=True)},
+            ),
         )
 
     def finalists(self, phases: Sequence[Phase]) -> list[Finalist]:
-        """Return who may win after these searches: the best and the best seed of each, and those found elsewhere."""
-        found: list[Finalist] = []
+        """Return who may win after these searches: the best and the best seed of each, and those of other searches."""
+        finalists: list[Finalist] = []
         for phase in phases:
             records = phase.core.records
             ranked = phase.core.ranked()
             best = ranked[: self.problem.search.finalists]
             seeds = [proposal for proposal in ranked if proposal.generation == 0][:1]
-            found += [
+            finalists += [
                 self._finalist(phase.spec, one, records[one.index]["fitness"])
                 for one in [*best, *(one for one in seeds if one not in best)]
             ]
-        if not found:
+        if not finalists:
             raise SearchError(f"search {self.name}: no candidate has a finite fitness; see the log for their genomes")
-        found += self.others
+        finalists += self.others
         merges: dict[str, Finalist] = {}
-        for one in sorted(found, key=lambda one: -one.fitness):  # stable: of equals the one that was found first
+        for one in sorted(finalists, key=lambda one: -one.fitness):  # stable: of equals the earlier
             merges.setdefault(json.dumps([one.coefficients, asdict(one.recipe)], sort_keys=True), one)
         return list(merges.values())
 
@@ -156,7 +159,7 @@ class SearchPlan:
         return Finalist(spec.name, one.origin, one.index, coefficients, recipe, fitness)
 
     def publish(self, phases: Sequence[Phase], seconds: float) -> Manifest:
-        """Publish what was found: candidates of all phases, finalists, the winner, what that means."""
+        """Publish the result: candidates of all phases, finalists, the winner and its merge."""
         searched = [phase for phase in phases if phase.spec.rows != "selection"]
         finalists = self.finalists(searched)
         final = phases[-1].core.records if phases[-1].spec.rows == "selection" else {}
@@ -164,35 +167,25 @@ class SearchPlan:
         place = max(range(len(scores)), key=lambda one: (scores[one], -one)) if scores else 0
         winner = finalists[place]
         inside = next((number for number, one in enumerate(searched) if one.spec.name == winner.search), None)
-        document = {
-            **_searched(searched[0]),
-            "winner": winner.index if inside == 0 else None,
-            "joint": _searched(searched[1]) | {"winner": winner.index if inside == 1 else None}
-            if len(searched) > 1
-            else None,
-            "finalists": [
-                {
-                    "title": one.title,
-                    "search": one.search,
-                    "index": one.index,
-                    "origin": one.origin,
-                    "fitness": one.fitness,
-                    "selection": _json(scores[at]) if scores else None,
-                    "wins": at == place,
-                }
+        itself, *joint = [_searched(one, winner.index if inside == at else None) for at, one in enumerate(searched)]
+        document = SearchDocument(
+            **dict(itself),
+            joint=joint[0] if joint else None,
+            finalists=[
+                FinalistScore(**vars(one), title=one.title, selection=scores[at] if scores else None, wins=at == place)
                 for at, one in enumerate(finalists)
             ],
-            "coefficients": winner.coefficients,
-            "recipe": asdict(winner.recipe),
-            "fitness": winner.fitness,
-        }
+            coefficients=winner.coefficients,
+            recipe=winner.recipe,
+            fitness=winner.fitness,
+        )
         return self.problem.open_store().publish(
             "search",
             self.key,
             name=f"search {self.name}",
             files={
-                "search.json": json.dumps(document, indent=1).encode(),
-                "candidates.parquet": candidates_table(document),
+                "search.json": json.dumps(document.model_dump(mode="json"), indent=1).encode(),
+                "candidates.parquet": document.candidates_table(),
             },
             inputs=self.inputs,
             settings=StageSettings(self.problem.search.model_dump(mode="json"), self.problem.seed, STAGE_VERSION),
@@ -206,6 +199,22 @@ class SearchPlan:
         )
 
 
+@dataclass(frozen=True)
+class SpecVariant:
+    """In what a search differs from the run's own.
+
+    method: another merge method, with its default parameters. varied: (name, low, high) of parameters of the method
+    that seeds have values for, behind the coefficients; None: the run's genes. fixed: the seeds are all that is
+    evaluated. rows: weak or selection. recipes: by part of the genome, where each merges in a way of its own.
+    """
+
+    method: str | None = None
+    varied: tuple[tuple[str, float, float], ...] | None = None
+    fixed: bool = False
+    rows: Literal["weak", "selection"] = "weak"
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)
+
+
 def make_spec(
     problem: SearchProblem,
     name: str,
@@ -214,37 +223,27 @@ def make_spec(
     seeds: Sequence[tuple[str, Sequence[float]]],
     evaluations: int,
     inputs: Sequence[ArtifactRef | str],
-    *,
-    method: str | None = None,
-    varied: tuple[tuple[str, float, float], ...] | None = None,
-    fixed: bool = False,
-    rows: str = "weak",
-    recipes: Mapping[str, Recipe] | None = None,
+    variant: SpecVariant = SpecVariant(),
 ) -> SearchSpec:
-    """Return a search's spec; seeds are coefficients, and values of `varied` behind them where those are given.
-
-    method: None for the run's, with its parameters and genes. fixed: the seeds are all that is looked at.
-    """
-    cfg = problem.search
-    own = method is None or method == cfg.method
+    """Return a search's spec; seeds are coefficients, and values of `variant.varied` behind them where it has any."""
+    cfg, fixed, varied = problem.search, variant.fixed, variant.varied
+    same_method = variant.method in (None, cfg.method)
     if varied is None:
-        varied = (
-            tuple((gene, low, high) for gene, (low, high) in sorted(cfg.genes.items())) if own and not fixed else ()
-        )
+        genes = cfg.genes if same_method and not fixed else {}
+        varied = tuple((gene, low, high) for gene, (low, high) in sorted(genes.items()))
+    asked = problem.evaluation.model_dump(mode="json", include={"batch_size", "max_new_tokens", "calibration"})
     config = {
         "name": name,
         "search": cfg.model_dump(mode="json", exclude=NOT_IN_KEYS),
         "evaluations": evaluations,
-        "method": method,
+        "method": variant.method,
         "fixed": fixed,
-        "rows": rows,
+        "rows": variant.rows,
         "varied": varied,
         "seeds": seeds,
-        "recipes": {part: asdict(recipe) for part, recipe in (recipes or {}).items()},
+        "recipes": {part: asdict(recipe) for part, recipe in variant.recipes.items()},
         "parts": parts,
-        "evaluation": problem.evaluation.model_dump(
-            mode="json", include={"batch_size", "max_new_tokens", "calibration"}
-        ),
+        "evaluation": asked,
         "model": problem.model.key(),
         "first": [one for one in inputs if isinstance(one, str)],
     }
@@ -260,16 +259,16 @@ def make_spec(
         blocks=cfg.blocks,
         bounds=cfg.bounds,
         mask_seed=problem.mask_seed,
-        method=method or cfg.method,
-        parameters=cfg.parameters if own else {},
+        method=variant.method or cfg.method,
+        parameters=cfg.parameters if same_method else {},
         varied=varied,
         mask=cfg.mask and not fixed,
-        recipes=dict(recipes or {}),
-        objectives=_objectives(problem, subtasks) if cfg.strategy == "nsga2" and not fixed else {},
-        rows=rows,
+        recipes=dict(variant.recipes),
+        objectives=_objectives(problem, subtasks) if STRATEGIES[cfg.strategy].objectives and not fixed else {},
+        rows=variant.rows,
         fixed=fixed,
     )
-    whole = [(origin, tuple(g) if fixed else spec.genome(g)) for origin, g in seeds]
+    whole = [(origin, tuple(genome) if fixed else spec.genome(genome)) for origin, genome in seeds]
     return spec.model_copy(update={"seeds": tuple(whole)})
 
 
@@ -285,26 +284,13 @@ def _objectives(problem: SearchProblem, subtasks: Sequence[str]) -> dict[str, tu
     return {name: (name,) for name in subtasks}
 
 
-def _searched(phase: Phase) -> dict[str, Any]:
+def _searched(phase: Phase, winner: int | None) -> SearchedPhase:
     """Return a phase with all its candidates."""
     records = phase.core.records
-    return {
-        "spec": phase.spec.model_dump(mode="json"),
-        "genes": list(phase.spec.space.genes),
-        "stopped_early": phase.core.stopped_early,
-        "candidates": [
-            {
-                "index": one.index,
-                "origin": one.origin,
-                "generation": one.generation,
-                "parents": list(one.parents),
-                **records[one.index],
-                "fitness": _json(records[one.index]["fitness"]),
-            }
-            for one in phase.core.proposals
-        ],
-    }
-
-
-def _json(value: float) -> float | None:
-    return None if value in (float("inf"), float("-inf")) else value
+    return SearchedPhase(
+        spec=phase.spec,
+        genes=phase.spec.space.genes,
+        stopped_early=phase.core.stopped_early,
+        candidates=[EvaluatedCandidate(**{**asdict(one), **records[one.index]}) for one in phase.core.proposals],
+        winner=winner,
+    )

@@ -6,9 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
-import numpy as np
 from safetensors.torch import load as load_tensors
 
 from memmcl import seeds
@@ -16,8 +14,8 @@ from memmcl.adapters.format import Adapter
 from memmcl.adapters.load import load_published
 from memmcl.backbone.resident import ModelSpec
 from memmcl.config import EvaluationConfig, SearchConfig
-from memmcl.evaluate.choice import Choices
-from memmcl.evaluate.given import Distributions
+from memmcl.evaluate.teacher_forced import Distributions
+from memmcl.search.document import ReferenceValues
 from memmcl.store import ArtifactRef, Refs, Store
 from memmcl.suite.examples import Example, from_table
 from memmcl.suite.subtasks import Subtask
@@ -30,7 +28,7 @@ REFERENCE, DISTRIBUTIONS = "reference.json", "expert.safetensors"
 class SearchProblem:
     """Experts of one base, and the rows that their merges are scored on.
 
-    store: as `Store.spec` tells it. subtasks: by name of the rows, what they are asked. experts: by name.
+    store: as `Store.spec` describes it. subtasks: by name of the rows, what they are asked. experts: by name.
     base_adapters: those that every merge adds as they are, as a warm start that the experts are deltas on. weak,
     selection: rows by name; selection rows decide between finalists, and may be missing. references: by name of the
     rows, what the reference model reaches on them. seed: of the run; strategies and random masks derive theirs from it.
@@ -58,7 +56,7 @@ class SearchProblem:
         return store_at(self.store)
 
     def inputs(self, names: list[str]) -> list[ArtifactRef]:
-        """Return what a search over these subtasks is made from."""
+        """Return the artifacts that a search over these subtasks depends on."""
         groups = (self.experts, self.weak, self.references, self.selection)
         return [refs[name] for refs in groups for name in names if name in refs]
 
@@ -83,17 +81,11 @@ def _store(spec: tuple[tuple[str, str | None], ...]) -> Store:
     return Store.from_spec(dict(spec))
 
 
-def read_reference(store: Store, ref: ArtifactRef, rows: str) -> tuple[dict[str, Any], Distributions | None]:
-    """Return what the expert reaches on weak or selection rows, and what it expects there, if that is kept."""
+def read_reference(store: Store, ref: ArtifactRef, rows: str) -> tuple[ReferenceValues, Distributions | None]:
+    """Return the expert's values on weak or selection rows, and its distributions there, if they are kept."""
     document = json.loads(store.read(ref, REFERENCE))
-    found = (document if rows == WEAK else document[rows])["expert"]
+    values = ReferenceValues.model_validate((document if rows == WEAK else document[rows])["expert"])
     if DISTRIBUTIONS not in store.load(ref).blobs:
-        return found, None
+        return values, None
     tensors = load_tensors(store.read(ref, DISTRIBUTIONS))
-    return found, Distributions(tensors[f"{rows}.ids"].long(), tensors[f"{rows}.logprobs"].float())
-
-
-def choices_of(values: Mapping[str, Any]) -> Choices | None:
-    """Return the choices of the rows that were measured; None of tuples."""
-    found = values["choices"]
-    return Choices(**{name: np.array(value) for name, value in found.items()}) if found else None
+    return values, Distributions(tensors[f"{rows}.ids"].long(), tensors[f"{rows}.logprobs"].float())

@@ -22,10 +22,8 @@ def progress_of(records: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         "best": best,
         "fitness": whole[best]["fitness"] if best is not None else None,
         "values": whole[best]["values"] if best is not None else {},
-        "seconds": _seconds(records),
+        "seconds": {
+            phase: sum(record["seconds"].get(phase, 0.0) for record in records.values())
+            for phase in ("merge", "evaluate", "wait")
+        },
     }
-
-
-def _seconds(records: Mapping[int, Mapping[str, Any]]) -> dict[str, float]:
-    parts = ("merge", "evaluate", "wait")
-    return {part: sum(record["seconds"].get(part, 0.0) for record in records.values()) for part in parts}

@@ -1,4 +1,4 @@
-"""Scores of candidates: merges put into the resident model, and the model put to the rows of every subtask."""
+"""Scores of candidates: the resident model gets a merge's weights, and is scored on the rows of every subtask."""
 
 from __future__ import annotations
 
@@ -14,27 +14,24 @@ from memmcl.backbone.resident import resident
 from memmcl.errors import DataError, SearchError
 from memmcl.evaluate.asking import make_probe, weak_answers
 from memmcl.evaluate.choice import Choices
-from memmcl.evaluate.given import GivenAnswers, PartValues
 from memmcl.evaluate.scoring import Probe
+from memmcl.evaluate.teacher_forced import SegmentValues, TeacherForced
 from memmcl.evolve.fitness import blended, fitness, loglik_retention, retention, shrunk
 from memmcl.evolve.racing import Hurdle, Race
 from memmcl.merge.build import Merger
-from memmcl.search.problem import SearchProblem, choices_of, read_reference
+from memmcl.search.problem import SearchProblem, read_reference
 from memmcl.search.spec import SearchSpec
 from memmcl.suite import metrics
 
 Kinds = dict[str, float]
 """By kind of fitness, the value of one subtask."""
-GOLD, OWN = "gold", "own"
-SMOOTH = {"choice": GOLD, "loglik": GOLD, "agree": OWN}
-"""Kinds of fitness that a pass over one answer a row gives, and which answer: the gold one, or the expert's own."""
+GOLD, EXPERT = "gold", "expert"
+SMOOTH = {"choice": GOLD, "loglik": GOLD, "agree": EXPERT}
+"""Kinds of fitness that a pass over one answer a row gives, and which answer: the gold one, or the expert's."""
 
 
 class Scorer:
-    """Puts merges into the resident model, and the model to rows.
-
-    Base adapters are part of every candidate, at the coefficient 1.
-    """
+    """Scores merges on the resident model; base adapters are added to every candidate with the coefficient 1."""
 
     def __init__(self, problem: SearchProblem) -> None:
         self._problem = problem
@@ -48,7 +45,7 @@ class Scorer:
 
         fitness: of all rows; of a candidate that missed a hurdle, an estimate. rungs: its score at each rung that it
         came to; stopped: whether it missed one, or failed there; values: by subtask, what was measured last; rows: how
-        many it was put to; seconds to merge and to evaluate. A number that is not finite is None: the candidate failed.
+        many it was scored on; seconds: to merge and to evaluate. A number that is not finite is None: it failed.
         """
         started = time.perf_counter()
         coefficients = spec.coefficients(genome)
@@ -64,7 +61,7 @@ class Scorer:
         return {"genome": list(genome), **_plain(measured), "seconds": seconds}
 
     def close(self) -> None:
-        """Put the base back into the resident model: candidates follow one another without."""
+        """Put the base's weights back into the resident model."""
         self._merger.reset()
 
     def _race(self, spec: SearchSpec, hurdles: Sequence[Hurdle | None]) -> dict[str, Any]:
@@ -81,7 +78,7 @@ class Scorer:
         kinds = {name: next(stream) for name, stream in streams.items()}
         if "metric" in self._search.weights:
             kinds = {name: {**kinds[name], "metric": subtask.metric()} for name, subtask in subtasks.items()}
-        return self._record(spec, subtasks, {name: self._blend(found) for name, found in kinds.items()}, rungs, None)
+        return self._record(spec, subtasks, {name: self._blend(one) for name, one in kinds.items()}, rungs, None)
 
     def _blend(self, kinds: Kinds) -> float:
         return blended(kinds, self._search.weights)
@@ -96,9 +93,9 @@ class Scorer:
     ) -> dict[str, Any]:
         """Return what is known of a candidate; offset: what is added to the values of one that was stopped."""
         more = 0.0 if offset is None else offset
-        parts = len(rungs) if offset is not None else 0  # of one that was not stopped, all
-        rows = sum(one.ends[parts - 1] for one in subtasks.values())
-        found: dict[str, Any] = {
+        segments = len(rungs) if offset is not None else 0  # of one that was not stopped, all
+        rows = sum(one.ends[segments - 1] for one in subtasks.values())
+        record: dict[str, Any] = {
             "fitness": fitness(values) + more,
             "values": dict(values),
             "rungs": list(rungs),
@@ -106,10 +103,10 @@ class Scorer:
             "rows": rows,
         }
         if spec.objectives:
-            found["objectives"] = [
+            record["objectives"] = [
                 fitness({one: values[one] for one in members}) + more for members in spec.objectives.values()
             ]
-        return found
+        return record
 
     def _subtask(self, rows: str, name: str) -> _Rows:
         if (rows, name) not in self._subtasks:
@@ -118,7 +115,7 @@ class Scorer:
 
 
 class _Rows:
-    """Rows of one subtask, their reference, and how they are put to the weights of now."""
+    """Rows of one subtask, their reference, and the current weights' score on them."""
 
     def __init__(self, problem: SearchProblem, name: str, which: str) -> None:
         examples = problem.read_rows(which, name)
@@ -133,25 +130,25 @@ class _Rows:
         self._kinds = [kind for kind in search.weights if kind in SMOOTH] or (["loglik"] if search.rungs else [])
         self.ends = Race(search.rungs).ends(len(self._examples))
         ends = sorted(set(self.ends))  # of few rows, several rungs end at the same one
-        answers: dict[str, Any] = {GOLD: [row.answer for row in self._examples], OWN: self._expert.get("answers")}
-        self._given = {
-            which: GivenAnswers(
+        answers: dict[str, Any] = {GOLD: [row.answer for row in self._examples], EXPERT: self._expert.answers}
+        self._forced = {
+            which: TeacherForced(
                 *self._model,
                 self._asked,
                 self._examples,
                 answers[which],
                 ends=ends,
-                expert=expected if which == OWN else None,
+                expert=expected if which == EXPERT else None,
             )
             for which in sorted({SMOOTH[kind] for kind in self._kinds})
         }
-        self._sums = np.cumsum(self._expert["logprobs"])
-        self._choices = choices_of(self._expert)
+        self._sums = np.cumsum(self._expert.logprobs)
+        self._choices = self._expert.label_choices()
 
     def smooth(self, raced: bool) -> Iterator[Kinds]:
-        """Yield, after each part of the rows (raced) or all of them, the smooth kinds of fitness of the rows so far."""
-        streams = {which: given.parts() for which, given in self._given.items()}
-        seen: dict[str, list[PartValues]] = {which: [] for which in streams}
+        """Yield the smooth kinds of fitness on the rows so far: after each segment (raced), or after all rows."""
+        streams = {which: forced.segments() for which, forced in self._forced.items()}
+        seen: dict[str, list[SegmentValues]] = {which: [] for which in streams}
         for number, (before, end) in enumerate(pairwise([0, *self.ends]), start=1):
             if end > before:
                 for which, stream in streams.items():
@@ -159,21 +156,21 @@ class _Rows:
             if raced or number == len(self.ends):
                 yield {kind: self._value(kind, seen[SMOOTH[kind]]) for kind in self._kinds}
 
-    def _value(self, kind: str, parts: Sequence[PartValues]) -> float:
+    def _value(self, kind: str, segments: Sequence[SegmentValues]) -> float:
         if kind == "agree":
-            agreement = [part.agreement for part in parts if part.agreement is not None]
+            agreement = [segment.agreement for segment in segments if segment.agreement is not None]
             return float(np.concatenate(agreement).mean())
         if kind == "choice" and self._choices is not None:
-            return self._choice([part.choices for part in parts if part.choices is not None], self._choices)
-        tokens = int(sum(part.tokens.sum() for part in parts))
-        rows = sum(len(part.logprobs) for part in parts)
-        logprob = float(sum(part.logprobs.sum() for part in parts))
+            return self._choice([segment.choices for segment in segments if segment.choices is not None], self._choices)
+        tokens = int(sum(segment.tokens.sum() for segment in segments))
+        rows = sum(len(segment.logprobs) for segment in segments)
+        logprob = float(sum(segment.logprobs.sum() for segment in segments))
         return loglik_retention(logprob / tokens, float(self._sums[rows - 1]) / tokens)
 
-    def _choice(self, parts: Sequence[Choices], expert: Choices) -> float:
+    def _choice(self, segments: Sequence[Choices], expert: Choices) -> float:
         calibrated = self._evaluation.calibration
-        found = Choices.joined(parts).logshares(calibrated)
-        return loglik_retention(found.mean(), expert.head(len(found)).logshares(calibrated).mean())
+        logshares = Choices.joined(segments).logshares(calibrated)
+        return loglik_retention(logshares.mean(), expert.head(len(logshares)).logshares(calibrated).mean())
 
     def metric(self) -> float:
         """Return the retention of the metric; NaN where label scores are not numbers."""
@@ -183,11 +180,11 @@ class _Rows:
             answers = weak_answers(self._evaluation, self._probe)
         except DataError:  # label scores are no numbers
             return math.nan
-        return retention(metrics.score_subtask(self._asked, self._examples, answers), self._expert["score"])
+        return retention(metrics.score_subtask(self._asked, self._examples, answers), self._expert.score or 0.0)
 
 
 def _plain(value: Any) -> Any:
-    """Return a record, or a part of one, as JSON has it: a number that is not finite is None."""
+    """Return a record, or a value of one, as JSON has it: a number that is not finite is None."""
     if isinstance(value, Mapping):
         return {name: _plain(one) for name, one in value.items()}
     if isinstance(value, list):

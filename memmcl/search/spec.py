@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from memmcl.config.methods import METHODS
 from memmcl.merge.genome import GenomeSpace, Recipe, compose
-from memmcl.merge.table import METHODS
 
 Parts = dict[str, dict[str, tuple[float, ...]]]
 """By part of the genome, its coefficients over experts, one per layer block."""

@@ -1,4 +1,4 @@
-"""References for rows that a user brings: the best of the models that they name, or of base and all experts."""
+"""References for a user's rows: the best of the models that they name, or of base and all experts."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from memmcl.errors import MemmclError, ModelError
 from memmcl.evaluate.asking import make_probe, weak_answers
 from memmcl.merge.build import Merger
 from memmcl.search.course import Driver
+from memmcl.search.document import ReferenceValues
 from memmcl.search.problem import REFERENCE, WEAK, SearchProblem
-from memmcl.search.reference import Values, brief_of, expectations, gold_answers, reference_key, values_of
+from memmcl.search.reference import expectations, gold_answers, reference_key, values_of
 from memmcl.store import StageSettings
 
 REFERENCE_VERSION = 3
 BASE = "base"
 """The plain base among the models that rows may be measured in."""
-NO_LABELS: Values = {"loglik": None, "choice": None, "score": None, "logprobs": [], "choices": None}
 Rivals = Mapping[str, Sequence[str]]
 """By name of the rows, the models of which the best is the unit of retention."""
 Measured = dict[str, tuple[dict[str, Any], dict[str, bytes]]]
-"""By name of the rows, the document and the files beside it."""
+"""By name of the rows, the reference document and the files stored with it."""
 
 
 def measure_references(problem: SearchProblem, rivals: Rivals, driver: Driver) -> None:
@@ -35,11 +35,11 @@ def measure_references(problem: SearchProblem, rivals: Rivals, driver: Driver) -
     missing = {name: rivals[name] for name, ref in problem.references.items() if store.find(ref.kind, ref.key) is None}
     if not missing:
         return
-    found: Measured | str = driver.call(measure, problem, missing)
-    if isinstance(found, str):
-        raise ModelError(found)
+    measured: Measured | str = driver.call(measure, problem, missing)
+    if isinstance(measured, str):
+        raise ModelError(measured)
     settings = reference_key(problem.search, problem.evaluation, problem.model.key())
-    for name, (values, files) in found.items():
+    for name, (values, files) in measured.items():
         ref, models = problem.references[name], list(rivals[name])
         store.publish(
             ref.kind,
@@ -65,19 +65,19 @@ def measure(problem: SearchProblem, rivals: Rivals) -> Measured | str:
         asked = {name: problem.subtasks[name] for name in rivals}
         probes = {name: make_probe(evaluation, model, asked[name], rows[name]) for name in rivals}
         golds = {name: gold_answers(model, asked[name], rows[name]) for name in (rivals if search.labelled else ())}
-        values: dict[str, dict[str, Any]] = {name: {} for name in rivals}
+        values: dict[str, dict[str, ReferenceValues]] = {name: {} for name in rivals}
         files: dict[str, dict[str, bytes]] = {name: {} for name in rivals}
         for rival in sorted({BASE, *(one for models in rivals.values() for one in models)}):
             merger.apply({} if rival == BASE else {rival: (1.0,)})
             for name in [name for name, models in rivals.items() if rival in (BASE, *models)]:
                 if search.labelled:
                     who = "the base" if rival == BASE else f"expert {rival}"
-                    found = values_of(search, evaluation, probes[name], golds[name], rows[name], who)
+                    reached = values_of(search, evaluation, probes[name], golds[name], rows[name], who)
                 else:
-                    found = {**NO_LABELS, "answers": weak_answers(evaluation, probes[name])}
-                values[name][rival] = found
+                    reached = ReferenceValues(answers=weak_answers(evaluation, probes[name]))
+                values[name][rival] = reached
                 if "agree" in search.weights and rival != BASE:
-                    files[name] = expectations(model, asked[name], {WEAK: (rows[name], found["answers"])})
+                    files[name] = expectations(model, asked[name], {WEAK: (rows[name], reached.answers or ())})
         merger.reset()
     except MemmclError as error:
         return str(error)
@@ -85,11 +85,11 @@ def measure(problem: SearchProblem, rivals: Rivals) -> Measured | str:
     return {name: (_document(values[name], rivals[name], unit), files[name]) for name in rivals}
 
 
-def _document(values: Mapping[str, Values], models: Sequence[str], unit: str) -> dict[str, Any]:
-    best = models[0] if len(models) == 1 else max(models, key=lambda model: (values[model][unit], model))
+def _document(values: Mapping[str, ReferenceValues], models: Sequence[str], unit: str) -> dict[str, Any]:
+    best = models[0] if len(models) == 1 else max(models, key=lambda model: (getattr(values[model], unit), model))
     return {
-        "base": values[BASE],
-        "expert": values[best],
+        "base": values[BASE].model_dump(mode="json"),
+        "expert": values[best].model_dump(mode="json"),
         "held_to": best,
-        "measured": {model: brief_of(values[model]) for model in models},
+        "measured": {model: values[model].brief for model in models},
     }

@@ -12,8 +12,7 @@ from prefect import State
 from pydantic import BaseModel, ConfigDict
 
 from memmcl.backbone.forward import Backbone
-from memmcl.curriculum.choose import context_of
-from memmcl.curriculum.context import Context
+from memmcl.curriculum.context import Context, context_of
 from memmcl.curriculum.gate import Option, choose
 from memmcl.evaluate import bootstrap, calibration
 from memmcl.evaluate.asking import make_probe
@@ -162,5 +161,5 @@ def _forms(probe: Probe, calibrate: bool) -> Iterator[tuple[bool, list[str], lis
     scores = probe.label_scores()
     yield False, probe.best_labels(scores), None
     if calibrate:
-        offsets = calibration.fit(scores, "median")
+        offsets = calibration.fit(scores)
         yield True, probe.best_labels(scores, offsets), offsets.tolist()

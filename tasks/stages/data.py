@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from memmcl import seeds
 from memmcl.curriculum.difficulty import DifficultyReport, difficulties
-from memmcl.curriculum.order import order_subtasks
+from memmcl.curriculum.difficulty import order_subtasks
 from memmcl.errors import DataError
 from memmcl.store import ArtifactRef, StageSettings, cache_key
 from memmcl.suite.configured import read_splits

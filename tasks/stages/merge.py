@@ -15,7 +15,7 @@ from memmcl.evolve import Proposal, seed_genomes
 from memmcl.merge import METHODS
 from memmcl.merge.export import adapter_files, merged_adapter
 from memmcl.merge.genome import Recipe
-from memmcl.search.plan import Coefficients, Finalist, SearchPlan, make_spec
+from memmcl.search.plan import Finalist, SearchPlan, SpecVariant, make_spec
 from memmcl.search.problem import SearchProblem
 from memmcl.search.spec import Parts, SearchSpec
 from memmcl.store import ArtifactRef, Refs
@@ -38,7 +38,7 @@ SCALES = (0.5, 1.0, 1.5, 2.5, 4.0)
 """Scales of a rival that averages; of others, the grid of task arithmetic is used."""
 BOARDS, PLACES = 8, 5
 """How often the leaderboard of a stage is shown, and how many places it has a search."""
-Winner = tuple[Coefficients, Recipe]
+Winner = tuple[dict[str, tuple[float, ...]], Recipe]
 
 
 @stage_task("stage 1", run_name="stage 1: group models")
@@ -62,7 +62,7 @@ def search_groups(run: Run, trained: TrainedArtifacts) -> State[dict[str, Artifa
         for seed in seed_genomes(names, cfg.blocks, cfg.bounds, cfg.lambdas)
         if not seed[0].startswith(("base", "expert"))
     ]
-    spec = make_spec(problem, ARITHMETIC, each, names, fixed, len(fixed), inputs, method="linear", fixed=True)
+    spec = make_spec(problem, ARITHMETIC, each, names, fixed, len(fixed), inputs, SpecVariant("linear", fixed=True))
     plans.append(SearchPlan(problem, spec, inputs))
     plans += [SearchPlan(problem, rival_spec(problem, rival, each, names, inputs), inputs) for rival in cfg.rivals]
     return _run_stage(run, problem, plans)
@@ -79,7 +79,7 @@ def rival_spec(
     else:
         seeds = [(f"{method}:{value:g}", (value,) * count) for value in cfg.lambdas]
         varied = ()
-    return make_spec(problem, method, parts, names, seeds, len(seeds), inputs, method=method, varied=varied, fixed=True)
+    return make_spec(problem, method, parts, names, seeds, len(seeds), inputs, SpecVariant(method, varied, fixed=True))
 
 
 @stage_task("stage 2", run_name="stage 2: unified model")

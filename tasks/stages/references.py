@@ -10,8 +10,9 @@ from prefect import State
 
 from memmcl.backbone.resident import resident
 from memmcl.evaluate.asking import make_probe
+from memmcl.search.document import ReferenceValues
 from memmcl.search.problem import REFERENCE, SELECTION, WEAK
-from memmcl.search.reference import brief_of, expectations, gold_answers, reference_key, values_of
+from memmcl.search.reference import expectations, gold_answers, reference_key, values_of
 from memmcl.store import ArtifactRef
 from memmcl.suite import metrics
 from memmcl.suite.examples import Example
@@ -37,7 +38,7 @@ def measure_reference(
         measured, files = measure_rows(run, asked, bench, expert)
         constant, score = metrics.best_constant(asked, read_rows(run, train), rows)
         document = {**measured, "constant": {"answer": constant, "score": score}}
-        brief = {name: brief_of(document[name]) for name in ("base", "expert")}
+        brief = {name: ReferenceValues.model_validate(document[name]).brief for name in ("base", "expert")}
         return {REFERENCE: json.dumps(document).encode(), **files}, {**brief, "constant": document["constant"]}
 
     return reuse_or_make(
@@ -62,7 +63,7 @@ def measure_rows(
     probes = {part: make_probe(evaluation, model, subtask, rows) for part, rows in parts.items()}
     golds = {part: gold_answers(model, subtask, rows) for part, rows in parts.items()}
 
-    def measured(who: str) -> dict[str, dict[str, Any]]:
+    def measured(who: str) -> dict[str, ReferenceValues]:
         return {
             part: values_of(search, evaluation, probes[part], golds[part], rows, who) for part, rows in parts.items()
         }
@@ -70,10 +71,10 @@ def measure_rows(
     with adapted_model(run, expert):
         experts, files = measured(f"expert {subtask.name}"), {}
         if "agree" in search.weights:
-            answers = {part: (rows, experts[part]["answers"]) for part, rows in parts.items()}
+            answers = {part: (rows, experts[part].answers or ()) for part, rows in parts.items()}
             files = expectations(model, subtask, answers)
     document: dict[str, Any] = {}
     for part, base in measured("the base").items():
-        both = {"base": base, "expert": experts[part]}
+        both = {"base": base.model_dump(mode="json"), "expert": experts[part].model_dump(mode="json")}
         document |= both if part == WEAK else {part: both}
     return document, files

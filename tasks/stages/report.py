@@ -9,7 +9,7 @@ from prefect import State, task
 from prefect.cache_policies import NO_CACHE
 
 from memmcl.backbone.resident import find_base
-from memmcl.merge.export import write_full
+from memmcl.merge.export import write_merge
 from memmcl.report import model_card, render_html, write_tables
 from memmcl.store import ArtifactRef, StageSettings
 from tasks.run.leftovers import work_folder
@@ -30,7 +30,14 @@ def export_full(run: Run, unified: ArtifactRef) -> State[ArtifactRef]:
         base = find_base(run.base, run.config.model.revision)
         directory = scratch / "model"
         directory.mkdir()
-        write_full(directory, base, load_adapter(run, unified), dtype=run.base.dtype, split=run.base.split)
+        write_merge(
+            directory,
+            base,
+            {"unified": load_adapter(run, unified)},
+            {"unified": (1.0,)},
+            dtype=run.base.dtype,
+            split=run.base.split,
+        )
         return {path.name: path for path in sorted(directory.iterdir())}, {}
 
     with work_folder("export") as scratch:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from memmcl.evolve import LookAhead, Proposal, build_strategy, pareto
+from memmcl.evolve import STRATEGIES, LookAhead, Proposal, build_strategy, pareto
 from memmcl.evolve.strategy import Genome
 
 Evaluate = Callable[[Genome], Mapping[str, Any]]
@@ -17,7 +17,12 @@ SWITCHES = np.array([1, 0, 1, 1, 0, 0, 1, 0, 1, 0, 0, 1, 1, 0, 1])
 
 
 def search(name: str, evaluate: Evaluate, budget: int, lookahead: int = 4, **arguments: Any) -> LookAhead:
-    """Run a whole search; each result arrives before the next proposal is taken."""
+    """Run a whole search; each result arrives before the next proposal is taken.
+
+    An update that the strategy has not is left out, so that random search is comparable with both of the others'.
+    """
+    if arguments.get("update") not in STRATEGIES[name].updates:
+        arguments.pop("update", None)
     core = LookAhead(build_strategy(name, **arguments), budget=budget, lookahead=lookahead)
     while (proposal := core.next()) is not None:
         core.done(proposal.index, evaluate(proposal.genome))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -27,6 +28,8 @@ from memmcl.backbone.batches import TokenizedRow
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import BaseRef, load_base, load_tokenizer, quiet_transformers, resolve_base
 from memmcl.errors import DataError
+from memmcl.experts.lora import adapted
+from memmcl.experts.settings import LoraShape
 from memmcl.suite.embedded import corpus_rows
 from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Prompter
@@ -235,6 +238,14 @@ def probe_logits(model: torch.nn.Module) -> torch.Tensor:
     """Return the logits of a fixed sequence of tokens: a fingerprint of a model's function."""
     tokens = torch.randint(3, VOCABULARY, (1, 24), generator=torch.Generator().manual_seed(1))
     return model(tokens).logits.float()
+
+
+@contextmanager
+def in_lora_layers(backbone: Backbone, factors: Mapping[str, Factors]) -> Iterator[None]:
+    """Within the block the model is W_0 x + s B (A x) with the base's W_0: a merge that no weight is rebuilt for."""
+    rank = max(len(pair.a) for pair in factors.values())
+    with adapted(backbone, LoraShape((), rank, float(rank)), factors), torch.no_grad():
+        yield
 
 
 def random_factors(

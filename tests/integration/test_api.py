@@ -58,6 +58,7 @@ def test_a_merge_is_saved_once(tiny_base: Path, experts: dict[str, str], tmp_pat
     [
         ({"method": "ties"}, UsageError, "give a rank for the nearest adapter of that rank, or full for the whole"),
         ({"method": "glue"}, ConfigError, "glue"),
+        ({"sed": 1}, UsageError, "unknown option 'sed'; known ones: dtype, texts, text_tokens, seed"),
         ({"weights": [1.0]}, UsageError, "weights has 1 numbers for 2 experts"),
         ({"weights": {"third": 1.0}}, UsageError, "weights names third, which is no expert"),
         ({"weights": [0, 0]}, UsageError, "all weights are zero"),
@@ -116,7 +117,7 @@ def test_what_a_search_found_is_shown_and_saved(
     found = memmcl.search_merge(str(tiny_base), experts, weak, evaluations=9, settings=settings)
     assert repr(found).startswith(f"SearchResult(fitness {found.fitness:.4f} of 9 candidates: sent2")
     assert "<svg" in found._repr_html_()
-    assert found.winner["fitness"] == found.fitness
+    assert found.winner.fitness == found.fitness
     if any(any(row) for row in found.best.values()):
         record = found.save(tmp_path / "out")
         assert record["search"]["best"] == found.fitness

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from merge_fixture import COEFFICIENTS, RECIPES, Adapters, moments, weights_of
-from tiny import backbone_of, corpus, prompter_of, random_factors
+from tiny import backbone_of, corpus, in_lora_layers, prompter_of, random_factors
 
 from memmcl.backbone.forward import Backbone
-from memmcl.evaluate.given import GivenAnswers
 from memmcl.evaluate.scoring import Probe
-from memmcl.merge.build import Merger, in_adapter_space
+from memmcl.evaluate.teacher_forced import TeacherForced
+from memmcl.merge.build import Merger
 from memmcl.merge.genome import Recipe
 from memmcl.suite.prompts import Prompter
 from memmcl.suite.subtasks import SUBTASKS
@@ -73,14 +73,14 @@ def test_given_answers_are_replayed(tiny_base: Path, prompter: Prompter, name: s
         backbone = backbone_of(tiny_base, split, "float32", device)
         merger = merger_of(tiny_base, backbone)
 
-        def given(backbone: Backbone = backbone) -> GivenAnswers:
-            return GivenAnswers(backbone, prompter, SUBTASKS[name], rows, [r.answer for r in rows], ends=[2, 6])
+        def given(backbone: Backbone = backbone) -> TeacherForced:
+            return TeacherForced(backbone, prompter, SUBTASKS[name], rows, [r.answer for r in rows], ends=[2, 6])
 
         kept = given()
         found[device] = []
         for value in LAMBDAS:
             merger.apply({"one": (value,)})
-            values = [np.concatenate([part.logprobs for part in one.parts()]) for one in (kept, given())]
+            values = [np.concatenate([part.logprobs for part in one.segments()]) for one in (kept, given())]
             np.testing.assert_array_equal(values[0], values[1])
             found[device].append(values[0])
         assert (found[device][1] == found[device][-1]).all()
@@ -118,10 +118,10 @@ def test_nothing_is_replayed_where_lora_layers_hang(tiny_base: Path, prompter: P
     probe = probe_of(backbone, prompter, "emotion")
     plain = [probe.label_scores() for _ in range(3)]
     factors = random_factors(tiny_base, layers=(2, 3), seed=3)
-    with in_adapter_space(backbone, factors):
+    with in_lora_layers(backbone, factors):
         found = [probe.label_scores() for _ in range(3)]
     fresh = probe_of(backbone, prompter, "emotion")
-    with in_adapter_space(backbone, factors):
+    with in_lora_layers(backbone, factors):
         expected = fresh.label_scores()
     assert all((one == expected).all() for one in found)
     assert not (plain[0] == expected).any()

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memmcl.evolve import STRATEGIES, UPDATES, LookAhead, Proposal, build_strategy
+from memmcl.evolve import STRATEGIES, LookAhead, Proposal, build_strategy
 from memmcl.evolve.bayesian import Process
 
 
@@ -54,9 +54,9 @@ class Case:
 VARIANTS = [
     (name, update, restarts)
     for name in sorted(STRATEGIES)
-    for update in UPDATES
+    for update in STRATEGIES[name].updates
     for restarts in (False, True)
-    if (update == "generational" if name in ("bayesian", "cmaes") else True) and (name == "cmaes" or not restarts)
+    if STRATEGIES[name].restarts or not restarts
 ]
 
 

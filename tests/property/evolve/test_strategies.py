@@ -12,14 +12,14 @@ from unittest.mock import patch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memmcl.evolve import STRATEGIES, UPDATES, Proposal, Strategy, build_strategy, restore
+from memmcl.evolve import STRATEGIES, Proposal, Strategy, build_strategy, restore
 from memmcl.evolve.bayesian import Process
 
 VARIANTS: list[dict[str, Any]] = [
     {"name": name, "update": update}
     for name in sorted(STRATEGIES)
-    for update in UPDATES
-    if name != "cmaes" and (name, update) != ("bayesian", "steady-state")
+    for update in STRATEGIES[name].updates
+    if name != "cmaes"
 ]
 VARIANTS += [{"name": "cmaes", "restarts": restarts} for restarts in (False, True)]
 VARIANTS += [{"name": "cmaes", "restarts": restarts, "separable": True} for restarts in (False, True)]

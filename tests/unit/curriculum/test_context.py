@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memmcl.curriculum import CONTEXTS, Context, build_context
+from memmcl.curriculum import CONTEXTS, Context, Shots, build_context
 from memmcl.errors import ConfigError, DataError
 from memmcl.suite.examples import Example
 
@@ -30,13 +30,11 @@ def build(kind: str, subtask: str = "hard", **changes: Any) -> Context:
     arguments: dict[str, Any] = {
         "order": ORDER,
         "demonstrations": POOL,
-        "own_shots": 3,
-        "others_per_subtask": 2,
-        "budget_tokens": 1000,
         "count_tokens": lambda name, row: 10,
         "seed": 5,
     }
-    return build_context(kind, subtask, **{**arguments, **changes})
+    shots = Shots(changes.pop("own_shots", 3), changes.pop("others", 2), changes.pop("budget", 1000))
+    return build_context(kind, subtask, shots=shots, **{**arguments, **changes})
 
 
 def sources(context: Context) -> list[str]:
@@ -54,7 +52,7 @@ def test_the_kinds() -> None:
 
 
 def test_ablations_differ_in_the_order_of_the_others_alone() -> None:
-    contexts = [build(kind, "harder", others_per_subtask=3) for kind in ORDERED]
+    contexts = [build(kind, "harder", others=3) for kind in ORDERED]
     assert all(Counter(context.demonstrations) == Counter(contexts[0].demonstrations) for context in contexts)
     assert len({context.demonstrations for context in contexts}) == 3
     own = build("own-shots", "harder").demonstrations
@@ -82,17 +80,17 @@ def test_demonstrations_are_distinct_and_run_out() -> None:
 
 
 def test_the_budget_goes_to_own_then_to_the_nearest() -> None:
-    assert sources(build("curriculum", budget_tokens=29)) == ["hard", "hard"]
-    assert sources(build("curriculum", budget_tokens=49)) == ["middle", "hard", "hard", "hard"]
-    assert sources(build("curriculum", budget_tokens=60)) == ["easy", "middle", "middle", "hard", "hard", "hard"]
-    assert build("curriculum", budget_tokens=0).demonstrations == ()
+    assert sources(build("curriculum", budget=29)) == ["hard", "hard"]
+    assert sources(build("curriculum", budget=49)) == ["middle", "hard", "hard", "hard"]
+    assert sources(build("curriculum", budget=60)) == ["easy", "middle", "middle", "hard", "hard", "hard"]
+    assert build("curriculum", budget=0).demonstrations == ()
 
 
 def test_what_does_not_fit_is_skipped_for_the_next_of_its_label() -> None:
     normal = build("own-shots", "easy", own_shots=2).demonstrations
     too_long = normal[0][1]
     count = lambda name, row: 500 if row == too_long else 10  # noqa: E731
-    chosen = build("own-shots", "easy", own_shots=2, budget_tokens=100, count_tokens=count).demonstrations
+    chosen = build("own-shots", "easy", own_shots=2, budget=100, count_tokens=count).demonstrations
     assert too_long not in [row for _, row in chosen]
     assert [row.gold for _, row in chosen] == [row.gold for _, row in normal]
     assert chosen[1] == normal[1]
@@ -105,7 +103,7 @@ def test_no_more_candidates_are_counted_than_a_few_per_demonstration() -> None:
         counted.append(name)
         return 999
 
-    assert build("curriculum", budget_tokens=100, count_tokens=count).demonstrations == ()
+    assert build("curriculum", budget=100, count_tokens=count).demonstrations == ()
     assert Counter(counted) == {"hard": 12, "middle": 8, "easy": 8}
 
 
@@ -125,7 +123,7 @@ def test_a_missing_pool_gives_fewer_demonstrations() -> None:
     [
         ("few-shot", {}, ConfigError),
         ("curriculum", {"own_shots": -1}, ConfigError),
-        ("curriculum", {"budget_tokens": -1}, ConfigError),
+        ("curriculum", {"budget": -1}, ConfigError),
         ("curriculum", {"order": ("easy", "middle")}, DataError),
         ("curriculum", {"order": ("easy", "easy", "hard")}, DataError),
     ],
@@ -150,9 +148,7 @@ def test_every_context_keeps_to_its_budget_and_to_easier_subtasks(
         return 5 + int(row.id, 16) % 40
 
     for kind in CONTEXTS:
-        context = build(
-            kind, subtask, own_shots=own, others_per_subtask=others, budget_tokens=budget, count_tokens=count, seed=seed
-        )
+        context = build(kind, subtask, own_shots=own, others=others, budget=budget, count_tokens=count, seed=seed)
         assert context.tokens == sum(count(*demonstration) for demonstration in context.demonstrations) <= budget
         found = Counter(sources(context))
         assert found[subtask] <= own

@@ -12,7 +12,7 @@ from tiny import answer_logits, backbone_of, corpus, plain_model, prompter_of
 
 from memmcl.errors import SearchError
 from memmcl.evaluate.choice import Branches, Choices
-from memmcl.evaluate.given import GivenAnswers
+from memmcl.evaluate.teacher_forced import TeacherForced
 from memmcl.suite.subtasks import SUBTASKS, Subtask
 
 NESTED = replace(SUBTASKS["emotion"], labels=("very sad", "very very glad", "very very calm", "glad", "sad"))
@@ -24,8 +24,8 @@ def shares_of(tiny_base: Path, subtask: Subtask, count: int, calibrated: bool) -
     backbone, prompter, rows = backbone_of(tiny_base, 2), prompter_of(tiny_base), corpus("emotion", count)
     found = {}
     for label in subtask.labels:
-        given = GivenAnswers(backbone, prompter, subtask, rows, [label] * count, ends=[1, count])
-        parts = [part.choices for part in given.parts() if part.choices]
+        forced = TeacherForced(backbone, prompter, subtask, rows, [label] * count, ends=[1, count])
+        parts = [part.choices for part in forced.segments() if part.choices]
         found[label] = Choices.joined(parts).logshares(calibrated)
     return found
 

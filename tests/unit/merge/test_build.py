@@ -245,7 +245,7 @@ def test_a_genome_space() -> None:
 
 def test_a_genome_of_the_wrong_length() -> None:
     with pytest.raises(
-        GenomeError, match="genome has 3 genes; 2 parts x 2 blocks needs 4; was it made with other experts"
+        GenomeError, match="genome has 3 genes; 2 parts x 2 blocks needs 4; does it belong to other experts"
     ):
         SPACE.decode((0.1, 0.2, 0.3))
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memmcl.adapters.format import CONFIG_FILE, Factors, from_files
 from memmcl.merge.build import Merger, merged_factors
-from memmcl.merge.export import adapter_files, write_full
+from memmcl.merge.export import adapter_files, write_merge
 
 COEFFICIENTS = {"one": (0.8, 0.3), "two": (0.4, 1.2), "three": (0.0, 0.0)}
 
@@ -84,7 +84,7 @@ def test_modules_of_different_ranks(tiny_base: Path, tmp_path: Path, adapters: d
 def test_the_full_directory_loads_by_itself(
     tiny_base: Path, tmp_path: Path, merged: dict[str, Factors], expected: torch.Tensor
 ) -> None:
-    write_full(tmp_path / "full", base_ref(tiny_base), merged, dtype="float32", split=2)
+    write_merge(tmp_path / "full", base_ref(tiny_base), {"one": merged}, {"one": (1.0,)}, dtype="float32", split=2)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "full", dtype=torch.float32).eval()
     torch.testing.assert_close(probe_logits(model), expected, rtol=0, atol=1e-4)
     ours, theirs = AutoTokenizer.from_pretrained(tmp_path / "full"), AutoTokenizer.from_pretrained(tiny_base)
@@ -95,7 +95,7 @@ def test_the_full_directory_loads_by_itself(
 
 
 def test_full_weights_are_cast_once(tiny_base: Path, tmp_path: Path, merged: dict[str, Factors]) -> None:
-    write_full(tmp_path / "half", base_ref(tiny_base), merged, dtype="bfloat16", split=2)
+    write_merge(tmp_path / "half", base_ref(tiny_base), {"one": merged}, {"one": (1.0,)}, dtype="bfloat16", split=2)
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype="auto").state_dict()
     searched = backbone_of(tiny_base, 2, "bfloat16")
     Merger(searched, {"unified": merged}, blocks=1).apply({"unified": (1.0,)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,18 @@ import pytest
 import torch
 from merge_fixture import COEFFICIENTS, RECIPES, Adapters, moments, weights_of
 from peft import PeftModel
-from tiny import backbone_of, base_ref, plain_model, probe_logits, random_factors
+from tiny import backbone_of, base_ref, in_lora_layers, plain_model, probe_logits, random_factors
 from torch import Tensor
 
 from memmcl import seeds
 from memmcl.adapters.format import Factors
 from memmcl.errors import ConfigError, GenomeError, ModelError
-from memmcl.merge import METHODS, merge_task_vectors
-from memmcl.merge.build import Merger, in_adapter_space, merged_factors
+from memmcl.merge import METHODS, merge_task_vectors, methods, spectral
+from memmcl.merge.build import Merger, merged_factors
 from memmcl.merge.deltas import Deltas, WrittenOut
-from memmcl.merge.export import adapter_files, compressed, merged_adapter, write_full, write_merge
+from memmcl.merge.export import adapter_files, compressed, merged_adapter, write_merge
 from memmcl.merge.genome import Recipe
+from memmcl.merge.table import run_method
 
 ADAPTED = {"low": (1, 2, 3), "high": (2, 3), "top": (3,)}
 
@@ -96,12 +98,13 @@ def test_della_keeps_large_entries_more_often() -> None:
 
 def test_the_table_says_what_the_functions_take() -> None:
     for name, method in METHODS.items():
-        parameters = inspect.signature(method.merge).parameters
+        function = getattr(methods, name, None) or getattr(spectral, name)
+        parameters = inspect.signature(function).parameters
         defaults = {key: p.default for key, p in parameters.items() if p.default is not inspect.Parameter.empty}
-        listed = {key: gene.default for key, gene in method.genes.items()}
-        listed |= {key: values[0] for key, values in method.switches.items()}
-        assert {key: defaults[key] for key in listed} == listed, name
-        assert set(defaults) - set(listed) <= {"rank"}, name
+        if "election" in defaults:
+            defaults |= asdict(defaults["election"])
+        assert {key: defaults[key] for key in method.defaults} == method.defaults, name
+        assert set(defaults) - set(method.defaults) <= {"rank"}, name
         assert ("seeds" in parameters) == method.seeded, name
         assert ("grams" in parameters) == method.grams, name
         assert all(gene.low <= gene.default <= gene.high for gene in method.genes.values()), name
@@ -167,7 +170,7 @@ def test_a_method_in_the_model_is_the_method_on_dense_task_vectors(
         weights = torch.tensor([COEFFICIENTS[name][block] for name in names])
         masks = {"seeds": [seeds.derive(5, "mask", module, n) for n in names]} if method.seeded else {}
         given = {"grams": [grams[name][module] for name in names]} if method.grams else {}
-        merged = method.merge(vectors, weights, **recipe.parameters, **masks, **given)
+        merged = run_method(recipe.method, vectors, weights, **recipe.parameters, **masks, **given)
         expected = (pristine[f"{module}.weight"].float() + merged).to(pristine[f"{module}.weight"].dtype)
         # where the sum lies between two bfloat16 numbers, the last bit of float32 decides: half a bit of 1 is 2^-9
         tolerance = 1e-5 if dtype == "float32" else 2**-8
@@ -226,7 +229,7 @@ def test_three_ways_to_the_same_model(tiny_base: Path, tmp_path: Path, adapters:
     exported = PeftModel.from_pretrained(plain_model(tiny_base), tmp_path).eval()
     backbone = backbone_of(tiny_base, 1)
     before = weights_of(backbone)
-    with in_adapter_space(backbone, factors):
+    with in_lora_layers(backbone, factors):
         in_space = probe_logits(backbone.model)
     logits = probe_logits(rebuilt.model)
     assert (logits - probe_logits(plain_model(tiny_base))).abs().max() > 1
@@ -239,10 +242,10 @@ def test_three_ways_in_bfloat16(tiny_base: Path, tmp_path: Path, adapters: Adapt
     rebuilt, backbone = (backbone_of(tiny_base, 1, "bfloat16") for _ in range(2))
     Merger(rebuilt, adapters, blocks=2).apply(COEFFICIENTS)
     factors = merged_factors(adapters, COEFFICIENTS, lowest=1, layers=4)
-    write_full(tmp_path / "full", base_ref(tiny_base), factors, dtype="bfloat16", split=1)
+    write_merge(tmp_path / "full", base_ref(tiny_base), {"one": factors}, {"one": (1.0,)}, dtype="bfloat16", split=1)
     exported = backbone_of(tmp_path / "full", 1, "bfloat16")
     assert torch.equal(probe_logits(exported.model), probe_logits(rebuilt.model)), "files and memory are cast alike"
-    with in_adapter_space(backbone, factors):
+    with in_lora_layers(backbone, factors):
         in_space = probe_logits(backbone.model)
     logits, scale = probe_logits(rebuilt.model), float(probe_logits(rebuilt.model).std())
     assert float((in_space - logits).abs().mean()) < 0.05 * scale  # measured .02: eight bits of weights and of sums
@@ -269,7 +272,7 @@ def test_a_compressed_adapter_is_the_nearest_of_its_rank(adapters: Adapters, rec
     deltas = Deltas(adapters, lowest=1, layers=4)
     assert merged.errors.keys() == merged.factors.keys() == adapters["low"].keys()
     for module, pair in merged.factors.items():
-        factors, dense = deltas.parts(module, COEFFICIENTS, recipe)
+        factors, dense = deltas.delta(module, COEFFICIENTS, recipe)
         whole = torch.zeros(len(pair.b), pair.a.shape[1]).double()
         whole += dense.double() if dense is not None else 0
         whole += factors.b.double() @ factors.a.double() if factors is not None else 0

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import EOS, corpus, prompter_of, tokenizer_of
 
-from memmcl.curriculum.context import build_context
+from memmcl.curriculum.context import Shots, build_context
 from memmcl.errors import ConfigError, DataError
 from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Prompter, query_text, shared_prefix
@@ -259,9 +259,7 @@ def test_demonstrations_keep_to_the_budget_of_the_context(directory: Path, kind:
             "uabsa",
             order=order,
             demonstrations={name: corpus(name, 12)[1:] for name in order},
-            own_shots=2,
-            others_per_subtask=2,
-            budget_tokens=budget,
+            shots=Shots(2, 2, budget),
             seed=1,
             count_tokens=lambda name, row: prompter.demonstration_tokens(SUBTASKS[name], row, asked),
         )

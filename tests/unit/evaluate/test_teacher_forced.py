@@ -1,4 +1,4 @@
-"""Given answers in parts: sums against one plain pass a row, agreement against whole distributions in float64."""
+"""Given answers in segments: sums against one plain pass a row, agreement against whole distributions in float64."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from memmcl.backbone.batches import Batch
 from memmcl.backbone.forward import Backbone
 from memmcl.errors import SearchError
-from memmcl.evaluate.given import Distributions, GivenAnswers, PartValues, js_divergence
+from memmcl.evaluate.teacher_forced import Distributions, SegmentValues, TeacherForced, js_divergence
 from memmcl.merge.build import Merger
 from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Prompter
@@ -45,25 +45,25 @@ def rows_of(name: str, count: int) -> list[Example]:
 
 @pytest.mark.parametrize("name", ["emotion", "uabsa"])
 @pytest.mark.parametrize("ends", [[6], [1, 4, 6], [1, 2, 3, 4, 5, 6]])
-def test_sums_in_parts_equal_one_plain_pass_a_row(
+def test_sums_in_segments_equal_one_plain_pass_a_row(
     backbone: Backbone, model: nn.Module, prompter: Prompter, name: str, ends: list[int]
 ) -> None:
     rows, subtask = rows_of(name, 6), SUBTASKS[name]
     answers = [row.answer for row in rows]
-    parts = list(GivenAnswers(backbone, prompter, subtask, rows, answers, ends=ends).parts())
-    assert [len(part.logprobs) for part in parts] == np.diff([0, *ends]).tolist()
+    segments = list(TeacherForced(backbone, prompter, subtask, rows, answers, ends=ends).segments())
+    assert [len(segment.logprobs) for segment in segments] == np.diff([0, *ends]).tolist()
     ids = [prompter.answer(answer, subtask) for answer in answers]
     expected = [naive_logprob(model, prompter.prompt(subtask, row), one) for row, one in zip(rows, ids, strict=True)]
-    np.testing.assert_allclose(np.concatenate([part.logprobs for part in parts]), expected, rtol=0, atol=1e-4)
-    assert np.concatenate([part.tokens for part in parts]).tolist() == list(map(len, ids))
-    assert all(part.agreement is None for part in parts)
+    np.testing.assert_allclose(np.concatenate([segment.logprobs for segment in segments]), expected, rtol=0, atol=1e-4)
+    assert np.concatenate([segment.tokens for segment in segments]).tolist() == list(map(len, ids))
+    assert all(segment.agreement is None for segment in segments)
 
 
-def test_parts_that_nobody_asks_for_are_not_run(
+def test_segments_that_nobody_asks_for_are_not_run(
     backbone: Backbone, prompter: Prompter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = rows_of("emotion", 6)
-    given = GivenAnswers(backbone, prompter, SUBTASKS["emotion"], rows, [row.answer for row in rows], ends=[2, 6])
+    forced = TeacherForced(backbone, prompter, SUBTASKS["emotion"], rows, [row.answer for row in rows], ends=[2, 6])
     run: list[int] = []
     top = Backbone.top
 
@@ -72,7 +72,7 @@ def test_parts_that_nobody_asks_for_are_not_run(
         return top(self, hidden, batch, cache)
 
     monkeypatch.setattr(Backbone, "top", counted)
-    next(given.parts())
+    next(forced.segments())
     assert run == [2]
 
 
@@ -83,13 +83,13 @@ def test_rows_that_are_too_many_for_one_pack_are_run_in_several(
     rows = rows_of("uabsa", 7)
     answers = [row.answer for row in rows]
 
-    def measured() -> list[PartValues]:
-        expert = GivenAnswers(backbone, prompter, SUBTASKS["uabsa"], rows, answers).distributions(5)
-        given = GivenAnswers(backbone, prompter, SUBTASKS["uabsa"], rows, answers, ends=[3, 7], expert=expert)
-        return list(given.parts())
+    def measured() -> list[SegmentValues]:
+        expert = TeacherForced(backbone, prompter, SUBTASKS["uabsa"], rows, answers).distributions(5)
+        forced = TeacherForced(backbone, prompter, SUBTASKS["uabsa"], rows, answers, ends=[3, 7], expert=expert)
+        return list(forced.segments())
 
     whole = measured()
-    monkeypatch.setattr("memmcl.evaluate.given.PACK", size)
+    monkeypatch.setattr("memmcl.evaluate.teacher_forced.PACK", size)
     for one, other in zip(measured(), whole, strict=True):
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
         np.testing.assert_allclose(one.agreement, other.agreement, atol=1e-5)
@@ -106,13 +106,13 @@ def test_agreement_is_that_of_whole_distributions_or_above(
     answers = [row.answer for row in rows]
     merger = Merger(backbone, {"one": random_factors(tiny_base, layers=(2, 3), seed=3)}, blocks=1)
     merger.apply({"one": (1.0,)})
-    expert = GivenAnswers(backbone, prompter, subtask, rows, answers).distributions(top)
-    whole = GivenAnswers(backbone, prompter, subtask, rows, answers).distributions(WHOLE)
-    given = GivenAnswers(backbone, prompter, subtask, rows, answers, ends=[2, 5], expert=expert)
-    same = np.concatenate([part.agreement for part in given.parts()])  # type: ignore[misc]
+    expert = TeacherForced(backbone, prompter, subtask, rows, answers).distributions(top)
+    whole = TeacherForced(backbone, prompter, subtask, rows, answers).distributions(WHOLE)
+    forced = TeacherForced(backbone, prompter, subtask, rows, answers, ends=[2, 5], expert=expert)
+    same = np.concatenate([segment.agreement for segment in forced.segments()])  # type: ignore[misc]
     np.testing.assert_allclose(same, 1.0, atol=1e-5)
     merger.reset()
-    found = np.concatenate([part.agreement for part in given.parts()])  # type: ignore[misc]
+    found = np.concatenate([segment.agreement for segment in forced.segments()])  # type: ignore[misc]
 
     expected, at = [], 0
     for row, answer in zip(rows, answers, strict=True):
@@ -143,7 +143,7 @@ def test_divergence_of_known_and_of_merged_outcomes() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ends": [1, 2]}, "the last at all"),
+        ({"ends": [1, 2]}, "the last at all rows"),
         ({"ends": [2, 1, 3]}, "rising"),
         ({"answers": ["joy"]}, "an answer for each of 3 rows"),
         ({"expert": Distributions(torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2))}, "other rows or answers"),
@@ -155,4 +155,4 @@ def test_what_does_not_fit_the_rows_is_refused(
     rows = rows_of("emotion", 3)
     arguments = {"answers": [row.answer for row in rows], **change}
     with pytest.raises(SearchError, match=message):
-        GivenAnswers(backbone, prompter, SUBTASKS["emotion"], rows, **arguments)  # type: ignore[arg-type]
+        TeacherForced(backbone, prompter, SUBTASKS["emotion"], rows, **arguments)  # type: ignore[arg-type]

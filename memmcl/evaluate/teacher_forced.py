@@ -1,7 +1,7 @@
-"""Rows with one given answer each, put to any weights in parts: what the fitness of a candidate is measured on.
+"""Teacher-forced answers: one fixed answer per row, scored under any weights, segment by segment.
 
-A race looks at some rows of every subtask, stops a candidate that is clearly worse there, and goes on otherwise. So the
-rows lie in parts. Those of a part are packed into one sequence, or a few: no token of them is padding.
+A race scores the first rows of every subtask, stops a candidate that is clearly worse there, and goes on otherwise. So
+the rows are cut into segments. The rows of a segment are packed into one sequence, or a few, without padding.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from memmcl.backbone.recording import Recordings
 from memmcl.errors import SearchError
 from memmcl.evaluate.choice import Branches, Choices
 from memmcl.suite.examples import Example
+from memmcl.suite.metrics import Floats
 from memmcl.suite.prompts import Prompter, shared_prefix
 from memmcl.suite.subtasks import Subtask
 
-Reals = npt.NDArray[np.float64]
 PACK = 2048
 """Tokens that are run at once, unless one row has more."""
 TOP = 128
@@ -35,7 +35,7 @@ TOP = 128
 
 @dataclass(frozen=True)
 class Distributions:
-    """What a model expects at every token of given answers, row by row.
+    """A model's next-token distributions at every token of the answers, row by row.
 
     ids: (tokens, k) int64, the k most probable tokens; logprobs: (tokens, k) float32, their natural logs.
     """
@@ -45,18 +45,18 @@ class Distributions:
 
 
 @dataclass(frozen=True)
-class PartValues:
-    """Values of the rows of one part.
+class SegmentValues:
+    """Values of the rows of one segment.
 
     logprobs: (rows,) float64, summed over each answer's tokens, end token included; tokens: (rows,) how many those are;
     agreement: (rows,) float64 in [0, 1], the mean over the tokens of 1 - Jensen-Shannon divergence (base 2) to the
-    distributions that were given; None without such. choices: what the labels have of each other's probability; None
-    where answers are no labels.
+    expert's distributions; None without these. choices: of the labels' shares of probability; None where answers are no
+    labels.
     """
 
-    logprobs: Reals
+    logprobs: Floats
     tokens: npt.NDArray[np.int64]
-    agreement: Reals | None = None
+    agreement: Floats | None = None
     choices: Choices | None = None
 
 
@@ -70,11 +70,11 @@ class _Pack:
     branches: Branches | None
 
 
-class GivenAnswers:
-    """Rows of one subtask, each with one answer, laid one behind the other without padding, their shared prefix once.
+class TeacherForced:
+    """Rows of one subtask, each with one fixed answer, packed without padding behind the prefix that all prompts share.
 
-    answers: one a row; ends: after how many rows each part ends, rising, the last is all rows. expert: distributions at
-    the answers' tokens.
+    answers: one a row; ends: after how many rows each segment ends, rising; the last is all rows. expert: the
+    expert's distributions at the answers' tokens.
 
     Raises:
         SearchError: answers, ends or distributions that do not fit the rows.
@@ -96,7 +96,7 @@ class GivenAnswers:
         if len(answers) != count:
             raise SearchError(f"expected an answer for each of {count} rows, got {len(answers)}")
         if not count or list(ends) != sorted({*ends}) or ends[0] < 1 or ends[-1] != count:
-            raise SearchError(f"parts of {count} rows must end at rising numbers of rows, the last at all; got {ends}")
+            raise SearchError(f"segments of {count} rows must end at rising counts, the last at all rows; got {ends}")
         self._backbone = backbone
         prompts = [prompter.prompt(subtask, example) for example in examples]
         ids = [prompter.answer(answer, subtask) for answer in answers]
@@ -104,33 +104,33 @@ class GivenAnswers:
         self._rows = [TokenizedRow(prompt, (answer,)) for prompt, answer in zip(prompts, ids, strict=True)]
         self._labels = [prompter.answer(label, subtask) for label in subtask.labels]
         self._prefix = shared_prefix(prompts)
-        self._parts = [range(first, end) for first, end in pairwise([0, *ends])]
+        self._segments = [range(first, end) for first, end in pairwise([0, *ends])]
         self._packs: dict[int, list[_Pack]] = {}
         self._starts = np.concatenate([[0], np.cumsum(self.tokens)])
         if expert is not None and len(expert.ids) != self._starts[-1]:
             raise SearchError(
-                f"an expert's distributions are for {len(expert.ids)} tokens, the answers have {self._starts[-1]}; "
-                "they were made for other rows or answers"
+                f"the expert's distributions are for {len(expert.ids)} tokens, the answers have {self._starts[-1]}; "
+                "they belong to other rows or answers"
             )
         self._expert = expert
         self._recordings = Recordings(backbone)
 
     @torch.no_grad()
-    def parts(self) -> Iterator[PartValues]:
-        """Yield the values of each part under the weights of now, which must not change until the last is taken."""
-        for number, rows in enumerate(self._parts):
+    def segments(self) -> Iterator[SegmentValues]:
+        """Yield the values of each segment under the current weights, which must not change until the last is taken."""
+        for number, rows in enumerate(self._segments):
             sums, agreed = np.zeros(len(rows)), np.zeros(len(rows))
             choices = []
             for one in self._packed(number):
                 logprobs = self._logprobs(one)
-                found = logprobs.gather(1, one.batch.targets[:, None])[:, 0].double().cpu().numpy()
+                of_targets = logprobs.gather(1, one.batch.targets[:, None])[:, 0].double().cpu().numpy()
                 places = one.rows.start - rows.start + one.batch.owners[:, 0].numpy()
-                np.add.at(sums, places, found)
+                np.add.at(sums, places, of_targets)
                 choices += [one.branches.of(logprobs)] if one.branches else []
                 if self._expert is not None:
                     np.add.at(agreed, places, self._agreement(self._expert, logprobs, one.rows))
             tokens = self.tokens[rows.start : rows.stop]
-            yield PartValues(
+            yield SegmentValues(
                 sums,
                 tokens,
                 agreed / tokens if self._expert is not None else None,
@@ -139,11 +139,11 @@ class GivenAnswers:
 
     @torch.no_grad()
     def distributions(self, top: int = TOP) -> Distributions:
-        """Return what the weights of now expect at every token of the answers."""
+        """Return the current weights' next-token distributions at every token of the answers."""
         width = min(top, self._backbone.output_weight.shape[0])
         ids = torch.zeros(int(self._starts[-1]), width, dtype=torch.long)
         kept = torch.zeros(int(self._starts[-1]), width)
-        for number in range(len(self._parts)):
+        for number in range(len(self._segments)):
             for one in self._packed(number):
                 best = self._logprobs(one).topk(width, dim=1)
                 at = self._tokens_of(one.rows)
@@ -151,9 +151,9 @@ class GivenAnswers:
         return Distributions(ids, kept)
 
     def _packed(self, number: int) -> list[_Pack]:
-        """Return a part's rows in packs, with the trunk's activations: computed when the part is first looked at."""
+        """Return a segment's rows in packs, with the trunk's activations; computed when it is first asked for."""
         if number not in self._packs:
-            self._packs[number] = [self._pack(rows) for rows in self._chunks(self._parts[number])]
+            self._packs[number] = [self._pack(rows) for rows in self._chunks(self._segments[number])]
         return self._packs[number]
 
     def _chunks(self, rows: range) -> Iterator[range]:
@@ -182,10 +182,10 @@ class GivenAnswers:
         """Return where the tokens of these rows lie in distributions."""
         return slice(int(self._starts[rows.start]), int(self._starts[rows.stop]))
 
-    def _agreement(self, expert: Distributions, logprobs: Tensor, rows: range) -> Reals:
+    def _agreement(self, expert: Distributions, logprobs: Tensor, rows: range) -> Floats:
         at = self._tokens_of(rows)
-        found = logprobs.gather(1, expert.ids[at].to(logprobs.device)).double().cpu()
-        return 1.0 - js_divergence(expert.logprobs[at].double(), found).numpy()
+        candidate = logprobs.gather(1, expert.ids[at].to(logprobs.device)).double().cpu()
+        return 1.0 - js_divergence(expert.logprobs[at].double(), candidate).numpy()
 
 
 def js_divergence(first: Tensor, second: Tensor) -> Tensor:
