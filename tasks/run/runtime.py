@@ -167,6 +167,12 @@ def reuse_or_make(
     return Completed(message=f"{manifest.ref} made in {seconds:.0f} s", data=manifest.ref)
 
 
+def publish_once(run: Run, kind: str, key: str, *, files: Callable[[], Files], **manifest: Any) -> ArtifactRef:
+    """Return the artifact with this key, published unless it is in the store. manifest: see `Store.publish`."""
+    store = open_store(run)
+    return (store.find(kind, key) or store.publish(kind, key, files=files(), **manifest)).ref
+
+
 def closure_of(store: Store, run_id: str) -> Closure:
     """Return all that a finished run is made of, and what of it is damaged.
 

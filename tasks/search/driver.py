@@ -29,7 +29,7 @@ from tasks.run.cluster import check_nodes, check_room
 from tasks.run.leftovers import work_folder
 from tasks.run.private_ray import withhold_credentials
 from tasks.run.ray_session import ray_session
-from tasks.search.queue import Queue, RayQueue
+from tasks.search.queue import RayQueue
 from tasks.search.worker import Worker
 
 RETRIES = 3
@@ -39,7 +39,7 @@ T = TypeVar("T")
 class Multiplexer(Searcher):
     """Hands candidates of several courses to the queue, and results back to them. To Tune it suggests workers."""
 
-    def __init__(self, problem: SearchProblem, courses: Sequence[Course], on_result: OnResult, queue: Queue) -> None:
+    def __init__(self, problem: SearchProblem, courses: Sequence[Course], on_result: OnResult, queue: RayQueue) -> None:
         super().__init__()
         self._dispatcher = Dispatcher(problem, courses, on_result)
         self._queue = queue
