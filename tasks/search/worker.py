@@ -42,7 +42,7 @@ class Worker(tune.Trainable):
             self._error = str(error)
 
     def step(self) -> dict[str, Any]:
-        """Evaluate the next candidate; a worker that meets an error of ours reports it, and ends."""
+        """Evaluate the next candidate; a worker that meets a MemmclError reports it, and ends."""
         if self._error is not None:
             return {"error": self._error, "done": True}
         free = time.perf_counter()
@@ -67,10 +67,10 @@ class Worker(tune.Trainable):
         hurdles = [None if hurdle is None else Hurdle(*hurdle) for hurdle in candidate["hurdles"]]
         return self._scorer.evaluate(spec, candidate["genome"], hurdles)
 
-    def _spec(self, told: str) -> SearchSpec:
-        if told not in self._specs:
-            self._specs[told] = SearchSpec.model_validate_json(told)
-        return self._specs[told]
+    def _spec(self, text: str) -> SearchSpec:
+        if text not in self._specs:
+            self._specs[text] = SearchSpec.model_validate_json(text)
+        return self._specs[text]
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing to save: the store has every result."""

@@ -8,6 +8,7 @@ from typing import Any, cast
 from prefect import State
 from prefect.states import Completed
 
+from memmcl.backbone.forward import TokenizedRow
 from memmcl.experts.train import STAGE_VERSION
 from memmcl.store import ArtifactRef, Refs, cache_key
 from memmcl.suite.configured import lenders
@@ -128,13 +129,12 @@ def train_weak(run: Run, weak: Refs) -> State[ArtifactRef]:
     steps = run.config.experts.steps * len(weak)
     plan = TrainingPlan(label=WEAK_LORA, title="weak LoRA", seed=("expert", WEAK_LORA), steps=steps, keeps_rows=False)
 
-    def gather(prompter: Prompter) -> Material:
-        return Material(
-            {name: token_rows(prompter, run.subtask(name), read_rows(run, ref)) for name, ref in sorted(weak.items())}
-        )
-
     return train_or_reuse(
-        run, plan, inputs=[weak[name] for name in sorted(weak)], config=describe(run, plan), gather=gather
+        run,
+        plan,
+        inputs=[weak[name] for name in sorted(weak)],
+        config=describe(run, plan),
+        gather=lambda prompter: _joint_material(run, prompter, weak, keeps_rows=False),
     )
 
 
@@ -162,12 +162,13 @@ def _warm_plan(run: Run) -> TrainingPlan:
     return TrainingPlan(label=WARM, title="warm start", seed=("expert", WARM), steps=steps, kind=WARM)
 
 
-def _joint_material(run: Run, prompter: Prompter, train: Refs) -> Material:
-    """Return the training rows of all subtasks."""
-    rows: dict[str, Any] = {}
-    validation: dict[str, Any] = {}
-    for name, ref in sorted(train.items()):
-        used, kept = split_rows(run, read_rows(run, ref), name)
+def _joint_material(run: Run, prompter: Prompter, refs: Refs, keeps_rows: bool = True) -> Material:
+    """Return the rows of all subtasks; keeps_rows: less those for validation."""
+    rows: dict[str, list[TokenizedRow]] = {}
+    validation: dict[str, list[TokenizedRow]] = {}
+    for name, ref in sorted(refs.items()):
+        examples = read_rows(run, ref)
+        used, kept = split_rows(run, examples, name) if keeps_rows else (examples, [])
         rows[name] = token_rows(prompter, run.subtask(name), used)
         validation[name] = token_rows(prompter, run.subtask(name), kept)
     return Material(rows, validation=_filled(validation))

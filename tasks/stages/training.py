@@ -1,4 +1,4 @@
-"""One training as a stage: its key, its checkpoints, what people see of it, the files and numbers it leaves."""
+"""One training as a stage: its key, its checkpoints, its progress, its files and metrics."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ _VALIDATION = {"validate_every", "patience"}
 class TrainingPlan:
     """One training, apart from its rows.
 
-    label: what it is called in logs and tables; title: what its artifact is called. seed: its names.
-    keeps_rows: whether rows are kept out for validation; they tell who learns from gold answers which step is best.
+    label: its name in logs and tables; title: of its artifact. seed: the names that its seed is derived from.
+    keeps_rows: whether rows are kept out for validation; with gold answers they decide which step is kept.
     teacher: see `train_adapter`.
     """
 
@@ -70,7 +70,7 @@ class TrainingPlan:
     teacher: Teacher = "gold"
 
     def reads(self, cfg: ExpertsConfig) -> dict[str, Any]:
-        """Return the settings that decide what comes of it; nothing else may change its key."""
+        """Return the settings that decide the result; nothing else may change its key."""
         names = _ADAPTER | _OPTIMISER
         if self.anchored:
             names |= _ANCHOR
@@ -82,7 +82,7 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class Material:
-    """What a training is made from. start: the adapter that it starts from, None for a new one."""
+    """The rows of a training. start: the adapter that it continues, None for a new one."""
 
     rows: RowsBySubtask
     anchors: RowsBySubtask = field(default_factory=dict)
@@ -91,7 +91,7 @@ class Material:
 
 
 def describe(run: Run, plan: TrainingPlan, **more: Any) -> dict[str, Any]:
-    """Return the configuration in the artifact of a training."""
+    """Return the configuration of the artifact of a training."""
     return {"training": list(plan.seed), **plan.reads(run.config.experts), **more, "model": run.model.key()}
 
 
@@ -106,7 +106,7 @@ def train_or_reuse(
 ) -> State[ArtifactRef]:
     """Return the artifact of a training: from the store if it is there, else trained, from its last checkpoint.
 
-    warm: what the adapter is a delta on; it is folded into the base while it trains.
+    warm: the warm start that the adapter is a delta on; it is folded into the base during the training.
     """
     key = cache_key(plan.kind, inputs=inputs, config=config, stage_version=STAGE_VERSION, seed=run.config.seed)
 
@@ -147,7 +147,7 @@ def token_rows(prompter: Prompter, subtask: Subtask, examples: Sequence[Example]
 def _train(run: Run, plan: TrainingPlan, material: Material, key: str) -> TrainedAdapter:
     """Train from the last checkpoint that can be used; where there is none, from the first step."""
     store, cfg = open_store(run), run.config.experts
-    rows = sum(len(found) for found in material.rows.values())
+    rows = sum(map(len, material.rows.values()))
     log().info("%s: training on %d rows, %d steps of %d; on %s", plan.label, rows, plan.steps, cfg.batch_size, place())
     data = store.read_checkpoint(key)
     if data is not None:
@@ -164,13 +164,13 @@ def _train(run: Run, plan: TrainingPlan, material: Material, key: str) -> Traine
 def _session(
     run: Run, plan: TrainingPlan, material: Material, key: str, resume: bytes | None, done: int
 ) -> TrainedAdapter:
-    cfg = run.config.experts
-    moved = False
+    cfg, moved = run.config.experts, False
+    anchoring = Anchoring(cfg.anchor_weight, cfg.anchor_batch_size, cfg.anchor_every, cfg.anchor_delay)
 
     def save(data: bytes) -> None:
         try:
             open_store(run).save_checkpoint(key, data)
-        except StoreError as error:  # what it costs is time, and only if the training is killed
+        except StoreError as error:  # it costs time alone, and only if the training is killed
             log().warning("%s: no checkpoint at this step: %s", plan.label, error)
 
     with shown(plan.title, plan.steps, start=done) as move:
@@ -186,8 +186,18 @@ def _session(
                 material.rows,
                 material.anchors,
                 lora=LoraShape(cfg.target_modules, cfg.rank, cfg.alpha, cfg.rslora, cfg.dropout, plan.init),
-                optimisation=_optimisation(cfg, plan.steps),
-                anchoring=_anchoring(cfg) if plan.anchored else None,
+                optimisation=Optimisation(
+                    steps=plan.steps,
+                    batch_size=cfg.batch_size,
+                    learning_rate=cfg.learning_rate,
+                    warmup=cfg.warmup,
+                    curve=cfg.schedule,
+                    weight_decay=cfg.weight_decay,
+                    clip=cfg.clip,
+                    micro_batch=cfg.micro_batch_size,
+                    recompute=cfg.gradient_checkpointing,
+                ),
+                anchoring=anchoring if plan.anchored else None,
                 seed=run.seed(*plan.seed),
                 activations=resident_activations(run.model),
                 validation=material.validation,
@@ -204,24 +214,6 @@ def _session(
                 raise
             log().warning("%s: trained anew: %s", plan.label, error)
     return _session(run, plan, material, key, None, 0)
-
-
-def _optimisation(cfg: ExpertsConfig, steps: int) -> Optimisation:
-    return Optimisation(
-        steps=steps,
-        batch_size=cfg.batch_size,
-        learning_rate=cfg.learning_rate,
-        warmup=cfg.warmup,
-        curve=cfg.schedule,
-        weight_decay=cfg.weight_decay,
-        clip=cfg.clip,
-        micro_batch=cfg.micro_batch_size,
-        recompute=cfg.gradient_checkpointing,
-    )
-
-
-def _anchoring(cfg: ExpertsConfig) -> Anchoring:
-    return Anchoring(cfg.anchor_weight, cfg.anchor_batch_size, cfg.anchor_every, cfg.anchor_delay)
 
 
 def _files(run: Run, plan: TrainingPlan, trained: TrainedAdapter, warm: ArtifactRef | None) -> dict[str, bytes]:
