@@ -1,4 +1,4 @@
-"""Retraining: what the data changed is trained anew, and the result takes the champion's place if it is better."""
+"""Retraining: what new data changes is trained again, and the result takes the champion's place if it is better."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tasks.run.inputs import find_inputs
 from tasks.run.pins import pins_of
 from tasks.run.ray_session import ray_session
 from tasks.run.ray_tasks import RayTaskRunner
-from tasks.run.runtime import Run, load_manifest, log, open_store
+from tasks.run.runtime import Run, log, open_store
 from tasks.run.session import check_place, finished, held, open_run
 from tasks.stages.promotion import (
     Champion,
@@ -24,9 +24,9 @@ from tasks.stages.promotion import (
     check_whole,
     find_champion,
     judge_challenger,
+    nothing_to_do,
     read_judgement,
     score_champion,
-    settled,
     take_place,
 )
 from tasks.ui.artifacts import announce, run_name, show_changes, show_judgement
@@ -37,7 +37,7 @@ from tasks.ui.cancel import CancelRequested, cancellable, cancelled
 def retrain(config: RunConfig = DEFAULTS) -> State[ArtifactRef]:
     """Retrain on the rows of today, compare with the champion on the same test rows, promote what is better.
 
-    Ends as Unchanged when rows and settings made the champion already, or a challenger that was turned down; as
+    Ends as Unchanged when these rows and settings gave the champion, or a challenger that was turned down; as
     NotPromoted when the challenger is not better beyond noise; as Promoted when it took the champion's place.
     Only experts whose rows changed are trained; all else comes from the store.
 
@@ -55,7 +55,7 @@ def retrain(config: RunConfig = DEFAULTS) -> State[ArtifactRef]:
         show_changes(changes, champion.id)
         altered = [row["subtask"] for row in changes if set(row.values()) - {row["subtask"], "same"}]
         log().info("rows that differ from the champion's: %s", ", ".join(altered) or "none")
-    reason = settled(inputs.store, run, champion, inputs.splits)
+    reason = nothing_to_do(inputs.store, run, champion, inputs.splits)
     if reason is not None:
         log().info("unchanged: %s", reason)
         return Completed(name="Unchanged", message=reason)
@@ -63,7 +63,7 @@ def retrain(config: RunConfig = DEFAULTS) -> State[ArtifactRef]:
         check_whole(inputs.store, champion)
     try:
         with held(run) as lease, ray_session(config.ray), cancellable():
-            challenger = finished(run) or load_manifest(run, make_model(run, lease, started))
+            challenger = finished(run) or open_store(run).load(make_model(run, lease, started))
             lease.check()
             return decide(run, challenger)
     except CancelRequested:
@@ -71,7 +71,7 @@ def retrain(config: RunConfig = DEFAULTS) -> State[ArtifactRef]:
 
 
 def decide(run: Run, challenger: Manifest) -> State[ArtifactRef]:
-    """Put the challenger to the champion; whoever loses a race between two promotions is compared again."""
+    """Compare the challenger with the champion; one that loses a race between two promotions is compared again."""
     while True:
         champion = find_champion(open_store(run), run.config.promotion.champion)
         if champion is None:

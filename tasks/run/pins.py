@@ -10,7 +10,7 @@ from memmcl.suite.examples import Example, normalised
 from memmcl.suite.splits import Splits
 from tasks.run.journal import Pinned
 from tasks.run.models import WARM
-from tasks.run.runtime import Run, load_manifest, log, open_store, read_rows
+from tasks.run.runtime import Run, log, open_store, read_rows
 from tasks.stages.anchors import anchors_of, read_anchors, reads_anchors, tests_of
 from tasks.stages.experts import warm_config
 from tasks.stages.promotion import Champion
@@ -52,7 +52,7 @@ def _warm_fits(run: Run, pinned: ArtifactRef, splits: Splits) -> bool:
     if _damaged(run, pinned):
         log().warning("the champion's warm start is damaged: %s", again)
         return False
-    manifest = load_manifest(run, pinned)
+    manifest = open_store(run).load(pinned)
     if (manifest.config, manifest.seed, manifest.stage_version) != (warm_config(run), run.config.seed, STAGE_VERSION):
         log().warning("the champion's warm start was trained with other settings: %s", again)
         return False

@@ -100,7 +100,7 @@ def before_exit(farewell: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def watched(*services: Service, stop: Callable[[], None] = lambda: None) -> Iterator[None]:
+def watched(*services: Service, stop: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Watch services while the block runs, and then stop them; what hangs in `stop` is ended, too.
 
     Raises:

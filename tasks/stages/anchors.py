@@ -21,7 +21,7 @@ from memmcl.suite.sources import read_sources
 from memmcl.suite.splits import Splits, digest_of
 from memmcl.suite.subtasks import SUBTASKS, Subtask
 from memmcl.urls import public
-from tasks.run.runtime import Run, cannot_remake, load_manifest, open_store, publish_once
+from tasks.run.runtime import Run, cannot_remake, open_store, publish_once
 
 STAGE_VERSION = 2
 RowsBySubtask = Mapping[str, Sequence[Example]]
@@ -110,7 +110,7 @@ def publish_anchors(run: Run, splits: Splits, anchors: Anchors | None) -> Artifa
 def read_anchors(run: Run, ref: ArtifactRef) -> dict[str, list[Example]]:
     """Return the anchor rows by subtask."""
     rows = iter(from_table(open_store(run).read(ref, "rows.parquet")))
-    counts: dict[str, int] = load_manifest(run, ref).metrics["by_subtask"]
+    counts: dict[str, int] = open_store(run).load(ref).metrics["by_subtask"]
     return {name: list(islice(rows, count)) for name, count in counts.items()}
 
 

@@ -29,7 +29,7 @@ SplitRefs = dict[str, dict[str, ArtifactRef]]
 
 def data_digests(splits: Splits) -> dict[str, dict[str, str]]:
     """Return the digest of every split of every subtask."""
-    return {name: {part: splits.digest(name, part) for part in parts} for name, parts in splits.parts.items()}
+    return {name: {split: splits.digest(name, split) for split in rows} for name, rows in splits.parts.items()}
 
 
 def rows_digest(splits: Splits, anchors: str | None) -> str:
@@ -37,9 +37,9 @@ def rows_digest(splits: Splits, anchors: str | None) -> str:
     return seeds.digest([data_digests(splits), anchors])
 
 
-def split_ref(splits: Splits, subtask: str, part: str) -> ArtifactRef:
+def split_ref(splits: Splits, subtask: str, split: str) -> ArtifactRef:
     """Return the reference under which a split is published, whether it is or not."""
-    return ArtifactRef(kind="split", key=_key("split", _describe(splits, subtask, part)), name=f"{subtask} {part}")
+    return ArtifactRef(kind="split", key=_key("split", _describe(splits, subtask, split)), name=f"{subtask} {split}")
 
 
 @task(name="splits", task_run_name="splits", cache_policy=NO_CACHE)
@@ -52,9 +52,9 @@ def publish_splits(run: Run) -> tuple[SplitRefs, ArtifactRef | None, ArtifactRef
     anchors = choose_anchors(run, splits) if run.pinned.anchors is None else None
     check_unchanged(run, splits, anchors)
     refs: SplitRefs = {}
-    for name, parts in splits.parts.items():
-        refs[name] = {part: _publish(run, splits, name, part) for part in parts}
-        log().info("%s: %s", name, ", ".join(f"{len(rows)} {part}" for part, rows in parts.items()))
+    for name, by_split in splits.parts.items():
+        refs[name] = {split: _publish(run, splits, name, split) for split in by_split}
+        log().info("%s: %s", name, ", ".join(f"{len(rows)} {split}" for split, rows in by_split.items()))
     for reason, count in splits.dropped.items():
         log().info("left out: %d %s", count, reason)
     for fault in splits.faults[:SHOWN_FAULTS]:
@@ -103,18 +103,18 @@ def _key(kind: str, described: Mapping[str, object]) -> str:
     return cache_key(kind, inputs=(), config=described, stage_version=STAGE_VERSION, seed=0)
 
 
-def _describe(splits: Splits, subtask: str, part: str) -> dict[str, object]:
-    return {"subtask": subtask, "part": part, "rows": splits.digest(subtask, part)}
+def _describe(splits: Splits, subtask: str, split: str) -> dict[str, object]:
+    return {"subtask": subtask, "part": split, "rows": splits.digest(subtask, split)}
 
 
-def _publish(run: Run, splits: Splits, subtask: str, part: str) -> ArtifactRef:
-    ref, rows = split_ref(splits, subtask, part), splits.parts[subtask][part]
+def _publish(run: Run, splits: Splits, subtask: str, split: str) -> ArtifactRef:
+    ref, rows = split_ref(splits, subtask, split), splits.parts[subtask][split]
     return publish_once(
         run,
         ref.kind,
         ref.key,
         name=ref.name,
         files=lambda: {"rows.parquet": to_table(rows)},
-        config=_describe(splits, subtask, part),
+        config=_describe(splits, subtask, split),
         metrics={"rows": len(rows)},
     )

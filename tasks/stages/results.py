@@ -15,7 +15,7 @@ from memmcl.report import Results
 from memmcl.suite import metrics
 from memmcl.suite.examples import Example
 from tasks.run.models import JOINT, WEAK_LORA
-from tasks.run.runtime import Run, load_manifest, open_store, read_rows
+from tasks.run.runtime import Run, open_store, read_rows
 from tasks.stages.data import measure_difficulty
 from tasks.stages.merge import read_search
 from tasks.stages.run_artifacts import RunArtifacts
@@ -66,7 +66,7 @@ def gather(run: Run, artifacts: RunArtifacts, started: float, peak_memory_gb: fl
     reports, order = measure_difficulty(run, artifacts.splits)
     scores = {name: json.loads(store.read(ref, "scores.json")) for name, ref in artifacts.evaluations.items()}
     gates = {name: json.loads(store.read(ref, "gate.json")) for name, ref in artifacts.gates.items()}
-    manifests = [load_manifest(run, ref) for ref in artifacts.refs()]
+    manifests = [open_store(run).load(ref) for ref in artifacts.refs()]
     present = [name for name in MODELS if all(_answers(name) in by for by in scores.values())]
     train, test = (
         {name: read_rows(run, refs[split]) for name, refs in artifacts.splits.items()} for split in ("train", "test")
