@@ -117,7 +117,7 @@ def _until_lost(*services: Service) -> Iterator[None]:
 
 
 def _place() -> Path:
-    """Return what the folder of a local Ray is made in: unix sockets lie in it, so that its path has to be short.
+    """Return the parent of a local Ray's folder: unix sockets lie in there, so that the path has to be short.
 
     Raises:
         ServiceError: $RAY_TMPDIR is too long.
@@ -135,7 +135,7 @@ def _place() -> Path:
 
 
 def _own_node() -> psutil.Process | None:
-    """Return the raylet that this process talks to, None where it cannot be found."""
+    """Return the raylet that this process is connected to; None where it is not seen."""
     node: Any = ray._private.worker._global_node
     for process in psutil.process_iter(["name", "cmdline"]):
         if process.info["name"] == "raylet" and any(

@@ -52,7 +52,7 @@ def adapted_model(run: Run, trained: ArtifactRef) -> Iterator[tuple[Backbone, Pr
 
 @contextmanager
 def folded(run: Run, adapters: Sequence[ArtifactRef]) -> Iterator[tuple[Backbone, Prompter]]:
-    """Hold the sum of the adapters in the resident backbone's weights; put the base back at the end."""
+    """Add the adapters to the resident backbone's weights; put the base back at the end."""
     backbone, prompter = resident(run.model)
     loaded = {str(number): load_adapter(run, ref) for number, ref in enumerate(adapters)}
     merger = Merger(backbone, loaded, blocks=1)

@@ -31,7 +31,7 @@ GATE_VERSION = 3
 
 
 class ContextualModel(BaseModel):
-    """The unified model, with all that its contexts are made from.
+    """The unified model, and the rows that its contexts are built from.
 
     train: by subtask, the training rows that demonstrations are taken from. order: of the curriculum, the easiest
     subtask first.

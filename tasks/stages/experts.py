@@ -79,7 +79,6 @@ def train_expert(
         run,
         first,
         inputs=[train, *([first_anchors] if first_anchors else []), *start],
-        config=describe(run, first),
         gather=lambda prompter: _expert_material(run, prompter, subtask, train, first_anchors),
         warm=warm,
     )
@@ -99,7 +98,6 @@ def train_expert(
         run,
         second,
         inputs=[train, plain, anchors, *start],
-        config=describe(run, second),
         gather=lambda prompter: _expert_material(run, prompter, subtask, train, anchors, plain),
         warm=warm,
     )
@@ -115,7 +113,6 @@ def train_joint(run: Run, train: Refs) -> State[ArtifactRef]:
         run,
         plan,
         inputs=[train[name] for name in sorted(train)],
-        config=describe(run, plan),
         gather=lambda prompter: _joint_material(run, prompter, train),
     )
 
@@ -133,7 +130,6 @@ def train_weak(run: Run, weak: Refs) -> State[ArtifactRef]:
         run,
         plan,
         inputs=[weak[name] for name in sorted(weak)],
-        config=describe(run, plan),
         gather=lambda prompter: _joint_material(run, prompter, weak, keeps_rows=False),
     )
 

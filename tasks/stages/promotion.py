@@ -50,7 +50,7 @@ class Champion:
 
     @property
     def model(self) -> ContextualModel:
-        """Its unified model, with what its contexts are made from."""
+        """Its unified model, and the rows that its contexts are built from."""
         train = {name: self.refs[f"split:{name} train"] for name in self.order}
         return ContextualModel(unified=self.refs["unified:unified model"], train=train, order=self.order)
 

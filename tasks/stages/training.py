@@ -36,16 +36,8 @@ STANDALONE = "standalone"
 """The folder in an expert's artifact that holds it with its warm start, as one adapter on the plain base."""
 
 _ADAPTER = {"target_modules", "rank", "alpha", "rslora", "dropout"}
-_OPTIMISER = {
-    "batch_size",
-    "micro_batch_size",
-    "learning_rate",
-    "schedule",
-    "warmup",
-    "weight_decay",
-    "clip",
-    "gradient_checkpointing",
-}
+_OPTIMISER = {"learning_rate", "schedule", "warmup", "weight_decay", "clip"}
+_BATCH = {"batch_size", "micro_batch_size", "gradient_checkpointing"}
 _ANCHOR = {"anchor_weight", "anchor_every", "anchor_delay", "anchor_batch_size"}
 _VALIDATION = {"validate_every", "patience"}
 
@@ -71,7 +63,7 @@ class TrainingPlan:
 
     def reads(self, cfg: ExpertsConfig) -> dict[str, Any]:
         """Return the settings that decide the result; nothing else may change its key."""
-        names = _ADAPTER | _OPTIMISER
+        names = _ADAPTER | _OPTIMISER | _BATCH
         if self.anchored:
             names |= _ANCHOR
         if self.keeps_rows and cfg.validation_rows:
@@ -100,14 +92,16 @@ def train_or_reuse(
     plan: TrainingPlan,
     *,
     inputs: Sequence[ArtifactRef],
-    config: Mapping[str, Any],
     gather: Callable[[Prompter], Material],
+    config: Mapping[str, Any] | None = None,
     warm: ArtifactRef | None = None,
 ) -> State[ArtifactRef]:
     """Return the artifact of a training: from the store if it is there, else trained, from its last checkpoint.
 
+    gather: returns its rows. config: of its artifact; None: `describe(run, plan)`.
     warm: the warm start that the adapter is a delta on; it is folded into the base during the training.
     """
+    config = describe(run, plan) if config is None else config
     key = cache_key(plan.kind, inputs=inputs, config=config, stage_version=STAGE_VERSION, seed=run.config.seed)
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
