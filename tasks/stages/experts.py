@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from prefect import State
@@ -44,13 +44,7 @@ def train_warm(run: Run, train: Refs) -> State[ArtifactRef]:
             return Completed(name="Reused", message=f"{pinned} is pinned", data=pinned)
         if _warm_key(run, rows) != pinned.key:
             raise cannot_remake(run, pinned)
-    return train_or_reuse(
-        run,
-        _warm_plan(run),
-        inputs=rows,
-        config=warm_config(run),
-        gather=lambda prompter: _joint_material(run, prompter, train),
-    )
+    return _train_on_all(run, _warm_plan(run), train, warm_config(run))
 
 
 @stage_task("expert", run_name="expert {subtask}", retries=1)
@@ -109,12 +103,7 @@ def train_joint(run: Run, train: Refs) -> State[ArtifactRef]:
     plan = TrainingPlan(
         label=JOINT, title="joint LoRA", seed=("expert", JOINT), steps=run.config.experts.steps * len(train)
     )
-    return train_or_reuse(
-        run,
-        plan,
-        inputs=[train[name] for name in sorted(train)],
-        gather=lambda prompter: _joint_material(run, prompter, train),
-    )
+    return _train_on_all(run, plan, train)
 
 
 @stage_task("weak LoRA", retries=1)
@@ -125,13 +114,7 @@ def train_weak(run: Run, weak: Refs) -> State[ArtifactRef]:
     """
     steps = run.config.experts.steps * len(weak)
     plan = TrainingPlan(label=WEAK_LORA, title="weak LoRA", seed=("expert", WEAK_LORA), steps=steps, keeps_rows=False)
-
-    return train_or_reuse(
-        run,
-        plan,
-        inputs=[weak[name] for name in sorted(weak)],
-        gather=lambda prompter: _joint_material(run, prompter, weak, keeps_rows=False),
-    )
+    return _train_on_all(run, plan, weak)
 
 
 def warm_config(run: Run) -> dict[str, Any]:
@@ -158,16 +141,22 @@ def _warm_plan(run: Run) -> TrainingPlan:
     return TrainingPlan(label=WARM, title="warm start", seed=("expert", WARM), steps=steps, kind=WARM)
 
 
-def _joint_material(run: Run, prompter: Prompter, refs: Refs, keeps_rows: bool = True) -> Material:
-    """Return the rows of all subtasks; keeps_rows: less those for validation."""
-    rows: dict[str, list[TokenizedRow]] = {}
-    validation: dict[str, list[TokenizedRow]] = {}
-    for name, ref in sorted(refs.items()):
-        examples = read_rows(run, ref)
-        used, kept = split_rows(run, examples, name) if keeps_rows else (examples, [])
-        rows[name] = token_rows(prompter, run.subtask(name), used)
-        validation[name] = token_rows(prompter, run.subtask(name), kept)
-    return Material(rows, validation=_filled(validation))
+def _train_on_all(
+    run: Run, plan: TrainingPlan, refs: Refs, config: Mapping[str, Any] | None = None
+) -> State[ArtifactRef]:
+    """Train one adapter on the rows of all subtasks, less those that the plan keeps for validation."""
+
+    def gather(prompter: Prompter) -> Material:
+        rows: dict[str, list[TokenizedRow]] = {}
+        validation: dict[str, list[TokenizedRow]] = {}
+        for name, ref in sorted(refs.items()):
+            examples = read_rows(run, ref)
+            used, kept = split_rows(run, examples, name) if plan.keeps_rows else (examples, [])
+            rows[name] = token_rows(prompter, run.subtask(name), used)
+            validation[name] = token_rows(prompter, run.subtask(name), kept)
+        return Material(rows, validation=_filled(validation))
+
+    return train_or_reuse(run, plan, inputs=[ref for _, ref in sorted(refs.items())], gather=gather, config=config)
 
 
 def _expert_material(

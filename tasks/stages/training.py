@@ -158,8 +158,8 @@ def _train(run: Run, plan: TrainingPlan, material: Material, key: str) -> Traine
 def _session(
     run: Run, plan: TrainingPlan, material: Material, key: str, resume: bytes | None, done: int
 ) -> TrainedAdapter:
-    cfg, moved = run.config.experts, False
-    anchoring = Anchoring(cfg.anchor_weight, cfg.anchor_batch_size, cfg.anchor_every, cfg.anchor_delay)
+    cfg = run.config.experts
+    moved = False
 
     def save(data: bytes) -> None:
         try:
@@ -180,18 +180,8 @@ def _session(
                 material.rows,
                 material.anchors,
                 lora=LoraShape(cfg.target_modules, cfg.rank, cfg.alpha, cfg.rslora, cfg.dropout, plan.init),
-                optimisation=Optimisation(
-                    steps=plan.steps,
-                    batch_size=cfg.batch_size,
-                    learning_rate=cfg.learning_rate,
-                    warmup=cfg.warmup,
-                    curve=cfg.schedule,
-                    weight_decay=cfg.weight_decay,
-                    clip=cfg.clip,
-                    micro_batch=cfg.micro_batch_size,
-                    recompute=cfg.gradient_checkpointing,
-                ),
-                anchoring=anchoring if plan.anchored else None,
+                optimisation=_optimisation(cfg, plan.steps),
+                anchoring=_anchoring(cfg) if plan.anchored else None,
                 seed=run.seed(*plan.seed),
                 activations=resident_activations(run.model),
                 validation=material.validation,
@@ -208,6 +198,24 @@ def _session(
                 raise
             log().warning("%s: trained anew: %s", plan.label, error)
     return _session(run, plan, material, key, None, 0)
+
+
+def _optimisation(cfg: ExpertsConfig, steps: int) -> Optimisation:
+    return Optimisation(
+        steps=steps,
+        batch_size=cfg.batch_size,
+        learning_rate=cfg.learning_rate,
+        warmup=cfg.warmup,
+        curve=cfg.schedule,
+        weight_decay=cfg.weight_decay,
+        clip=cfg.clip,
+        micro_batch=cfg.micro_batch_size,
+        recompute=cfg.gradient_checkpointing,
+    )
+
+
+def _anchoring(cfg: ExpertsConfig) -> Anchoring:
+    return Anchoring(cfg.anchor_weight, cfg.anchor_batch_size, cfg.anchor_every, cfg.anchor_delay)
 
 
 def _files(run: Run, plan: TrainingPlan, trained: TrainedAdapter, warm: ArtifactRef | None) -> dict[str, bytes]:
