@@ -89,7 +89,7 @@ class RayQueue:
         return number
 
     def close(self) -> None:
-        """Hand out no more: workers that wait are told."""
+        """Hand out no more; workers that wait get None."""
         self._actor.close.remote()
 
     def kill(self) -> None:

@@ -124,9 +124,9 @@ def read_gate(run: Run, gate: ArtifactRef) -> list[dict[str, Any]]:
 def context_answers(
     run: Run, subtask: Subtask, rows: Sequence[Example], model: ContextualModel, entries: Sequence[Mapping[str, Any]]
 ) -> dict[str, list[str]]:
-    """Return the unified model's answers in the given forms of contexts; those in the form that was chosen as `gated`.
+    """Return the unified model's answers by form of context, `context:KIND` or `context:KIND:calibrated`.
 
-    The others are called `context:KIND`, or `context:KIND:calibrated`.
+    entries: of the gate's document, the forms that are wanted. The form that the gate chose is `gated` as well.
     """
     answers: dict[str, list[str]] = {}
     with adapted_model(run, model.unified) as (backbone, prompter):

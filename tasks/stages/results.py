@@ -134,8 +134,8 @@ def _comparisons(
         samples = run.config.evaluation.bootstrap_samples
         paired = bootstrap.paired_mean_difference(pairs, samples=samples, seed=run.seed("compare", a, b))
         rows = sum(by_model["base"]["n"] for by_model in scores.values())
-        found = {"difference": paired.difference, "se": paired.standard_error, "p": paired.p_value}
-        compared.append({"a": a, "b": b, **found, "n": rows})
+        result = {"difference": paired.difference, "se": paired.standard_error, "p": paired.p_value}
+        compared.append({"a": a, "b": b, **result, "n": rows})
     return compared
 
 
