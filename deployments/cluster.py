@@ -76,12 +76,12 @@ class Cluster:
         """
         self._make_directory()
         with self._locked():
-            found = self._load()
-            wished = replace(found.options if found else Options(), **options)
-            state = found or State(
+            before = self._load()
+            wanted_options = replace(before.options if before else Options(), **options)
+            state = before or State(
                 secrets.token_hex(8), tempfile.mkdtemp(prefix="memmcl-", dir="/tmp"), free_ports(PORTS + 2)
             )
-            state.options = wished
+            state.options = wanted_options
             state.database = os.environ.get(DATABASE) or state.database
             Path(state.run_folder).mkdir(mode=0o700, exist_ok=True)
             for folder in ("logs", "prefect"):
@@ -153,7 +153,7 @@ class Cluster:
         ]
 
     def _ensure(self, state: State, name: str, wanted: dict[str, Member], started: list[Daemon]) -> None:
-        """Start a member unless it runs as it should; what is left of it, and what cannot outlive it, ends before."""
+        """Start a member unless it runs as it should; first end the rest of it, and the members that depend on it."""
         member = wanted[name]
         made_of = digest(member.command, member.environment)
         before = state.processes.get(name)
@@ -249,7 +249,7 @@ class Cluster:
         others = [path.name for path in self.directory.iterdir() if path.name != ".lock"]
         if others and self._load() is None:
             raise UsageError(f"{self.directory} is no cluster and not empty ({others[0]}); name another with --dir")
-        self.directory.chmod(0o700)  # it may have been made by somebody else
+        self.directory.chmod(0o700)  # another user may have made it
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -304,22 +304,22 @@ def main(arguments: list[str] | None = None) -> int:
     status = commands.add_parser("status", help="show the members; exit code 1 when one is dead")
     for command in (up, down, status):
         command.add_argument("--dir", default=".cluster", help="where everything is kept (.cluster)")
-    given = vars(parser.parse_args(arguments))
+    options = vars(parser.parse_args(arguments))
     try:
-        return _run(Cluster(given.pop("dir")), given.pop("command"), given)
+        return _run(Cluster(options.pop("dir")), options.pop("command"), options)
     except MemmclError as error:
         print(f"error: {clean(str(error))}", file=sys.stderr)
         return error.exit_code
 
 
-def _run(cluster: Cluster, command: str, given: dict[str, Any]) -> int:
+def _run(cluster: Cluster, command: str, options: dict[str, Any]) -> int:
     if command == "down":
-        stopped = cluster.down(**given)
+        stopped = cluster.down(**options)
         print(f"stopped {', '.join(stopped)}" if stopped else f"nothing was running in {cluster.directory}")
         return 0
     if command == "up":
-        deploy = not given.pop("no_deploy")
-        cluster.up(deploy=deploy, **{name: value for name, value in given.items() if value is not None})
+        deploy = not options.pop("no_deploy")
+        cluster.up(deploy=deploy, **{name: value for name, value in options.items() if value is not None})
     print(table(cluster))
     if command == "up":
         print(f"\nto use it from a shell:  source {shlex.quote(str(_short(cluster.directory / 'env')))}")

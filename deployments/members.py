@@ -1,4 +1,4 @@
-"""What a cluster is made of: how each member is started, and how one sees that it is up."""
+"""The members of a cluster: how each is started, and how its readiness is seen."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RAY_IS_UP = "Ray runtime started"
 
 @dataclass(frozen=True)
 class Options:
-    """What `up` was asked for; kept, so that a later `up` without options makes the same cluster."""
+    """The options of `up`; kept, so that a later `up` without options makes the same cluster."""
 
     nodes: int = 2
     cpus_per_node: int = 1
@@ -48,7 +48,7 @@ class Options:
 
 @dataclass
 class State:
-    """What is kept in processes.json."""
+    """The content of processes.json."""
 
     mark: str
     run_folder: str
@@ -62,7 +62,7 @@ class State:
 
 @dataclass(frozen=True)
 class Member:
-    """How one process of the cluster is started, and how one sees that it is up."""
+    """How one process of the cluster is started, and how its readiness is seen."""
 
     command: list[str]
     where: str
@@ -70,7 +70,7 @@ class Member:
     ready: Callable[[], bool]
     port: int | None = None
     after: str | None = None
-    """A member that it cannot outlive: when that one starts again, so must this one."""
+    """A member that this one depends on: when that one starts again, so must this one."""
 
 
 def members(state: State, directory: Path, environment: dict[str, str]) -> dict[str, Member]:
@@ -95,7 +95,7 @@ def members(state: State, directory: Path, environment: dict[str, str]) -> dict[
         log = directory / "logs" / f"{name}.log"
         return lambda: text in log.read_text(errors="replace")
 
-    found = {
+    started = {
         "prefect": Member(
             prefect_command(options.prefect_port, options.listen),
             site,
@@ -135,14 +135,14 @@ def members(state: State, directory: Path, environment: dict[str, str]) -> dict[
     cpus, gpus = options.cpus_per_node, options.gpus_per_node
     for name in [f"ray-node-{number}" for number in range(1, options.nodes + 1)]:
         command = _ray("--address", address, "--num-cpus", cpus, "--num-gpus", gpus)
-        found[name] = Member(command, f"{cpus} CPU, {gpus} GPU", compute, says(name, RAY_IS_UP), after="ray-head")
+        started[name] = Member(command, f"{cpus} CPU, {gpus} GPU", compute, says(name, RAY_IS_UP), after="ray-head")
     if options.worker:
         name = "memmcl-1"
         command = [str(BIN / "prefect"), "worker", "start", "--pool", "memmcl", "--type", "process", "--limit", "2"]
         beats = environment | {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
         up = says("worker", f"Worker '{name}' started")
-        found["worker"] = Member([*command, "--name", name], "pool memmcl", beats, up)
-    return found
+        started["worker"] = Member([*command, "--name", name], "pool memmcl", beats, up)
+    return started
 
 
 def prefect_command(port: int, host: str = HOST) -> list[str]:

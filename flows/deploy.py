@@ -29,11 +29,14 @@ from memmcl.version import __version__
 
 AUTOMATIONS = "automations.yaml"
 """Beside the file of the deployments."""
+KEYS = {"name", "entrypoint", "work_pool"}
+KEYS |= {"description", "tags", "enforce_parameter_schema", "schedules", "concurrency_limit", "parameters"}
+"""Of a deployment in the file."""
 
 
 @dataclass(frozen=True)
 class Applied:
-    """What was done about one thing on the server."""
+    """What `deploy` did to one object on the server."""
 
     what: Literal["work pool", "deployment", "automation"]
     name: str
@@ -41,7 +44,7 @@ class Applied:
 
 
 def deploy(file: Path, config: RunConfig) -> list[Applied]:
-    """Make the Prefect server hold what `file` and the automations beside it describe; report each thing.
+    """Bring the Prefect server to what `file` and the automations beside it describe; return what was done.
 
     config: the default parameters of all deployments. What was changed in the UI since stays, until `file`, `config`
     or memmcl itself changes.
@@ -66,9 +69,9 @@ def deploy(file: Path, config: RunConfig) -> list[Applied]:
             applied += [_apply(client, one) for one in deployments]
             applied += [_automate(client, _automation(client, entry, beside)) for entry in automations]
     except (httpx.HTTPError, PrefectException, RuntimeError) as error:
-        said = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines()
         raise ServiceError(
-            f"the Prefect server at {api} did not take the deployments: {said[0] if said else type(error).__name__}; "
+            f"the Prefect server at {api} did not take the deployments: {lines[0] if lines else type(error).__name__}; "
             "see that it runs and that PREFECT_API_URL names it"
         ) from error
     return applied
@@ -97,34 +100,23 @@ def _entries(file: Path, section: str) -> Iterator[dict[str, Any]]:
 
 
 def _deployment(entry: Mapping[str, Any], settings: Mapping[str, Any], file: Path) -> RunnerDeployment:
-    """Return one deployment of the file; its version is the digest of all that it is made from."""
-    known = {
-        "name",
-        "entrypoint",
-        "description",
-        "tags",
-        "work_pool",
-        "enforce_parameter_schema",
-        "schedules",
-        "concurrency_limit",
-        "parameters",
-    }
-    unknown = sorted(set(entry) - known)
+    """Return one deployment of the file; its version is a digest of the entry, its parameters and memmcl's version."""
+    unknown = sorted(set(entry) - KEYS)
     if unknown:
-        raise ConfigError(f"{file}: unknown key {shown(unknown[0])} in a deployment; known: {', '.join(sorted(known))}")
+        raise ConfigError(f"{file}: unknown key {shown(unknown[0])} in a deployment; known: {', '.join(sorted(KEYS))}")
     try:
         flow: Flow[..., Any] = load_flow_from_entrypoint(entry["entrypoint"], use_placeholder_flow=False)
         pool, limit = entry["work_pool"], entry.get("concurrency_limit")
         takes_config = "config" in flow.parameters.properties
-        given = {**({"config": settings} if takes_config else {}), **entry.get("parameters", {})}
+        parameters = {**({"config": settings} if takes_config else {}), **entry.get("parameters", {})}
         schema = flow.parameters.model_dump(mode="json")
-        identity = {"entry": dict(entry), "parameters": given, "schema": schema, "memmcl": __version__}
+        identity = {"entry": dict(entry), "parameters": parameters, "schema": schema, "memmcl": __version__}
         return RunnerDeployment.from_flow(
             flow,
             name=entry["name"],
             description=entry.get("description"),
             tags=entry.get("tags", []),
-            parameters=given,
+            parameters=parameters,
             enforce_parameter_schema=entry.get("enforce_parameter_schema", True),
             schedules=[
                 Cron(schedule["cron"], timezone=schedule.get("timezone", "UTC"), active=schedule.get("active", True))
@@ -174,23 +166,23 @@ def _pool(client: SyncPrefectClient, name: str) -> Applied:
 
 def _apply(client: SyncPrefectClient, wanted: RunnerDeployment) -> Applied:
     try:
-        found = client.read_deployment_by_name(wanted.full_name)
+        present = client.read_deployment_by_name(wanted.full_name)
     except ObjectNotFound:
-        found = None
-    if found is not None and found.version == wanted.version:
+        present = None
+    if present is not None and present.version == wanted.version:
         return Applied("deployment", wanted.full_name, "unchanged")
     wanted.apply()
-    return Applied("deployment", wanted.full_name, "updated" if found else "created")
+    return Applied("deployment", wanted.full_name, "updated" if present else "created")
 
 
 def _automate(client: SyncPrefectClient, wanted: AutomationCore) -> Applied:
-    found = client.read_automations_by_name(wanted.name)
-    if not found:
+    present = client.read_automations_by_name(wanted.name)
+    if not present:
         client.create_automation(wanted)
         return Applied("automation", wanted.name, "created")
-    if _plain(found[0]) == _plain(wanted):
+    if _plain(present[0]) == _plain(wanted):
         return Applied("automation", wanted.name, "unchanged")
-    client.update_automation(found[0].id, wanted)
+    client.update_automation(present[0].id, wanted)
     return Applied("automation", wanted.name, "updated")
 
 

@@ -1,4 +1,4 @@
-"""The Prefect server that ends with a run, or that shows its history: for its own pages, and for what is no browser.
+"""The Prefect server that ends with a run, or shows its history; it refuses the pages of other sites.
 
     python -m flows.own_server PORT
 

@@ -1,4 +1,4 @@
-"""A Prefect server as a child process, for runs that were given none."""
+"""A Prefect server as a child process, for runs without another."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from prefect.logging.handlers import APILogWorker
@@ -24,7 +25,7 @@ from tasks.run.leftovers import work_folder
 from tasks.run.watch import AGAIN, answering, of_process, watched
 
 AWAY_SECONDS = 60.0
-"""For how long a server that others run may be away: Prefect's client tries about as long."""
+"""For how long a server at PREFECT_API_URL may be away: Prefect's client tries about as long."""
 _QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_LOGGING_SERVER_LEVEL": "WARNING"}
 
 _FORGETFUL = {"PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs"}
@@ -47,7 +48,7 @@ def prefect_server(port: int | None = None) -> Iterator[str]:
         with watched(answering(f"the Prefect server at {named}", lambda: _healthy(named), AWAY_SECONDS)):
             yield named
         return
-    chosen = check_port(port) if port is not None else _free_port()
+    chosen = check_port(port or 0)
     url = f"http://{HOST}:{chosen}/api"
     with work_folder("prefect", keep=True) as folder, (folder / "server.log").open("w+b") as output:
         child = subprocess.Popen(
@@ -62,8 +63,9 @@ def prefect_server(port: int | None = None) -> Iterator[str]:
         try:
             _wait(child, url, output.fileno())
             os.environ["PREFECT_API_URL"] = url  # for Ray's workers; settings that were read before do not see it
-            said = f"the run's Prefect server died; its log is {output.name}; look for memory limits, then {AGAIN}"
-            with temporary_settings({PREFECT_API_URL: url}), watched(of_process(child, said), stop=_drain_logs):
+            message = f"the run's Prefect server died; its log is {output.name}; look for memory limits, then {AGAIN}"
+            drain = partial(APILogWorker.drain_all, timeout=5)  # or it goes on trying when the server is gone
+            with temporary_settings({PREFECT_API_URL: url}), watched(of_process(child, message), stop=drain):
                 yield url
         finally:
             os.environ.pop("PREFECT_API_URL", None)
@@ -90,7 +92,7 @@ def server_environment(port: int) -> dict[str, str]:
 
 
 def check_port(port: int) -> int:
-    """Return `port` if nothing listens on it.
+    """Return `port` if nothing listens on it; for 0, a free port.
 
     Raises:
         ServiceError: it is in use.
@@ -103,12 +105,6 @@ def check_port(port: int) -> int:
             raise ServiceError(
                 f"port {port} is in use; name another with --port, or stop what listens there"
             ) from error
-    return port
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
 
 
@@ -116,8 +112,8 @@ def _wait(child: subprocess.Popen[bytes], url: str, output: int, seconds: float 
     deadline = time.monotonic() + seconds
     while not _healthy(url):
         if child.poll() is not None or time.monotonic() > deadline:
-            said = os.pread(output, 100_000, 0).decode(errors="replace").strip().splitlines()
-            raise ServiceError(f"the Prefect server did not start: {said[-1] if said else 'it said nothing'}")
+            lines = os.pread(output, 100_000, 0).decode(errors="replace").strip().splitlines()
+            raise ServiceError(f"the Prefect server did not start: {lines[-1] if lines else 'its log is empty'}")
         time.sleep(0.3)
 
 
@@ -127,10 +123,6 @@ def _healthy(url: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError, ValueError):
         return False
-
-
-def _drain_logs() -> None:
-    APILogWorker.drain_all(timeout=5)  # or it goes on trying when the server is gone
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

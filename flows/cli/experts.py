@@ -15,7 +15,7 @@ from memmcl.config import DataConfig
 from memmcl.errors import UsageError
 
 if TYPE_CHECKING:
-    from memmcl.experts.train import Moved, Progress
+    from memmcl.experts.train import Progressed, StepCallback
 
 ALL = "all"
 SIX: tuple[str, ...] = DataConfig.model_fields["subtasks"].default
@@ -164,7 +164,7 @@ def _read_template(path: Path) -> str:
 
 
 @contextmanager
-def _bar(steps: int) -> Iterator[Progress]:
+def _bar(steps: int) -> Iterator[StepCallback]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (

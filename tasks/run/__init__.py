@@ -1,1 +1,1 @@
-"""The run: what it is, its store, its resident model, the Ray and the services that it stands on."""
+"""The run: its identity, its store, its resident model, and the services that it needs."""

@@ -44,10 +44,15 @@ def check_nodes(cfg: RayConfig, spec: dict[str, str | None], model: ModelSpec) -
     store = store_at(spec)
     token = store.swap_pointer(f"checks/{mark}", {"mark": mark}, None)
     try:
-        nodes = [node for node in ray.nodes() if node["Alive"] and _takes_work(node, cfg.cpus_per_worker)]
-        asked = [(node["NodeManagerHostname"], _ask(node["NodeID"], spec, model, mark)) for node in nodes]
-        for host, answer in asked:
-            _judge(host, answer)
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        nodes, checks = [node for node in nodes if node["Resources"].get("CPU", 0) >= cfg.cpus_per_worker], []
+        for node in nodes:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            look = _look.options(num_cpus=0, scheduling_strategy=there, max_retries=1)
+            checks.append(look.remote(spec, model, mark, __version__))
+        for node, check in zip(nodes, checks, strict=True):
+            if lacking := _answer(check):
+                raise ServiceError(f"Ray node {node['NodeManagerHostname']}: {lacking}")
     finally:
         store.delete_pointer(f"checks/{mark}", token)
     able = _with_room(nodes, cfg)
@@ -73,7 +78,7 @@ def check_room(cfg: RayConfig) -> None:
         time.sleep(0.5)
     raise ServiceError(
         f"{_lack(cfg, nodes)}; lower ray.cpus_per_worker or ray.gpus_per_worker, or start such a node, then run the "
-        "same command again: nothing told is lost"
+        "same command again: no result is lost"
     )
 
 
@@ -99,22 +104,11 @@ def _lack(cfg: RayConfig, nodes: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _takes_work(node: dict[str, Any], cpus: float) -> bool:
-    return bool(node["Resources"].get("CPU", 0) >= cpus)
-
-
-def _ask(node_id: str, spec: dict[str, str | None], model: ModelSpec, mark: str) -> Any:
-    here = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return _look.options(num_cpus=0, scheduling_strategy=here, max_retries=1).remote(spec, model, mark, __version__)
-
-
-def _judge(host: str, answer: Any) -> None:
+def _answer(check: Any) -> str:
     try:
-        lacking = ray.get(answer, timeout=SECONDS)
+        return str(ray.get(check, timeout=SECONDS))
     except (ray.exceptions.RayError, TimeoutError) as error:
-        lacking = f"its check failed ({str(error).strip().splitlines()[-1]}); is memmcl installed there?"
-    if lacking:
-        raise ServiceError(f"Ray node {host}: {lacking}")
+        return f"its check failed ({str(error).strip().splitlines()[-1]}); is memmcl installed there?"
 
 
 @ray.remote

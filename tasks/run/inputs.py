@@ -1,4 +1,4 @@
-"""What a run is made from, found and checked before Prefect, Ray or torch are loaded: mistakes show at once."""
+"""The inputs of a run, read and checked before Prefect, Ray or torch are loaded: mistakes show at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes, so that it can be looked at before it is finished, and resumed by its id."""
+"""The journal of a run: its settings and searches, so that it can be shown while it runs, and resumed by its id."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # who only looks at a run loads no model
 
 
 class Pinned(BaseModel):
-    """What an earlier run made and this one works on, so that rows that change in one subtask move no other expert."""
+    """Artifacts of an earlier run that this one uses: rows that change in one subtask then retrain no other expert."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -27,7 +27,7 @@ class Pinned(BaseModel):
 
 
 class SearchEntry(BaseModel):
-    """One search of a run: what it is called, under which key its records lie, how many there may be."""
+    """One search of a run: its name, the key of its records, and how many there may be."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -51,7 +51,7 @@ class Journal(BaseModel):
 
 
 def note_run(store: Store, run: Run) -> None:
-    """Write down that a run was started, its settings, and what it took over; the first time stands."""
+    """Write down the settings of a run and its pinned artifacts, as it starts; the first record stays."""
     config, started = run.config.model_dump(mode="json"), datetime.now(UTC).isoformat(timespec="seconds")
     restore_journal(store, Journal(run_id=run.id, started=started, config=config, pinned=run.pinned))
 
@@ -65,29 +65,29 @@ def note_search(store: Store, run: Run, spec: SearchSpec) -> None:
 
 
 def read_journal(store: Store, run_id: str) -> Journal:
-    """Return the journal of the run whose id starts so; what of it is damaged, from the report of a finished run.
+    """Return the journal of the run whose id starts so; damaged settings come from the report of a finished run.
 
     Raises:
         DataError: no such run, or more than one.
     """
     finished = _finished(store)
-    found = sorted({*store.objects.folders("logs/runs")} | finished)
+    started = sorted({*store.objects.folders("logs/runs")} | finished)
     fitting = [
         name
-        for name in found
+        for name in started
         if name.startswith(run_id) and (name in finished or store.objects.entries(f"logs/{_log(name)}"))
     ]
     if len(fitting) != 1:
-        known = ", ".join(name[:8] for name in fitting or found) or "none"
+        known = ", ".join(name[:8] for name in fitting or started) or "none"
         what = f"more than one run starts with {shown(run_id)}" if fitting else f"no run {shown(run_id)} was started"
         raise DataError(f"{what} in {store.url}; there are {known}")
     records = store.records(_log(fitting[0]))
-    said = records.get(0, {})
-    if "pinned" not in said:
-        said = {**_said_by_report(store, fitting[0]), **said}
+    settings = records.get(0, {})
+    if "pinned" not in settings:
+        settings = {**_settings_in_report(store, fitting[0]), **settings}
     try:
         entries = [SearchEntry.model_validate(record) for index, record in records.items() if index]
-        return Journal(run_id=fitting[0], searches=tuple(sorted(entries, key=lambda one: one.name)), **said)
+        return Journal(run_id=fitting[0], searches=tuple(sorted(entries, key=lambda one: one.name)), **settings)
     except ValidationError as error:
         raise DataError(
             f"the settings of run {fitting[0][:8]} cannot be read in {store.url}; start it by its file"
@@ -100,9 +100,8 @@ def searches_of(store: Store, run_id: str) -> list[str]:
 
 
 def restore_journal(store: Store, journal: Journal) -> None:
-    """Write down again what a run was started with, where that was damaged or never written."""
-    said = journal.model_dump(mode="json", include={"config", "pinned", "started"})
-    store.append(_log(journal.run_id), 0, said)
+    """Write the settings of a run again, where they were damaged or never written."""
+    store.append(_log(journal.run_id), 0, journal.model_dump(mode="json", include={"config", "pinned", "started"}))
 
 
 def _finished(store: Store) -> set[str]:
@@ -110,8 +109,8 @@ def _finished(store: Store) -> set[str]:
     return {Path(path).stem for path in store.objects.sizes("manifests/run") if path.endswith(".json")}
 
 
-def _said_by_report(store: Store, run_id: str) -> dict[str, Any]:
-    """Return what the report of a finished run says of how it was started; nothing where that is not whole."""
+def _settings_in_report(store: Store, run_id: str) -> dict[str, Any]:
+    """Return the settings in the report of a finished run; nothing where that is damaged."""
     done = store.find("run", run_id)
     if done is None:
         return {}

@@ -1,8 +1,8 @@
 """Folders for what a process needs while it works, and the removal of those whose process died.
 
-They lie in one folder of this user's, $TMPDIR/memmcl-UID, which nobody else can read; those of Ray in $RAY_TMPDIR where
-that is set. Each holds a file that its owner keeps locked; the kernel frees the lock when the owner ends, in whatever
-way. So whoever makes a folder removes those that nobody holds: never one that is in use, and nothing that is not ours.
+They lie in $TMPDIR/memmcl-UID, which only this user can read; those of Ray in $RAY_TMPDIR where that is set. Each has a
+file that the process keeps locked; the kernel frees the lock when the process ends, in whatever way. Each process that
+makes a folder removes those that are not locked: never one that is in use, nor a folder of another kind.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ _UNFINISHED_SECONDS = 3600.0
 
 
 def home() -> Path:
-    """Return this user's own folder in the temporary directory; it is made where it is missing.
+    """Return this user's folder in the temporary directory; it is created where it is missing.
 
     Raises:
-        ServiceError: it cannot be made, or something that is not ours has its name.
+        ServiceError: it cannot be created, or something else has its name.
     """
     folder = Path(tempfile.gettempdir()).absolute() / f"memmcl-{os.geteuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
+        status = folder.lstat()
     except OSError as error:
         raise ServiceError(
             f"cannot make the folder {folder} ({error.strerror}); name a place that can be written as TMPDIR"
         ) from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         raise ServiceError(f"{folder} is not a folder of this user's; name another place as TMPDIR, or remove it")
-    if found.st_mode & 0o077:
+    if status.st_mode & 0o077:
         folder.chmod(0o700)
     return folder
 
 
 @contextmanager
 def work_folder(kind: str, place: Path | None = None, *, keep: bool = False) -> Iterator[Path]:
-    """Make a folder that is held while the block runs, and removed at its end; remove those whose owners died.
+    """Make a folder that is locked while the block runs, and removed at its end; remove those whose owners died.
 
-    kind: ray, prefect, tune, export. place: what it is made in; `home()` by default. keep: leave it after an error
+    kind: ray, prefect, tune, export. place: its parent; `home()` by default. keep: leave it after an error
     until the next start, for the logs in it.
 
     Raises:
@@ -69,9 +69,9 @@ def work_folder(kind: str, place: Path | None = None, *, keep: bool = False) -> 
     try:
         ours.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(prefix=".new-", dir=ours))
-        held = os.open(new / _OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(held, fcntl.LOCK_EX)
-        folder = new.rename(new.with_name(new.name.replace(".new", kind, 1)))  # now others look whether it is held
+        lock = os.open(new / _OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = new.rename(new.with_name(new.name.replace(".new", kind, 1)))  # from now on others look at its lock
     except OSError as error:
         raise ServiceError(f"cannot make a folder in {ours} ({error.strerror}); free space there") from error
     remove = not keep
@@ -81,14 +81,14 @@ def work_folder(kind: str, place: Path | None = None, *, keep: bool = False) -> 
     finally:
         if remove:
             _erase(folder)
-        os.close(held)
+        os.close(lock)
 
 
 def tidy(place: Path) -> None:
     """Remove the folders in `place` whose owners died, with what is left of their processes; old tracebacks, logs."""
     for entry in _entries(place):
         if _MADE.fullmatch(entry.name):
-            _remove_unheld(entry)
+            _remove_unlocked(entry)
         elif _UNFINISHED.fullmatch(entry.name) and _age(entry) > _UNFINISHED_SECONDS:
             shutil.rmtree(entry, ignore_errors=True)
     for entry in (*_entries(place / ERRORS), *_entries(place / LOGS)):
@@ -98,7 +98,7 @@ def tidy(place: Path) -> None:
 
 
 def keep_error(text: str) -> Path:
-    """Write the traceback of an unexpected error to a file of its own, and return where it is.
+    """Write the traceback of an unexpected error to a new file, and return its path.
 
     Raises:
         ServiceError | OSError: it cannot be written.
@@ -121,7 +121,7 @@ def new_file(folder: str, suffix: str) -> Path:
     return Path(name)
 
 
-def _remove_unheld(folder: Path) -> None:
+def _remove_unlocked(folder: Path) -> None:
     try:
         lock = os.open(folder / _OWNER, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:  # not made by us, or gone by now
@@ -137,7 +137,7 @@ def _remove_unheld(folder: Path) -> None:
 
 
 def _erase(folder: Path) -> None:
-    """Remove a folder, what shows that it is ours as the last of it."""
+    """Remove a folder, the file that marks it as ours last."""
     for entry in _entries(folder):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)

@@ -1,9 +1,10 @@
-"""A Ray of this process's own, which leaves nothing behind, and a Ray that is joined; both are watched."""
+"""A local Ray that ends with this process and leaves nothing behind, and a Ray that is joined; both are watched."""
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,13 +14,14 @@ from typing import Any
 
 import psutil
 import ray
+from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # its stub leaves it out
 from ray.exceptions import RayError, RayTaskError
 
 from memmcl.errors import ServiceDied, ServiceError
 from memmcl.urls import first_line
 from tasks.run import reaper, watch
 from tasks.run.leftovers import MARK, home, work_folder
-from tasks.run.private_ray import private
 from tasks.run.watch import AGAIN, Service, at_address, before_exit, of_process, watched
 
 REJOIN_SECONDS = 30.0
@@ -28,14 +30,15 @@ SOCKET_PATH = 107 if sys.platform == "linux" else 103
 """The longest path of a unix socket."""
 _SOCKET = "/session_2026-11-28_02-40-24_270356_4194304/sockets/plasma_store"
 _DAEMONS = {"gcs_server": "control service (gcs_server)", "raylet": "node (raylet)"}
-"""What Ray calls the two that nothing goes on without, and what people are told."""
+"""What Ray calls the two processes that nothing works without, and what messages call them."""
 
+_TOKEN = "RAY_AUTH_TOKEN"
 _OBITUARIES = ("Raylet is terminated", "The node with node id")
 
 
 @contextmanager
 def local_ray(**options: Any) -> Iterator[None]:
-    """Start a Ray in a folder of its own; its processes end with the block, or with this process, however that ends.
+    """Start a Ray in a new folder; its processes end with the block, or with this process, however that ends.
 
     options: of `ray.init`.
 
@@ -44,17 +47,17 @@ def local_ray(**options: Any) -> Iterator[None]:
     """
     with work_folder("ray", _place(), keep=True) as folder, _reaped(f"{MARK}={folder}") as tell, _no_obituaries():
         # SPT_NOENV: or titles are written over the environment.
-        with private(), _environment({MARK: str(folder), "SPT_NOENV": "1"}):
+        with _private(), _environment({MARK: str(folder), "SPT_NOENV": "1"}):
             ray.init(_temp_dir=str(folder), **options)
         node: Any = ray._private.worker._global_node
         logs = Path(node.get_session_dir_path()) / "logs"
-        said = {
+        messages = {
             name: f"the {title} of the local Ray died; its logs are in {logs}; look for memory limits, then {AGAIN}"
             for name, title in _DAEMONS.items()
         }
         daemons = {name: node.all_processes[name][0].process for name in _DAEMONS}
-        tell({"pid": daemons["raylet"].pid, "said": said["raylet"]})
-        with _until_lost(*(of_process(process, said[name]) for name, process in daemons.items())):
+        tell({"pid": daemons["raylet"].pid, "message": messages["raylet"]})
+        with _until_lost(*(of_process(process, messages[name]) for name, process in daemons.items())):
             yield
 
 
@@ -74,16 +77,36 @@ def joined_ray(**options: Any) -> Iterator[None]:
     node = _own_node()
     with _reaped() as tell:
         if node is not None:
-            said = f"this machine's node of the Ray cluster at {where} (raylet) died; start it again, then {AGAIN}"
-            services.append(Service(lambda: not node.is_running() or node.status() == psutil.STATUS_ZOMBIE, said))
-            tell({"pid": node.pid, "said": said})
+            message = f"this machine's node of the Ray cluster at {where} (raylet) died; start it again, then {AGAIN}"
+            services.append(Service(lambda: not node.is_running() or node.status() == psutil.STATUS_ZOMBIE, message))
+            tell({"pid": node.pid, "message": message})
         with _until_lost(*services):
             yield
 
 
 @contextmanager
+def _private() -> Iterator[None]:
+    """Have `ray.init` in this block start a Ray on 127.0.0.1 alone, with a token that is in no file.
+
+    Ray listens on all interfaces where it supports clusters of several nodes, exports its metrics to anybody, and
+    keeps the token that its processes know each other by in the home folder, readable by all. It has no public settings
+    for this: internal ones are set, and tests look at the sockets and files of a run.
+    """
+    supported = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ.setdefault("RAY_enable_metrics_collection", "0")
+    if _TOKEN not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ[_TOKEN] = secrets.token_hex(32)
+        AuthenticationTokenLoader.instance().reset_cache()  # it may have seen another, or none
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = supported
+
+
+@contextmanager
 def _until_lost(*services: Service) -> Iterator[None]:
-    """Leave Ray at the end of the block, or when a service is gone; an error of Ray's own is one line."""
+    """Leave Ray at the end of the block, or when a service is gone; an error of Ray itself becomes one line."""
     try:
         with watched(*services, stop=ray.shutdown):
             yield
@@ -94,7 +117,7 @@ def _until_lost(*services: Service) -> Iterator[None]:
 
 
 def _place() -> Path:
-    """Return what the folder of a local Ray is made in: unix sockets lie in it, so that its path has to be short.
+    """Return the parent of a local Ray's folder: unix sockets lie in there, so that the path has to be short.
 
     Raises:
         ServiceError: $RAY_TMPDIR is too long.
@@ -112,7 +135,7 @@ def _place() -> Path:
 
 
 def _own_node() -> psutil.Process | None:
-    """Return the raylet that this process talks to, None where it cannot be found."""
+    """Return the raylet that this process is connected to; None where it is not seen."""
     node: Any = ray._private.worker._global_node
     for process in psutil.process_iter(["name", "cmdline"]):
         if process.info["name"] == "raylet" and any(
@@ -124,7 +147,7 @@ def _own_node() -> psutil.Process | None:
 
 @contextmanager
 def _no_obituaries() -> Iterator[None]:
-    """Leave out what Ray prints when a daemon dies, at once and with twenty lines of its log: we say it in one."""
+    """Drop what Ray prints when a daemon dies, twenty lines of its log among it: our message has one line."""
     worker = ray._private.worker
     say = worker.print_to_stdstream
 
@@ -141,9 +164,9 @@ def _no_obituaries() -> Iterator[None]:
 
 @contextmanager
 def _reaped(*marks: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Have what carries the marks end when the block has ended, or this process.
+    """End the processes that carry the marks when the block has ended, or this process.
 
-    Yields what takes a line to say for this process, should Ray end it when its raylet has died.
+    Yields a function that takes the message to print should Ray end this process when its raylet has died.
     """
     child = subprocess.Popen(
         [sys.executable, "-I", "-S", reaper.__file__, *marks],
@@ -164,7 +187,7 @@ def _reaped(*marks: str) -> Iterator[Callable[[dict[str, Any]], None]]:
 
     try:
         with before_exit(farewell):
-            yield lambda told: write(json.dumps(told).encode() + b"\n")
+            yield lambda line: write(json.dumps(line).encode() + b"\n")
     finally:
         farewell()
         pipe.close()

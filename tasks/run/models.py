@@ -12,7 +12,7 @@ from memmcl.merge.build import Merger
 from memmcl.merge.genome import Coefficients
 from memmcl.store import ArtifactRef, Refs
 from memmcl.suite.prompts import Prompter
-from tasks.run.runtime import Run, load_adapter, load_manifest
+from tasks.run.runtime import Run, load_adapter, open_store
 
 WARM, JOINT, WEAK_LORA = "warm", "joint", "weak"
 """Adapters that are no expert of one subtask, as coefficients and results call them; WARM is a kind of artifact too."""
@@ -22,7 +22,7 @@ def warm_start_of(run: Run, trained: ArtifactRef) -> ArtifactRef | None:
     """Return the warm start that an expert is a delta on; None for a delta on the plain base."""
     if trained.kind != "expert":
         return None
-    return next((ref for ref in load_manifest(run, trained).inputs if ref.kind == WARM), None)
+    return next((ref for ref in open_store(run).load(trained).inputs if ref.kind == WARM), None)
 
 
 def base_adapters_of(run: Run, experts: Refs) -> dict[str, ArtifactRef]:
@@ -52,7 +52,7 @@ def adapted_model(run: Run, trained: ArtifactRef) -> Iterator[tuple[Backbone, Pr
 
 @contextmanager
 def folded(run: Run, adapters: Sequence[ArtifactRef]) -> Iterator[tuple[Backbone, Prompter]]:
-    """Hold the sum of the adapters in the resident backbone's weights; put the base back at the end."""
+    """Add the adapters to the resident backbone's weights; put the base back at the end."""
     backbone, prompter = resident(run.model)
     loaded = {str(number): load_adapter(run, ref) for number, ref in enumerate(adapters)}
     merger = Merger(backbone, loaded, blocks=1)

@@ -1,70 +1,65 @@
-"""What a retrain takes over from the champion, so that new rows of one subtask retrain one expert."""
+"""The artifacts that a retrain takes over from the champion, so that new rows of one subtask retrain one expert."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from memmcl.experts.train import STAGE_VERSION
-from memmcl.store import ArtifactRef, Manifest
+from memmcl.store import ArtifactRef
 from memmcl.suite.examples import Example, normalised
 from memmcl.suite.splits import Splits
 from tasks.run.journal import Pinned
 from tasks.run.models import WARM
-from tasks.run.runtime import Run, load_manifest, log, open_store, read_rows
+from tasks.run.runtime import Run, log, open_store, read_rows
 from tasks.stages.anchors import anchors_of, read_anchors, reads_anchors, tests_of
 from tasks.stages.experts import warm_config
 from tasks.stages.promotion import Champion
 
 
 def pins_of(run: Run, champion: Champion | None, splits: Splits) -> Pinned:
-    """Return the champion's anchor rows and warm start, each where this run would make it by the same settings.
+    """Return the champion's anchor rows and warm start, each where this run's settings would give the same.
 
-    One is left behind, with a warning, when a text that it was made from overlaps with a test text by now.
+    One is not taken over, with a warning, when a text that it was made from overlaps with a test text by now.
     """
     if champion is None:
         return Pinned()
-    return Pinned(anchors=_anchors(run, champion, splits), warm=_warm(run, champion, splits))
+    anchors, warm = champion.refs.get("anchors:anchor rows"), champion.refs.get(f"{WARM}:warm start")
+    if anchors and not (reads_anchors(run.config.experts) and _anchors_fit(run, anchors, splits)):
+        anchors = None
+    if warm and not (run.config.experts.warm_start > 0 and _warm_fits(run, warm, splits)):
+        warm = None
+    return Pinned(anchors=anchors, warm=warm)
 
 
-def _anchors(run: Run, champion: Champion, splits: Splits) -> ArtifactRef | None:
-    pinned = champion.refs.get("anchors:anchor rows")
-    if pinned is None or not reads_anchors(run.config.experts):
-        return None
+def _anchors_fit(run: Run, pinned: ArtifactRef, splits: Splits) -> bool:
+    again = "new ones are chosen, all experts retrain"
     if _damaged(run, pinned):
-        log().warning("the champion's anchor rows are damaged: new ones are lent, all experts retrain")
-        return None
+        log().warning("the champion's anchor rows are damaged: %s", again)
+        return False
     rows = read_anchors(run, pinned)
     if anchors_of(run, rows).key != pinned.key:  # other settings, or another question
-        return None
-    shared = _overlapping((row for found in rows.values() for row in found), splits)
+        return False
+    shared = _overlapping((row for examples in rows.values() for row in examples), splits)
     if shared:
         log().warning(
-            "%d pinned anchor rows overlap with test rows now: new ones are lent, all experts retrain", shared
+            "%d pinned anchor rows overlap with test rows now: new ones are chosen, all experts retrain", shared
         )
-        return None
-    return pinned
+    return not shared
 
 
-def _warm(run: Run, champion: Champion, splits: Splits) -> ArtifactRef | None:
-    pinned = champion.refs.get(f"{WARM}:warm start")
-    if pinned is None or run.config.experts.warm_start == 0:
-        return None
+def _warm_fits(run: Run, pinned: ArtifactRef, splits: Splits) -> bool:
+    again = "a new one is trained, all experts retrain"
     if _damaged(run, pinned):
-        log().warning("the champion's warm start is damaged: a new one is made, all experts retrain")
-        return None
-    manifest = load_manifest(run, pinned)
-    if not _would_be(run, manifest):
-        log().warning("the champion's warm start was made by other settings: a new one is made, all experts retrain")
-        return None
-    rows = (row for ref in manifest.inputs for row in read_rows(run, ref))
-    shared = _overlapping(rows, splits)
+        log().warning("the champion's warm start is damaged: %s", again)
+        return False
+    manifest = open_store(run).load(pinned)
+    if (manifest.config, manifest.seed, manifest.stage_version) != (warm_config(run), run.config.seed, STAGE_VERSION):
+        log().warning("the champion's warm start was trained with other settings: %s", again)
+        return False
+    shared = _overlapping((row for ref in manifest.inputs for row in read_rows(run, ref)), splits)
     if shared:
-        log().warning(
-            "%d rows of the pinned warm start overlap with test rows now: a new one is made, all experts retrain",
-            shared,
-        )
-        return None
-    return pinned
+        log().warning("%d rows of the pinned warm start overlap with test rows now: %s", shared, again)
+    return not shared
 
 
 def _damaged(run: Run, pinned: ArtifactRef) -> bool:
@@ -72,12 +67,5 @@ def _damaged(run: Run, pinned: ArtifactRef) -> bool:
     return bool(open_store(run).closure(pinned.kind, pinned.key).problems)
 
 
-def _would_be(run: Run, manifest: Manifest) -> bool:
-    """Return whether this run would make the warm start in the same way, whatever its rows."""
-    made_by = (manifest.config, manifest.seed, manifest.stage_version)
-    return made_by == (warm_config(run), run.config.seed, STAGE_VERSION)
-
-
 def _overlapping(rows: Iterable[Example], splits: Splits) -> int:
-    contents = [normalised(row.text) for row in rows]
-    return int(tests_of(splits).overlapping(contents).sum())
+    return int(tests_of(splits).overlapping([normalised(row.text) for row in rows]).sum())

@@ -53,21 +53,21 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
                 )
         except MemmclError:
             raise
-        except Exception as error:  # a node that is not up in time is one of no class of its own
+        except Exception as error:  # for a node that is not up in time Ray has no class
             where = f"reach the Ray cluster at {cfg.address}" if cfg.address else "start a local Ray"
             raise ServiceError(f"cannot {where}: {first_line(error)}; check ray.address and free memory") from error
         if in_main:
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would keep Prefect from cancelling in good order
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler would keep Prefect from cancelling
         if not cfg.address:
             _check_gpus(cfg)
         yield
 
 
 def _check_gpus(cfg: RayConfig) -> None:
-    found = float(ray.cluster_resources().get("GPU", 0))
-    if found < cfg.gpus_per_worker:
+    gpus = float(ray.cluster_resources().get("GPU", 0))
+    if gpus < cfg.gpus_per_worker:
         raise ServiceError(
-            f"ray.gpus_per_worker is {cfg.gpus_per_worker:g}, but Ray sees {found:g} GPUs on this machine; "
+            f"ray.gpus_per_worker is {cfg.gpus_per_worker:g}, but Ray sees {gpus:g} GPUs on this machine; "
             "set it to 0, or name a cluster with GPUs as ray.address"
         )
 

@@ -4,12 +4,12 @@
 
 Its standard input is a pipe from that process: the end of the pipe is the end of the process. Ray's own daemons end
 with their parent, its workers two seconds later, its agents a minute later; nothing would end a worker that hangs.
-All of them carry MARK, `NAME=VALUE`, in their environment; none is given for a Ray that others started. It imports
-nothing but the standard library: it stays small.
+All of them carry MARK, `NAME=VALUE`, in their environment; a Ray that was joined has no MARK. It imports nothing but
+the standard library: it stays small.
 
-Through the pipe comes a line of JSON, {"pid": ..., "said": ...}, when Ray is up, and FAREWELL when the process leaves
-it in good order. Ray itself ends a process that talks to a raylet that has died (`_exit(1)` in its plasma client): no
-farewell comes then, and what is to be said is said here.
+Through the pipe comes a line of JSON, {"pid": ..., "message": ...}, when Ray is up, and FAREWELL when the process
+leaves it in good order. Ray itself ends a process that talks to a raylet that has died (`_exit(1)` in its plasma
+client): no farewell comes then, and the message is printed here.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ SECONDS = 10.0
 
 def marked(mark: str) -> list[int]:
     """Return the live processes of this user, but for this one, that carry the mark. Without /proc: none."""
-    found = []
+    pids = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it ended, or it is another user's
             if mark.encode() in (entry / "environ").read_bytes().split(b"\0") and int(entry.name) != os.getpid():
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids
 
 
 def end_marked(mark: str, seconds: float = SECONDS) -> bool:
@@ -52,8 +52,8 @@ def end_marked(mark: str, seconds: float = SECONDS) -> bool:
 
 
 def listen() -> str:
-    """Wait for the end of standard input; return what is to be said of it, empty where all is said."""
-    told, said, node, died = b"", "", -1, False
+    """Wait for the end of standard input; return the message to print, empty where there is none."""
+    received, message, node, died = b"", "", -1, False
     while True:
         ready, _, _ = select.select([0] if node < 0 or died else [0, node], [], [])
         if 0 not in ready:
@@ -61,12 +61,12 @@ def listen() -> str:
             continue
         piece = os.read(0, 4096)
         if not piece:
-            return said if died and not told.endswith(FAREWELL) else ""
-        told += piece
-        line, end, _ = told.partition(b"\n")
-        if end and line + end != FAREWELL and not said:
-            found = json.loads(line)
-            said, node = str(found["said"]), _watched(found["pid"])
+            return message if died and not received.endswith(FAREWELL) else ""
+        received += piece
+        line, end, _ = received.partition(b"\n")
+        if end and line + end != FAREWELL and not message:
+            service = json.loads(line)
+            message, node = str(service["message"]), _watched(service["pid"])
 
 
 def _watched(pid: int) -> int:
@@ -77,10 +77,10 @@ def _watched(pid: int) -> int:
 
 
 def main(*marks: str) -> None:
-    """Wait for the end of standard input, say what is left to say, then end what carries the marks."""
-    said = listen()
-    if said:
-        print(f"error: {said}", file=sys.stderr, flush=True)
+    """Wait for the end of standard input, print the message if there is one, then end what carries the marks."""
+    message = listen()
+    if message:
+        print(f"error: {message}", file=sys.stderr, flush=True)
     for mark in marks:
         end_marked(mark)
 

@@ -1,4 +1,4 @@
-"""What is damaged of one run, and what of it no stage would make again."""
+"""The damage of one run, and the removal of what no stage would write again."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from tasks.run.runtime import closure_of
 
 
 def damage_of(store: Store, run_id: str) -> tuple[Problem, ...]:
-    """Return what is damaged or missing of a finished run, and of all that it was made from."""
+    """Return the damaged or missing artifacts of a finished run."""
     return closure_of(store, run_id).problems
 
 
 def clear_damage(store: Store, journal: Journal) -> list[str]:
     """Remove the damaged records of a run and its searches, and damaged checkpoints; return their paths.
 
-    Manifests and blobs stay where they are: the stage that makes them again replaces them.
+    Manifests and blobs stay: the stage that publishes them again replaces them.
     """
     removed = [*drop_damaged_records(store, journal.run_id), *drop_damaged(store.objects, "checkpoints")]
     restore_journal(store, journal)
@@ -24,6 +24,6 @@ def clear_damage(store: Store, journal: Journal) -> list[str]:
 
 
 def drop_damaged_records(store: Store, run_id: str) -> list[str]:
-    """Remove the damaged records of a run and its searches, which nobody would write again; return their paths."""
+    """Remove the damaged records of a run and its searches, which no stage would write again; return their paths."""
     folders = [f"logs/runs/{run_id}/", *(f"logs/searches/{key}/" for key in searches_of(store, run_id))]
     return [path for folder in folders for path in drop_damaged(store.objects, folder)]

@@ -1,4 +1,4 @@
-"""What every task needs: the run it works for, the store, the resident model, and the rule of reuse."""
+"""What every task needs: the run, its store, and the rule of reuse."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Run(BaseModel):
     pinned: Pinned = Pinned()
 
     def subtask(self, name: str) -> Subtask:
-        """Return a subtask of this run: of the catalogue, or the user's own."""
+        """Return a subtask of this run: of the catalogue, or one that the user defines."""
         return catalogue(self.config)[name]
 
     def seed(self, *names: str | int) -> int:
@@ -73,7 +73,7 @@ class Run(BaseModel):
 
 
 def worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
-    """Tell Prefect whether a failed task run may do better the next time: our own errors would come again."""
+    """Return whether a failed task run may succeed at a second try: a MemmclError would come again."""
     try:
         state.result()
     except StoreAccessError:
@@ -108,7 +108,7 @@ def open_store(run: Run) -> Store:
 
 
 def reopen(store: Store, done: Manifest) -> tuple[Run, dict[str, ArtifactRef], tuple[str, ...]]:
-    """Return a finished run as it was, on this store; its artifacts by `kind:name`; its curriculum's order."""
+    """Return a finished run with this store; its artifacts by `kind:name`; the order of its curriculum."""
     results = json.loads(store.read(done, "results.json"))
     run = Run(
         id=done.key,
@@ -138,18 +138,18 @@ def reuse_or_make(
     stage_version: int,
     make: Callable[[], tuple[Files, Mapping[str, Any]]],
 ) -> State[ArtifactRef]:
-    """Return the artifact of a stage: from the store if it is there and whole, else made and published.
+    """Return the artifact of a stage: from the store if it is there and whole, else from `make`, and published.
 
-    The key is the digest of the inputs, of `config` (what the stage reads) and of `stage_version`, so a rerun after
-    any crash repeats nothing that was published. The state is called Reused or Completed accordingly.
+    The key is the digest of the inputs, of `config` (the settings that the stage reads) and of `stage_version`, so a
+    rerun after any crash repeats nothing that was published. The state is called Reused or Completed accordingly.
     """
     store = open_store(run)
     key = cache_key(kind, inputs=inputs, config=config, stage_version=stage_version, seed=run.config.seed)
-    found = store.find(kind, key)
-    if found is not None:
+    stored = store.find(kind, key)
+    if stored is not None:
         log().info("%s: in the store, reused", name)
         announce(Update(name, kind, "reused"))
-        return Completed(name="Reused", message=f"{found.ref} was in the store", data=found.ref)
+        return Completed(name="Reused", message=f"{stored.ref} was in the store", data=stored.ref)
     started = time.perf_counter()
     with working(name, kind):
         files, metrics = make()
@@ -168,11 +168,16 @@ def reuse_or_make(
     return Completed(message=f"{manifest.ref} made in {seconds:.0f} s", data=manifest.ref)
 
 
-def closure_of(store: Store, run_id: str) -> Closure:
-    """Return all that a finished run is made of, and what of it is damaged.
+def publish_once(run: Run, kind: str, key: str, *, files: Callable[[], Files], **manifest: Any) -> ArtifactRef:
+    """Return the artifact with this key, published unless it is in the store. manifest: see `Store.publish`."""
+    store = open_store(run)
+    return (store.find(kind, key) or store.publish(kind, key, files=files(), **manifest)).ref
 
-    Anchor rows and warm start that it took over from an earlier run are among it; the rows that those were made from
-    are the earlier run's own.
+
+def closure_of(store: Store, run_id: str) -> Closure:
+    """Return all artifacts of a finished run, and which of them are damaged.
+
+    Pinned anchor rows and warm start are among them; the rows that those were made from belong to the earlier run.
     """
     return store.closure("run", run_id, leaves=("anchors", "warm"))
 
@@ -198,8 +203,3 @@ def read_rows(run: Run, ref: ArtifactRef) -> list[Example]:
 def load_adapter(run: Run, ref: ArtifactRef) -> Adapter:
     """Return the LoRA factors of a trained adapter."""
     return load_published(open_store(run), ref)
-
-
-def load_manifest(run: Run, ref: ArtifactRef) -> Manifest:
-    """Return the manifest of an artifact."""
-    return open_store(run).load(ref)

@@ -1,4 +1,4 @@
-"""Opening a run: what it is, that it is held by one process only, the Ray it works on, the memory it takes."""
+"""Opening a run: its id and inputs, its lease, and whether it is finished."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ STAGE_VERSIONS = {
 
 
 def open_run(config: RunConfig, inputs: Inputs | None = None, pins: Callable[[Run], Pinned] | None = None) -> Run:
-    """Return the run that data, base and store make; they are found first where `inputs` does not bring them.
+    """Return the run of this configuration, data and base; inputs: where they have been read already.
 
     The run's id is the digest of the configuration (but for where it runs), the rows, the base's weights, and the
-    anchor rows and the warm start that its experts are trained with. pins: says which of these an earlier run made.
+    anchor rows and the warm start that its experts are trained with. pins: returns those to take from an earlier run.
 
     Raises:
         MemmclError: anything that is missing or wrong, before any work begins.
@@ -56,13 +56,13 @@ def open_run(config: RunConfig, inputs: Inputs | None = None, pins: Callable[[Ru
     search = config.search
     check_search(search.method, search.parameters, search.genes, search.bounds[0])
     inputs = inputs or find_inputs(config)
-    found, layers, splits = inputs.base, inputs.layers, inputs.splits
+    ref, layers, splits = inputs.base, inputs.layers, inputs.splits
     device = resolve_device(config.model.device, config.ray.gpus_per_worker)
     adapted = layers if config.experts.adapt_layers == "all" else int(config.experts.adapt_layers.removeprefix("top-"))
     base = Base(
-        name=found.name,
-        digest=found.digest,
-        licence=found.licence,
+        name=ref.name,
+        digest=ref.digest,
+        licence=ref.licence,
         device=device,
         dtype=resolve_dtype(config.model.dtype, device),
         layers=layers,
@@ -73,20 +73,20 @@ def open_run(config: RunConfig, inputs: Inputs | None = None, pins: Callable[[Ru
     for name in config.data.subtasks:
         prompter.check(run.subtask(name))
     run = run.model_copy(update={"pinned": pins(run) if pins else Pinned()})
-    lent = anchors_key(run, choose_anchors(run, splits) if run.pinned.anchors is None else None)
+    anchor_rows = anchors_key(run, choose_anchors(run, splits) if run.pinned.anchors is None else None)
     identity = {
         "config": config.what(),
         "data": data_digests(splits),
         "base": base.model_dump(mode="json", exclude={"licence"}),
         "stages": STAGE_VERSIONS,
-        "anchors": lent,
+        "anchors": anchor_rows,
         "warm": warm_key(run, splits),
     }
-    return run.model_copy(update={"id": seeds.digest(identity), "rows": rows_digest(splits, lent)})
+    return run.model_copy(update={"id": seeds.digest(identity), "rows": rows_digest(splits, anchor_rows)})
 
 
 def check_place(config: RunConfig) -> None:
-    """Refuse relative places in a deployment's run: its worker runs it in a folder of its own that is removed.
+    """Refuse relative paths in a deployment's run: its worker runs it in a temporary folder.
 
     Raises:
         ConfigError: the store, or where rows lie, is relative.
@@ -106,25 +106,26 @@ def _places_of_rows(config: RunConfig) -> dict[str, str]:
     data, texts = config.data, config.experts.anchor_texts
     places = {} if data.source == "embedded" else {"data.source": data.source}
     places |= {"experts.anchor_texts": texts} if texts else {}
-    own = {f"data.custom.{number}.data": subtask.data for number, subtask in enumerate(data.custom)}
-    for setting, source in {**own, **{f"data.sources.{name}": source for name, source in data.sources.items()}}.items():
+    sources = {f"data.custom.{number}.data": subtask.data for number, subtask in enumerate(data.custom)}
+    sources |= {f"data.sources.{name}": source for name, source in data.sources.items()}
+    for setting, source in sources.items():
         files = ("path",) if source.dataset else ("path", "train", "weak", "test")
         places |= {f"{setting}.{name}": place for name in files if (place := getattr(source, name))}
     return places
 
 
 def finished(run: Run) -> Manifest | None:
-    """Return the run's last artifact if the run is finished and whole, with all that it was made from.
+    """Return the run's last artifact if the run is finished, and all its artifacts are whole.
 
     Damage is logged as one warning; the stages of the run make again what is damaged.
     """
-    found = closure_of(open_store(run), run.id)
-    if not found.problems:
-        return found.root
-    first, *others = found.problems
+    closure = closure_of(open_store(run), run.id)
+    if not closure.problems:
+        return closure.root
+    first, *others = closure.problems
     more = f", and {len(others)} more" if others else ""
     logger.warning(
-        "run %s was finished, but is damaged and will be mended: %s: %s%s", run.id[:8], first.where, first.what, more
+        "run %s was finished, but is damaged and will be repaired: %s: %s%s", run.id[:8], first.where, first.what, more
     )
     return None
 
@@ -149,11 +150,8 @@ def held(run: Run) -> Iterator[Lease]:
         note_run(store, run)
         try:
             yield lease
-        except ServiceDied:  # tasks on Ray ended without a word
-            history.close_interrupted()
-            raise
-        except Exception:
-            raise
-        except BaseException:  # a signal or a cancellation: the same
-            history.close_interrupted()
+        except BaseException as error:
+            # Tasks on Ray ended without a state where a service died, or where a signal or a cancellation came.
+            if isinstance(error, ServiceDied) or not isinstance(error, Exception):
+                history.close_interrupted()
             raise

@@ -1,4 +1,4 @@
-"""Ends the work when a service that it stands on has died: with one line, whatever the work is waiting in.
+"""Ends the work when a service that it needs has died: with one line, whatever the work is waiting in.
 
 Work waits in Ray, in Tune's loop, in the retries of Prefect's client: each would go on for minutes, and then fail with
 words of its own. A thread looks after the services. When one is gone it interrupts the main thread as Ctrl-C does,
@@ -29,9 +29,9 @@ ASK_EVERY = 5.0
 UNWIND = 10.0
 """Seconds that the work gets to come to its end."""
 ERROR_FIRST = 1.0
-"""Seconds by which an error of whoever talks to a service may come before the service's end."""
+"""Seconds by which the error of a client may come before the end of the service is seen."""
 
-AGAIN = "run the same command again: nothing that was told or published is lost"
+AGAIN = "run the same command again: nothing that was stored is lost"
 
 terminal_errors: int | None = None
 """The descriptor that errors are written to while stderr is a log file; None: stderr itself."""
@@ -43,29 +43,29 @@ _farewells: list[Callable[[], None]] = []
 class Service:
     """Something that the work cannot do without.
 
-    gone: whether it is; said: what the user is told then. patience: for how many seconds it may be gone; every: seconds
-    between two looks.
+    gone: whether it is; message: for the user, when it is. patience: for how many seconds it may be gone; every:
+    seconds between two looks.
     """
 
     gone: Callable[[], bool]
-    said: str
+    message: str
     patience: float = 0.0
     every: float = LOOK_EVERY
 
 
-def of_process(process: subprocess.Popen[bytes], said: str) -> Service:
+def of_process(process: subprocess.Popen[bytes], message: str) -> Service:
     """Return a service that is a child of this process."""
-    return Service(lambda: process.poll() is not None, said)
+    return Service(lambda: process.poll() is not None, message)
 
 
 def answering(name: str, answers: Callable[[], bool], patience: float) -> Service:
-    """Return a service that somebody else runs, and that may stay without an answer for `patience` seconds."""
-    said = f"{name} has not answered for {patience:.0f} s; start it again, then {AGAIN}"
-    return Service(lambda: not answers(), said, patience, ASK_EVERY)
+    """Return a service outside this process that may leave requests unanswered for `patience` seconds."""
+    message = f"{name} has not answered for {patience:.0f} s; start it again, then {AGAIN}"
+    return Service(lambda: not answers(), message, patience, ASK_EVERY)
 
 
 def at_address(name: str, host: str, port: int, patience: float) -> Service:
-    """Return a service that somebody else runs, at a TCP address."""
+    """Return a service outside this process, at a TCP address."""
 
     def answers() -> bool:
         try:
@@ -79,9 +79,9 @@ def at_address(name: str, host: str, port: int, patience: float) -> Service:
 
 @contextmanager
 def ends_process(say: Callable[[str], None]) -> Iterator[None]:
-    """Let work in this block that cannot come to its end, end with the process: exit code 1, after `say(line)`.
+    """Have work in this block that cannot end otherwise end with the process: exit code 1, after `say(line)`.
 
-    As soon as a service is gone, what libraries print about it is left out.
+    As soon as a service is gone, what libraries print about it is dropped.
     """
     global _say
     before, _say = _say, say
@@ -93,7 +93,7 @@ def ends_process(say: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def before_exit(farewell: Callable[[], None]) -> Iterator[None]:
-    """Have `farewell` called where the process is ended in this block because work in it does not come to its end."""
+    """Have `farewell` called before the process is ended because the work in this block does not end."""
     _farewells.append(farewell)
     try:
         yield
@@ -102,7 +102,7 @@ def before_exit(farewell: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def watched(*services: Service, stop: Callable[[], None] = lambda: None) -> Iterator[None]:
+def watched(*services: Service, stop: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Watch services while the block runs, and then stop them; what hangs in `stop` is ended, too.
 
     Raises:
@@ -130,7 +130,7 @@ def watched(*services: Service, stop: Callable[[], None] = lambda: None) -> Iter
 
 
 class _Watch:
-    """The thread; died: what is said of the service that is gone."""
+    """The thread; died: the message of the service that is gone."""
 
     def __init__(self, services: tuple[Service, ...]) -> None:
         self.died: str | None = None
@@ -143,10 +143,10 @@ class _Watch:
         threading.Thread(target=self._run, name="services", daemon=True).start()
 
     def blame(self, error: Exception) -> None:
-        """Find out whether a service's end is behind an error: that of one who talks to it may come a moment sooner."""
+        """Find out whether an error comes from the end of a service: its clients may notice a moment sooner."""
         deadline = time.monotonic() + (0.0 if isinstance(error, MemmclError) else ERROR_FIRST)
         while self.died is None:
-            self.died = next((one.said for one in self._services if not one.patience and one.gone()), None)
+            self.died = next((one.message for one in self._services if not one.patience and one.gone()), None)
             if time.monotonic() >= deadline:
                 return
             time.sleep(LOOK_EVERY)
@@ -197,7 +197,7 @@ class _Watch:
                 if not one.gone():
                     since.pop(one, None)
                 elif now - since.setdefault(one, now) >= one.patience and not self._dismissed.is_set():
-                    self.died = self.died or one.said
+                    self.died = self.died or one.message
                     return
 
     def _mute(self) -> None:

@@ -18,6 +18,7 @@ import ray
 from prefect.logging import disable_run_logger
 from ray import tune
 from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
 from memmcl.config import RayConfig
@@ -27,9 +28,8 @@ from memmcl.search.course import Course, Dispatcher, OnResult
 from memmcl.search.problem import SearchProblem
 from tasks.run.cluster import check_nodes, check_room
 from tasks.run.leftovers import work_folder
-from tasks.run.private_ray import withhold_credentials
 from tasks.run.ray_session import ray_session
-from tasks.search.queue import Queue, RayQueue
+from tasks.search.queue import RayQueue
 from tasks.search.worker import Worker
 
 RETRIES = 3
@@ -39,7 +39,7 @@ T = TypeVar("T")
 class Multiplexer(Searcher):
     """Hands candidates of several courses to the queue, and results back to them. To Tune it suggests workers."""
 
-    def __init__(self, problem: SearchProblem, courses: Sequence[Course], on_result: OnResult, queue: Queue) -> None:
+    def __init__(self, problem: SearchProblem, courses: Sequence[Course], on_result: OnResult, queue: RayQueue) -> None:
         super().__init__()
         self._dispatcher = Dispatcher(problem, courses, on_result)
         self._queue = queue
@@ -68,19 +68,19 @@ class Multiplexer(Searcher):
         return {}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Store a result, tell it, and hand out what follows; of a search that failed, store and tell it."""
+        """Store a result, tell its course, and hand out what follows, unless the search has failed."""
         if "number" in result:
             self._guarded(lambda: self._keep(result["number"], json.loads(result["record"])))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Hand out again what a worker had that was lost."""
+        """Hand out again the candidate of a worker that was lost."""
         self._workers.discard(trial_id)
         if self.ended:
             return
         self._guarded(lambda: self._lost(trial_id, (result or {}).get("error")), first=True)
 
     def _guarded(self, act: Callable[[], None], first: bool = False) -> None:
-        """Act, then hand out; an exception that left a callback would leave Tune in disorder."""
+        """Act, then hand out; an exception that leaves a callback would leave Tune in disorder."""
         try:
             act()
             if self.error is None:
@@ -119,13 +119,13 @@ class Multiplexer(Searcher):
         self._count(which, lambda losses: f"{name} lost its worker {losses} times")
         phase.core.retry(proposal.index)
 
-    def _count(self, which: tuple[str, int] | None, said: Callable[[int], str]) -> None:
+    def _count(self, which: tuple[str, int] | None, message: Callable[[int], str]) -> None:
         """Count a loss of a candidate, or of a worker that had none (None)."""
         self._losses[which] += 1
         if self._losses[which] > RETRIES:
             raise SearchError(
-                f"{said(self._losses[which])}; look for memory limits in the Ray log, then run the same command again: "
-                "nothing told is lost"
+                f"{message(self._losses[which])}; look for memory limits in the Ray log, then run the same command "
+                "again: no result is lost"
             )
 
     def save(self, checkpoint_path: str) -> None:
@@ -136,9 +136,9 @@ class Multiplexer(Searcher):
 
 
 class _Ended(tune.Stopper):
-    """Ends Tune, and workers that are still on their way, as soon as all searches have their results.
+    """Ends Tune, and workers that are still starting, as soon as all searches have their results.
 
-    Of a search that failed, workers end what they have in their hands first: it is kept.
+    Of a search that failed, workers first finish the candidates that they have: their results are kept.
     """
 
     def __init__(self, searcher: Multiplexer) -> None:
@@ -183,7 +183,7 @@ class RayDriver:
         caller = ray.remote(_Caller).options(num_cpus=cpus, num_gpus=gpus, max_restarts=2, max_task_retries=2)
         worker: Any = caller.remote()
         try:
-            found: T = ray.get(worker.call.remote(function, *arguments))
+            result: T = ray.get(worker.call.remote(function, *arguments))
         except (RayActorError, OutOfMemoryError) as error:
             first = str(error).strip().splitlines()[0]
             raise SearchError(
@@ -192,7 +192,7 @@ class RayDriver:
             ) from error
         finally:
             ray.kill(worker)
-        return found
+        return result
 
     def run(self, problem: SearchProblem, courses: Sequence[Course], on_result: OnResult) -> None:
         """Run all courses to their end; see `memmcl.search.course.Driver`.
@@ -214,18 +214,18 @@ class RayDriver:
         if searcher.error is not None:
             raise searcher.error
         if searcher.active:
-            raise SearchError("Ray Tune ended before the search did; run the same command again: nothing told is lost")
+            raise SearchError("Ray Tune ended before the search did; run the same command again: no result is lost")
 
 
 class _OnlyHere:
-    """Calls `on_result` in this process; a copy of it, as Tune makes one of the whole searcher, calls nobody."""
+    """Calls `on_result` in this process; copies do nothing, as Tune makes one of the whole searcher."""
 
     def __init__(self, on_result: OnResult) -> None:
         self._on_result: OnResult | None = on_result
 
-    def __call__(self, *found: Any) -> None:
+    def __call__(self, *result: Any) -> None:
         if self._on_result is not None:
-            self._on_result(*found)
+            self._on_result(*result)
 
     def __getstate__(self) -> dict[str, None]:
         return {"_on_result": None}
@@ -251,7 +251,10 @@ def _tune(cfg: RayConfig, searcher: Multiplexer, trainable: type[tune.Trainable]
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a base may be a folder relative to where the run was started
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the run, not only the search
-    withhold_credentials()
+    # Tune writes the environment that it hands to workers to a log that all can read. They have credentials from the
+    # environment that their node was started with.
+    names = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in names if not name.startswith("AWS_")}
     logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # it looks for the loggers' files
     try:
         with work_folder("tune") as scratch:
@@ -273,5 +276,5 @@ def _tune(cfg: RayConfig, searcher: Multiplexer, trainable: type[tune.Trainable]
             raise
         raise SearchError(
             f"no space left for Ray's own files ({problem}); free space there, or name other places as TMPDIR and "
-            "RAY_TMPDIR, then run the same command again: nothing told is lost"
+            "RAY_TMPDIR, then run the same command again: no result is lost"
         ) from problem

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
@@ -17,22 +17,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from memmcl.errors import ServiceError
 
 WORKERS = 10_000
-"""That may wait at once."""
+"""How many may wait at once."""
 Candidate = Mapping[str, Any]
-"""What a worker needs to evaluate one, and its number."""
-
-
-class Queue(Protocol):
-    """What hands candidates out, as the searcher sees it."""
-
-    def put(self, candidate: Candidate, first: bool = False) -> None:
-        """Hand out a candidate, to be taken after those that wait, or before."""
-
-    def lost(self, worker: str) -> int | None:
-        """Give a worker nothing any more; return the number of the candidate that it took last."""
-
-    def close(self) -> None:
-        """Hand out no more: workers that wait are told."""
+"""All that a worker needs to evaluate a candidate, and the candidate's number."""
 
 
 class _Actor:
@@ -70,7 +57,7 @@ class _Actor:
 
 
 class RayQueue:
-    """A queue in an actor beside this process, from the first candidate until `kill`. Handles of it travel."""
+    """A queue in an actor beside this process, from the first candidate until `kill`; it can be sent to workers."""
 
     def __init__(self) -> None:
         self._actor: Any = None
@@ -89,11 +76,11 @@ class RayQueue:
         Raises:
             ServiceError: the queue itself is lost.
         """
-        found: Candidate | None = self._ask(self._actor.take.remote(worker))
-        return found
+        candidate: Candidate | None = self._ask(self._actor.take.remote(worker))
+        return candidate
 
     def lost(self, worker: str) -> int | None:
-        """Give a worker nothing any more; return the number of the candidate that it took last.
+        """Hand a worker no more candidates; return the number of the one that it took last.
 
         Raises:
             ServiceError: the queue itself is lost.
@@ -102,7 +89,7 @@ class RayQueue:
         return number
 
     def close(self) -> None:
-        """Hand out no more: workers that wait are told."""
+        """Hand out no more; workers that wait get None."""
         self._actor.close.remote()
 
     def kill(self) -> None:
@@ -115,5 +102,5 @@ class RayQueue:
             return ray.get(answer)
         except RayActorError as error:
             raise ServiceError(
-                "the process that hands out candidates is gone; run the same command again: nothing told is lost"
+                "the process that hands out candidates is gone; run the same command again: no result is lost"
             ) from error

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from functools import lru_cache
 from typing import Any
 
 from ray import tune
@@ -34,7 +35,6 @@ class Worker(tune.Trainable):
             # Tune ends its workers by SIGTERM; Ray's handler prints a traceback where it strikes in a finaliser.
             signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         self._queue = queue
-        self._specs: dict[str, SearchSpec] = {}
         self._error: str | None = None
         try:
             self._open(problem)
@@ -42,7 +42,7 @@ class Worker(tune.Trainable):
             self._error = str(error)
 
     def step(self) -> dict[str, Any]:
-        """Evaluate the next candidate; a worker that meets an error of ours reports it, and ends."""
+        """Evaluate the next candidate; a worker that meets a MemmclError reports it, and ends."""
         if self._error is not None:
             return {"error": self._error, "done": True}
         free = time.perf_counter()
@@ -52,7 +52,7 @@ class Worker(tune.Trainable):
             return {"error": str(error), "done": True}
         if candidate is None:
             return {"done": True}
-        waited, spec = time.perf_counter() - free, self._spec(candidate["spec"])
+        waited, spec = time.perf_counter() - free, _spec(candidate["spec"])
         try:
             record = self._evaluate(spec, candidate)
         except MemmclError as error:
@@ -67,13 +67,13 @@ class Worker(tune.Trainable):
         hurdles = [None if hurdle is None else Hurdle(*hurdle) for hurdle in candidate["hurdles"]]
         return self._scorer.evaluate(spec, candidate["genome"], hurdles)
 
-    def _spec(self, told: str) -> SearchSpec:
-        if told not in self._specs:
-            self._specs[told] = SearchSpec.model_validate_json(told)
-        return self._specs[told]
-
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing to save: the store has every result."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing to load: a worker that was lost is another one."""
+
+
+@lru_cache(maxsize=64)
+def _spec(text: str) -> SearchSpec:
+    return SearchSpec.model_validate_json(text)

@@ -1,1 +1,1 @@
-"""The stages of the DAG: Prefect tasks, and what they read and publish."""
+"""The stages of the DAG: Prefect tasks, and the artifacts that they read and publish."""

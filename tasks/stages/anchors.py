@@ -21,7 +21,7 @@ from memmcl.suite.sources import read_sources
 from memmcl.suite.splits import Splits, digest_of
 from memmcl.suite.subtasks import SUBTASKS, Subtask
 from memmcl.urls import public
-from tasks.run.runtime import Run, cannot_remake, load_manifest, open_store
+from tasks.run.runtime import Run, cannot_remake, open_store, publish_once
 
 STAGE_VERSION = 2
 RowsBySubtask = Mapping[str, Sequence[Example]]
@@ -94,29 +94,22 @@ def publish_anchors(run: Run, splits: Splits, anchors: Anchors | None) -> Artifa
             raise cannot_remake(run, pinned)
     elif pinned is not None or anchors is None:
         return pinned
-    found = open_store(run).find("anchors", anchors.key)
-    if found is not None:
-        return found.ref
-    counts = {name: len(rows) for name, rows in anchors.rows.items()}
-    table = to_table([row for rows in anchors.rows.values() for row in rows])
-    return (
-        open_store(run)
-        .publish(
-            "anchors",
-            anchors.key,
-            name="anchor rows",
-            files={"rows.parquet": table},
-            settings=StageSettings(anchors.config, stage_version=STAGE_VERSION),
-            metrics={"rows": sum(counts.values()), "by_subtask": counts},
-        )
-        .ref
+    rows, counts = anchors.rows.values(), {name: len(rows) for name, rows in anchors.rows.items()}
+    return publish_once(
+        run,
+        "anchors",
+        anchors.key,
+        name="anchor rows",
+        files=lambda: {"rows.parquet": to_table([row for examples in rows for row in examples])},
+        settings=StageSettings(anchors.config, stage_version=STAGE_VERSION),
+        metrics={"rows": sum(counts.values()), "by_subtask": counts},
     )
 
 
 def read_anchors(run: Run, ref: ArtifactRef) -> dict[str, list[Example]]:
     """Return the anchor rows by subtask."""
     rows = iter(from_table(open_store(run).read(ref, "rows.parquet")))
-    counts: dict[str, int] = load_manifest(run, ref).metrics["by_subtask"]
+    counts: dict[str, int] = open_store(run).load(ref).metrics["by_subtask"]
     return {name: list(islice(rows, count)) for name, count in counts.items()}
 
 

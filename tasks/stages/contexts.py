@@ -30,7 +30,7 @@ GATE_VERSION = 3
 
 
 class ContextualModel(BaseModel):
-    """The unified model, with all that its contexts are made from.
+    """The unified model, and the rows that its contexts are built from.
 
     train: by subtask, the training rows that demonstrations are taken from. order: of the curriculum, the easiest
     subtask first.
@@ -123,9 +123,9 @@ def read_gate(run: Run, gate: ArtifactRef) -> list[dict[str, Any]]:
 def context_answers(
     run: Run, subtask: Subtask, rows: Sequence[Example], model: ContextualModel, entries: Sequence[Mapping[str, Any]]
 ) -> dict[str, list[str]]:
-    """Return the unified model's answers in the given forms of contexts; those in the form that was chosen as `gated`.
+    """Return the unified model's answers by form of context, `context:KIND` or `context:KIND:calibrated`.
 
-    The others are called `context:KIND`, or `context:KIND:calibrated`.
+    entries: of the gate's document, the forms that are wanted. The form that the gate chose is `gated` as well.
     """
     answers: dict[str, list[str]] = {}
     with adapted_model(run, model.unified) as (backbone, prompter):

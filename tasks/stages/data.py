@@ -1,34 +1,34 @@
-"""The rows of a run, as one artifact per subtask and part."""
+"""The rows of a run, one artifact per subtask and split, and how difficult the subtasks are."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from statistics import fmean as mean
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from memmcl import seeds
-from memmcl.curriculum.difficulty import DifficultyReport, difficulties
-from memmcl.curriculum.difficulty import order_subtasks
+from memmcl.curriculum.difficulty import DifficultyReport, difficulties, order_subtasks
 from memmcl.errors import DataError
 from memmcl.store import ArtifactRef, StageSettings, cache_key
 from memmcl.suite.configured import read_splits
 from memmcl.suite.examples import to_table
 from memmcl.suite.splits import Splits
-from tasks.run.runtime import Run, log, open_store, read_rows
+from tasks.run.runtime import Run, log, publish_once, read_rows
 from tasks.stages.anchors import Anchors, anchors_key, choose_anchors, publish_anchors
 from tasks.ui.artifacts import show_faults
 
 STAGE_VERSION = 1
 SHOWN_FAULTS = 20
 SplitRefs = dict[str, dict[str, ArtifactRef]]
-"""Subtask -> part -> artifact."""
+"""Subtask -> split -> artifact."""
 
 
 def data_digests(splits: Splits) -> dict[str, dict[str, str]]:
-    """Return the digest of every part of every subtask."""
-    return {name: {part: splits.digest(name, part) for part in parts} for name, parts in splits.parts.items()}
+    """Return the digest of every split of every subtask."""
+    return {name: {split: splits.digest(name, split) for split in rows} for name, rows in splits.parts.items()}
 
 
 def rows_digest(splits: Splits, anchors: str | None) -> str:
@@ -36,25 +36,24 @@ def rows_digest(splits: Splits, anchors: str | None) -> str:
     return seeds.digest([data_digests(splits), anchors])
 
 
-def split_ref(splits: Splits, subtask: str, part: str) -> ArtifactRef:
-    """Return the reference under which a part is published, whether it is or not."""
-    return ArtifactRef(kind="split", key=_key("split", _describe(splits, subtask, part)), name=f"{subtask} {part}")
+def split_ref(splits: Splits, subtask: str, split: str) -> ArtifactRef:
+    """Return the reference under which a split is published, whether it is or not."""
+    return ArtifactRef(kind="split", key=_key("split", _describe(splits, subtask, split)), name=f"{subtask} {split}")
 
 
 @task(name="splits", task_run_name="splits", cache_policy=NO_CACHE)
 def publish_splits(run: Run) -> tuple[SplitRefs, ArtifactRef | None, ArtifactRef]:
-    """Publish one artifact per subtask and part, the anchor rows, and what was read: digests, and what was left out.
+    """Publish one artifact per subtask and split, the anchor rows, and what was read: digests, and what was left out.
 
-    The anchor rows are those that an earlier run pinned, where there are any: rows that change in one subtask must
-    not retrain the experts of the others.
+    Pinned anchor rows are used as they are: rows that change in one subtask must not retrain other experts.
     """
     splits = read_splits(run.config)
     anchors = choose_anchors(run, splits) if run.pinned.anchors is None else None
     check_unchanged(run, splits, anchors)
     refs: SplitRefs = {}
-    for name, parts in splits.parts.items():
-        refs[name] = {part: _publish(run, splits, name, part) for part in parts}
-        log().info("%s: %s", name, ", ".join(f"{len(rows)} {part}" for part, rows in parts.items()))
+    for name, by_split in splits.parts.items():
+        refs[name] = {split: _publish(run, splits, name, split) for split in by_split}
+        log().info("%s: %s", name, ", ".join(f"{len(rows)} {split}" for split, rows in by_split.items()))
     for reason, count in splits.dropped.items():
         log().info("left out: %d %s", count, reason)
     for fault in splits.faults[:SHOWN_FAULTS]:
@@ -65,33 +64,30 @@ def publish_splits(run: Run) -> tuple[SplitRefs, ArtifactRef | None, ArtifactRef
 
 
 def check_unchanged(run: Run, splits: Splits, anchors: Anchors | None) -> None:
-    """Refuse rows that are not those that gave the run its id.
+    """Refuse rows that changed since the run was opened: they gave it its id.
 
     Raises:
-        DataError: they changed since the run was opened.
+        DataError: they did.
     """
     if run.rows and rows_digest(splits, anchors_key(run, anchors)) != run.rows:
-        raise DataError(f"the rows changed while run {run.id[:8]} was starting; start it again, with those of now")
+        raise DataError(f"the rows changed while run {run.id[:8]} was starting; start it again")
 
 
 def _publish_read(run: Run, splits: Splits) -> ArtifactRef:
-    """Publish what a report says of the rows: read hours later, their source may have changed."""
-    said = {"dropped": splits.dropped, "digests": data_digests(splits)}
-    key = _key("data", said)
-    found = open_store(run).find("data", key)
-    if found is not None:
-        return found.ref
-    files = {"data.json": json.dumps(said).encode()}
-    return open_store(run).publish("data", key, name="rows read", files=files, metrics=splits.dropped).ref
+    """Publish what the report says of the rows: by then, hours later, their source may have changed."""
+    document = {"dropped": splits.dropped, "digests": data_digests(splits)}
+    files = {"data.json": json.dumps(document).encode()}
+    key = _key("data", document)
+    return publish_once(run, "data", key, name="rows read", files=lambda: files, metrics=splits.dropped)
 
 
 def longest_first(run: Run, train: Mapping[str, ArtifactRef]) -> list[str]:
     """Return the subtasks by the mean length of their training rows, the longest first: they take longest to train.
 
-    Who starts the longest work first waits least at its end.
+    Starting with the longest work leaves the shortest wait at the end.
     """
     rows = {name: read_rows(run, ref) for name, ref in train.items()}
-    lengths = {name: sum(len(row.text) + len(row.answer) for row in found) / len(found) for name, found in rows.items()}
+    lengths = {name: mean(len(row.text) + len(row.answer) for row in examples) for name, examples in rows.items()}
     return sorted(lengths, key=lambda name: (-lengths[name], name))
 
 
@@ -106,23 +102,18 @@ def _key(kind: str, described: Mapping[str, object]) -> str:
     return cache_key(kind, inputs=(), config=described, stage_version=STAGE_VERSION, seed=0)
 
 
-def _describe(splits: Splits, subtask: str, part: str) -> dict[str, object]:
-    return {"subtask": subtask, "part": part, "rows": splits.digest(subtask, part)}
+def _describe(splits: Splits, subtask: str, split: str) -> dict[str, object]:
+    return {"subtask": subtask, "part": split, "rows": splits.digest(subtask, split)}
 
 
-def _publish(run: Run, splits: Splits, subtask: str, part: str) -> ArtifactRef:
-    ref, rows = split_ref(splits, subtask, part), splits.parts[subtask][part]
-    if open_store(run).find(ref.kind, ref.key) is not None:
-        return ref
-    return (
-        open_store(run)
-        .publish(
-            ref.kind,
-            ref.key,
-            name=ref.name,
-            files={"rows.parquet": to_table(rows)},
-            settings=StageSettings(_describe(splits, subtask, part)),
-            metrics={"rows": len(rows)},
-        )
-        .ref
+def _publish(run: Run, splits: Splits, subtask: str, split: str) -> ArtifactRef:
+    ref, rows = split_ref(splits, subtask, split), splits.parts[subtask][split]
+    return publish_once(
+        run,
+        ref.kind,
+        ref.key,
+        name=ref.name,
+        files=lambda: {"rows.parquet": to_table(rows)},
+        settings=StageSettings(_describe(splits, subtask, split)),
+        metrics={"rows": len(rows)},
     )

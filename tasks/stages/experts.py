@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from prefect import State
 from prefect.states import Completed
 
+from memmcl.backbone.batches import TokenizedRow
 from memmcl.experts.settings import RowsBySubtask
 from memmcl.experts.train import STAGE_VERSION
 from memmcl.store import ArtifactRef, Refs, cache_key
@@ -36,13 +37,7 @@ def train_warm(run: Run, train: Refs) -> State[ArtifactRef]:
             return Completed(name="Reused", message=f"{pinned} is pinned", data=pinned)
         if _warm_key(run, rows) != pinned.key:
             raise cannot_remake(run, pinned)
-    return train_or_reuse(
-        run,
-        _warm_plan(run),
-        inputs=rows,
-        config=warm_config(run),
-        gather=lambda prompter: _joint_material(run, prompter, train),
-    )
+    return _train_on_all(run, _warm_plan(run), train, warm_config(run))
 
 
 @stage_task("expert", run_name="expert {subtask}", retries=1)
@@ -71,7 +66,6 @@ def train_expert(
         run,
         first,
         inputs=[train, *([first_anchors] if first_anchors else []), *start],
-        config=describe(run, first),
         gather=lambda prompter: _expert_material(run, prompter, subtask, train, first_anchors),
         warm=warm,
     )
@@ -91,7 +85,6 @@ def train_expert(
         run,
         second,
         inputs=[train, plain, anchors, *start],
-        config=describe(run, second),
         gather=lambda prompter: _expert_material(run, prompter, subtask, train, anchors, plain),
         warm=warm,
     )
@@ -103,13 +96,7 @@ def train_joint(run: Run, train: Refs) -> State[ArtifactRef]:
     plan = TrainingPlan(
         label=JOINT, title="joint LoRA", seed=("expert", JOINT), steps=run.config.experts.steps * len(train)
     )
-    return train_or_reuse(
-        run,
-        plan,
-        inputs=[train[name] for name in sorted(train)],
-        config=describe(run, plan),
-        gather=lambda prompter: _joint_material(run, prompter, train),
-    )
+    return _train_on_all(run, plan, train)
 
 
 @stage_task("weak LoRA", retries=1)
@@ -120,15 +107,7 @@ def train_weak(run: Run, weak: Refs) -> State[ArtifactRef]:
     """
     steps = run.config.experts.steps * len(weak)
     plan = TrainingPlan(label=WEAK_LORA, title="weak LoRA", seed=("expert", WEAK_LORA), steps=steps, keeps_rows=False)
-
-    def gather(prompter: Prompter) -> Material:
-        return Material(
-            {name: token_rows(prompter, run.subtask(name), read_rows(run, ref)) for name, ref in sorted(weak.items())}
-        )
-
-    return train_or_reuse(
-        run, plan, inputs=[weak[name] for name in sorted(weak)], config=describe(run, plan), gather=gather
-    )
+    return _train_on_all(run, plan, weak)
 
 
 def warm_config(run: Run) -> dict[str, Any]:
@@ -155,15 +134,22 @@ def _warm_plan(run: Run) -> TrainingPlan:
     return TrainingPlan(label=WARM, title="warm start", seed=("expert", WARM), steps=steps, kind=WARM)
 
 
-def _joint_material(run: Run, prompter: Prompter, train: Refs) -> Material:
-    """Return the training rows of all subtasks."""
-    rows: dict[str, Any] = {}
-    validation: dict[str, Any] = {}
-    for name, ref in sorted(train.items()):
-        used, kept = split_rows(run, read_rows(run, ref), name)
-        rows[name] = token_rows(prompter, run.subtask(name), used)
-        validation[name] = token_rows(prompter, run.subtask(name), kept)
-    return Material(rows, validation=_filled(validation))
+def _train_on_all(
+    run: Run, plan: TrainingPlan, refs: Refs, config: Mapping[str, Any] | None = None
+) -> State[ArtifactRef]:
+    """Train one adapter on the rows of all subtasks, less those that the plan keeps for validation."""
+
+    def gather(prompter: Prompter) -> Material:
+        rows: dict[str, list[TokenizedRow]] = {}
+        validation: dict[str, list[TokenizedRow]] = {}
+        for name, ref in sorted(refs.items()):
+            examples = read_rows(run, ref)
+            used, kept = split_rows(run, examples, name) if plan.keeps_rows else (examples, [])
+            rows[name] = token_rows(prompter, run.subtask(name), used)
+            validation[name] = token_rows(prompter, run.subtask(name), kept)
+        return Material(rows, validation=_filled(validation))
+
+    return train_or_reuse(run, plan, inputs=[ref for _, ref in sorted(refs.items())], gather=gather, config=config)
 
 
 def _expert_material(

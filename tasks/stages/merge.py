@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from prefect import State
 from prefect.states import Completed
 
-from memmcl.evolve import Proposal, seed_genomes
+from memmcl.evolve import seed_genomes
 from memmcl.merge import METHODS
 from memmcl.merge.export import adapter_files, merged_adapter
 from memmcl.merge.genome import Recipe
+from memmcl.search.course import Course
 from memmcl.search.plan import Finalist, SearchPlan, SpecVariant, make_spec
 from memmcl.search.problem import SearchProblem
 from memmcl.search.spec import Parts, SearchSpec
@@ -37,7 +39,7 @@ SEED = "seed:"
 SCALES = (0.5, 1.0, 1.5, 2.5, 4.0)
 """Scales of a rival that averages; of others, the grid of task arithmetic is used."""
 BOARDS, PLACES = 8, 5
-"""How often the leaderboard of a stage is shown, and how many places it has a search."""
+"""How often a stage shows its leaderboard, and how many places of every search are on it."""
 Winner = tuple[dict[str, tuple[float, ...]], Recipe]
 
 
@@ -172,83 +174,69 @@ def _run_stage(run: Run, problem: SearchProblem, plans: Sequence[SearchPlan]) ->
     missing = [plan for plan in plans if plan.name not in done]
     if not missing:
         return Completed(name="Reused", message="all searches were in the store", data=done)
-    started = time.perf_counter()
-    board = Board({plan.name: plan.first.evaluations + plan.joint for plan in missing})
-    title = "search " + ", ".join(board.best)
-    with working(title, "search"), shown(title, board.total, kind="search", lines=20) as move:
+    started, boards = time.perf_counter(), 0
+    courses = {plan.name: plan.course(partial(note_search, store, run)) for plan in missing}
+    title, planned = "search " + ", ".join(courses), sum(plan.first.evaluations + plan.joint for plan in missing)
+    with working(title, "search"), shown(title, planned, kind="search", lines=20) as move:
 
-        def on_result(spec: SearchSpec, proposal: Proposal, record: Mapping[str, Any]) -> None:
-            board.take(spec, proposal, record, sum(phase.core.completed for one in courses for phase in one.phases))
-            move(board.done, board.total, str(board), board.best_lines())
-            if board.due:
-                show_board(run, title, board.rows())
+        def on_result(*_: object) -> None:
+            nonlocal boards
+            finished = sum(phase.core.completed for course in courses.values() for phase in course.phases)
+            total = max(planned, finished)
+            words = ", ".join(f"{name} {_best(course):.3f}" for name, course in courses.items())
+            move(finished, total, words, _best_lines(courses))
+            if finished * BOARDS // total > boards:
+                boards = finished * BOARDS // total
+                show_board(run, title, _leaderboard(courses.values()))
 
-        courses = [plan.course(partial(note_search, store, run)) for plan in missing]
-        RayDriver(run.config.ray).run(problem, courses, on_result)
+        RayDriver(run.config.ray).run(problem, list(courses.values()), on_result)
     seconds = time.perf_counter() - started
-    for plan, course in zip(missing, courses, strict=True):
-        done[plan.name] = plan.publish(course.phases, seconds).ref
+    for plan in missing:
+        done[plan.name] = plan.publish(courses[plan.name].phases, seconds).ref
     return Completed(message=f"{len(missing)} searches in {seconds:.0f} s", data=done)
 
 
-class Board:
-    """How far searches are, and the best candidates of each."""
+def _best(course: Course) -> float:
+    """Return the best fitness on all weak rows so far; -inf where there is none."""
+    cores = [phase.core for phase in course.phases if phase.spec.rows == "weak"]
+    return max((core.records[core.ranked()[0].index]["fitness"] for core in cores if core.ranked()), default=-math.inf)
 
-    def __init__(self, evaluations: Mapping[str, int]) -> None:
-        self.best = dict.fromkeys(evaluations, float("-inf"))
-        self._scores: dict[str, dict[str, float]] = {name: {} for name in evaluations}
-        self.total = sum(evaluations.values())
-        self.done = 0
-        self.due = False
-        """Whether it is time to show it."""
-        self._seen: dict[str, list[tuple[float, int, Proposal, Mapping[str, Any]]]] = {}
 
-    def take(self, spec: SearchSpec, proposal: Proposal, record: Mapping[str, Any], done: int) -> None:
-        """Note a result, the `done`-th of all searches; one that failed or was stopped has no place."""
-        self.total = max(self.total, done)
-        self.due = done * BOARDS // self.total > self.done * BOARDS // self.total
-        self.done = done
-        fitness = record["fitness"]
-        if fitness is None or record["stopped"]:
-            return
-        if spec.rows == "weak":
-            name = next(name for name in self.best if spec.name.startswith(name))
-            self.best[name] = max(self.best[name], fitness)
-            found = f"candidate {proposal.index}" if spec.name == name else f"{spec.name} candidate {proposal.index}"
-            self._scores[name][proposal.origin if proposal.origin.startswith(SEED) else found] = fitness
-        ranked = self._seen.setdefault(spec.name, [])
-        ranked.append((-fitness, proposal.index, proposal, record))
-        ranked.sort(key=lambda one: one[:2])
-        del ranked[PLACES:]
+def _best_lines(courses: Mapping[str, Course]) -> list[str]:
+    """Return a line for each search: its best candidate, and the best merge by hand that it beats."""
+    lines = []
+    for name, course in courses.items():
+        scores: dict[str, float] = {}
+        for phase in course.phases:
+            for proposal in phase.core.ranked() if phase.spec.rows == "weak" else ():
+                candidate = f"candidate {proposal.index}"
+                title = candidate if phase.spec.name == name else f"{phase.spec.name} {candidate}"
+                seeded = proposal.origin.startswith(SEED)
+                scores[proposal.origin if seeded else title] = phase.core.records[proposal.index]["fitness"]
+        if not scores:
+            continue
+        best = max(scores, key=scores.__getitem__)
+        beaten = {seed: score for seed, score in scores.items() if seed.startswith(SEED) and score < scores[best]}
+        rival = max(beaten, key=beaten.__getitem__, default=None)
+        beats = f", beats {rival.removeprefix(SEED)} {beaten[rival]:.3f}" if rival else ""
+        lines.append(f"{name}: best {scores[best]:.3f} ({best.removeprefix(SEED)}){beats}")
+    return lines
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the leaderboard."""
-        return [
-            {
-                "search": name,
-                "place": place,
-                "candidate": proposal.index,
-                "from": proposal.origin,
-                "fitness": round(record["fitness"], 4),
-                "rows": record["rows"],
-                **{subtask: round(value, 3) for subtask, value in record["values"].items() if value is not None},
-            }
-            for name, ranked in self._seen.items()
-            for place, (_, _, proposal, record) in enumerate(ranked, start=1)
-        ]
 
-    def best_lines(self) -> list[str]:
-        """Return a line for each search: its best candidate, and the best merge by hand that it beats."""
-        said = []
-        for name, scores in self._scores.items():
-            best = max(scores, key=scores.__getitem__, default=None)
-            if best is None:
-                continue
-            seeds = {seed: score for seed, score in scores.items() if seed.startswith(SEED) and score < scores[best]}
-            rival = max(seeds, key=seeds.__getitem__, default=None)
-            beats = f", beats {rival.removeprefix(SEED)} {seeds[rival]:.3f}" if rival else ""
-            said.append(f"{name}: best {scores[best]:.3f} ({best.removeprefix(SEED)}){beats}")
-        return said
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name} {value:.3f}" for name, value in self.best.items())
+def _leaderboard(courses: Iterable[Course]) -> list[dict[str, Any]]:
+    """Return the best candidates of every search so far, one a row; those that failed or were stopped have no place."""
+    return [
+        {
+            "search": phase.spec.name,
+            "place": place,
+            "candidate": proposal.index,
+            "from": proposal.origin,
+            "fitness": round(records[proposal.index]["fitness"], 4),
+            "rows": records[proposal.index]["rows"],
+            **{name: round(value, 3) for name, value in records[proposal.index]["values"].items() if value is not None},
+        }
+        for course in courses
+        for phase in course.phases
+        for records in [phase.core.records]
+        for place, proposal in enumerate(phase.core.ranked()[:PLACES], start=1)
+    ]

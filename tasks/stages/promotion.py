@@ -1,4 +1,4 @@
-"""Champion and challenger: what changed since the champion, who is better on the same rows, who is promoted."""
+"""Champion and challenger: which rows changed, which run is better on the same test rows, and the promotion."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 from prefect import State, task
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
+from pydantic import TypeAdapter
 
 from memmcl.config import parse_config
 from memmcl.errors import ServiceError
-from memmcl.evaluate.promotion import Judgement, Pair, SubtaskDuel, judge
+from memmcl.evaluate.promotion import Judgement, Pair, judge
 from memmcl.store import (
     ArtifactRef,
     Champions,
@@ -37,6 +38,7 @@ from tasks.stages.evaluate import EVALUATION_VERSION, score_answers
 from tasks.ui.history import root_flow_run_id
 
 JUDGEMENT_VERSION = 1
+SPLITS = ("train", "weak", "test")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Champion:
 
     @property
     def model(self) -> ContextualModel:
-        """Its unified model, with what its contexts are made from."""
+        """Its unified model, and the rows that its contexts are built from."""
         train = {name: self.refs[f"split:{name} train"] for name in self.order}
         return ContextualModel(unified=self.refs["unified:unified model"], train=train, order=self.order)
 
@@ -86,10 +88,10 @@ def find_champion(store: Store, name: str) -> Champion | None:
 
 
 def check_whole(store: Store, champion: Champion) -> None:
-    """Make sure that the champion can be put to rows, before a challenger is made.
+    """Make sure that the champion can be scored, before a challenger is trained.
 
     Raises:
-        ServiceError: something that it is made of is damaged: nothing can be compared with it.
+        ServiceError: one of its artifacts is damaged: nothing can be compared with it.
     """
     problems = closure_of(store, champion.run.id).problems
     if problems:
@@ -104,19 +106,16 @@ def _not_whole(store: Store, run_id: str, what: str) -> ServiceError:
 
 
 def changed_rows(store: Store, champion: Champion, splits: Splits) -> list[dict[str, Any]]:
-    """Return for every subtask and part whether its rows are those that the champion was made from."""
+    """Return for every subtask and split whether its rows are those of the champion."""
     before = json.loads(store.read(champion.done, "results.json"))["data"]["digests"]
     after = data_digests(splits)
     return [
         {
             "subtask": name,
-            **{part: _change(before.get(name, {}).get(part), after.get(name, {}).get(part)) for part in PARTS},
+            **{split: _change(before.get(name, {}).get(split), after.get(name, {}).get(split)) for split in SPLITS},
         }
         for name in sorted(before | after)
     ]
-
-
-PARTS = ("train", "weak", "test")
 
 
 def _change(before: str | None, after: str | None) -> str:
@@ -125,7 +124,7 @@ def _change(before: str | None, after: str | None) -> str:
     return "same" if before == after else "changed"
 
 
-def settled(store: Store, run: Run, champion: Champion | None, splits: Splits) -> str | None:
+def nothing_to_do(store: Store, run: Run, champion: Champion | None, splits: Splits) -> str | None:
     """Return why there is nothing to do for this run's data and settings; None when there is."""
     if champion is None:
         return None
@@ -135,14 +134,14 @@ def settled(store: Store, run: Run, champion: Champion | None, splits: Splits) -
     for run_id in sorted(champion.champions.rolled_back):
         if run_id == run.id or _made_from(store, run_id) == (data_digests(splits), run.config.what()):
             return f"these data and settings made run {run_id[:8]}, which was champion and was rolled back"
-    earlier = _find_judgement(store, run, champion)
-    if earlier is not None and not earlier.metrics["promoted"]:
-        return f"these data and settings made run {run.id[:8]}, which is {earlier.metrics['reason']}"
+    earlier = read_judgement(store, run, champion)
+    if earlier is not None and not earlier.promoted:
+        return f"these data and settings made run {run.id[:8]}, which is {earlier.reason}"
     return None
 
 
 def _made_from(store: Store, run_id: str) -> tuple[Any, Any] | None:
-    """Return digests of the rows and settings of a run: with other anchor rows the same have another id."""
+    """Return the digests of the rows, and the settings, of a run: its id depends on the anchor rows as well."""
     done = store.find("run", run_id)
     if done is None:
         return None
@@ -177,9 +176,9 @@ def score_champion(
 
 @task(name="champion gate", task_run_name="champion gate", cache_policy=NO_CACHE)
 def judge_challenger(run: Run, challenger: Manifest, champion: Champion, scored: Refs) -> Judgement:
-    """Compare both on the same test rows, and keep what was found as an artifact.
+    """Compare both on the same test rows, and publish the judgement.
 
-    scored: the champion's evaluation by subtask, of the subtasks that both know.
+    scored: the champion's evaluation by subtask, for the subtasks that both have.
     """
     store = open_store(run)
     ours = {f"{ref.kind}:{ref.name}": ref for ref in challenger.inputs}
@@ -191,40 +190,29 @@ def judge_challenger(run: Run, challenger: Manifest, champion: Champion, scored:
         )
         datasets = metrics.datasets_of(read_rows(run, ours[f"split:{name} test"]))
         pairs[name] = Pair(challenging, champions, partial(metrics.score_from_counts, run.subtask(name), datasets))
-    judged = judge(
-        pairs,
-        margin=run.config.promotion.margin,
-        samples=run.config.evaluation.bootstrap_samples,
-        seed=run.seed("champion gate"),
-    )
+    cfg, samples = run.config.promotion, run.config.evaluation.bootstrap_samples
+    judged = judge(pairs, margin=cfg.margin, samples=samples, seed=run.seed("champion gate"))
+    document = asdict(judged)
     store.publish(
         "judgement",
         _judgement_key(run, champion),
         name=f"run {run.id[:8]} against champion {champion.id}",
-        files={"judgement.json": json.dumps(asdict(judged), indent=1).encode()},
+        files={"judgement.json": json.dumps(document, indent=1).encode()},
         inputs=[challenger.ref, champion.done.ref, *(scored[name] for name in sorted(scored))],
-        settings=StageSettings(run.config.promotion.model_dump(mode="json"), run.config.seed, JUDGEMENT_VERSION),
-        metrics={
-            "promoted": judged.promoted,
-            "reason": judged.reason,
-            "difference": judged.difference,
-            "se": judged.se,
-        },
+        settings=StageSettings(cfg.model_dump(mode="json"), run.config.seed, JUDGEMENT_VERSION),
+        metrics={name: document[name] for name in ("promoted", "reason", "difference", "se")},
     )
     return judged
 
 
 def read_judgement(store: Store, run: Run, champion: Champion) -> Judgement | None:
-    """Return what was found earlier about this run against this champion."""
-    manifest = _find_judgement(store, run, champion)
-    if manifest is None:
-        return None
-    found = json.loads(store.read(manifest, "judgement.json"))
-    return Judgement(**{**found, "duels": tuple(SubtaskDuel(**duel) for duel in found["duels"])})
+    """Return the earlier judgement of this run against this champion; None where there is none."""
+    manifest = store.find("judgement", _judgement_key(run, champion))
+    return None if manifest is None else TypeAdapter(Judgement).validate_json(store.read(manifest, "judgement.json"))
 
 
-def take_place(run: Run, challenger: Manifest, champion: Champion | None, why: str) -> Reign:
-    """Make the challenger champion, and tell the world by the event `memmcl.champion.promoted`.
+def take_place(run: Run, challenger: Manifest, champion: Champion | None, why: str) -> None:
+    """Make the challenger champion, and emit the event `memmcl.champion.promoted`.
 
     Raises:
         Conflict: the champion changed since it was read.
@@ -247,11 +235,6 @@ def take_place(run: Run, challenger: Manifest, champion: Champion | None, why: s
         resource={"prefect.resource.id": f"memmcl.champion.{name}", "prefect.resource.name": name},
         payload={"run_id": run.id, "why": why, "store": run.store["url"]},
     )
-    return reign
-
-
-def _find_judgement(store: Store, run: Run, champion: Champion) -> Manifest | None:
-    return store.find("judgement", _judgement_key(run, champion))
 
 
 def _judgement_key(run: Run, champion: Champion) -> str:

@@ -1,4 +1,4 @@
-"""How an expert, and the base, fare on a subtask's weak and selection rows: the unit of every retention."""
+"""Scores of an expert and of the base on a subtask's weak and selection rows: the unit of every retention."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def measure_reference(
 ) -> State[ArtifactRef]:
     """Measure the expert, the base and the best constant answer on the subtask's weak rows, and on its selection rows.
 
-    The expert is the unit of every retention; an answer that is always the same tells what its score is worth.
+    The expert is the unit of every retention; the best constant answer shows what its score is worth.
     """
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
         asked, rows = run.subtask(subtask), read_rows(run, weak)
-        bench = {WEAK: rows} | ({SELECTION: read_rows(run, selection)} if selection else {})
-        measured, files = measure_rows(run, asked, bench, expert)
+        by_split = {WEAK: rows} | ({SELECTION: read_rows(run, selection)} if selection else {})
+        measured, files = measure_rows(run, asked, by_split, expert)
         constant, score = metrics.best_constant(asked, read_rows(run, train), rows)
         document = {**measured, "constant": {"answer": constant, "score": score}}
         brief = {name: ReferenceValues.model_validate(document[name]).brief for name in ("base", "expert")}
@@ -53,28 +53,28 @@ def measure_reference(
 
 
 def measure_rows(
-    run: Run, subtask: Subtask, parts: Mapping[str, Sequence[Example]], expert: ArtifactRef
+    run: Run, subtask: Subtask, by_split: Mapping[str, Sequence[Example]], expert: ArtifactRef
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return base and expert on weak rows, and on selection rows where there are any; with files, if any.
 
     The document has "base" and "expert" for weak rows, and the same under "selection".
     """
     search, evaluation, model = run.config.search, run.config.evaluation, resident(run.model)
-    probes = {part: make_probe(evaluation, model, subtask, rows) for part, rows in parts.items()}
-    golds = {part: gold_answers(model, subtask, rows) for part, rows in parts.items()}
+    probes = {split: make_probe(evaluation, model, subtask, rows) for split, rows in by_split.items()}
+    golds = {split: gold_answers(model, subtask, rows) for split, rows in by_split.items()}
 
-    def measured(who: str) -> dict[str, ReferenceValues]:
+    def measured(title: str) -> dict[str, ReferenceValues]:
         return {
-            part: values_of(search, evaluation, probes[part], golds[part], rows, who) for part, rows in parts.items()
+            split: values_of(search, evaluation, probes[split], golds[split], rows, title)
+            for split, rows in by_split.items()
         }
 
     with adapted_model(run, expert):
         experts, files = measured(f"expert {subtask.name}"), {}
         if "agree" in search.weights:
-            answers = {part: (rows, experts[part].answers or ()) for part, rows in parts.items()}
+            answers = {split: (rows, experts[split].answers or ()) for split, rows in by_split.items()}
             files = expectations(model, subtask, answers)
-    document: dict[str, Any] = {}
-    for part, base in measured("the base").items():
-        both = {"base": base.model_dump(mode="json"), "expert": experts[part].model_dump(mode="json")}
-        document |= both if part == WEAK else {part: both}
-    return document, files
+    both: dict[str, dict[str, Any]] = {}
+    for split, base in measured("the base").items():
+        both[split] = {"base": base.model_dump(mode="json"), "expert": experts[split].model_dump(mode="json")}
+    return both.pop(WEAK) | both, files

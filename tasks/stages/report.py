@@ -58,10 +58,11 @@ def publish_report(run: Run, artifacts: RunArtifacts, started: float, peak_memor
 
     A report that is in the store stays: the run was finished, and something else of it was damaged.
     """
-    found = open_store(run).find("run", run.id)
-    if found is not None:
+    store = open_store(run)
+    stored = store.find("run", run.id)
+    if stored is not None:
         log().info("report: in the store, reused")
-        return found.ref
+        return stored.ref
     results = gather(run, artifacts, started, peak_memory_gb)
     files: dict[str, bytes] = {
         "report.html": render_html(results).encode(),
@@ -76,23 +77,19 @@ def publish_report(run: Run, artifacts: RunArtifacts, started: float, peak_memor
     assert unified is not None and base is not None
     log().info("unified %.3f ± %.3f, base %.3f ± %.3f", unified.mean, unified.se, base.mean, base.se)
     show_results(results)
-    return (
-        open_store(run)
-        .publish(
-            "run",
-            run.id,
-            name=run.config.name,
-            files=files,
-            inputs=artifacts.refs(),
-            settings=StageSettings(run.config.what(), run.config.seed, REPORT_VERSION),
-            seconds=results.wall_seconds,
-            metrics={
-                "unified": unified.mean,
-                "unified_se": unified.se,
-                "base": base.mean,
-                "base_se": base.se,
-                "flow_run_id": results.run.flow_run_id,
-            },
-        )
-        .ref
-    )
+    return store.publish(
+        "run",
+        run.id,
+        name=run.config.name,
+        files=files,
+        inputs=artifacts.refs(),
+        settings=StageSettings(run.config.what(), run.config.seed, REPORT_VERSION),
+        seconds=results.wall_seconds,
+        metrics={
+            "unified": unified.mean,
+            "unified_se": unified.se,
+            "base": base.mean,
+            "base_se": base.se,
+            "flow_run_id": results.run.flow_run_id,
+        },
+    ).ref

@@ -15,22 +15,11 @@ from memmcl.report import Results
 from memmcl.suite import metrics
 from memmcl.suite.examples import Example
 from tasks.run.models import JOINT, WEAK_LORA
-from tasks.run.runtime import Run, load_manifest, open_store, read_rows
+from tasks.run.runtime import Run, open_store, read_rows
+from tasks.stages import sections
 from tasks.stages.data import measure_difficulty
 from tasks.stages.merge import read_search
 from tasks.stages.run_artifacts import RunArtifacts
-from tasks.stages.sections import (
-    context_section,
-    interference_section,
-    merge_section,
-    run_section,
-    score_section,
-    search_sections,
-    subtask_section,
-    task_vectors_section,
-    timings_section,
-    training_sections,
-)
 
 MODELS = {
     "base": ("Base, zero-shot", "baseline", "The untouched base model."),
@@ -66,32 +55,34 @@ def gather(run: Run, artifacts: RunArtifacts, started: float, peak_memory_gb: fl
     reports, order = measure_difficulty(run, artifacts.splits)
     scores = {name: json.loads(store.read(ref, "scores.json")) for name, ref in artifacts.evaluations.items()}
     gates = {name: json.loads(store.read(ref, "gate.json")) for name, ref in artifacts.gates.items()}
-    manifests = [load_manifest(run, ref) for ref in artifacts.refs()]
+    manifests = [open_store(run).load(ref) for ref in artifacts.refs()]
     present = [name for name in MODELS if all(_answers(name) in by for by in scores.values())]
     train, test = (
         {name: read_rows(run, refs[split]) for name, refs in artifacts.splits.items()} for split in ("train", "test")
     )
     document = {
-        "run": run_section(run),
-        "subtasks": [subtask_section(run, name, artifacts, train[name][0], reports[name]) for name in order],
+        "run": sections.run_section(run),
+        "subtasks": [sections.subtask_section(run, name, artifacts, train[name][0], reports[name]) for name in order],
         "models": [
             dict(zip(("name", "title", "kind", "description"), (name, *MODELS[name]), strict=True)) for name in present
         ],
         "scores": [
-            score_section(run, model, name, scores[name][_answers(model)], gates[name])
+            sections.score_section(run, model, name, scores[name][_answers(model)], gates[name])
             for model in present
             for name in order
         ],
         "means": [_mean(model, [scores[name][_answers(model)] for name in order]) for model in present],
         "comparisons": _comparisons(run, present, scores, test),
         "retention": [_retention(model, name, scores[name]) for model in RETAINING for name in order],
-        "interference": interference_section(order, scores),
-        "task_vectors": task_vectors_section(run, artifacts.trained.experts),
+        "interference": sections.interference_section(order, scores),
+        "task_vectors": sections.task_vectors_section(run, artifacts.trained.experts),
         "searches": [
-            one for name, ref in artifacts.searches.items() for one in search_sections(run, name, read_search(run, ref))
+            section
+            for name, ref in artifacts.searches.items()
+            for section in sections.search_sections(run, name, read_search(run, ref))
         ],
-        "merge": merge_section(run, artifacts),
-        "experts": list(training_sections(run, artifacts.trained)),
+        "merge": sections.merge_section(run, artifacts),
+        "experts": list(sections.training_sections(run, artifacts.trained)),
         "curriculum": {
             "weights": {**DEFAULT_WEIGHTS, **(run.config.curriculum.weights or {})},
             "order": order,
@@ -101,12 +92,12 @@ def gather(run: Run, artifacts: RunArtifacts, started: float, peak_memory_gb: fl
                 for feature in report.raw
             ],
             "contexts": [
-                context_section(name, kind, gates[name], scores[name])
+                sections.context_section(name, kind, gates[name], scores[name])
                 for name in order
                 for kind in run.config.curriculum.contexts
             ],
         },
-        "timings": timings_section(manifests),
+        "timings": sections.timings_section(manifests),
         "wall_seconds": time.time() - started,
         "peak_memory_gb": round(peak_memory_gb, 2),
         "data": {"source": run.config.data.source, **json.loads(store.read(artifacts.data, "data.json"))},
@@ -143,8 +134,8 @@ def _comparisons(
         samples = run.config.evaluation.bootstrap_samples
         paired = bootstrap.paired_mean_difference(pairs, samples=samples, seed=run.seed("compare", a, b))
         rows = sum(by_model["base"]["n"] for by_model in scores.values())
-        found = {"difference": paired.difference, "se": paired.standard_error, "p": paired.p_value}
-        compared.append({"a": a, "b": b, **found, "n": rows})
+        result = {"difference": paired.difference, "se": paired.standard_error, "p": paired.p_value}
+        compared.append({"a": a, "b": b, **result, "n": rows})
     return compared
 
 

@@ -18,7 +18,7 @@ from memmcl.merge.compare import compare
 from memmcl.store import ArtifactRef, Manifest, Refs
 from memmcl.suite.examples import Example
 from tasks.run.models import WARM
-from tasks.run.runtime import Run, load_adapter, load_manifest
+from tasks.run.runtime import Run, load_adapter, open_store
 from tasks.stages.evaluate import INTERFERENCE
 from tasks.stages.merge import ARITHMETIC, STAGE_2, read_search, winner_of
 from tasks.stages.run_artifacts import RunArtifacts, TrainedArtifacts
@@ -62,7 +62,7 @@ def subtask_section(
         "title": subtask.title,
         "metric": subtask.metric,
         "labels": subtask.labels,
-        "rows": {split: load_manifest(run, ref).metrics["rows"] for split, ref in refs.items()},
+        "rows": {split: open_store(run).load(ref).metrics["rows"] for split, ref in refs.items()},
         "difficulty": report.difficulty,
         "example": {"prompt": prompter.text(subtask, shown), "answer": shown.answer},
     }
@@ -142,10 +142,10 @@ def training_sections(run: Run, trained: TrainedArtifacts) -> Iterator[dict[str,
 
 def _training(run: Run, name: str, ref: ArtifactRef, reference: ArtifactRef | None) -> dict[str, Any]:
     """Return one training; of an expert that was anchored afterwards, from the first step without an anchor on."""
-    manifest = load_manifest(run, ref)
-    plain = [load_manifest(run, one) for one in manifest.inputs if one.kind == "expert"]
+    manifest = open_store(run).load(ref)
+    plain = [open_store(run).load(one) for one in manifest.inputs if one.kind == "expert"]
     sessions, numbers = [*plain, manifest], manifest.metrics
-    weak = load_manifest(run, reference).metrics if reference else {}
+    weak = open_store(run).load(reference).metrics if reference else {}
     validated = sessions[0].metrics
     anchored = any(value is not None for value in numbers["anchor"])
     cfg, gpu = run.config.experts, max(one.metrics["gpu_bytes"] or 0 for one in sessions)

@@ -1,4 +1,4 @@
-"""One training as a stage: its key, its checkpoints, what people see of it, the files and numbers it leaves."""
+"""One training as a stage: its key, its checkpoints, its progress, its files and metrics."""
 
 from __future__ import annotations
 
@@ -43,16 +43,8 @@ STANDALONE = "standalone"
 """The folder in an expert's artifact that holds it with its warm start, as one adapter on the plain base."""
 
 _ADAPTER = {"target_modules", "rank", "alpha", "rslora", "dropout"}
-_OPTIMISER = {
-    "batch_size",
-    "micro_batch_size",
-    "learning_rate",
-    "schedule",
-    "warmup",
-    "weight_decay",
-    "clip",
-    "gradient_checkpointing",
-}
+_OPTIMISER = {"learning_rate", "schedule", "warmup", "weight_decay", "clip"}
+_BATCH = {"batch_size", "micro_batch_size", "gradient_checkpointing"}
 _ANCHOR = {"anchor_weight", "anchor_every", "anchor_delay", "anchor_batch_size"}
 _VALIDATION = {"validate_every", "patience"}
 
@@ -61,8 +53,8 @@ _VALIDATION = {"validate_every", "patience"}
 class TrainingPlan:
     """One training, apart from its rows.
 
-    label: what it is called in logs and tables; title: what its artifact is called. seed: its names.
-    keeps_rows: whether rows are kept out for validation; they tell who learns from gold answers which step is best.
+    label: its name in logs and tables; title: of its artifact. seed: the names that its seed is derived from.
+    keeps_rows: whether rows are kept out for validation; with gold answers they decide which step is kept.
     teacher: see `TrainingSettings`.
     """
 
@@ -77,8 +69,8 @@ class TrainingPlan:
     teacher: Teacher = "gold"
 
     def reads(self, cfg: ExpertsConfig) -> dict[str, Any]:
-        """Return the settings that decide what comes of it; nothing else may change its key."""
-        names = _ADAPTER | _OPTIMISER
+        """Return the settings that decide the result; nothing else may change its key."""
+        names = _ADAPTER | _OPTIMISER | _BATCH
         if self.anchored:
             names |= _ANCHOR
         if self.keeps_rows and cfg.validation_rows:
@@ -95,7 +87,7 @@ class Material(TrainingData):
 
 
 def describe(run: Run, plan: TrainingPlan, **more: Any) -> dict[str, Any]:
-    """Return the configuration in the artifact of a training."""
+    """Return the configuration of the artifact of a training."""
     return {"training": list(plan.seed), **plan.reads(run.config.experts), **more, "model": run.model.key()}
 
 
@@ -104,14 +96,16 @@ def train_or_reuse(
     plan: TrainingPlan,
     *,
     inputs: Sequence[ArtifactRef],
-    config: Mapping[str, Any],
     gather: Callable[[Prompter], Material],
+    config: Mapping[str, Any] | None = None,
     warm: ArtifactRef | None = None,
 ) -> State[ArtifactRef]:
     """Return the artifact of a training: from the store if it is there, else trained, from its last checkpoint.
 
-    warm: what the adapter is a delta on; it is folded into the base while it trains.
+    gather: returns its rows. config: of its artifact; None: `describe(run, plan)`.
+    warm: the warm start that the adapter is a delta on; it is folded into the base during the training.
     """
+    config = describe(run, plan) if config is None else config
     key = cache_key(plan.kind, inputs=inputs, config=config, stage_version=STAGE_VERSION, seed=run.config.seed)
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -151,7 +145,7 @@ def token_rows(prompter: Prompter, subtask: Subtask, examples: Sequence[Example]
 def _train(run: Run, plan: TrainingPlan, material: Material, key: str) -> TrainedAdapter:
     """Train from the last checkpoint that can be used; where there is none, from the first step."""
     store, cfg = open_store(run), run.config.experts
-    rows = sum(len(found) for found in material.rows.values())
+    rows = sum(map(len, material.rows.values()))
     log().info("%s: training on %d rows, %d steps of %d; on %s", plan.label, rows, plan.steps, cfg.batch_size, place())
     data = store.read_checkpoint(key)
     if data is not None:
@@ -174,7 +168,7 @@ def _session(
     def save(data: bytes) -> None:
         try:
             open_store(run).save_checkpoint(key, data)
-        except StoreError as error:  # what it costs is time, and only if the training is killed
+        except StoreError as error:  # it costs time alone, and only if the training is killed
             log().warning("%s: no checkpoint at this step: %s", plan.label, error)
 
     with shown(plan.title, plan.steps, kind=plan.kind, start=done) as move:

@@ -1,4 +1,4 @@
-"""Weak rows without labels: each expert labels plain text of its own subtask (METHOD.md 'Weak data', pseudo)."""
+"""Pseudo-labelled weak rows: each expert labels unlabelled texts of its subtask (METHOD.md 'Weak data', pseudo)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tasks.run.runtime import Run, log, read_rows, reuse_or_make, stage_task
 STAGE_VERSION = 1
 
 
-@stage_task("pseudo labels", run_name="pseudo labels {subtask} {part}", retries=1)
-def label_weak(run: Run, subtask: str, part: str, expert: ArtifactRef, texts: ArtifactRef) -> State[ArtifactRef]:
-    """Label weak or selection texts of a subtask by its expert; keep as many of the most confident as are wanted."""
+@stage_task("pseudo labels", run_name="pseudo labels {subtask} {split}", retries=1)
+def label_weak(run: Run, subtask: str, split: str, expert: ArtifactRef, texts: ArtifactRef) -> State[ArtifactRef]:
+    """Label a subtask's weak or selection texts with its expert; keep the most confident, as many as configured."""
     cfg = run.config
-    keep = {"weak": cfg.data.weak_rows, "selection": cfg.data.selection_rows}[part]
+    keep = {"weak": cfg.data.weak_rows, "selection": cfg.data.selection_rows}[split]
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
         asked, rows = run.subtask(subtask), read_rows(run, texts)
@@ -41,7 +41,7 @@ def label_weak(run: Run, subtask: str, part: str, expert: ArtifactRef, texts: Ar
     return reuse_or_make(
         run,
         "weak",
-        name=f"{part} {subtask}",
+        name=f"{split} {subtask}",
         inputs=[expert, texts],
         config={"weak_rows": keep, "evaluation": evaluation, "model": run.model.key()},
         stage_version=STAGE_VERSION,

@@ -1,4 +1,4 @@
-"""What the Prefect UI shows of a run: its name and tags, leaderboard, scores, a summary, what a retrain decided."""
+"""What the Prefect UI shows of a run: name and tags, leaderboard, scores, a summary, the decision of a retrain."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tasks.run.runtime import Run
 
 
 def run_name() -> str:
-    """Return the name of the flow run that is about to start: what it is called, and which data it is made from."""
-    given = flow_run.parameters.get("config") or {}
-    config = given if isinstance(given, RunConfig) else RunConfig.model_validate(given)
+    """Return the name of the flow run that is about to start: the configuration's name, its data and seed."""
+    parameter = flow_run.parameters.get("config") or {}
+    config = parameter if isinstance(parameter, RunConfig) else RunConfig.model_validate(parameter)
     source = re.split(r"[/\\]", public(config.data.source).rstrip("/\\"))[-1]
     return f"{one_line(config.name)}: {len(config.data.subtasks)} subtasks of {source}, seed {config.seed}"
 
@@ -40,8 +40,8 @@ def announce(run: Run) -> None:
         f"name:{one_line(run.config.name)}",
     }
     with get_client(sync_client=True) as client:
-        found = client.read_flow_run(UUID(str(run_id)))
-        client.update_flow_run(found.id, name=f"{run_name()}, run {run.id[:8]}", tags=sorted(tags | set(found.tags)))
+        now = client.read_flow_run(UUID(str(run_id)))
+        client.update_flow_run(now.id, name=f"{run_name()}, run {run.id[:8]}", tags=sorted(tags | set(now.tags)))
 
 
 def show_results(results: Results) -> None:
@@ -60,7 +60,7 @@ def show_results(results: Results) -> None:
     create_markdown_artifact(
         _summary(results),
         key=f"summary-{run.run_id[:8]}",
-        description=f"What {plain_text(run.name)} says, and where its report is",
+        description=f"The result of {plain_text(run.name)}, and where its report is",
     )
 
 
@@ -75,7 +75,7 @@ def show_board(run: Run, stage: str, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def show_faults(run: Run, faults: Sequence[Fault]) -> None:
-    """Show the rows that were left out because they could not be used, where there are any."""
+    """Show the rows that were left out because they cannot be used, if any."""
     if faults:
         rows = [{"place": fault.place, "kind": fault.kind, "what": redact(fault.message)} for fault in faults]
         _show_table(rows, key=f"faults-{run.id[:8]}", description="Rows that were left out: they could not be used")
@@ -146,11 +146,11 @@ def _scores(results: Results) -> list[dict[str, Any]]:
 
 
 def _summary(results: Results) -> str:
-    run, said = results.run, verdict(results)
+    run, summary = results.run, verdict(results)
     where = f"--store {shlex.quote(run.store_url)}"
-    others = "".join(f"* {plain_text(statement.text)}\n" for statement in said.statements)
+    others = "".join(f"* {plain_text(statement.text)}\n" for statement in summary.statements)
     return (
-        f"## {plain_text(said.headline)}\n\n{plain_text(said.subtasks)}\n\n{others}\n{markdown_table(results)}\n"
+        f"## {plain_text(summary.headline)}\n\n{plain_text(summary.subtasks)}\n\n{others}\n{markdown_table(results)}\n"
         f"Base {plain_text(run.base.name)}, seed {run.seed}, {results.wall_seconds / 60:.0f} minutes, "
         f"{plain_text(results.data.source)} rows.\n\n"
         f"### The report and the model\n\n"

@@ -31,8 +31,8 @@ _LIVE = {StateType.RUNNING, StateType.PENDING, StateType.CANCELLING}
 
 def root_flow_run_id() -> str | None:
     """Return the id of the outermost flow run that is running now."""
-    found = flow_run.get_root_flow_run_id()
-    return str(found) if found else None
+    run_id = flow_run.get_root_flow_run_id()
+    return str(run_id) if run_id else None
 
 
 def close_abandoned(lease: Lease) -> None:

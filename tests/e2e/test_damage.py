@@ -105,7 +105,7 @@ def test_the_same_command_makes_again_what_is_damaged(place: Desk, kind: str, wh
     flip(place, manifest_path(kind, found.key) if what == "manifest" else blob(found, next(iter(found.blobs))))
     ended = place.run("run", place.config)
     assert ended.code == 0, ended
-    assert "will be mended" in ended.err
+    assert "will be repaired" in ended.err
     assert bits(place) == whole
     assert store.closure("run", done.key).problems == ()
     assert [one.key for one in store.list("run")] == [done.key]

@@ -37,7 +37,7 @@ WORDS = {
     "gcs_server": "the control service (gcs_server) of the local Ray died",
     "prefect": "the run's Prefect server died",
 }
-AGAIN = "run the same command again: nothing that was told or published is lost"
+AGAIN = "run the same command again: nothing that was stored is lost"
 SMALLER = (
     "--set",
     "data.subtasks=[sent2, irony]",

@@ -62,6 +62,7 @@ from memmcl.config import PromotionConfig, load_config
 from memmcl.store import Store
 from tasks.run.runtime import reopen
 from tasks.run.ray_session import ray_session
+from tasks.stages import promotion
 
 config, run_id, name, ready, go = Path(sys.argv[1]), *sys.argv[2:4], *map(Path, sys.argv[4:6])
 store = Store.open(load_config(config).store.url)
@@ -69,7 +70,7 @@ challenger = store.find("run", run_id)
 run, _, _ = reopen(store, challenger)
 settings = run.config.model_copy(update={"promotion": PromotionConfig(champion=name)})
 run = run.model_copy(update={"config": settings})
-find_champion, take_place, challenge = retrain.find_champion, retrain.take_place, retrain.challenge
+find_champion, take_place, challenge = promotion.find_champion, promotion.take_place, retrain.challenge
 met = []
 
 def finding(*arguments):
@@ -88,7 +89,7 @@ def on_ray(*arguments):
     with ray_session(settings.ray):
         return challenge(*arguments)
 
-retrain.find_champion, retrain.take_place, retrain.challenge = finding, waiting, on_ray
+promotion.find_champion, promotion.take_place, retrain.challenge = finding, waiting, on_ray
 
 @flow(name="contest")
 def contest():

@@ -263,7 +263,7 @@ def test_other_settings_leave_behind_what_they_would_change(
     champion = champion_of(make())
     with caplog.at_level(logging.WARNING, logger="memmcl.test"):
         assert pinned(make(**settings), champion) == expected
-    warned = "the champion's warm start was made by other settings: a new one is made, all experts retrain"
+    warned = "the champion's warm start was trained with other settings: a new one is trained, all experts retrain"
     assert (warned in caplog.text) == (not expected[1] and settings.get("warm_start") != 0)
 
 
@@ -315,8 +315,8 @@ def test_what_is_damaged_is_not_taken_over(make: Make, caplog: pytest.LogCapture
         warm = champion.refs["warm:warm start"]
         damage(place, open_store(place.run).load(warm).inputs[0])  # rows that the warm start was made from
         assert pinned(place, champion) == (False, False)
-    assert "the champion's anchor rows are damaged: new ones are lent" in caplog.text
-    assert "the champion's warm start is damaged: a new one is made" in caplog.text
+    assert "the champion's anchor rows are damaged: new ones are chosen" in caplog.text
+    assert "the champion's warm start is damaged: a new one is trained" in caplog.text
 
 
 def test_anchor_rows_that_were_taken_over_are_lent_again_where_the_rows_are_the_same(make: Make) -> None:

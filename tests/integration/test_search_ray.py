@@ -413,7 +413,7 @@ def test_a_worker_that_no_node_has_room_for_is_said_within_seconds(
         case.search()
     assert str(caught.value) == (
         f"no Ray node has {named} for a worker; the nodes there are have 2 CPUs and 0 GPUs; lower ray.cpus_per_worker "
-        "or ray.gpus_per_worker, or start such a node, then run the same command again: nothing told is lost"
+        "or ray.gpus_per_worker, or start such a node, then run the same command again: no result is lost"
     )
     assert case.told == []
 

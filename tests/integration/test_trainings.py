@@ -136,7 +136,8 @@ def keys_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[Place], dict[str, str]
     def keys(place: Place) -> dict[str, str]:
         found: dict[str, str] = {}
 
-        def planned(run: Run, plan: TrainingPlan, *, inputs: Any, config: Any, **_: Any) -> State[ArtifactRef]:
+        def planned(run: Run, plan: TrainingPlan, *, inputs: Any, config: Any = None, **_: Any) -> State[ArtifactRef]:
+            config = config or training.describe(run, plan)
             key = cache_key(plan.kind, inputs=inputs, config=config, stage_version=STAGE_VERSION, seed=run.config.seed)
             found[plan.title] = key
             return Completed(data=ArtifactRef(kind=plan.kind, key=key, name=plan.title))

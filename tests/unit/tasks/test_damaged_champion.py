@@ -12,7 +12,7 @@ import pytest
 from memmcl.errors import ServiceError
 from memmcl.store import Manifest, Reign, Store, promote, read_champions
 from memmcl.store.manifest import blob_path
-from tasks.stages.promotion import Champion, check_whole, find_champion, settled
+from tasks.stages.promotion import Champion, check_whole, find_champion, nothing_to_do
 
 ID = "3f2a" * 16
 
@@ -46,11 +46,11 @@ def damage(store: Store, found: Manifest | None) -> None:
 
 def test_a_retrain_of_the_same_rows_goes_on_where_its_champion_is_damaged(store: Store) -> None:
     champion = champion_of(store)
-    reason = settled(store, champion.run, champion, cast("Any", None))
+    reason = nothing_to_do(store, champion.run, champion, cast("Any", None))
     assert reason == "data and settings are those of the champion, run 3f2a3f2a"
     check_whole(store, champion)
     damage(store, store.find("unified", "cc"))
-    assert settled(store, champion.run, champion, cast("Any", None)) is None
+    assert nothing_to_do(store, champion.run, champion, cast("Any", None)) is None
     with pytest.raises(ServiceError) as caught:
         check_whole(store, champion)
     assert "the champion, run 3f2a3f2a, is not whole in memory://" in str(caught.value)
@@ -62,7 +62,7 @@ def test_the_rows_that_an_earlier_run_made_its_warm_start_from_are_its_own(store
     damage(store, store.find("split", "aa"))
     champion = champion_of(store)
     check_whole(store, champion)
-    assert settled(store, champion.run, champion, cast("Any", None)) is not None
+    assert nothing_to_do(store, champion.run, champion, cast("Any", None)) is not None
     damage(store, store.find("warm", "bb"))
     with pytest.raises(ServiceError, match="'w' of warm 'warm start'"):
         check_whole(store, champion)

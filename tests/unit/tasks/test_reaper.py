@@ -32,7 +32,7 @@ def waiting(node: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-I", "-S", reaper.__file__, "MEMMCL_TEST=nobody"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
-        process.stdin.write(json.dumps({"pid": node.pid, "said": SAID}).encode() + b"\n")
+        process.stdin.write(json.dumps({"pid": node.pid, "message": SAID}).encode() + b"\n")
         process.stdin.flush()
         time.sleep(0.5)  # it reads
         yield process

@@ -101,7 +101,7 @@ def test_what_others_run_may_be_away_for_a_while(monkeypatch: pytest.MonkeyPatch
         asked = at_address("the cluster", "127.0.0.1", port, 30)
         assert not asked.gone()
     assert asked.gone()
-    assert asked.said.startswith("the cluster has not answered for 30 s; start it again, then run the same command")
+    assert asked.message.startswith("the cluster has not answered for 30 s; start it again, then run the same command")
 
 
 STUCK = """
