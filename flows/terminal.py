@@ -8,7 +8,7 @@ printed through `console`, what is said beside them through `notes`, errors by `
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, TextIO
@@ -116,4 +116,8 @@ def _plain(value: object) -> object:
     """Return what JSON has for a value that it does not know."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)

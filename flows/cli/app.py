@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from flows.terminal import Commands, output
 from memmcl.errors import UsageError
 
+Command = TypeVar("Command", bound=Callable[..., Any])
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document, and nothing else")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print the result alone, and errors")]
 Verbose = Annotated[
@@ -53,6 +54,13 @@ class App(typer.Typer):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"cls": Commands, "no_args_is_help": True, **options})
 
-    def add(self, function: Callable[..., Any], name: str, *, json: bool = True, works: bool = False) -> None:
-        """Add a command."""
-        self.command(name)(with_output(function, json=json, works=works))
+    def command(
+        self, name: str | None = None, *, json: bool = True, works: bool = False, **options: Any
+    ) -> Callable[[Command], Command]:
+        """Add a command; json, works: as of `with_output`. The function stays as it is."""
+
+        def add(function: Command) -> Command:
+            super(App, self).command(name, **options)(with_output(function, json=json, works=works))
+            return function
+
+        return add

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from flows.cli.common import console, our_options, quiet_environment
+from flows.cli.app import App
+from flows.cli.common import our_options, quiet_environment
+from flows.cli.screen import log_output
+from flows.terminal import console, notes, output
 from memmcl.config import DataConfig
 from memmcl.errors import UsageError
 
@@ -36,7 +39,7 @@ _OPTIONS = {
 }
 """What messages of memmcl say -> the option that it is here."""
 
-experts_app = typer.Typer(help="LoRA adapters that you bring.", no_args_is_help=True)
+experts_app = App(help="LoRA adapters that you bring.")
 
 TextsFile = Annotated[
     str,
@@ -72,7 +75,7 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where it r
 PromptTokens = Annotated[int, typer.Option(min=16, max=8192, help="A prompt's tokens; a longer text is cut at its end")]
 
 
-@experts_app.command("anchor")
+@experts_app.command("anchor", works=True)
 def anchor(
     base: Annotated[str, typer.Option(help="The adapter's base model: hub id, directory, GGUF file, or pypi:NAME")],
     adapter: Annotated[Path, typer.Option(help="Folder of a finished LoRA adapter, as PEFT saves it")],
@@ -105,7 +108,7 @@ def anchor(
     $ memmcl experts anchor --base org/model --adapter my-lora --texts rows.csv --template prompt.txt --out anchored
     """
     quiet_environment()
-    with our_options(_OPTIONS):
+    with our_options(_OPTIONS), log_output():
         if (subtask is None) == (template is None):
             raise UsageError(
                 f"expected one of --subtask and --template, got {'neither' if subtask is None else 'both'}; "
@@ -113,7 +116,7 @@ def anchor(
             )
         prompt = None if template is None else _read_template(template)
         named = None if others is None else [name.strip() for name in others.split(",") if name.strip()]
-        with console.status("reading adapter, texts and base model"):
+        with notes.status("reading adapter, texts and base model"):
             from memmcl.api import anchoring
 
             settings = anchoring.AnchorSettings(
@@ -131,16 +134,17 @@ def anchor(
             )
         record = anchored.saved(out)
         if record is not None:
-            console.print(f"{out} is there already, made with the same arguments; it was:", soft_wrap=True)
+            notes.print(f"{out} is there already, made with the same arguments; it was:", soft_wrap=True)
         else:
             with _bar(steps) as progress:
                 record = anchored.save(out, progress=progress, say=_dealt)
     _show(subtask, record)
     console.print(f"adapter        {out}", soft_wrap=True)
+    output.answer({"folder": out, "record": record})
 
 
 def _dealt(words: str) -> None:
-    console.print(f"texts          {words}", soft_wrap=True)
+    notes.print(f"texts          {words}", soft_wrap=True)
 
 
 def _read_texts(place: str) -> list[str]:
@@ -150,7 +154,7 @@ def _read_texts(place: str) -> list[str]:
     faults = Faults()
     found = read_texts(place, faults=faults)
     if len(faults):
-        console.print(f"left out: {len(faults)} texts that cannot be used, first {faults.first[0]}", soft_wrap=True)
+        notes.print(f"left out: {len(faults)} texts that cannot be used, first {faults.first[0]}", soft_wrap=True)
     return found
 
 
@@ -165,7 +169,7 @@ def _read_template(path: Path) -> str:
 
 @contextmanager
 def _bar(steps: int) -> Iterator[StepCallback]:
-    from rich.progress import BarColumn, MofNCompleteColumn, StepCallback, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"),
@@ -174,7 +178,7 @@ def _bar(steps: int) -> Iterator[StepCallback]:
         TextColumn("{task.fields[at]}"),
         TimeRemainingColumn(),
     )
-    with StepCallback(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bar:
         task = bar.add_task("measuring", total=steps, at="")
 
         def show(moved: Moved) -> None:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.common import console, our_options, quiet_environment
+from flows.cli.app import App, with_output
+from flows.cli.common import our_options, quiet_environment
 from flows.cli.merge_common import (
     OPTIONS,
     BaseName,
@@ -26,9 +27,11 @@ from flows.cli.merge_common import (
     show_merge,
 )
 from flows.cli.merge_search import search
+from flows.cli.screen import log_output
+from flows.terminal import Output, notes, output
 from memmcl.errors import UsageError, shown
 
-merge_app = typer.Typer(invoke_without_command=True, no_args_is_help=True)
+merge_app = App(invoke_without_command=True)
 
 TextFiles = Annotated[
     list[str] | None,
@@ -40,7 +43,6 @@ TextFiles = Annotated[
 ]
 
 
-@merge_app.callback()
 def merge(
     context: typer.Context,
     base: BaseName = None,
@@ -73,21 +75,22 @@ def merge(
     $ memmcl merge --base org/model --expert a=s3://bucket/a --expert b=org/b --method dare_ties --full --out merged
     """
     if context.invoked_subcommand is not None:
-        if base or expert or out:
+        if base or expert or out or output != Output():
             raise UsageError(f"options of `memmcl merge {context.invoked_subcommand}` go behind it; move them there")
         return
     base, named, out = required(base, expert, out)
     quiet_environment()
-    with our_options(OPTIONS):
+    with our_options(OPTIONS), log_output():
         from memmcl.api import merging
+        from memmcl.merge.genome import Recipe
 
         taken = weights_of(weights, list(named))
-        recipe = merging.Recipe(method, parameters_of(method, param or []), seed)
+        recipe = Recipe(method, parameters_of(method, param or []), seed)
         files = named_values("--texts", texts or [], "FILE")
         counting = [name for name, weight in merging.weights_of(taken, list(named)).items() if weight]
         merging.check_form(recipe, rank, full, dtype)
         merging.check_texts(recipe, dict.fromkeys(files, ()), counting)
-        with console.status("reading the adapters and the base"):
+        with notes.status("reading the adapters and the base"):
             merged = merging.merge_experts(
                 base,
                 named,
@@ -101,10 +104,13 @@ def merge(
                 text_tokens=text_tokens,
                 seed=seed,
             )
-        show_merge(out, save(out, merged))
+        record = save(out, merged)
+    show_merge(out, record)
+    output.answer({"folder": out, "record": record})
 
 
-merge_app.command("search")(search)
+merge_app.callback()(with_output(merge, works=True))
+merge_app.command("search", works=True)(search)
 
 
 def weights_of(given: str | None, names: Sequence[str]) -> dict[str, float] | list[float] | None:
@@ -134,5 +140,5 @@ def read_texts_of(files: Mapping[str, str]) -> dict[str, list[str]]:
         faults = Faults()
         found[name] = read_texts(place, faults=faults)
         if len(faults):
-            console.print(f"left out: {len(faults)} texts of {name}, first {faults.first[0]}", soft_wrap=True)
+            notes.print(f"left out: {len(faults)} texts of {name}, first {faults.first[0]}", soft_wrap=True)
     return found

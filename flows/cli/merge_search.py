@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from flows.cli.common import Overrides, StoreUrl, console, open_store_of, our_options, quiet_environment
+from flows.cli.common import Overrides, StoreUrl, open_store_of, our_options, quiet_environment
 from flows.cli.merge_common import (
     OPTIONS,
     BaseName,
@@ -26,6 +26,8 @@ from flows.cli.merge_common import (
     save,
     show_merge,
 )
+from flows.cli.screen import log_output
+from flows.terminal import console, notes, output
 from memmcl.config import RunConfig, load_config
 from memmcl.errors import UsageError
 
@@ -119,7 +121,7 @@ def search(
         "seed": seed,
     }
     quiet_environment()
-    with our_options(_SETTINGS):
+    with our_options(_SETTINGS), log_output():
         settings = _settings(config, set_ or [], given, param or [])
         from memmcl.api.merging import check_form
         from memmcl.api.searching import plan_search
@@ -128,19 +130,21 @@ def search(
 
         check_form(Recipe(settings.search.method), rank, full, dtype)
         _check_out(out)
-        with console.status("reading adapters and rows"):
+        with notes.status("reading adapters and rows"):
             store_of_search = open_store_of(settings)
             check_store(store_of_search.url)
             planned = plan_search(settings, store_of_search, base, named, weak, evaluations)
         counts = ", ".join(f"{count} of {name}" for name, count in planned.counts.items())
-        console.print(f"weak rows      {counts}", soft_wrap=True)
-        console.print(f"search         {planned.plan.key[:8]}, store {planned.store.url}", soft_wrap=True)
+        notes.print(f"weak rows      {counts}", soft_wrap=True)
+        notes.print(f"search         {planned.plan.key[:8]}, store {planned.store.url}", soft_wrap=True)
         _check_out(out, planned.plan.key)
         with _bar(planned) as on_result:
             found = planned.run(_driver(settings), on_result)
-        _leaderboard(found)
-        show_merge(out, save(out, found.merge(rank=rank, full=full, dtype=dtype)))
+        record = save(out, found.merge(rank=rank, full=full, dtype=dtype))
+    _leaderboard(found)
+    show_merge(out, record)
     console.print(f"candidates     {out / 'candidates.parquet'}", soft_wrap=True)
+    output.answer({"folder": out, "winner": found.winner, "references": found.references, "record": record})
 
 
 def _driver(settings: RunConfig) -> Driver:
@@ -192,7 +196,7 @@ def _bar(planned: MergeSearch) -> Iterator[OnResult]:
     )
     total, before = planned.spec.evaluations, planned.progress
     done, best = before["candidates"], float("-inf") if before["fitness"] is None else before["fitness"]
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bar:
         task = bar.add_task("measuring references", total=total, best="")
 
         def show(_: SearchSpec, __: Proposal, record: Mapping[str, Any]) -> None:
@@ -200,8 +204,8 @@ def _bar(planned: MergeSearch) -> Iterator[OnResult]:
             done += 1
             best = max(best, record["fitness"] if record["fitness"] is not None and not record["stopped"] else best)
             bar.update(task, completed=done, description="searching", best=f"best {best:.4f}")
-            if not console.is_terminal and (done * 10 // total > (done - 1) * 10 // total):
-                console.print(f"searching      {done} of {total}, best {best:.4f}")
+            if not notes.is_terminal and (done * 10 // total > (done - 1) * 10 // total):
+                notes.print(f"searching      {done} of {total}, best {best:.4f}")
 
         yield show
 

@@ -8,11 +8,13 @@ from memmcl.report.html import render_html
 from memmcl.report.model_card import model_card
 from memmcl.report.results import Results, parse_results
 from memmcl.report.tables import markdown_table, plain_text, results_table, write_tables
-from memmcl.report.verdict import Verdict, verdict
+from memmcl.report.verdict import Advice, Verdict, advice, verdict
 
 __all__ = [
+    "Advice",
     "Results",
     "Verdict",
+    "advice",
     "markdown_table",
     "model_card",
     "parse_results",

@@ -28,7 +28,7 @@ from tasks.run.runtime import Run, load_adapter, open_store, reuse_or_make
 from tasks.search.driver import RayDriver
 from tasks.ui.artifacts import show_board
 from tasks.ui.progress import shown
-from tasks.ui.updates import working
+from tasks.ui.updates import Update, announce, working
 
 UNIFIED_VERSION = 3
 ARITHMETIC = "task arithmetic"
@@ -200,6 +200,7 @@ def _run_stage(run: Run, problem: SearchProblem, plans: Sequence[SearchPlan]) ->
     done = {name: manifest.ref for name, manifest in found.items() if manifest is not None}
     missing = [plan for plan in plans if plan.name not in done]
     if not missing:
+        announce(Update("search " + ", ".join(done), "search", "reused"))
         return Completed(name="Reused", message="all searches were in the store", data=done)
     started = time.perf_counter()
     board = Board({plan.name: plan.first.evaluations + plan.joint for plan in missing})
@@ -275,7 +276,7 @@ class Board:
                 continue
             seeds = {seed: score for seed, score in scores.items() if seed.startswith(SEED) and score < scores[best]}
             rival = max(seeds, key=seeds.__getitem__, default=None)
-            beats = f", beats {rival.removeprefix(SEED)} {seeds[rival]:.3f}" if rival else ""
+            beats = f", beats {rival.removeprefix(SEED)} with {seeds[rival]:.3f}" if rival else ""
             said.append(f"{name}: best {scores[best]:.3f} ({best.removeprefix(SEED)}){beats}")
         return said
 
