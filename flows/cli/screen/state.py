@@ -12,8 +12,8 @@ from flows.cli.screen.forecast import Forecast
 from tasks.ui.updates import Update
 
 NOUNS = {
-    "expert": "adapters",
     "warm": "warm starts",
+    "expert": "adapters",
     "reference": "references",
     "weak": "labelled sets",
     "search": "candidates",
@@ -46,7 +46,7 @@ class Stage:
     def facts(self) -> str:
         """Return what was finished in it: "8 adapters, 6 references, of them 3 from the store"."""
         both = self.finished + self.reused
-        named = [f"{count} {_noun(kind, count)}" for kind, count in both.items() if kind in NOUNS]
+        named = [f"{both[kind]} {_noun(kind, both[kind])}" for kind in NOUNS if both[kind]]
         reused = sum(count for kind, count in self.reused.items() if kind in NOUNS)
         if reused and named:
             named.append("all from the store" if reused == both.total() else f"of them {reused} from the store")
