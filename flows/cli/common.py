@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from flows.terminal import console
+from flows.terminal import console, output
 from memmcl.config import RunConfig, load_config
 from memmcl.errors import MemmclError
 
@@ -81,6 +81,7 @@ def our_options(names: Mapping[str, str]) -> Iterator[None]:
 def raise_unless_done(state: State[Any]) -> None:
     """Raise what a flow failed with; one that was cancelled ends the command."""
     if state.is_cancelled():
+        output.before_error()
         console.print("the run was cancelled")
         raise typer.Exit(INTERRUPTED)
     state.result()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.common import Overrides, ServerPort, quiet_environment, raise_unless_done
-from flows.cli.screen import run_screen, say_warnings_of_runs
+from flows.cli.screen import run_screen, say_warnings
 from flows.terminal import console, output
 from memmcl.config import load_config
 from tasks.ui.updates import GATE, STAGES
@@ -48,7 +48,7 @@ def retrain(
             seen.doing("comparing rows with those of the champion")
             from flows.retrain import retrain as flow
 
-            say_warnings_of_runs()
+            say_warnings()
             state = flow(settings, return_state=True)
         raise_unless_done(state)
     console.print(f"{state.name}: {state.message}", soft_wrap=True)

@@ -9,7 +9,7 @@ import typer
 
 from flows.cli.common import Overrides, ServerPort, open_store_of, quiet_environment, raise_unless_done
 from flows.cli.finished import show_run
-from flows.cli.screen import Screen, run_screen, say_warnings_of_runs
+from flows.cli.screen import Screen, run_screen, say_warnings
 from flows.terminal import notes
 from memmcl.config import RunConfig, load_config, parse_config
 from memmcl.errors import CorruptArtifact, DataError
@@ -70,7 +70,7 @@ def run_pipeline(
         seen.doing("opening the run")
         from tasks.run.session import finished, open_run, refuse_second
 
-        say_warnings_of_runs()
+        say_warnings()
         opened = open_run(settings, inputs, None if journal is None else lambda _: journal.pinned)
         done = finished(opened)
         if journal is not None and opened.id != journal.run_id:
