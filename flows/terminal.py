@@ -84,6 +84,11 @@ class Output:
         self.json, self.quiet, self.verbose = json, quiet, verbose
         console.quiet, notes.quiet = json, json or quiet
 
+    @property
+    def chosen(self) -> bool:
+        """Whether any of the options was given."""
+        return self.json or self.quiet or self.verbose
+
     def answer(self, document: object) -> None:
         """With --json, print the one result of a command; without, it has been printed for people."""
         if self.json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from flows.terminal import console, output
+from flows.terminal import console, notes, output
 from memmcl.config import RunConfig, load_config
 from memmcl.errors import MemmclError
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 """The exit status of a command that was ended from outside."""
-CHAMPION = "champion"
-"""What `--run` takes in place of an id."""
 
 StoreUrl = Annotated[
     str | None,
@@ -76,6 +74,33 @@ def our_options(names: Mapping[str, str]) -> Iterator[None]:
             if not words.endswith(": ") or message.startswith(words):
                 message = message.replace(words, option, 1 if words.endswith(": ") else -1)
         raise type(error)(message) from error
+
+
+@contextmanager
+def progress_bar(total: int, first: str) -> Iterator[Callable[[int, str, str], None]]:
+    """Draw a bar in a terminal; yield what moves it: called with (done, what is going on, a few words).
+
+    first: what is going on before the first step.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    what, words = TextColumn("{task.description}"), TextColumn("{task.fields[words]}")
+    columns = (what, BarColumn(), MofNCompleteColumn(), words, TimeRemainingColumn())
+    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bar:
+        task = bar.add_task(first, total=total, words="")
+        yield lambda done, going, said: bar.update(task, completed=done, description=going, words=said)
+
+
+def read_texts(place: str, whose: str) -> list[str]:
+    """Return the texts of a file; those that cannot be used are left out and counted."""
+    from memmcl.experts import forced
+    from memmcl.suite.faults import Faults
+
+    faults = Faults()
+    found = forced.read_texts(place, faults=faults)
+    if len(faults):
+        notes.print(f"left out: {len(faults)} {whose}, first {faults.first[0]}", soft_wrap=True)
+    return found
 
 
 def raise_unless_done(state: State[Any]) -> None:

@@ -16,6 +16,7 @@ from memmcl.errors import ConfigError, UsageError, shown
 
 if TYPE_CHECKING:
     from memmcl.api.merging import Merge
+    from memmcl.merge.genome import Recipe
 
 METHOD_NAMES = (
     "linear",
@@ -113,6 +114,13 @@ def parameters_of(method: str, parameters: Sequence[str]) -> dict[str, float | s
     return values
 
 
+def recipe_of(method: str, parameters: Mapping[str, float | str] | None = None, seed: int = 0) -> Recipe:
+    """Return how to merge; what it needs is loaded here."""
+    from memmcl.merge.genome import Recipe
+
+    return Recipe(method, parameters or {}, seed)
+
+
 def save(out: Path, merge: Merge) -> dict[str, Any]:
     """Write the merge to its folder, or find it there, made from the same; return its record."""
     record = merge.saved(out)
@@ -125,8 +133,12 @@ def save(out: Path, merge: Merge) -> dict[str, Any]:
         return merge.save(out)
 
 
-def show_merge(out: Path, record: Mapping[str, Any]) -> None:
-    """Print what was merged, how, what was lost, and where it is."""
+def show_merge(out: Path, record: Mapping[str, Any], **more: Any) -> None:
+    """Print what was merged, how, what was lost, and where it is.
+
+    more: of the JSON document that takes the place of it.
+    """
+    output.answer({"folder": out, "record": record, **more})
     if output.json:
         return
     blocks = len(record["experts"][0]["coefficients"])

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from tasks.run.journal import Journal, SearchEntry
 
 search_app = App(help="The merge searches of a run, finished or not.")
-RunId = Annotated[str, typer.Argument(help="First digits of a run's id, as `memmcl run` prints it")]
+RunArgument = Annotated[str, typer.Argument(help="First digits of a run's id, as `memmcl run` prints it")]
 EVERY = 3.0
 """Seconds between two looks."""
 
 
 @search_app.command("show")
 def search_show(
-    run_id: RunId,
+    run_id: RunArgument,
     top: Annotated[int, typer.Option(min=0, help="Also show so many of the best candidates of each search")] = 0,
     watch: Annotated[bool, typer.Option("--watch", help="Keep looking until Ctrl-C")] = False,
     store: StoreUrl = None,
@@ -66,7 +66,7 @@ def search_show(
 
 
 @search_app.command("resume", works=True)
-def search_resume(run_id: RunId, store: StoreUrl = None, config: ConfigFile = None) -> None:
+def search_resume(run_id: RunArgument, store: StoreUrl = None, config: ConfigFile = None) -> None:
     """Go on with a run that was killed, with the settings that it was started with; nothing told is evaluated again.
 
     The same as `memmcl run` with the same file and the same --set, for whom these are no longer at hand.
