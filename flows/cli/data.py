@@ -28,7 +28,7 @@ data_app = App(
     help="The data of a run: which subtasks there are, whether their rows can be used, what the rows are like."
 )
 
-data_app.command("fetch", works=True)(fetch)
+data_app.command("fetch", talks=True)(fetch)
 
 DataPath = Annotated[
     str | None,
