@@ -13,7 +13,6 @@ from flows.terminal import console, output
 from memmcl.errors import ArtifactNotFound, CorruptArtifact, UsageError, shown
 
 if TYPE_CHECKING:
-    from memmcl.report import Results
     from memmcl.store import ArtifactRef, Champions, Manifest, Reign, Store
 
 CHAMPION = "champion"
@@ -80,7 +79,7 @@ def show_run(store: Store, done: Manifest, out: Path | None, **more: Any) -> Non
     said = advice(results)
     console.print(results_table(results, width=max(80, console.width)))
     console.print(said.text)
-    for what, text in _ways_on(store, done, results, files, said.model):
+    for what, text in _ways_on(store, done, files, said.model):
         console.print(f"{what:<14} {text}", soft_wrap=True)
     output.answer(
         {
@@ -110,9 +109,7 @@ def _copy(store: Store, done: Manifest, out: Path) -> dict[str, str]:
     return files
 
 
-def _ways_on(
-    store: Store, done: Manifest, results: Results, files: dict[str, str], ship: str
-) -> Iterator[tuple[str, str]]:
+def _ways_on(store: Store, done: Manifest, files: dict[str, str], ship: str) -> Iterator[tuple[str, str]]:
     """Yield what can be done with a run: (what, command or place)."""
     run_id = done.key[:8]
     usual = store.url == Path("memmcl-store").absolute().as_uri()
