@@ -36,7 +36,8 @@ INPUTS = 20
 LOOK_UP = """
 import sys
 from pathlib import Path
-from flows.cli.common import find_run, open_store_of, settings_of
+from flows.cli.common import open_store_of, settings_of
+from flows.cli.finished import find_run
 
 find_run(open_store_of(settings_of(None, Path(sys.argv[1]))), sys.argv[2] or None, "champion")
 """
@@ -118,7 +119,7 @@ def publish(store: Store, what: ArtifactRef, number: int, others: list[ArtifactR
 def commands(config: Path, key: str) -> Iterator[tuple[str, list[str]]]:
     """Yield title and command."""
     shared = ["--config", str(config)]
-    cli = [sys.executable, "-m", "flows.cli"]
+    cli = [sys.executable, "-m", "flows.cli.root"]
     look_up = [sys.executable, "-c", LOOK_UP, str(config)]
     yield "version", [*cli, "version"]
     yield "report: the latest run", [*look_up, ""]

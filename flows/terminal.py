@@ -8,7 +8,7 @@ printed through `console`, what is said beside them through `notes`, errors by `
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, TextIO
@@ -84,6 +84,11 @@ class Output:
         self.json, self.quiet, self.verbose = json, quiet, verbose
         console.quiet, notes.quiet = json, json or quiet
 
+    @property
+    def chosen(self) -> bool:
+        """Whether any of the options was given."""
+        return self.json or self.quiet or self.verbose
+
     def answer(self, document: object) -> None:
         """With --json, print the one result of a command; without, it has been printed for people."""
         if self.json:
@@ -116,4 +121,8 @@ def _plain(value: object) -> object:
     """Return what JSON has for a value that it does not know."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)

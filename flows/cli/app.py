@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from flows.terminal import Commands, output
 from memmcl.errors import UsageError
 
+Command = TypeVar("Command", bound=Callable[..., Any])
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document, and nothing else")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print the result alone, and errors")]
 Verbose = Annotated[
@@ -19,15 +20,18 @@ Verbose = Annotated[
 ]
 
 
-def with_output(function: Callable[..., Any], *, json: bool = True, works: bool = False) -> Callable[..., Any]:
+def with_output(
+    function: Callable[..., Any], *, json: bool = True, talks: bool = False, works: bool = False
+) -> Callable[..., Any]:
     """Return a command with the options --json, --quiet and --verbose, which choose what `flows.terminal` prints.
 
-    json: whether it prints a result. works: whether it loads models or starts services, so that there is something to
-    be quiet about.
+    json: whether it prints a result. talks: whether it says more than its result. works: whether it also loads models
+    or starts services, which have much to say.
     """
     known = inspect.signature(function, eval_str=True)
     added = {"as_json": Json} if json else {}
-    added |= {"quiet": Quiet, "verbose": Verbose} if works else {}
+    added |= {"quiet": Quiet} if talks or works else {}
+    added |= {"verbose": Verbose} if works else {}
     options = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
         for name, annotation in added.items()
@@ -53,6 +57,13 @@ class App(typer.Typer):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"cls": Commands, "no_args_is_help": True, **options})
 
-    def add(self, function: Callable[..., Any], name: str, *, json: bool = True, works: bool = False) -> None:
-        """Add a command."""
-        self.command(name)(with_output(function, json=json, works=works))
+    def command(
+        self, name: str | None = None, *, json: bool = True, talks: bool = False, works: bool = False, **options: Any
+    ) -> Callable[[Command], Command]:
+        """Add a command; json, talks, works: as of `with_output`. The function stays as it is."""
+
+        def add(function: Command) -> Command:
+            super(App, self).command(name, **options)(with_output(function, json=json, talks=talks, works=works))
+            return function
+
+        return add

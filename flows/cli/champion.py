@@ -7,24 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.common import (
-    ConfigFile,
-    StoreUrl,
-    console,
-    current_reign,
-    find_run,
-    open_store_of,
-    print_columns,
-    settings_of,
-    show_run,
-)
+from flows.cli.app import App
+from flows.cli.common import ConfigFile, StoreUrl, open_store_of, print_columns, settings_of
+from flows.cli.finished import current_reign, find_run, show_run
+from flows.terminal import console, output
 
 if TYPE_CHECKING:
     from memmcl.store import Champions, Store
 
-champion_app = typer.Typer(
-    help="The champion: the run whose model is in use. Retrains challenge it; a person may roll it back.",
-    no_args_is_help=True,
+champion_app = App(
+    help="The champion: the run whose model is in use. Retrains challenge it; a person may roll it back."
 )
 
 ChampionName = Annotated[
@@ -44,7 +36,7 @@ def champion_show(name: ChampionName = None, store: StoreUrl = None, config: Con
     reign = current_reign(opened, champions)
     console.print(f"champion {champions.name}: run {reign.run_id[:8]}, {reign.name}, since {reign.since}")
     console.print(f"{reign.how}: {reign.why}", soft_wrap=True)
-    show_run(opened, find_run(opened, reign.run_id, champions.name), None)
+    show_run(opened, find_run(opened, reign.run_id, champions.name), None, champion=champions.name, reign=reign)
 
 
 @champion_app.command("history")
@@ -56,6 +48,7 @@ def champion_history(name: ChampionName = None, store: StoreUrl = None, config: 
         score = "" if reign.unified is None else f"{reign.unified:.3f} ± {reign.unified_se or 0:.3f}"
         rows.append((reign.since[:16], reign.run_id[:8], reign.name, reign.how, score, reign.why))
     print_columns(("since", "run", "name", "how", "test score", "why"), rows)
+    output.answer(champions.history[::-1])
 
 
 @champion_app.command("rollback")
@@ -82,6 +75,7 @@ def champion_rollback(
     assert before is not None
     assert after is not None
     console.print(f"champion {champions.name}: run {after.run_id[:8]}, {after.name} (was run {before.run_id[:8]})")
+    output.answer({"champion": champions.name, "before": before, "now": after})
 
 
 def _champions(name: str | None, store: str | None, config: Path | None) -> tuple[Store, Champions]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,19 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from flows.terminal import console
+from flows.terminal import console, notes, output
 from memmcl.config import RunConfig, load_config
-from memmcl.errors import ArtifactNotFound, CorruptArtifact, MemmclError, UsageError, shown
+from memmcl.errors import MemmclError
 
 if TYPE_CHECKING:
     from prefect.states import State
 
-    from memmcl.store import ArtifactRef, Champions, Manifest, Reign, Store
+    from memmcl.store import Store
 
 INTERRUPTED = 130
 """The exit status of a command that was ended from outside."""
-CHAMPION = "champion"
-"""What `--run` takes in place of an id."""
 
 StoreUrl = Annotated[
     str | None,
@@ -54,32 +50,6 @@ def open_store_of(settings: RunConfig) -> Store:
     return Store.open(cfg.url, endpoint_url=cfg.endpoint_url, region=cfg.region)
 
 
-def current_reign(store: Store, champions: Champions) -> Reign:
-    """Return the champion of now, or say that there is none."""
-    if champions.current is None:
-        raise UsageError(f"no champion {shown(champions.name)} in {store.url} yet; the first retrain makes one")
-    return champions.current
-
-
-def find_run(store: Store, run_id: str | None, champion: str) -> Manifest:
-    """Return the finished run whose id starts so; that of the champion of this name for "champion"; else the latest."""
-    if run_id == CHAMPION:
-        from memmcl.store import read_champions
-
-        run_id = current_reign(store, read_champions(store, champion)).run_id
-    from memmcl.store import newest
-
-    found = newest(store, "run", run_id or "")
-    if found is None:
-        for path in store.objects.entries("manifests/run", run_id or ""):
-            raise _damaged(store, Path(path).stem, f"its manifest {path} is not valid")
-        which = f"whose id starts with {shown(run_id)} " if run_id else ""
-        raise UsageError(
-            f"no finished run {which}in {store.url}; start one with `memmcl run CONFIG`, or name another --store"
-        )
-    return found
-
-
 def print_columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table of any length; rich's own takes minutes for thousands of rows."""
     lines = [tuple(header), *rows]
@@ -88,60 +58,6 @@ def print_columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     console.print(Text(text[0], style="bold"), soft_wrap=True)
     if text[1:]:
         console.out("\n".join(text[1:]), highlight=False)
-
-
-@contextmanager
-def mendable(store: Store, run_id: str) -> Iterator[None]:
-    """Say of a run that is damaged how it becomes whole again."""
-    try:
-        yield
-    except (ArtifactNotFound, CorruptArtifact) as error:
-        raise _damaged(store, run_id, str(error).partition("; run the pipeline")[0]) from error
-
-
-def _damaged(store: Store, run_id: str, what: str) -> CorruptArtifact:
-    return CorruptArtifact(
-        f"run {run_id[:8]} is damaged: {what}; run its command again, or `memmcl store verify --repair {run_id[:8]} "
-        f"--store {shlex.quote(store.url)}`: what is damaged is made again"
-    )
-
-
-def show_run(store: Store, done: Manifest, out: Path | None) -> None:
-    """Print the results table and where to look further; copy report and model to `out`.
-
-    Raises:
-        CorruptArtifact: something of the run is damaged; the message says how it is made again.
-    """
-    with mendable(store, done.key):
-        _show_run(store, done, out)
-
-
-def _show_run(store: Store, done: Manifest, out: Path | None) -> None:
-    from memmcl.report import parse_results, results_table
-    from memmcl.store.objects import write_file
-
-    results = parse_results(json.loads(store.read(done, "results.json")))
-    console.print(results_table(results, width=max(80, console.width)))
-    if out is None and store.url.startswith("file://"):
-        out = Path("memmcl-runs") / done.key[:8]
-    if out is not None:
-        store.fetch(done, out)
-        for kind, name in (("unified", "adapter"), ("model", "model")):
-            for ref in _made(done, kind):
-                store.fetch(ref, out / name)
-                write_file(out / name / "README.md", store.read(done, f"{name}.md"))
-        console.print(f"unified model  {out / 'adapter'}")
-        console.print(f"report         {out / 'report.html'}", soft_wrap=True)
-    else:
-        console.print(
-            f"report         memmcl report {done.key[:8]} --store {shlex.quote(store.url)} --out DIR", soft_wrap=True
-        )
-    flow_run = done.metrics.get("flow_run_id")
-    console.print(f"run history    memmcl ui  (flow run {flow_run})", soft_wrap=True)
-
-
-def _made(done: Manifest, kind: str) -> list[ArtifactRef]:
-    return [ref for ref in done.inputs if ref.kind == kind]
 
 
 @contextmanager
@@ -160,9 +76,37 @@ def our_options(names: Mapping[str, str]) -> Iterator[None]:
         raise type(error)(message) from error
 
 
+@contextmanager
+def progress_bar(total: int, first: str) -> Iterator[Callable[[int, str, str], None]]:
+    """Draw a bar in a terminal; yield what moves it: called with (done, what is going on, a few words).
+
+    first: what is going on before the first step.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    what, words = TextColumn("{task.description}"), TextColumn("{task.fields[words]}")
+    columns = (what, BarColumn(), MofNCompleteColumn(), words, TimeRemainingColumn())
+    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bar:
+        task = bar.add_task(first, total=total, words="")
+        yield lambda done, going, said: bar.update(task, completed=done, description=going, words=said)
+
+
+def read_texts(place: str, whose: str) -> list[str]:
+    """Return the texts of a file; those that cannot be used are left out and counted."""
+    from memmcl.experts import forced
+    from memmcl.suite.faults import Faults
+
+    faults = Faults()
+    found = forced.read_texts(place, faults=faults)
+    if len(faults):
+        notes.print(f"left out: {len(faults)} {whose}, first {faults.first[0]}", soft_wrap=True)
+    return found
+
+
 def raise_unless_done(state: State[Any]) -> None:
     """Raise what a flow failed with; one that was cancelled ends the command."""
     if state.is_cancelled():
+        output.before_error()
         console.print("the run was cancelled")
         raise typer.Exit(INTERRUPTED)
     state.result()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -12,7 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from flows.cli.common import Overrides, console
+from flows.cli.app import App
+from flows.cli.common import Overrides
+from flows.cli.fetch import fetch
+from flows.terminal import console, output
 from memmcl.config import load_config
 from memmcl.errors import DataError, brief
 from memmcl.suite.faults import Fault, Faults
@@ -22,10 +24,11 @@ if TYPE_CHECKING:
     from memmcl.suite.sources import Reading, RowPools
     from memmcl.suite.stats import Lengths, SplitStats
 
-data_app = typer.Typer(
-    help="The data of a run: which subtasks there are, whether their rows can be used, what the rows are like.",
-    no_args_is_help=True,
+data_app = App(
+    help="The data of a run: which subtasks there are, whether their rows can be used, what the rows are like."
 )
+
+data_app.command("fetch", talks=True)(fetch)
 
 DataPath = Annotated[
     str | None,
@@ -59,6 +62,7 @@ def data_list(config: RunFile = None, set_: Overrides = None) -> None:
         in_run = (("yes" if name in chosen else ""),) if with_run else ()
         table.add_row(name, subtask.group, answer, subtask.metric, datasets, *in_run)
     console.print(table)
+    output.answer([{**asdict(subtask), "in_run": name in chosen} for name, subtask in known.items()])
 
 
 @data_app.command("check")
@@ -110,16 +114,21 @@ def data_check(path: DataPath = None, config: RunFile = None, set_: Overrides = 
         f"{len(subtasks)} subtasks, {rows:,} rows that can be used, {len(faults) + len(missing):,} faults, "
         f"{len(warnings):,} warnings"
     )
+    output.answer(
+        {
+            "subtasks": len(subtasks),
+            "rows": rows,
+            "faults": faults.listed,
+            "missing": missing,
+            "warnings": warnings,
+            "left_out": left_out,
+        }
+    )
     raise typer.Exit(1 if len(faults) or missing else 0)
 
 
 @data_app.command("stats")
-def data_stats(
-    path: DataPath = None,
-    config: RunFile = None,
-    set_: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines")] = False,
-) -> None:
+def data_stats(path: DataPath = None, config: RunFile = None, set_: Overrides = None) -> None:
     """Show how many rows each part has, how its labels are balanced, how long texts are, and what leaks.
 
     Rows that cannot be used are left out and counted; `memmcl data check` lists them.
@@ -137,15 +146,7 @@ def data_stats(
     parts, leaks = describe(subtasks, read.pools), leakage(read.pools)
     best = constants(subtasks, read.pools)
     left_out = _left_out(read)
-    if as_json:
-        shown = {
-            "parts": [asdict(part) for part in parts],
-            "leakage": [asdict(leak) for leak in leaks],
-            "constants": [asdict(constant) for constant in best],
-            "left_out": left_out,
-        }
-        console.print(json.dumps(shown, ensure_ascii=False), soft_wrap=True)
-        return
+    output.answer({"parts": parts, "leakage": leaks, "constants": best, "left_out": left_out})
     _show_parts(parts)
     console.print("\nTexts that leak: rows of a part that equal a test text, or share 36 characters with one")
     table = _table("data set", "part", "test texts of", "equal", "share")
@@ -162,17 +163,23 @@ def data_stats(
 
 
 class _Listed(Faults):
-    """Prints each fault as soon as it is found, and counts by file; keeps all warnings for later."""
+    """Prints each fault as soon as it is found, and counts by file; keeps all warnings for later.
+
+    listed: the faults, where they are printed as JSON.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.by_file: dict[str, Counter[str]] = {}
         self.odd: list[Fault] = []
+        self.listed: list[Fault] = []
 
     def add(self, fault: Fault) -> None:
         super().add(fault)
         self.by_file.setdefault(fault.place.rpartition(", ")[0], Counter())[fault.kind] += 1
         console.print(str(fault), soft_wrap=True)
+        if output.json:
+            self.listed.append(fault)
 
     def warn(self, fault: Fault) -> None:
         super().warn(fault)

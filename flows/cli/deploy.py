@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from flows.cli.common import Overrides, console, quiet_environment
+from flows.cli.common import Overrides, quiet_environment
+from flows.terminal import console, notes, output
 from memmcl.config import load_config
 
 
@@ -34,11 +35,12 @@ def deploy(
     quiet_environment()
     from flows.deploy import deploy as apply
 
-    with console.status("asking the Prefect server"):
+    with notes.status("asking the Prefect server"):
         applied = apply(file, settings)
     table = Table("what", "name", "", box=None, header_style="bold")
     for one in applied:
         table.add_row(one.what, one.name, one.done)
     console.print(table)
+    output.answer(applied)
     for pool in (one.name for one in applied if one.what == "work pool"):
         console.print(f"next           prefect worker start --pool {shlex.quote(pool)} --type process", soft_wrap=True)

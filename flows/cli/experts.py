@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
-from flows.cli.common import console, our_options, quiet_environment
+from flows.cli.app import App
+from flows.cli.common import our_options, progress_bar, quiet_environment, read_texts
+from flows.cli.screen import log_output
+from flows.terminal import console, notes, output
 from memmcl.config import DataConfig
 from memmcl.errors import UsageError
 
 if TYPE_CHECKING:
-    from memmcl.experts.train import Progressed, StepCallback
+    from memmcl.api.anchoring import AnchoredExpert
+    from memmcl.experts.train import Moved
 
 ALL = "all"
 SIX: tuple[str, ...] = DataConfig.model_fields["subtasks"].default
@@ -36,7 +39,7 @@ _OPTIONS = {
 }
 """What messages of memmcl say -> the option that it is here."""
 
-experts_app = typer.Typer(help="LoRA adapters that you bring.", no_args_is_help=True)
+experts_app = App(help="LoRA adapters that you bring.")
 
 TextsFile = Annotated[
     str,
@@ -64,7 +67,7 @@ Others = Annotated[
         help=f"Subtasks on which it shall be like the base, or {ALL}; by default {', '.join(SIX)}, less its own",
     ),
 ]
-Dtype = Annotated[
+BaseDtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
     typer.Option(help="Type of the base weights; auto: bfloat16 where the hardware has it"),
 ]
@@ -72,7 +75,7 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where it r
 PromptTokens = Annotated[int, typer.Option(min=16, max=8192, help="A prompt's tokens; a longer text is cut at its end")]
 
 
-@experts_app.command("anchor")
+@experts_app.command("anchor", works=True)
 def anchor(
     base: Annotated[str, typer.Option(help="The adapter's base model: hub id, directory, GGUF file, or pypi:NAME")],
     adapter: Annotated[Path, typer.Option(help="Folder of a finished LoRA adapter, as PEFT saves it")],
@@ -90,7 +93,7 @@ def anchor(
     rows: OwnRows = 32,
     others: Others = None,
     seed: Annotated[int, typer.Option(help="Seed of all that is drawn")] = 0,
-    dtype: Dtype = "auto",
+    dtype: BaseDtype = "auto",
     device: Device = "auto",
     max_prompt_tokens: PromptTokens = 192,
 ) -> None:
@@ -105,15 +108,10 @@ def anchor(
     $ memmcl experts anchor --base org/model --adapter my-lora --texts rows.csv --template prompt.txt --out anchored
     """
     quiet_environment()
-    with our_options(_OPTIONS):
-        if (subtask is None) == (template is None):
-            raise UsageError(
-                f"expected one of --subtask and --template, got {'neither' if subtask is None else 'both'}; "
-                "name the adapter's subtask, or give its prompt as a file with {text} in it"
-            )
-        prompt = None if template is None else _read_template(template)
+    with our_options(_OPTIONS), log_output():
+        prompt = _prompt_of(subtask, template)
         named = None if others is None else [name.strip() for name in others.split(",") if name.strip()]
-        with console.status("reading adapter, texts and base model"):
+        with notes.status("reading adapter, texts and base model"):
             from memmcl.api import anchoring
 
             settings = anchoring.AnchorSettings(
@@ -122,66 +120,52 @@ def anchor(
             anchored = anchoring.anchor_expert(
                 base,
                 adapter,
-                _read_texts(texts),
+                read_texts(texts, "texts that cannot be used"),
                 subtask=subtask,
                 template=prompt,
                 others=named,
                 settings=settings,
                 device=device,
             )
-        record = anchored.saved(out)
-        if record is not None:
-            console.print(f"{out} is there already, made with the same arguments; it was:", soft_wrap=True)
-        else:
-            with _bar(steps) as progress:
-                record = anchored.save(out, progress=progress, say=_dealt)
+        record = _save(anchored, out, steps)
     _show(subtask, record)
     console.print(f"adapter        {out}", soft_wrap=True)
+    output.answer({"folder": out, "record": record})
 
 
-def _dealt(words: str) -> None:
-    console.print(f"texts          {words}", soft_wrap=True)
+def _save(anchored: AnchoredExpert, out: Path, steps: int) -> Mapping[str, Any]:
+    """Train and write the anchored adapter, or find it there; return its record."""
+    record = anchored.saved(out)
+    if record is not None:
+        notes.print(f"{out} is there already, made with the same arguments; it was:", soft_wrap=True)
+        return record
+
+    def say(words: str) -> None:
+        notes.print(f"texts          {words}", soft_wrap=True)
+
+    with progress_bar(steps, "measuring") as move:
+
+        def moved(now: Moved) -> None:
+            move(now.step, "anchoring", f"loss {now.loss:.4f}, {now.tokens_per_second:,.0f} tokens/s")
+
+        return anchored.save(out, progress=moved, say=say)
 
 
-def _read_texts(place: str) -> list[str]:
-    from memmcl.experts.forced import read_texts
-    from memmcl.suite.faults import Faults
-
-    faults = Faults()
-    found = read_texts(place, faults=faults)
-    if len(faults):
-        console.print(f"left out: {len(faults)} texts that cannot be used, first {faults.first[0]}", soft_wrap=True)
-    return found
-
-
-def _read_template(path: Path) -> str:
+def _prompt_of(subtask: str | None, path: Path | None) -> str | None:
+    """Return the prompt in a file, None where the subtask is named instead."""
+    if (subtask is None) == (path is None):
+        raise UsageError(
+            f"expected one of --subtask and --template, got {'neither' if subtask is None else 'both'}; "
+            "name the adapter's subtask, or give its prompt as a file with {text} in it"
+        )
+    if path is None:
+        return None
     try:
         return path.read_bytes().decode()
     except OSError as error:
         raise UsageError(f"--template: cannot read {path} ({error.strerror}); give a text file") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"--template: {path} is not UTF-8; convert it") from error
-
-
-@contextmanager
-def _bar(steps: int) -> Iterator[StepCallback]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[at]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("measuring", total=steps, at="")
-
-        def show(moved: Moved) -> None:
-            at = f"loss {moved.loss:.4f}, {moved.tokens_per_second:,.0f} tokens/s"
-            bar.update(task, completed=moved.step, description="anchoring", at=at)
-
-        yield show
 
 
 def _show(subtask: str | None, record: Mapping[str, Any]) -> None:

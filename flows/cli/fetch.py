@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.common import ConfigFile, console, settings_of
+from flows.cli.common import ConfigFile, settings_of
+from flows.terminal import console, notes, output
 from memmcl.errors import UsageError, shown
 
 KNOWN = ("sentieval",)
@@ -42,7 +43,7 @@ def fetch(
 
     listing = sentieval_listing()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bar:
         task = bar.add_task(f"0 of {len(listing.files)} files", total=listing.size)
 
         def show(files: int, size: int, path: str) -> None:
@@ -56,6 +57,7 @@ def fetch(
     )
     console.print(fetched.notice, soft_wrap=True)
     console.print(f"use it with    data.source: {fetched.target}", soft_wrap=True)
+    output.answer(fetched)
 
 
 def _storage(config: Path | None) -> dict[str, Any]:

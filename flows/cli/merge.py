@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.common import console, our_options, quiet_environment
+from flows.cli.app import App, with_output
+from flows.cli.common import our_options, quiet_environment, read_texts
 from flows.cli.merge_common import (
     OPTIONS,
     BaseName,
@@ -21,14 +22,20 @@ from flows.cli.merge_common import (
     named_values,
     number,
     parameters_of,
+    recipe_of,
     required,
     save,
     show_merge,
 )
 from flows.cli.merge_search import search
+from flows.cli.screen import log_output
+from flows.terminal import notes, output
 from memmcl.errors import UsageError, shown
 
-merge_app = typer.Typer(invoke_without_command=True, no_args_is_help=True)
+if TYPE_CHECKING:
+    from memmcl.merge.genome import Recipe
+
+merge_app = App(invoke_without_command=True)
 
 TextFiles = Annotated[
     list[str] | None,
@@ -40,7 +47,6 @@ TextFiles = Annotated[
 ]
 
 
-@merge_app.callback()
 def merge(
     context: typer.Context,
     base: BaseName = None,
@@ -73,21 +79,19 @@ def merge(
     $ memmcl merge --base org/model --expert a=s3://bucket/a --expert b=org/b --method dare_ties --full --out merged
     """
     if context.invoked_subcommand is not None:
-        if base or expert or out:
+        if base or expert or out or output.chosen:
             raise UsageError(f"options of `memmcl merge {context.invoked_subcommand}` go behind it; move them there")
         return
     base, named, out = required(base, expert, out)
     quiet_environment()
-    with our_options(OPTIONS):
+    with our_options(OPTIONS), log_output():
         from memmcl.api import merging
 
         taken = weights_of(weights, list(named))
-        recipe = merging.Recipe(method, parameters_of(method, param or []), seed)
-        files = named_values("--texts", texts or [], "FILE")
-        counting = [name for name, weight in merging.weights_of(taken, list(named)).items() if weight]
+        recipe = recipe_of(method, parameters_of(method, param or []), seed)
         merging.check_form(recipe, rank, full, dtype)
-        merging.check_texts(recipe, dict.fromkeys(files, ()), counting)
-        with console.status("reading the adapters and the base"):
+        files = _text_files(texts or [], recipe, merging.weights_of(taken, list(named)))
+        with notes.status("reading the adapters and the base"):
             merged = merging.merge_experts(
                 base,
                 named,
@@ -97,14 +101,25 @@ def merge(
                 rank=rank,
                 full=full,
                 dtype=dtype,
-                texts=read_texts_of(files),
+                texts={name: read_texts(place, f"texts of {name}") for name, place in files.items()},
                 text_tokens=text_tokens,
                 seed=seed,
             )
-        show_merge(out, save(out, merged))
+        record = save(out, merged)
+    show_merge(out, record)
 
 
-merge_app.command("search")(search)
+merge_app.callback()(with_output(merge, works=True))
+merge_app.command("search", works=True)(search)
+
+
+def _text_files(texts: Sequence[str], recipe: Recipe, weights: Mapping[str, float]) -> dict[str, str]:
+    """Return the file of texts of each expert, once it is known that the method needs them, and all of them."""
+    from memmcl.api.merging import check_texts
+
+    files = named_values("--texts", texts, "FILE")
+    check_texts(recipe, dict.fromkeys(files, ()), [name for name, weight in weights.items() if weight])
+    return files
 
 
 def weights_of(given: str | None, names: Sequence[str]) -> dict[str, float] | list[float] | None:
@@ -122,17 +137,3 @@ def weights_of(given: str | None, names: Sequence[str]) -> dict[str, float] | li
     if len({name.strip() for name, _, _ in by_name}) < len(by_name):
         raise UsageError(f"--weights names an expert twice: {shown(given)}")
     return {name.strip(): number(value) for name, _, value in by_name}
-
-
-def read_texts_of(files: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the texts of each file; texts that cannot be used are left out and counted."""
-    from memmcl.experts.forced import read_texts
-    from memmcl.suite.faults import Faults
-
-    found = {}
-    for name, place in files.items():
-        faults = Faults()
-        found[name] = read_texts(place, faults=faults)
-        if len(faults):
-            console.print(f"left out: {len(faults)} texts of {name}, first {faults.first[0]}", soft_wrap=True)
-    return found

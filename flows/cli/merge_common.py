@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from flows.cli.common import console
-from flows.terminal import Terminal, warn
+from flows.terminal import Terminal, console, notes, output, warn
 from memmcl.config.methods import METHODS
 from memmcl.errors import ConfigError, UsageError, shown
 
 if TYPE_CHECKING:
     from memmcl.api.merging import Merge
+    from memmcl.merge.genome import Recipe
 
 _NAME = re.compile(r"^[A-Za-z0-9][\w.-]{0,62}$")
 OPTIONS = {
@@ -102,28 +102,41 @@ def parameters_of(method: str, parameters: Sequence[str]) -> dict[str, float | s
     return values
 
 
+def recipe_of(method: str, parameters: Mapping[str, float | str] | None = None, seed: int = 0) -> Recipe:
+    """Return how to merge; what it needs is loaded here."""
+    from memmcl.merge.genome import Recipe
+
+    return Recipe(method, parameters or {}, seed)
+
+
 def save(out: Path, merge: Merge) -> dict[str, Any]:
     """Write the merge to its folder, or find it there, made from the same; return its record."""
     record = merge.saved(out)
     if record is not None:
-        console.print(f"{out} is there already, made with the same arguments; it is:", soft_wrap=True)
+        notes.print(f"{out} is there already, made with the same arguments; it is:", soft_wrap=True)
         return record
     for warning in merge.warnings:
         warn(warning)
-    with console.status("merging"):
+    with notes.status("merging"):
         return merge.save(out)
 
 
-def show_merge(out: Path, record: Mapping[str, Any]) -> None:
-    """Print what was merged, how, what was lost, and where it is."""
+def show_merge(out: Path, record: Mapping[str, Any], **more: Any) -> None:
+    """Print what was merged, how, what was lost, and where it is.
+
+    more: of the JSON document that takes the place of it.
+    """
+    output.answer({"folder": out, "record": record, **more})
+    if output.json:
+        return
     blocks = len(record["experts"][0]["coefficients"])
     heads = ["weight"] if blocks == 1 else [f"block {number}" for number in range(1, blocks + 1)]
     table = Table("expert", *heads, "rank", "modules", "from", box=None, header_style="bold")
     for expert in record["experts"]:
         values = [f"{value:.4g}" for value in expert["coefficients"]]
         table.add_row(expert["name"], *values, str(expert["rank"]), str(expert["modules"]), expert["place"])
-    Terminal(width=1000).print(table)  # a place that is cut to the terminal cannot be copied
-    method, output, errors = record["method"], record["output"], record["errors"]
+    Terminal(width=1000, file=console.file).print(table)  # a place that is cut to the terminal cannot be copied
+    method, result, errors = record["method"], record["output"], record["errors"]
     given = [
         f"{name} {value:g}" if isinstance(value, float | int) else f"{name} {value}"
         for name, value in method["parameters"].items()
@@ -136,11 +149,11 @@ def show_merge(out: Path, record: Mapping[str, Any]) -> None:
             f"relative error {errors['mean']:.4f} in the mean, {worst['error']:.4f} in the worst ({worst['module']})",
             soft_wrap=True,
         )
-    if output["form"] == "full":
-        console.print(f"model          {out} ({output['dtype']})", soft_wrap=True)
+    if result["form"] == "full":
+        console.print(f"model          {out} ({result['dtype']})", soft_wrap=True)
     else:
         exact = "" if errors is not None else ", exact"
-        console.print(f"adapter        {out} (rank {output['rank']}{exact})", soft_wrap=True)
+        console.print(f"adapter        {out} (rank {result['rank']}{exact})", soft_wrap=True)
 
 
 def number(text: str, message: str = "") -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from flows.cli.common import Overrides, StoreUrl, console, open_store_of, our_options, quiet_environment
+from flows.cli.common import Overrides, StoreUrl, open_store_of, our_options, progress_bar, quiet_environment
 from flows.cli.merge_common import (
     OPTIONS,
     BaseName,
@@ -22,10 +22,13 @@ from flows.cli.merge_common import (
     Parameters,
     Rank,
     parameters_of,
+    recipe_of,
     required,
     save,
     show_merge,
 )
+from flows.cli.screen import log_output
+from flows.terminal import console, notes
 from memmcl.config import RunConfig, load_config
 from memmcl.errors import UsageError
 
@@ -53,7 +56,9 @@ WeakFile = Annotated[
         "expert names the one that a row is for",
     ),
 ]
-Method = Annotated[str | None, typer.Option(metavar="NAME", help="How task vectors are merged, as in `memmcl merge`")]
+SearchMethod = Annotated[
+    str | None, typer.Option(metavar="NAME", help="How task vectors are merged, as in `memmcl merge`")
+]
 Evaluations = Annotated[int | None, typer.Option(min=1, help="Candidates, seeds included; 40 by default")]
 Strategy = Annotated[
     Literal["bayesian", "cmaes", "genetic", "random"] | None,
@@ -79,7 +84,7 @@ def search(
     expert: Experts = None,
     weak: WeakFile = None,
     out: Out = None,
-    method: Method = None,
+    method: SearchMethod = None,
     param: Parameters = None,
     evaluations: Evaluations = None,
     strategy: Strategy = None,
@@ -119,28 +124,39 @@ def search(
         "seed": seed,
     }
     quiet_environment()
-    with our_options(_SETTINGS):
+    with our_options(_SETTINGS), log_output():
         settings = _settings(config, set_ or [], given, param or [])
         from memmcl.api.merging import check_form
-        from memmcl.api.searching import plan_search
-        from memmcl.merge.genome import Recipe
-        from tasks.search.driver import check_store
 
-        check_form(Recipe(settings.search.method), rank, full, dtype)
+        check_form(recipe_of(settings.search.method), rank, full, dtype)
         _check_out(out)
-        with console.status("reading adapters and rows"):
-            store_of_search = open_store_of(settings)
-            check_store(store_of_search.url)
-            planned = plan_search(settings, store_of_search, base, named, weak, evaluations)
-        counts = ", ".join(f"{count} of {name}" for name, count in planned.counts.items())
-        console.print(f"weak rows      {counts}", soft_wrap=True)
-        console.print(f"search         {planned.plan.key[:8]}, store {planned.store.url}", soft_wrap=True)
-        _check_out(out, planned.plan.key)
-        with _bar(planned) as on_result:
-            found = planned.run(_driver(settings), on_result)
-        _leaderboard(found)
-        show_merge(out, save(out, found.merge(rank=rank, full=full, dtype=dtype)))
+        found = _search(_plan(settings, base, named, weak, evaluations), settings, out)
+        record = save(out, found.merge(rank=rank, full=full, dtype=dtype))
+    _leaderboard(found)
+    show_merge(out, record, winner=found.winner, references=found.references)
     console.print(f"candidates     {out / 'candidates.parquet'}", soft_wrap=True)
+
+
+def _plan(
+    settings: RunConfig, base: str, experts: Mapping[str, str], weak: str, evaluations: int | None
+) -> MergeSearch:
+    from memmcl.api.searching import plan_search
+    from tasks.search.driver import check_store
+
+    with notes.status("reading adapters and rows"):
+        store = open_store_of(settings)
+        check_store(store.url)
+        return plan_search(settings, store, base, experts, weak, evaluations)
+
+
+def _search(planned: MergeSearch, settings: RunConfig, out: Path) -> SearchResult:
+    """Search on Ray Tune, and say what is searched and how far it is."""
+    counts = ", ".join(f"{count} of {name}" for name, count in planned.counts.items())
+    notes.print(f"weak rows      {counts}", soft_wrap=True)
+    notes.print(f"search         {planned.plan.key[:8]}, store {planned.store.url}", soft_wrap=True)
+    _check_out(out, planned.plan.key)
+    with _progress(planned) as on_result:
+        return planned.run(_driver(settings), on_result)
 
 
 def _driver(settings: RunConfig) -> Driver:
@@ -179,29 +195,19 @@ def _check_out(out: Path, key: str | None = None) -> None:
 
 
 @contextmanager
-def _bar(planned: MergeSearch) -> Iterator[OnResult]:
+def _progress(planned: MergeSearch) -> Iterator[OnResult]:
     """Show how far a search is: a bar in a terminal, about ten lines elsewhere."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[best]}"),
-        TimeRemainingColumn(),
-    )
     total, before = planned.spec.evaluations, planned.progress
     done, best = before["candidates"], float("-inf") if before["fitness"] is None else before["fitness"]
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("measuring references", total=total, best="")
+    with progress_bar(total, "measuring references") as move:
 
         def show(_: SearchSpec, __: Proposal, record: Mapping[str, Any]) -> None:
             nonlocal best, done
             done += 1
             best = max(best, record["fitness"] if record["fitness"] is not None and not record["stopped"] else best)
-            bar.update(task, completed=done, description="searching", best=f"best {best:.4f}")
-            if not console.is_terminal and (done * 10 // total > (done - 1) * 10 // total):
-                console.print(f"searching      {done} of {total}, best {best:.4f}")
+            move(done, "searching", f"best {best:.4f}")
+            if not notes.is_terminal and (done * 10 // total > (done - 1) * 10 // total):
+                notes.print(f"searching      {done} of {total}, best {best:.4f}")
 
         yield show
 

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from flows.cli.common import ConfigFile, StoreUrl, console, find_run, mendable, open_store_of, settings_of
+from flows.cli.common import ConfigFile, StoreUrl, open_store_of, quiet_environment, settings_of
+from flows.cli.finished import find_run, mendable
+from flows.cli.screen import log_output
+from flows.terminal import console, notes, output
 from memmcl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,15 +48,17 @@ def predict(
     settings = settings_of(store, config)
     opened = open_store_of(settings)
     manifest = find_run(opened, run_id, settings.promotion.champion)
-    from memmcl.api.model import load_model
+    quiet_environment()
+    with log_output(), notes.status("loading the unified model"), mendable(opened, manifest.key):
+        from memmcl.api.model import load_model
 
-    with console.status("loading the unified model"), mendable(opened, manifest.key):
         model = load_model(opened, manifest.key)
         found = model.predict(text, aspects=aspect or [], targets=target or [])
     table = Table("subtask", "about", "answer", "confidence", box=None, header_style="bold")
     for one in found:
         table.add_row(model.subtasks[one.subtask].title, *_answer(one))
     console.print(table)
+    output.answer({"run": manifest.key, "predictions": found})
 
 
 def _answer(found: Prediction) -> tuple[str, str, str]:

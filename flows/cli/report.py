@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.common import ConfigFile, StoreUrl, find_run, open_store_of, settings_of, show_run
+from flows.cli.common import ConfigFile, StoreUrl, open_store_of, settings_of
+from flows.cli.finished import find_run, show_run
 
 
 def report(

@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.common import Overrides, ServerPort, console, quiet_environment, raise_unless_done
+from flows.cli.common import Overrides, ServerPort, quiet_environment, raise_unless_done
+from flows.cli.screen import run_screen, say_warnings
+from flows.terminal import console, output
 from memmcl.config import load_config
+from tasks.ui.updates import GATE, STAGES
 
 
 def retrain(
@@ -27,18 +30,26 @@ def retrain(
     """
     settings = load_config(config, set_ or [])
     quiet_environment()
-    from tasks.run.inputs import find_inputs
+    with run_screen((*STAGES, GATE)) as seen:
+        seen.doing("reading rows and base model")
+        from tasks.run.inputs import find_inputs
 
-    with console.status("reading data and base model"):
         find_inputs(settings)  # mistakes show before a server starts
-    from flows.server import check_port, prefect_server
+        from flows.server import check_port, prefect_server
 
-    if port is not None:
-        check_port(port)
-    with prefect_server(port) as api:
-        console.print(f"Prefect UI while it runs: {api.removesuffix('/api')}")
-        from flows.retrain import retrain as flow
+        if port is not None:
+            check_port(port)
+        seen.plan(settings)
+        seen.fact("store", settings.store.url)
+        if seen.log is not None:
+            seen.fact("log", str(seen.log))
+        with prefect_server(port) as api:
+            seen.fact("Prefect UI", api.removesuffix("/api"))
+            seen.doing("comparing rows with those of the champion")
+            from flows.retrain import retrain as flow
 
-        state = flow(settings, return_state=True)
-    raise_unless_done(state)
+            say_warnings()
+            state = flow(settings, return_state=True)
+        raise_unless_done(state)
     console.print(f"{state.name}: {state.message}", soft_wrap=True)
+    output.answer({"state": state.name, "message": state.message})

@@ -41,12 +41,12 @@ app = App(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.add(run, "run", works=True)
-app.add(retrain, "retrain", works=True)
-app.add(report, "report")
-app.add(ui, "ui", json=False)
-app.add(predict, "predict", works=True)
-app.add(deploy, "deploy")
+app.command(works=True)(run)
+app.command(works=True)(retrain)
+app.command()(report)
+app.command(json=False)(ui)
+app.command(works=True)(predict)
+app.command()(deploy)
 app.add_typer(data_app, name="data")
 app.add_typer(experts_app, name="experts")
 app.add_typer(merge_app, name="merge")
@@ -55,13 +55,11 @@ app.add_typer(store_app, name="store")
 app.add_typer(champion_app, name="champion")
 
 
+@app.command()
 def version() -> None:
     """Show the version."""
     console.print(__version__)
     output.answer({"version": __version__})
-
-
-app.add(version, "version")
 
 
 def _show_version(wanted: bool) -> None:

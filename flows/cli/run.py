@@ -7,16 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.common import (
-    Overrides,
-    ServerPort,
-    console,
-    open_store_of,
-    quiet_environment,
-    raise_unless_done,
-    show_run,
-)
-from flows.cli.screen import Screen, run_screen, say_warnings_of_runs
+from flows.cli.common import Overrides, ServerPort, open_store_of, quiet_environment, raise_unless_done
+from flows.cli.finished import show_run
+from flows.cli.screen import Screen, run_screen, say_warnings
+from flows.terminal import notes
 from memmcl.config import RunConfig, load_config, parse_config
 from memmcl.errors import CorruptArtifact, DataError
 
@@ -76,7 +70,7 @@ def run_pipeline(
         seen.doing("opening the run")
         from tasks.run.session import finished, open_run, refuse_second
 
-        say_warnings_of_runs()
+        say_warnings()
         opened = open_run(settings, inputs, None if journal is None else lambda _: journal.pinned)
         done = finished(opened)
         if journal is not None and opened.id != journal.run_id:
@@ -89,8 +83,8 @@ def run_pipeline(
             refuse_second(opened)
             done = _work(seen, opened, port, journal)
     if reused:
-        console.print(f"run {opened.id[:8]} is finished; from the store:")
-    show_run(open_store_of(settings), done, out)
+        notes.print(f"run {opened.id[:8]} is finished; from the store:")
+    show_run(open_store_of(settings), done, out, reused=reused)
 
 
 def announce_run(seen: Screen, opened: Run) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,24 +10,25 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from flows.cli.common import ConfigFile, StoreUrl, console, open_store_of, settings_of
+from flows.cli.app import App
+from flows.cli.common import ConfigFile, StoreUrl, open_store_of, settings_of
+from flows.terminal import console, output
 
 if TYPE_CHECKING:
     from memmcl.store import Store
     from tasks.run.journal import Journal, SearchEntry
 
-search_app = typer.Typer(help="The merge searches of a run, finished or not.", no_args_is_help=True)
-RunId = Annotated[str, typer.Argument(help="First digits of a run's id, as `memmcl run` prints it")]
+search_app = App(help="The merge searches of a run, finished or not.")
+RunArgument = Annotated[str, typer.Argument(help="First digits of a run's id, as `memmcl run` prints it")]
 EVERY = 3.0
 """Seconds between two looks."""
 
 
 @search_app.command("show")
 def search_show(
-    run_id: RunId,
+    run_id: RunArgument,
     top: Annotated[int, typer.Option(min=0, help="Also show so many of the best candidates of each search")] = 0,
     watch: Annotated[bool, typer.Option("--watch", help="Keep looking until Ctrl-C")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what is known as JSON")] = False,
     store: StoreUrl = None,
     config: ConfigFile = None,
 ) -> None:
@@ -46,12 +46,12 @@ def search_show(
 
     opened = open_store_of(settings_of(store, config))
     journal = read_journal(opened, run_id)
-    if as_json:
+    if output.json:
         found = [
             {"search": entry.name, "of": entry.evaluations, **progress_of(opened.records(f"searches/{entry.key}"))}
             for entry in journal.searches
         ]
-        print(json.dumps(found, indent=1))
+        output.answer(found)
         return
     if not watch:
         console.print(_view(opened, journal, top))
@@ -65,8 +65,8 @@ def search_show(
             pass
 
 
-@search_app.command("resume")
-def search_resume(run_id: RunId, store: StoreUrl = None, config: ConfigFile = None) -> None:
+@search_app.command("resume", works=True)
+def search_resume(run_id: RunArgument, store: StoreUrl = None, config: ConfigFile = None) -> None:
     """Go on with a run that was killed, with the settings that it was started with; nothing told is evaluated again.
 
     The same as `memmcl run` with the same file and the same --set, for whom these are no longer at hand.

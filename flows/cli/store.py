@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from flows.cli.common import ConfigFile, StoreUrl, console, open_store_of, print_columns, settings_of
+from flows.cli.app import App
+from flows.cli.common import ConfigFile, StoreUrl, open_store_of, print_columns, settings_of
 from flows.cli.store_gc import store_gc, store_rm
+from flows.terminal import console, output
 from memmcl.errors import UsageError, shown
 
 if TYPE_CHECKING:
@@ -18,9 +20,7 @@ if TYPE_CHECKING:
     from memmcl.config import RunConfig
     from memmcl.store import Manifest, Problem, Store
 
-store_app = typer.Typer(
-    help="Look into the artifact store: every expert, search, evaluation and report of every run.", no_args_is_help=True
-)
+store_app = App(help="Look into the artifact store: every expert, search, evaluation and report of every run.")
 
 ArtifactKey = Annotated[str, typer.Argument(help="First digits of an artifact's key")]
 
@@ -45,17 +45,20 @@ def store_ls(
         raise UsageError(
             f"no artifact of kind {shown(kind)} in {opened.url}; kinds there: {', '.join(kinds) or 'none'}"
         )
-    rows = (
-        (found.kind, found.key[:12], found.name, found.created[:19], f"{found.seconds:.1f}", f"{found.size:,}")
-        for found in summaries(opened, kind)
-    )
+    listed = list(summaries(opened, kind))
+    rows = [
+        (one.kind, one.key[:12], one.name, one.created[:19], f"{one.seconds:.1f}", f"{one.size:,}") for one in listed
+    ]
     print_columns(("kind", "key", "name", "created", "seconds", "size"), rows)
+    output.answer(listed)
 
 
 @store_app.command("show")
 def store_show(key: ArtifactKey, store: StoreUrl = None, config: ConfigFile = None) -> None:
     """Show one artifact's manifest."""
-    console.print_json(_find(open_store_of(settings_of(store, config)), key).model_dump_json())
+    manifest = _find(open_store_of(settings_of(store, config)), key)
+    console.print_json(manifest.model_dump_json())
+    output.answer(manifest)
 
 
 @store_app.command("fetch")
@@ -72,14 +75,17 @@ def store_fetch(
     $ memmcl store fetch 3f9a1c ./adapter
     """
     opened = open_store_of(settings_of(store, config))
-    console.print(str(opened.fetch(_find(opened, key), directory)), soft_wrap=True)
+    manifest = _find(opened, key)
+    fetched = opened.fetch(manifest, directory)
+    console.print(str(fetched), soft_wrap=True)
+    output.answer({"kind": manifest.kind, "key": manifest.key, "directory": fetched})
 
 
 store_app.command("gc")(store_gc)
 store_app.command("rm")(store_rm)
 
 
-@store_app.command("verify")
+@store_app.command("verify", works=True)
 def store_verify(
     repair: Annotated[
         str | None,
@@ -110,6 +116,7 @@ def store_verify(
         f"{found.pointers} pointers, {found.checkpoints} checkpoints, {len(found.problems)} problems",
         soft_wrap=True,
     )
+    output.answer(found)
     if found.unsealed:
         console.print(f"{found.unsealed} objects of earlier versions hold no digest of their own")
     raise typer.Exit(1 if found.problems else 0)

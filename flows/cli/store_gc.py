@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.common import ConfigFile, StoreUrl, console, open_store_of, print_columns, settings_of
+from flows.cli.common import ConfigFile, StoreUrl, open_store_of, print_columns, settings_of
+from flows.terminal import console, output
 from memmcl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def _show(plan: RemovalPlan, delete: bool, kept: bool = True) -> None:
         console.print(f"removed {count:,} objects, {size:,} bytes")
     else:
         console.print(f"{count:,} objects, {size:,} bytes would go; --delete removes them")
+    output.answer({"deleted": delete, "totals": totals, "plan": plan})
     if plan.problems:
         raise typer.Exit(1)
 

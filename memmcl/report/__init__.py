@@ -9,11 +9,13 @@ from memmcl.report.markdown import plain_text
 from memmcl.report.model_card import model_card
 from memmcl.report.results import Results, parse_results
 from memmcl.report.tables import markdown_table, results_table, write_tables
-from memmcl.report.verdict import Verdict, verdict
+from memmcl.report.verdict import Advice, Verdict, advice, verdict
 
 __all__ = [
+    "Advice",
     "Results",
     "Verdict",
+    "advice",
     "markdown_table",
     "model_card",
     "parse_results",

@@ -34,6 +34,14 @@ class Verdict:
     subtasks: str
 
 
+@dataclass(frozen=True)
+class Advice:
+    """Which model to ship: "unified", "joint" (the LoRA that was trained on all subtasks at once), or "base"."""
+
+    model: Literal["unified", "joint", "base"]
+    text: str
+
+
 def outcome(difference: float, se: float) -> Outcome:
     """Return which way `difference` goes; "level" within two standard errors."""
     if abs(difference) <= CLEAR * se or difference == 0:
@@ -69,7 +77,7 @@ def leaders(results: Results, subtask: str | None) -> frozenset[str]:
 
 def verdict(results: Results) -> Verdict:
     """Return the comparisons of `results` in words; that of the unified model with the base is the headline."""
-    statements = tuple(_statement(results, comparison) for comparison in results.comparisons)
+    statements = statements_of(results)
     kinds = {model.name: model.kind for model in results.models}
     first = next((s for s in statements if s.comparison.b == "base" and kinds[s.comparison.a] == "unified"), None)
     if first is None:
@@ -78,10 +86,31 @@ def verdict(results: Results) -> Verdict:
     return Verdict(first.text.rstrip("."), first.outcome, rest, _tally(results, first.comparison.a))
 
 
+def advice(results: Results) -> Advice:
+    """Return which model to ship: the joint LoRA only where it beats the unified model, and none that is no better.
+
+    Level with the joint LoRA, the unified model is preferred: one subtask can be retrained without the others.
+    """
+    against = {one.comparison.b: one for one in statements_of(results) if one.comparison.a == "unified"}
+    base, joint = against.get("base"), against.get("joint")
+    if joint is not None and joint.outcome == "behind":
+        return Advice("joint", f"Ship the joint LoRA: t{joint.text[1:]}")
+    why = [one.text.rstrip(".").removeprefix("The unified model ") for one in (base, joint) if one is not None]
+    if base is not None and base.outcome == "ahead":
+        return Advice("unified", f"Ship the unified model: it {', and '.join(why)}.")
+    said = ", and ".join(why) or "was not compared with its base"
+    return Advice("base", f"Ship none yet: the unified model {said}. More rows or steps may help.")
+
+
 def ceiling(results: Results) -> Mean | None:
     """Return the mean of the experts, each on its own subtask; None without them."""
     experts = [model.name for model in results.models if model.kind == "expert"]
     return next((mean for mean in results.means if mean.model in experts), None)
+
+
+def statements_of(results: Results) -> tuple[Statement, ...]:
+    """Return the comparisons of `results` in words, in their order."""
+    return tuple(_statement(results, comparison) for comparison in results.comparisons)
 
 
 def _statement(results: Results, pair: Comparison) -> Statement:

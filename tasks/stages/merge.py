@@ -29,7 +29,7 @@ from tasks.search.driver import RayDriver
 from tasks.stages.run_artifacts import TrainedArtifacts
 from tasks.ui.artifacts import show_board
 from tasks.ui.progress import shown
-from tasks.ui.updates import working
+from tasks.ui.updates import Update, announce, working
 
 UNIFIED_VERSION = 3
 ARITHMETIC = "task arithmetic"
@@ -173,6 +173,7 @@ def _run_stage(run: Run, problem: SearchProblem, plans: Sequence[SearchPlan]) ->
     done = {plan.name: manifest.ref for plan in plans if (manifest := store.find("search", plan.key)) is not None}
     missing = [plan for plan in plans if plan.name not in done]
     if not missing:
+        announce(Update("search " + ", ".join(done), "search", "reused"))
         return Completed(name="Reused", message="all searches were in the store", data=done)
     started, boards = time.perf_counter(), 0
     courses = {plan.name: plan.course(partial(note_search, store, run)) for plan in missing}
@@ -218,7 +219,7 @@ def _best_lines(courses: Mapping[str, Course]) -> list[str]:
         best = max(scores, key=scores.__getitem__)
         beaten = {seed: score for seed, score in scores.items() if seed.startswith(SEED) and score < scores[best]}
         rival = max(beaten, key=beaten.__getitem__, default=None)
-        beats = f", beats {rival.removeprefix(SEED)} {beaten[rival]:.3f}" if rival else ""
+        beats = f", beats {rival.removeprefix(SEED)} with {beaten[rival]:.3f}" if rival else ""
         lines.append(f"{name}: best {scores[best]:.3f} ({best.removeprefix(SEED)}){beats}")
     return lines
 

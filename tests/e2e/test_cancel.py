@@ -36,8 +36,8 @@ def test_a_cancelled_run_ends_and_the_same_command_goes_on(stage: str, tmp_path:
     with desk(tmp_path, tiny_base) as place:
         with place.started("run", place.config, *few, "--set", longer) as running:
             said = running.output / "out"
-            running.wait_until(lambda: "Prefect UI while it runs: " in said.read_text(), "the server is up")
-            api = said.read_text().split("Prefect UI while it runs: ")[1].split()[0] + "/api"
+            running.wait_until(lambda: "Prefect UI: " in said.read_text(), "the server is up")
+            api = said.read_text().split("Prefect UI: ")[1].split()[0] + "/api"
             running.wait_until(
                 lambda: any(n.startswith(begun) and s == "Running" for n, s in states(place.history, "task_run")),
                 f"{stage} has begun",

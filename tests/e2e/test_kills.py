@@ -41,7 +41,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator
     """Kill the tree in the midst of a training, then while candidates are told, then let the command end."""
     with desk(tmp_path_factory.mktemp("kills"), tiny_base) as place:
         root = place.cwd / "memmcl-store"
-        command = ("run", place.config, *ONE_WORKER)
+        command = ("run", place.config, *ONE_WORKER, "--verbose")
         with place.started(*command) as running:
             running.wait_until(lambda: lease_holder(place.store), "it holds the lease")
             refused = place.run(*command), running.process.pid

@@ -201,12 +201,12 @@ def test_a_run_shows_nothing_to_a_page_of_another_origin_and_takes_nothing(
     window: Browser, tmp_path: Path, tiny_base: Path
 ) -> None:
     with desk(tmp_path, tiny_base) as place:
-        endless = ["--set", "experts.steps=1000000", *ONE_WORKER]
+        endless = ["--set", "experts.steps=1000000", *ONE_WORKER, "--verbose"]
         with place.started("run", place.config, *endless) as running:
             err = running.output / "err"
             running.wait_until(lambda: "training on" in err.read_text(errors="replace"), "it trains")
             out = (running.output / "out").read_text()
-            site = out.partition("Prefect UI while it runs: ")[2].split()[0]
+            site = out.partition("Prefect UI: ")[2].split()[0]
             ports = ports_of(running.members())
             assert int(site.rpartition(":")[2]) in ports
             with SyncPrefectClient(f"{site}/api") as client:

@@ -10,7 +10,7 @@ from memmcl.config import RunConfig
 from memmcl.suite.configured import catalogue
 from tasks.ui.updates import Update
 
-LEAST = 0.02
+LEAST = 0.005
 """The share of training, and of scoring, that has to be done before its speed is taken for known."""
 MODELS = 10
 """How many models, about, are put to the test rows."""

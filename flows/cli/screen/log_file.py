@@ -17,7 +17,7 @@ from memmcl.logs import CleanFormatter
 from tasks.run import watch
 from tasks.run.leftovers import LOGS, new_file
 
-_OF_RUNS = ("prefect.flow_runs", "prefect.task_runs")
+_LOGGERS = (None, "prefect.flow_runs", "prefect.task_runs")
 _handler: logging.Handler | None = None
 _OURS = tuple(str(Path(__file__).parents[3] / name) + os.sep for name in ("memmcl", "tasks", "flows"))
 
@@ -109,19 +109,19 @@ class _Warnings(logging.Handler):
 
 @contextmanager
 def _warnings_said(say: Callable[[str], None]) -> Iterator[None]:
-    """Say the warnings of loggers that propagate; Prefect's own do not, and it takes off what they had before."""
     global _handler
     _handler = _Warnings(say)
     logging.getLogger().addHandler(_handler)
     try:
         yield
     finally:
-        for name in (None, *_OF_RUNS):
+        for name in _LOGGERS:
             logging.getLogger(name).removeHandler(_handler)
         _handler = None
 
 
-def say_warnings_of_runs() -> None:
-    """Say the warnings of flow and task runs, too; to be called once Prefect has set up its logs."""
-    for name in _OF_RUNS if _handler is not None else ():
-        logging.getLogger(name).addHandler(_handler)
+def say_warnings() -> None:
+    """Say warnings again once Prefect has set up its logs: it removes handlers, and its loggers pass nothing on."""
+    for name in _LOGGERS:
+        if _handler is not None:
+            logging.getLogger(name).addHandler(_handler)

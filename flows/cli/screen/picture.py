@@ -52,11 +52,11 @@ class Picture:
         fit_to_terminal(self._console)
         with self._state.lock:
             works = sorted(self._state.works.values(), key=lambda work: work.began)
-            for shown in range(len(works), -1, -1):
+            for shown in range(len(works), 0, -1):
                 picture = self._whole(works[:shown], len(works) - shown)
                 if len(self._console.render_lines(picture, pad=False)) < self._console.height:
-                    break
-        return picture
+                    return picture
+            return self._whole([], len(works))
 
     def _whole(self, works: Sequence[Work], more: int) -> Group:
         state = self._state
@@ -72,8 +72,8 @@ class Picture:
         for what, text in self.facts:
             facts.add_row(what, text)
         parts: list[RenderableType] = [head, facts, Text()]
-        if state.stage is None and not all(stage.ended for stage in state.stages):
-            parts.append(Text(f"… {self.doing}", style="cyan"))
+        if not works and not all(stage.ended for stage in state.stages):
+            parts.append(Text(f"… {self.doing if state.stage is None else 'waiting for a worker'}", style="cyan"))
         if self.facts:
             parts += [self._stages(), Text()]
         if works:
@@ -115,7 +115,7 @@ def fit_to_terminal(console: Console) -> None:
     except (OSError, ValueError):
         return
     if size.columns and size.lines:
-        console.size = size  # type: ignore[assignment]
+        console.size = size
 
 
 def _time_of(stage: Stage) -> str:

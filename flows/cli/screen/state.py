@@ -12,11 +12,11 @@ from flows.cli.screen.forecast import Forecast
 from tasks.ui.updates import Update
 
 NOUNS = {
-    "expert": "adapters",
     "warm": "warm starts",
+    "expert": "adapters",
     "reference": "references",
     "weak": "labelled sets",
-    "search": "searches",
+    "search": "candidates",
     "unified": "unified models",
     "gate": "context gates",
     "evaluation": "evaluations",
@@ -46,7 +46,7 @@ class Stage:
     def facts(self) -> str:
         """Return what was finished in it: "8 adapters, 6 references, of them 3 from the store"."""
         both = self.finished + self.reused
-        named = [f"{count} {_noun(kind, count)}" for kind, count in both.items() if kind in NOUNS]
+        named = [f"{both[kind]} {_noun(kind, both[kind])}" for kind in NOUNS if both[kind]]
         reused = sum(count for kind, count in self.reused.items() if kind in NOUNS)
         if reused and named:
             named.append("all from the store" if reused == both.total() else f"of them {reused} from the store")
@@ -87,10 +87,11 @@ class RunState:
             if update.state == "working":
                 self._note(update, now)
                 return
-            self.works.pop(update.title, None)
+            work = self.works.pop(update.title, None)
             stage = self.stage
             if stage is not None and update.state != "failed":
-                (stage.finished if update.state == "done" else stage.reused)[update.kind] += 1
+                count = work.update.total if work is not None and update.kind == "search" else 1
+                (stage.finished if update.state == "done" else stage.reused)[update.kind] += count
 
     def _note(self, update: Update, now: float) -> None:
         known = self.works.setdefault(update.title, Work(update, now))
@@ -108,7 +109,8 @@ class RunState:
 
     def left(self) -> float | None:
         """Return the seconds that are left in all, None where they are not known."""
-        return None if self.forecast is None else self.forecast.left(time.monotonic())
+        left = None if self.forecast is None else self.forecast.left(time.monotonic())
+        return left if left is not None and left >= 1 else None
 
 
 def clock(seconds: float) -> str:
@@ -122,9 +124,10 @@ def said(update: Update) -> str:
     """Return how far a piece of work is: "step 40 of 80, loss 0.512"."""
     if not update.total:
         return update.words
-    unit = "candidate" if update.kind == "search" else "step"
-    words = f", {update.words}" if update.words and update.kind != "search" else ""
-    return f"{unit} {update.done} of {update.total}{words}"
+    if update.kind == "search":
+        return f"candidate {update.done} of {update.total}" if update.done else f"{update.total} candidates, loading"
+    words = f", {update.words}" if update.words else ""
+    return f"step {update.done} of {update.total}{words}"
 
 
 def name_of(update: Update) -> str:
@@ -133,4 +136,4 @@ def name_of(update: Update) -> str:
 
 
 def _noun(kind: str, count: int) -> str:
-    return NOUNS[kind].removesuffix("es" if count == 1 and kind == "search" else "s") if count == 1 else NOUNS[kind]
+    return NOUNS[kind].removesuffix("s") if count == 1 else NOUNS[kind]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 import subprocess
 import sys
@@ -15,10 +17,12 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from flows.cli import root as cli
+from flows.cli import run as run_command
 from memmcl import __version__
 from memmcl.config import load_config
 from memmcl.store import Store
 
+COMMAND = Path(sys.executable).with_name("memmcl")
 KEY = "0123456789abcdef" * 4
 
 
@@ -131,6 +135,64 @@ def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == f"{__version__}\n"
 
 
+def test_version_as_an_option_and_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+    assert run(monkeypatch, "version", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"version": __version__}
+
+
+def test_every_command_that_prints_a_result_has_json() -> None:
+    for path, command in COMMANDS.items():
+        if isinstance(command, TyperGroup) and path != ("merge",):
+            continue
+        names = {option for parameter in command.params for option in parameter.opts}
+        assert ("--json" in names) == (path != ("ui",)), path
+    for name in ("run", "retrain", "predict", "merge", "merge search", "experts anchor", "search resume"):
+        options = {option for one in COMMANDS[tuple(name.split())].params for option in one.opts}
+        assert {"--quiet", "--verbose"} <= options, name
+
+
+def test_json_is_all_that_is_on_stdout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    url = str(tmp_path / "store")
+    Store.open(url).publish("expert", KEY, name="[/x]", files={"a": b"b"})
+    for arguments, key in {
+        ("store", "ls"): KEY,
+        ("store", "show", KEY[:5]): KEY,
+        ("store", "fetch", KEY[:5], f"{url}/out"): KEY,
+        ("store", "verify"): "problems",
+        ("store", "gc"): "plan",
+        ("champion", "history"): "[]",
+    }.items():
+        assert run(monkeypatch, *arguments, "--store", url, "--json") == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert key in json.dumps(json.loads(out))
+    assert run(monkeypatch, "data", "check", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["faults"] == []
+    assert run(monkeypatch, "store", "ls", "--store", url) == 0
+    assert KEY[:12] in capsys.readouterr().out, "the next command prints text again"
+    assert run(monkeypatch, "store", "show", "[/y]", "--store", url, "--json") == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+
+
+def test_quiet_and_verbose_exclude_each_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "run", "any.yaml", "--quiet", "--verbose") == 2
+    assert "exclude each other" in capsys.readouterr().err
+
+
+def test_the_shell_completes_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"_MEMMCL_COMPLETE": "complete_bash", "COMP_WORDS": "memmcl st", "COMP_CWORD": "1"}
+    done = subprocess.run([COMMAND], env=os.environ | asked, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["store"]
+    assert "--install-completion" in (COMMANDS[()].help or "")
+
+
 def test_brackets_and_colons_are_no_markup(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -159,7 +221,7 @@ def test_an_error_nobody_expected_is_one_line_and_its_traceback_is_kept(
     def broken(*_: object) -> None:
         raise RuntimeError("first [/line]\nsecond line")
 
-    monkeypatch.setattr(cli, "load_config", broken)
+    monkeypatch.setattr(run_command, "load_config", broken)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert run(monkeypatch, "run", "any.yaml") == 1
     out, err = capsys.readouterr()
@@ -179,6 +241,6 @@ def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load_config", interrupted)
+    monkeypatch.setattr(run_command, "load_config", interrupted)
     assert run(monkeypatch, "run", "any.yaml") == 130
     assert capsys.readouterr() == ("", "error: interrupted; run the same command again to go on\n")

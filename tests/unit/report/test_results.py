@@ -13,7 +13,7 @@ from report_fixture import results_document
 
 from memmcl.errors import DataError
 from memmcl.report import Results, parse_results
-from memmcl.report.verdict import leaders, outcome, plus_minus, signed, verdict
+from memmcl.report.verdict import advice, leaders, outcome, plus_minus, signed, verdict
 
 
 def test_the_document_survives_json() -> None:
@@ -198,6 +198,38 @@ def test_the_verdict_does_not_claim_a_win_within_the_error() -> None:
     assert "beats" not in told.headline
     document["comparisons"] = []
     assert verdict(parse_results(document)).headline == "The unified model was not compared with its base"
+
+
+@pytest.mark.parametrize(
+    ("base", "joint", "model", "text"),
+    [
+        (0.2, -0.1, "joint", "Ship the joint LoRA: the unified model falls behind joint LoRA by 0.100 ± 0.020."),
+        (
+            0.2,
+            0.01,
+            "unified",
+            "Ship the unified model: it beats the base model by 0.200 ± 0.020, and is level with joint LoRA "
+            "(+0.010 ± 0.020).",
+        ),
+        (0.2, None, "unified", "Ship the unified model: it beats the base model by 0.200 ± 0.020."),
+        (
+            0.01,
+            0.1,
+            "base",
+            "Ship none yet: the unified model is level with the base model (+0.010 ± 0.020), and beats joint LoRA by "
+            "0.100 ± 0.020. More rows or steps may help.",
+        ),
+    ],
+)
+def test_the_advice_follows_the_verdict(base: float, joint: float | None, model: str, text: str) -> None:
+    document = results_document()
+    document["comparisons"] = [
+        {"a": "unified", "b": name, "difference": difference, "se": 0.02, "n": 720}
+        for name, difference in (("base", base), ("joint", joint))
+        if difference is not None
+    ]
+    told = advice(parse_results(document))
+    assert (told.model, told.text) == (model, text)
 
 
 def test_leaders_are_the_best_and_all_within_one_standard_error() -> None:

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.cli.common import find_run
+from flows.cli.finished import find_run
 from memmcl.errors import StoreFull, UsageError
 from memmcl.store import Manifest, Store, newest, starting, summaries
 from memmcl.store.index import WORTH_WRITING
