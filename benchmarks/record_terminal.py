@@ -41,7 +41,7 @@ ERASED = re.compile(r"\r?(\x1b\[2K)?(\x1b\[1A\x1b\[2K)+")
 OURS = (
     r"memmcl +elapsed \d+:\d\d(:\d\d)?(, about .+ left)?",
     r"(run [0-9a-f]{8}|store|log|Prefect UI) +\S.*",
-    r"… (reading|opening|starting|stopping) .*",
+    r"… (reading|opening|starting|waiting) .*",
     r"[○●✓] stage [1-4] of 4: (experts|merge search|evaluation|report)\b.*",
     r"  (warm start|joint LoRA|weak LoRA|plain expert|expert|reference|weak|selection|search|unified model"
     r"|context gate|evaluation)\b.*",
@@ -182,7 +182,7 @@ def faults_of(recording: Recording) -> tuple[list[str], list[Text]]:
             if not PICTURE.fullmatch(line) and not line.startswith(" " * 4):
                 faults[f"not ours: {line!r}"] = None
         last = "\n".join(lines)
-        if "● stage 2" in last and ": best" in last:
+        if "● stage 2" in last and ": best" in last and " candidate " in last:
             drawn = screen.texts()
     times = [0.0, *(second for second, _ in recording.pieces), recording.seconds]
     silence, since = max((after - before, before) for before, after in itertools.pairwise(times))

@@ -60,8 +60,9 @@ def _clean_refusals() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        refusal: Any = error  # typer's own class is private
         if hasattr(error, "format_message") and isinstance(getattr(error, "message", None), str):
-            error.message = bounded(clean(error.message))
+            refusal.message = bounded(clean(refusal.message))
         raise
 
 

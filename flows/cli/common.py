@@ -16,7 +16,7 @@ from memmcl.config import RunConfig, load_config
 from memmcl.errors import MemmclError
 
 if TYPE_CHECKING:
-    from prefect.states import State
+    from prefect.client.schemas.objects import State
 
     from memmcl.store import Store
 

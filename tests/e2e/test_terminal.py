@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +26,7 @@ def recorder() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
     spec.loader.exec_module(module)
     return module
 
@@ -107,8 +109,6 @@ def test_the_recorder_sees_what_is_wrong(recorder: ModuleType) -> None:
     bytes_of = "memmcl   elapsed 0:01\r\nWARNING: a library\r\n● stage 1 of 4: exp…\r\n" + end
     recording = recorder.Recording([(0.5, bytes_of.encode()), (12.0, b"end")], 12.5, 1)
     faults, _ = recorder.faults_of(recording)
-    assert [fault.partition(":")[0] for fault in faults if ":" in fault] == ["not ours", "clipped"] or {
-        fault.partition(":")[0] for fault in faults
-    } >= {"not ours", "clipped"}
+    assert {fault.partition(":")[0] for fault in faults} >= {"not ours", "clipped"}
     assert any("11.5 s of silence after 0.5 s" in fault for fault in faults)
     assert any("exit code 1" in fault for fault in faults)
