@@ -118,9 +118,9 @@ def results_table(document: Document, width: int = 100) -> Table:
     results = parse_results(document)
     columns: list[str | None] = [*(subtask.name for subtask in results.subtasks), None]
     models: list[str | None] = [model.name for model in results.models]
-    few = [m.name for m in results.models if m.name == "base" or m.kind in ("unified", "rival")] or models
+    few: list[str | None] = [m.name for m in results.models if m.name == "base" or m.kind in ("unified", "rival")]
     forms = [(models, with_se, turned) for with_se in (True, False) for turned in (False, True)]
-    forms += [(few, True, True), (few, False, True)]
+    forms += [(few or models, True, True), (few or models, False, True)]
 
     def size(names: list[str | None], with_se: bool, turned: bool) -> int:
         heads, lines = (names, columns) if turned else (columns, names)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from memmcl.report.results import Results
-from memmcl.report.schema import Comparison, Mean
+from memmcl.report.schema import Comparison
 
 CLEAR = 2.0
 """standard errors beyond which a paired difference is called a difference"""
@@ -76,12 +76,6 @@ def verdict(results: Results) -> Verdict:
         return Verdict("The unified model was not compared with its base", None, statements, "")
     rest = tuple(statement for statement in statements if statement is not first)
     return Verdict(first.text.rstrip("."), first.outcome, rest, _tally(results, first.comparison.a))
-
-
-def ceiling(results: Results) -> Mean | None:
-    """Return the mean of the experts, each on its own subtask; None without them."""
-    experts = [model.name for model in results.models if model.kind == "expert"]
-    return next((mean for mean in results.means if mean.model in experts), None)
 
 
 def _statement(results: Results, pair: Comparison) -> Statement:
