@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from typing import Annotated, Any
 
@@ -45,42 +45,12 @@ class LoraOptions(BaseModel):
     base_model_name_or_path: str | None = None
 
     def alphas(self, modules: Iterable[str]) -> dict[str, float]:
-        """Return the lora_alpha of each module: of the first key of alpha_pattern that PEFT would match it by.
-
-        A key is a regular expression for the end of a module's name, after a dot: `(.*\\.)?(KEY)$`. It is matched by
-        RE2: in time linear in the name for any key, and without lookaround and references to groups.
+        """Return the lora_alpha of each module.
 
         Raises:
-            ModelError: a key that RE2 cannot read, or keys that take too long.
+            ModelError: a key of alpha_pattern that is no pattern.
         """
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        left = list(modules)
-        alphas = dict.fromkeys(left, self.lora_alpha)
-        deadline = time.monotonic() + PATTERN_SECONDS
-        for key, value in (self.alpha_pattern or {}).items():
-            if len(key) > PATTERN:
-                raise ModelError(
-                    f"alpha_pattern has a key of {len(key):,} characters, more than {PATTERN:,}; name modules apart"
-                )
-            if not left:
-                break
-            try:
-                matches = pc.match_substring_regex(_strings(left), pattern=rf"^(?:(.*\.)?({key})$)").to_pylist()
-            except (pa.ArrowException, UnicodeEncodeError) as error:
-                reason = re.sub(r":[^:]*$", "", str(error).removeprefix("Invalid regular expression: "))
-                raise ModelError(
-                    f"alpha_pattern has the key {shown(key)}, which is no pattern that memmcl matches ({reason[:80]}); "
-                    "write it without lookaround and references, or name the modules"
-                ) from error
-            alphas |= {module: value for module, match in zip(left, matches, strict=True) if match}
-            left = [module for module, match in zip(left, matches, strict=True) if not match]
-            if time.monotonic() > deadline:
-                raise ModelError(
-                    f"alpha_pattern takes longer than {PATTERN_SECONDS:g} s to be matched; write fewer or simpler keys"
-                )
-        return alphas
+        return by_pattern("alpha_pattern", self.alpha_pattern or {}, modules, self.lora_alpha)
 
 
 def read_options(config: bytes) -> LoraOptions:
@@ -104,6 +74,43 @@ def read_options(config: bytes) -> LoraOptions:
         raise ModelError(
             f"adapter_config.json: {where}: {what}, got {shown(problem['input'])}; correct it, or save the adapter anew"
         ) from error
+
+
+def by_pattern(field: str, patterns: Mapping[str, float], modules: Iterable[str], default: float) -> dict[str, float]:
+    """Return the value of each module: that of the first key that PEFT would match it by, else `default`.
+
+    A key is a regular expression for the end of a module's name, after a dot: `(.*\\.)?(KEY)$`. It is matched by RE2:
+    in time linear in the name for any key, and without lookaround and references to groups.
+
+    Raises:
+        ModelError: a key that RE2 cannot read, or keys that take too long.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    left = list(modules)
+    values = dict.fromkeys(left, default)
+    deadline = time.monotonic() + PATTERN_SECONDS
+    for key, value in patterns.items():
+        if len(key) > PATTERN:
+            raise ModelError(f"{field} has a key of {len(key):,} characters, more than {PATTERN:,}; name modules apart")
+        if not left:
+            break
+        try:
+            matches = pc.match_substring_regex(_strings(left), pattern=rf"^(?:(.*\.)?({key})$)").to_pylist()
+        except (pa.ArrowException, UnicodeEncodeError) as error:
+            reason = re.sub(r":[^:]*$", "", str(error).removeprefix("Invalid regular expression: "))
+            raise ModelError(
+                f"{field} has the key {shown(key)}, which is no pattern that memmcl matches ({reason[:80]}); write it "
+                "without lookaround and references, or name the modules"
+            ) from error
+        values |= {module: value for module, match in zip(left, matches, strict=True) if match}
+        left = [module for module, match in zip(left, matches, strict=True) if not match]
+        if time.monotonic() > deadline:
+            raise ModelError(
+                f"{field} takes longer than {PATTERN_SECONDS:g} s to be matched; write fewer or simpler keys"
+            )
+    return values
 
 
 def _strings(values: list[str]) -> Any:
