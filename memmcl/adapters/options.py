@@ -16,7 +16,7 @@ from memmcl.files.untrusted import parse_json
 PATTERN = 1_000
 """Characters of a key of alpha_pattern or rank_pattern, at most."""
 PATTERN_SECONDS = 10.0
-"""Seconds that matching all modules against all of those may take."""
+"""Seconds for matching all modules against all keys, at most."""
 ALPHA = 1e6
 """The largest lora_alpha, without its sign."""
 RANK = 1 << 16

@@ -80,7 +80,7 @@ def in_place(
     run = prepared.recordings.run
     run(("prompt", *key), lambda: decoding.prompt(prefix))
     for step in range(1, max_new_tokens):
-        if step % CHECK_EVERY == 0 and decoding.all_ended(step, end):
+        if step % CHECK_EVERY == 0 and (decoding.answers[:, :step] == end).any(1).all():
             break
         run(("step", *key), decoding.step)
     answers = decoding.answers.tolist()
@@ -145,10 +145,6 @@ class _InPlace:
         self._seen.index_fill_(1, self._start + self._done - 1, True)
         positions = self._positions + self._done - 1
         self._take(_next(self._backbone, self._token, positions, self._seen, self._cache))
-
-    def all_ended(self, steps: int, end: int) -> bool:
-        """Return whether every row has its end token among the first `steps`."""
-        return bool((self.answers[:, :steps] == end).any(1).all())
 
     def _take(self, token: Tensor) -> None:
         self._token.copy_(token)

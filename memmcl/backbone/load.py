@@ -29,7 +29,7 @@ from memmcl.backbone.gguf_header import read_gguf_header
 from memmcl.backbone.model_config import check_model_files, check_size, numbers_held, read_model_config
 from memmcl.errors import ModelError, brief, shown
 from memmcl.files import allowed
-from memmcl.files.folder import file_digest
+from memmcl.files.folder import file_digest, seal
 from memmcl.files.places import existing_path
 from memmcl.urls import first_line, public
 
@@ -267,16 +267,14 @@ def _converted(gguf: Path) -> Path:
         ) from error
     try:
         _convert(gguf, scratch)
-        digests = {path.name: file_digest(path) for path in sorted(scratch.iterdir())}
-        (scratch / "memmcl.json").write_text(json.dumps({"gguf_sha256": digest, "files": digests}, indent=1))
-        if _intact(target):  # another process converted it meanwhile, and may be reading it
-            return target
-        shutil.rmtree(target, ignore_errors=True)
-        try:
-            scratch.rename(target)
-        except OSError:
-            if not _intact(target):
-                raise
+        seal(scratch, "memmcl.json", {"gguf_sha256": digest})
+        if not _intact(target):  # another process may have converted it meanwhile, and be reading it
+            shutil.rmtree(target, ignore_errors=True)
+            try:
+                scratch.rename(target)
+            except OSError:
+                if not _intact(target):
+                    raise
     except Exception as error:  # what a file can make a library raise has no end
         raise ModelError(f"cannot convert {gguf.name} in {target.parent}: {first_line(error)}") from error
     finally:

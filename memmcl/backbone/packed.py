@@ -50,7 +50,11 @@ def packed_attention(config: Any, segments: Segments | None) -> Iterator[None]:
     if segments is None or config._attn_implementation != "sdpa":
         yield
         return
-    _register()
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
     before, _current.segments, _current.biases = config._attn_implementation, segments, {}
     config._attn_implementation = NAME
     try:
@@ -68,14 +72,6 @@ class _Current:
 
 
 _current = _Current()
-
-
-def _register() -> None:
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
 
 
 def _attend(

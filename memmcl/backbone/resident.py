@@ -82,7 +82,9 @@ def find_base(base: Base, revision: str | None) -> BaseRef:
     return local
 
 
-_local = lru_cache(maxsize=1)(find_base)
+@lru_cache(maxsize=1)
+def _local(base: Base, revision: str | None) -> BaseRef:
+    return find_base(base, revision)
 
 
 @lru_cache(maxsize=1)

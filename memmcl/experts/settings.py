@@ -128,7 +128,3 @@ class Checkpointing:
     save: Callable[[bytes], None] = lambda data: None
     every: int = 0
     resume: bytes | None = None
-
-    def due(self, step: int) -> bool:
-        """Return whether a checkpoint is written after so many steps."""
-        return self.every > 0 and step % self.every == 0

@@ -165,7 +165,7 @@ class _Training:
                 done.seconds = earlier + seconds
                 if stopping is not None and (done.step % stopping.every == 0 or done.step == steps):
                     self._validate()
-                if checkpointing.due(done.step) and done.step < steps:
+                if checkpointing.every > 0 and done.step % checkpointing.every == 0 and done.step < steps:
                     checkpointing.save(self._checkpoint())
                 if progress is not None:
                     progress(Moved(done.step, steps, done.loss[-1], (done.tokens - tokens) / seconds))

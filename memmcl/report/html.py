@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.resources import files
-from typing import Any
 
 import jinja2
 import yaml
@@ -16,9 +15,8 @@ from memmcl.report.plots import merge as plots_merge
 from memmcl.report.plots import search as plots_search
 from memmcl.report.plots.figure import COLOURS, Plot
 from memmcl.report.results import Document, Results, parse_results
-from memmcl.report.schema import BASE
 from memmcl.report.transfer import interference, retention_rows
-from memmcl.report.verdict import ceiling, leaders, outcome, plus_minus, signed, verdict
+from memmcl.report.verdict import leaders, outcome, plus_minus, signed, verdict
 
 PLOTS: dict[str, Callable[[Results], Plot | tuple[Plot, ...] | None]] = {
     "mean": plots.mean_plot,
@@ -57,7 +55,6 @@ def render_html(document: Document) -> str:
     return environment.from_string(source).render(
         r=results,
         verdict=verdict(results),
-        tiles=_tiles(results),
         best={column: leaders(results, column) for column in (None, *(s.name for s in results.subtasks))},
         retention=retention_rows(results),
         interference=interference(results),
@@ -90,11 +87,3 @@ def p_value(value: float | None) -> str:
     if value is None:
         return "–"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _tiles(results: Results) -> list[dict[str, Any]]:
-    """Return the models whose means stand on top of the page: base, unified, rivals, and the experts as the ceiling."""
-    top = ceiling(results)
-    names = [BASE, *(m.name for m in results.models if m.kind in ("unified", "rival")), *([top.model] if top else [])]
-    tiles = [{"model": results.model_of(name), "mean": results.mean_of(name)} for name in dict.fromkeys(names)]
-    return [tile for tile in tiles if all(tile.values())]

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from memmcl.report import markdown
 from memmcl.report.markdown import plain_text
-from memmcl.report.results import Document, Results, parse_results
+from memmcl.report.results import Document, parse_results
 from memmcl.report.schema import (
     CandidateResult,
     CandidateSeconds,
@@ -111,44 +111,33 @@ def results_table(document: Document, width: int = 100) -> Table:
     Raises:
         DataError: `document` does not follow the schema.
     """
-    results = parse_results(document)
-    models = [model.name for model in results.models]
-    few = [m.name for m in results.models if m.name == "base" or m.kind in ("unified", "rival")] or models
-    subtasks = [subtask.name for subtask in results.subtasks]
-    forms = (
-        (models, True, False),
-        (models, True, True),
-        (models, False, False),
-        (models, False, True),
-        (few, True, True),
-        (few, False, True),
-    )
-    for names, with_se, turned in forms:
-        heads, lines = (names, [*subtasks, MEAN]) if turned else ([*subtasks, MEAN], names)
-        longest = min(22, max(len(line) for line in lines))
-        if longest + len(heads) * (2 + (9 if with_se else 6)) <= width:
-            break
-    return _rich(results, names, with_se, turned)
-
-
-def _rich(results: Results, names: list[str], with_se: bool, turned: bool) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
+    results = parse_results(document)
     columns: list[str | None] = [*(subtask.name for subtask in results.subtasks), None]
+    models: list[str | None] = [model.name for model in results.models]
+    few: list[str | None] = [m.name for m in results.models if m.name == "base" or m.kind in ("unified", "rival")]
+    forms = [(models, with_se, turned) for with_se in (True, False) for turned in (False, True)]
+    forms += [(few or models, True, True), (few or models, False, True)]
+
+    def size(names: list[str | None], with_se: bool, turned: bool) -> int:
+        heads, lines = (names, columns) if turned else (columns, names)
+        return min(22, max(len(line or MEAN) for line in lines)) + len(heads) * (11 if with_se else 8)
+
+    names, with_se, turned = next((form for form in forms if size(*form) <= width), forms[-1])
+    heads, lines = (names, columns) if turned else (columns, names)
     best = {column: leaders(results, column) for column in columns}
     unified = [model.name for model in results.models if model.kind == "unified"]
 
-    def cell(model: str, column: str | None) -> Text:
-        score = results.value_of(model, column)
+    def cell(model: str | None, column: str | None) -> Text:
+        score = results.value_of(model or "", column)
         if score is None:
             return Text("–", style="dim")
         return Text("±".join(map(_terse, score if with_se else score[:1])), "bold" if model in best[column] else "")
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    lines: list[str | None] = columns if turned else list(names)
-    heads: list[str | None] = list(names) if turned else columns
     table.add_column("subtask" if turned else "model", no_wrap=True, max_width=22, overflow="ellipsis")
     for head in heads:
         table.add_column(Text(head or MEAN), justify="right", no_wrap=True, max_width=9 if with_se else 6)
@@ -156,8 +145,7 @@ def _rich(results: Results, names: list[str], with_se: bool, turned: bool) -> Ta
         name = Text(line or MEAN, style="" if line else "bold")
         if not turned and line in unified:
             name.stylize("green")
-        row = [cell(head or "", line) for head in heads] if turned else [cell(line or "", head) for head in heads]
-        table.add_row(name, *row)
+        table.add_row(name, *(cell(head, line) if turned else cell(line, head) for head in heads))
     return table
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from memmcl.report.results import Results
-from memmcl.report.schema import Comparison, Mean
+from memmcl.report.schema import Comparison
 
 CLEAR = 2.0
 """standard errors beyond which a paired difference is called a difference"""
@@ -100,12 +100,6 @@ def advice(results: Results) -> Advice:
         return Advice("unified", f"Ship the unified model: it {', and '.join(why)}.")
     said = ", and ".join(why) or "was not compared with its base"
     return Advice("base", f"Ship none yet: the unified model {said}. More rows or steps may help.")
-
-
-def ceiling(results: Results) -> Mean | None:
-    """Return the mean of the experts, each on its own subtask; None without them."""
-    experts = [model.name for model in results.models if model.kind == "expert"]
-    return next((mean for mean in results.means if mean.model in experts), None)
 
 
 def statements_of(results: Results) -> tuple[Statement, ...]:

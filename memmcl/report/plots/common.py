@@ -23,7 +23,6 @@ from memmcl.report.plots.figure import (
     outline,
     row_names,
     shorten,
-    whole_numbers,
     write_beside,
 )
 from memmcl.report.results import Results
@@ -229,19 +228,18 @@ def _dot_plot(
 
 
 def _paint_seconds(search: SearchResult, figure: Figure) -> None:
-    axes = framed(figure, "y")
+    axes = framed(figure, "y", steps=True)
     bottom = np.zeros(len(search.candidates))
     for name, colour in SECONDS.items():
         height = [getattr(c.seconds, name) for c in search.candidates]
         axes.bar([c.index for c in search.candidates], height, bottom=bottom, color=colour, width=0.82, label=name)
         bottom += height
-    whole_numbers(axes)
     axes.set(xlabel="candidate, in ask order", ylabel="seconds")
     legend_above(figure, ncols=3)
 
 
 def _paint_fitness(search: SearchResult, figure: Figure) -> None:
-    axes = framed(figure, "both")
+    axes = framed(figure, "both", steps=True)
     known = sorted((c.index, c.fitness, c.is_seed, c.stopped) for c in search.candidates if c.fitness is not None)
     scored = [(index, fitness, is_seed) for index, fitness, is_seed, stopped in known if not stopped]
     for points, marker, colour, size, alpha in (
@@ -261,7 +259,6 @@ def _paint_fitness(search: SearchResult, figure: Figure) -> None:
     if failed:
         floor: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
         axes.plot(failed, [0.02] * len(failed), "x", color=COLOURS["bad"], markersize=6, **floor)
-    whole_numbers(axes)
     axes.margins(y=0.12)
     axes.set(xlabel="evaluation, in ask order", ylabel="fitness")
 

@@ -20,7 +20,6 @@ from memmcl.report.plots.figure import (
     outline,
     row_names,
     shorten,
-    whole_numbers,
     write_beside,
 )
 from memmcl.report.results import Results
@@ -118,7 +117,7 @@ def nai_plot(results: Results) -> Plot | None:
 
 
 def _paint_loss(expert: ExpertResult, top: float, figure: Figure) -> None:
-    axes = framed(figure, "y")
+    axes = framed(figure, "y", steps=True)
     curve(axes, expert.loss, COLOURS["rival" if expert.subtask in RIVALS else "expert"], "-", "loss")
     if any(value is not None for value in expert.anchor):
         curve(axes, expert.anchor, COLOURS["muted"], "--", "anchor KL")
@@ -127,7 +126,6 @@ def _paint_loss(expert: ExpertResult, top: float, figure: Figure) -> None:
         axes.plot(*zip(*points, strict=True), "o", color=COLOURS["ink"], markersize=4, label="validation")
     if expert.best_step is not None:
         axes.axvline(expert.best_step, color=COLOURS["unified"], linewidth=1.3, linestyle=(0, (2, 2)), label="kept")
-    whole_numbers(axes)
     axes.set(xlabel="step", ylim=(0, top * 1.05))
     legend_above(figure, ncols=4, handlelength=1.4, columnspacing=1.1)
 

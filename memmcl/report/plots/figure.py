@@ -112,10 +112,12 @@ def frame(axes: Axes, grid: Literal["x", "y", "both"]) -> None:
     axes.spines["left" if grid == "y" else "bottom"].set_visible(False)
 
 
-def framed(figure: Figure, grid: Literal["x", "y", "both"]) -> Axes:
-    """Return the only axes of `figure`, with `frame`."""
+def framed(figure: Figure, grid: Literal["x", "y", "both"], *, steps: bool = False) -> Axes:
+    """Return the only axes of `figure`, with `frame`; steps: the x axis counts something, in whole numbers."""
     axes = figure.add_subplot()
     frame(axes, grid)
+    if steps:
+        whole_numbers(axes)
     return axes
 
 

@@ -33,7 +33,8 @@ def front_plots(results: Results) -> tuple[Plot, ...]:
             continue
         best = front(shown)
         winner = next((one for one in shown if one.index == search.winner), None)
-        chosen = "no point of this search" if winner is None else _spoken(search, winner)
+        objectives = zip(search.objectives, winner.objectives if winner else (), strict=False)
+        chosen = ", ".join(f"{name} {plus_minus(value)}" for name, value in objectives) or "no point of this search"
         for pair, (i, j) in enumerate(list(combinations(range(len(search.objectives)), 2))[:MAX_PAIRS]):
             axes = f"{search.title}, {search.objectives[i]} against {search.objectives[j]}"
             alt = f"{axes}: {len(best)} of {len(shown)} candidates on the front, chosen: {chosen}"
@@ -68,9 +69,3 @@ def measured(search: SearchResult) -> list[CandidateResult]:
 def front(candidates: list[CandidateResult]) -> list[CandidateResult]:
     """Return those that no other beats in one objective without losing in another."""
     return [candidates[place] for place in pareto.front(np.array([one.objectives for one in candidates]))]
-
-
-def _spoken(search: SearchResult, winner: CandidateResult) -> str:
-    return ", ".join(
-        f"{name} {plus_minus(value)}" for name, value in zip(search.objectives, winner.objectives, strict=True)
-    )
