@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from memmcl.errors import DataError
@@ -15,7 +16,7 @@ from memmcl.suite.examples import Example, normalised
 from memmcl.suite.faults import Fault, Faults
 from memmcl.suite.files import read_files
 from memmcl.suite.pool import Pool
-from memmcl.suite.rows import Row, RowError, Shape, example_of, text_of
+from memmcl.suite.rows import Row, Shape, example_of, text_of, usable
 from memmcl.suite.sentieval import find_folders
 from memmcl.suite.subtasks import Subtask
 
@@ -162,18 +163,13 @@ class _Intake:
 
     def take(self, feed: _Feed) -> None:
         """Read a feed to its end."""
-        for row in feed.rows:
-            if isinstance(row, Fault):
-                self._faults.add(row)
-                continue
-            try:
-                split = feed.split_of(text_of(row, self.shape))
-                labelled = self._reading.weak_labels or split != "weak"
-                example = example_of(row, self._subtask, feed.dataset, self.shape, labelled=labelled)
-            except RowError as error:
-                self._faults.add(row.fault(error))
-                continue
+        for row, (split, example) in usable(feed.rows, partial(self._read, feed), self._faults):
             self._pool(feed, split).add(example, row.place, feed.file)
+
+    def _read(self, feed: _Feed, row: Row) -> tuple[str, Example]:
+        split = feed.split_of(text_of(row, self.shape))
+        labelled = self._reading.weak_labels or split != "weak"
+        return split, example_of(row, self._subtask, feed.dataset, self.shape, labelled=labelled)
 
     def splits(self) -> dict[str, list[Example]]:
         """Return split -> examples."""
