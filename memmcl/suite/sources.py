@@ -125,7 +125,7 @@ def _bucket(text: str) -> int:
 def read_sources(subtasks: Sequence[Subtask], reading: Reading = EMBEDDED, *, faults: Faults | None = None) -> RowPools:
     """Read the rows of `subtasks` in a stream; what is wrong with a row becomes a fault and is never raised.
 
-    faults: where faults go, for whoever wants to see each as it is met; they are in the result too.
+    faults: where faults are added as they occur; they are in the result too.
 
     Raises:
         DataError: no such place, no access to it, or no data set for a subtask.
