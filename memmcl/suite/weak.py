@@ -4,7 +4,7 @@
     {"prompt": "...", "answer": "..."}                           shown to the model to the last character
     {..., "expert": "mine"}                                      either of them, with the expert it is for
 
-Rows that are for the same expert and ask the same are scored together. Where labels are not needed, a row of a subtask
+Rows of the same subtask and expert are scored together. Where labels are not needed, a row of a subtask
 may lack it.
 """
 
@@ -32,7 +32,7 @@ _PAIR = ("prompt", "answer")
 class WeakRows:
     """Rows that are scored together: those of one subtask (or all pairs) that are for the same expert.
 
-    name: the subtask's, followed by `:EXPERT` where rows name one. expert: the one they are for: named by the rows, or
+    name: that of the subtask, followed by `:EXPERT` where rows name one. expert: the one that the rows name, or that is
     called like the subtask; None for neither.
     """
 
