@@ -37,6 +37,7 @@ class Objects:
     def __init__(self, backend: Backend, url: str, endpoint_url: str | None = None) -> None:
         self.backend = backend
         self.url = url
+        self.endpoint_url = endpoint_url
         self.where = brief(url if endpoint_url is None else f"{url} at {endpoint_url}")
 
     def check(self) -> None:
