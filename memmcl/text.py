@@ -1,4 +1,4 @@
-"""Text that others wrote, made safe to show: control characters are spelled out, so that they do nothing."""
+"""Untrusted text, made safe to show: control characters are spelled out, so that they do nothing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What may be opened: the places that a user names, against schemes and against the prefixes of MEMMCL_ALLOWED_URLS.
 
-Everything that is read or written because a configuration, a form or a command names it comes through here, by its
-own name, by the name that a link leads to, and by each address that a web server sends on to.
+Everything that is read or written because a configuration, a form or a command names it is checked here: its name, the
+target of a link, and each address that a web server redirects to.
 """
 
 from __future__ import annotations

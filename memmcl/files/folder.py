@@ -1,7 +1,7 @@
-"""Folders that a command makes: new under their name at once, or not at all, with a record of what they were made from.
+"""Output folders of commands: they appear under their name complete, or not at all, with a record of their inputs.
 
-The record is a JSON file inside: `made_from`, all that decides the result, and the digests of all other files. The same
-command finds its folder by it; one with anything else in it is never written to.
+The record is a JSON file in the folder: `made_from`, which is all that decides the result, and the digests of all other
+files. By it the same command recognises its folder; a folder with anything else in it is never written to.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from memmcl.files.failures import FULL, replace_file
 
 _SCRATCH = re.compile(r"^\.(.*)\.[0-9a-f]{32}\.part$")
 ABANDONED = 24 * 3600.0
-"""Seconds after which what a killed command left beside its folder belongs to nobody."""
+"""Seconds after which a temporary folder or file was left by a killed command."""
 
 
 def made_before(folder: Path, record: str, made_from: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -118,5 +118,5 @@ def existing_path(name: str) -> Path | None:
     try:
         path = Path(name).expanduser()
         return path if path.exists() else None
-    except (OSError, RuntimeError):  # a name longer than names can be; ~somebody whom nobody knows
+    except (OSError, RuntimeError):  # a name too long for the disk; ~user for an unknown user
         return None

@@ -1,6 +1,6 @@
-"""What others wrote, read within bounds of size, depth and time: JSON and YAML.
+"""JSON and YAML from untrusted sources, read within bounds of size, depth and time.
 
-Both raise a ValueError whose text is a short reason; who calls says which file it is, and what to do.
+Both raise a ValueError with a short reason; the caller adds which file it is, and what to do.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class LockedBackend(Backend):
 
     @abstractmethod
     def locked(self) -> AbstractContextManager[Any]:
-        """Hold the lock: nobody else replaces or removes meanwhile."""
+        """Hold the lock that excludes other replacements and removals."""
 
     @abstractmethod
     def unlink(self, path: str) -> None:

@@ -110,7 +110,7 @@ def rollback(store: Store, champions: Champions, to: str | None = None) -> Champ
     Raises:
         UsageError: there is no such former champion, or its run is no longer whole in the store.
         Conflict: the champion changed since `champions` was read.
-        LeaseHeld: somebody else rolls it back at this moment.
+        LeaseHeld: another process rolls it back at this moment.
     """
     target = _target(champions, to)
     with Lease(store, f"rollback-{champions.name}", {}):  # or a garbage collection could take the run meanwhile

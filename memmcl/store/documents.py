@@ -7,8 +7,7 @@
 A pointer is a small JSON object beside a mark that is new at every swap. The mark keeps tokens from ever
 coming back (A, B, A again), and tells a writer whose answer was lost on the way whether its swap took place.
 
-A checkpoint is no artifact: nobody reads it but the work that goes on from it. A lease keeps two processes off the
-same work.
+A checkpoint is no artifact: only the work that resumes from it reads it. A lease keeps two processes off the same work.
 """
 
 from __future__ import annotations

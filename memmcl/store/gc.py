@@ -1,26 +1,26 @@
-"""Garbage collection: what no run that stays needs goes; what anybody holds, or is about to reuse, does not.
+"""Garbage collection: removes what no remaining run needs, and nothing that is in use or about to be reused.
 
 **What stays.** The runs to keep: all of them, or with `keep_runs` the newest; the run of every champion and the one
-that a rollback goes back to; runs that are being worked on. All that these name, themselves or through what they
-name. Artifacts of no finished run, checkpoints, and the journals and records of unfinished runs, until they have not
-been used for `older_than` (a week by default, never less than an hour); where an unfinished run was at work within
-that time, whatever was used since it was first started. While a run is at work, whatever was used since it began, and
-in the hour before. Judgements stay as long as both their runs do.
+that a rollback goes back to; runs that are at work. All artifacts that these name, directly or through their inputs.
+Artifacts of no finished run, checkpoints, and the journals and records of unfinished runs stay until they have not
+been used for `older_than` (a week by default, never less than an hour); if an unfinished run was at work within that
+time, whatever was used since it first started. While a run is at work, whatever was used since it began, and in the
+hour before. A judgement stays as long as both of its runs do.
 
-**What was used when** is the time of an object's last change: reuse touches it. Where a run that goes explains an
-object, use up to that run's end was the run's own and protects nothing; use after it protects.
+**When something was used** is the time of the object's last change: reuse touches it. If a run that is removed accounts
+for an object, use up to the end of that run counts as that run's own and protects nothing; later use does.
 
-**Why nothing is taken from under a writer** (`reuse.py`). A writer that finds an artifact, or a blob that it need not
+**Why a writer never loses what it relies on** (`reuse.py`). A writer that meets an artifact, or a blob that it need not
 upload, (1) touches it, (2) waits while a collection is at work, (3) checks that it is there and whole. A collection
-(a) takes the lease `gc`, (b) reads leases and champions, (c) lists the objects and when they were used, (d) removes,
-manifests before blobs, (e) gives the lease back. A touch before (c) is seen, and the object is young. A touch after
-(c) comes after (a) too: the writer waits for (e), and finds at (3) what is left; what is gone it makes again. Who
-takes the lease of a run waits likewise, so at (b) every run at work is known, and what it touched is kept for as long
-as it works. The lease is renewed before every batch of removals; who waits for a collection that died takes its lease
-over, so that it cannot wake up and go on. A program that publishes without a lease is protected for the hour, and by
-its touches.
+(a) takes the lease `gc`, (b) reads leases and champions, (c) lists the objects and their times, (d) removes objects,
+manifests before blobs, (e) releases the lease. A touch before (c) is seen, and the object is kept as young. A touch
+after (c) is also after (a): the writer waits for (e), sees at (3) what is left, and makes the rest again. A process
+that takes the lease of a run waits in the same way, so that at (b) every run at work is known; what it touched is kept
+while it works. The lease is renewed before every batch of removals; a writer that waits for a collection that died
+takes its lease over, so that the collection cannot go on. A program that publishes without a lease is protected for an
+hour, and by its touches.
 
-A collection that is killed leaves artifacts without their run, or blobs without a manifest: the next one takes them.
+A collection that is killed leaves artifacts without their run, or blobs without a manifest; the next one removes them.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _carried_out(store: Store, planned: Callable[[StoreSnapshot], RemovalPlan], 
 
 
 def _delete(store: Store, lease: Lease, paths: Sequence[str]) -> None:
-    """Delete, each time right after the lease was renewed: who took it over relies on what is there."""
+    """Delete right after renewing the lease, at each attempt: a process that took it over relies on what is there."""
     for attempt in range(ATTEMPTS):
         lease.update()
         try:

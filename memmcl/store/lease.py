@@ -2,34 +2,33 @@
 
 The lease of a run is the pointer `leases/<run_id>`. Its holder renews it every `beat` seconds by compare-and-swap.
 
-A holder of the same boot of the same machine, in the same pid namespace, is looked up: it is dead when its pid is gone
-or belongs to a process that started at another time, or when it is this process, which holds that lease no longer: a
-store that could not be reached keeps what was to be released. The name of a host says nothing: virtual machines that
-were made from one image share it. About any other holder only its lease can tell. One that was renewed within `ttl`
-seconds is alive. One that was not, by clocks that may differ, is watched by the clock of this process alone: whoever
-renews it meanwhile is alive. The same holds for a lease that is damaged, which its holder writes anew at its next beat.
+A holder of the same boot of the same machine, in the same pid namespace, can be looked up: it is dead when its pid is
+gone or belongs to a process that started at another time, or when it is this process and has released that lease (a
+store that could not be reached keeps it). The host name is no proof: virtual machines made from one image share it.
+Any other holder is judged by its lease alone. If the lease was renewed within `ttl` seconds, the holder is alive.
+Otherwise, since clocks differ, this process watches it by its own clock: a holder that renews it meanwhile is alive.
+The same goes for a lease that is damaged, which its holder writes anew at its next beat.
 
-The worst that a wrong takeover can do is double work: artifacts are write-once, and the old holder notices with its
-next beat.
+The worst result of a wrong takeover is double work: artifacts are write-once, and the old holder notices at its next
+beat.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import socket
 import threading
 import time
 import uuid
 from contextlib import suppress
 from datetime import datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from memmcl.errors import Conflict, LeaseHeld, StoreError
+from memmcl.store.processes import identity, process_start
 from memmcl.store.reuse import COLLECTING, wait_for_collection
 from memmcl.store.store import Store
 
@@ -74,7 +73,7 @@ class Lease:
             lease.check()                       # raises when the lease was lost
 
     `previous` is the owner info of the dead holder that was taken over, None when there was none. `abandoned`
-    lists the owner info of all dead holders, oldest first, whose runs nobody has closed yet: it is kept in
+    lists the owner info of all dead holders, oldest first, whose runs are not closed yet: it is kept in
     the lease, through further kills, until `settle()`.
     """
 
@@ -101,7 +100,7 @@ class Lease:
         _LIVE.add(self._mark)
         try:
             self._take()
-        except BaseException:  # where the store's answer was lost, nobody stands behind what it holds
+        except BaseException:  # the store may hold the lease even so, if its answer was lost
             _LIVE.discard(self._mark)
             raise
         self._thread.start()
@@ -202,10 +201,10 @@ class Lease:
         return parse_lease(value), token
 
     def _is_free(self, record: LeaseRecord | None, token: str) -> bool:
-        """Whether nobody is at work behind the lease; False when that changed while it was watched.
+        """Whether the lease's holder is dead; False when the lease changed while it was watched.
 
         Raises:
-            LeaseHeld: somebody is.
+            LeaseHeld: the holder is alive.
         """
         if record is not None and is_alive(record):
             raise self._held_by(record)
@@ -220,13 +219,13 @@ class Lease:
             time.sleep(min(1.0, seconds / 10))
             now, its_token = self._look()
             if its_token != token:
-                if now is not None:  # renewed, or taken over: by somebody who lives, whatever the clocks say
+                if now is not None:  # renewed or taken over by a live process, whatever the clocks say
                     raise self._held_by(now)
                 return False
         return True
 
     def _watch_seconds(self, record: LeaseRecord | None) -> float:
-        """For how long nobody may renew a lease before it is taken over; 0 where its process is known to be gone."""
+        """How long a lease must go without renewal before it is taken over; 0 if its process is known to be gone."""
         if record is None:
             return 2 * self._beat
         if is_neighbour(record):
@@ -285,31 +284,3 @@ def is_neighbour(record: LeaseRecord) -> bool:
     here = identity()
     boots = [(start or "").rpartition(":")[0] for start in (record.process_start, here["process_start"])]
     return bool(boots[0]) and (boots[0], record.pid_namespace) == (boots[1], here["pid_namespace"])
-
-
-def identity() -> dict[str, Any]:
-    """Return what tells this process from all others: host, pid namespace, pid, and when it started."""
-    try:
-        namespace = str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        namespace = ""
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "pid_namespace": namespace, "pid": pid, "process_start": process_start(pid)}
-
-
-def process_start(pid: int) -> str | None:
-    """Return `BOOT:TICKS`: in which boot of which machine process `pid` was started, and when in that boot.
-
-    No other holder of the pid shares it. None when there is no such process, or only its unreaped remains. BOOT is
-    empty where the system does not tell it.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # the name may hold blanks
-    except OSError:
-        return None
-    state, ticks = fields[0], fields[19]  # proc(5): fields 3 (state) and 22 (starttime)
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        boot = ""
-    return None if state in "ZX" else f"{boot}:{ticks}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from memmcl.store.backends import PIECE, Entry, LockedBackend, below, sha256
 
 TEMPORARY = "tmp"  # half-written files of live and of killed writers; never read
-TEMPORARY_SECONDS = 24 * 3600.0  # an older file in `tmp/` belongs to nobody
+TEMPORARY_SECONDS = 24 * 3600.0  # an older file in `tmp/` was left by a killed writer
 MOVES = 100  # each failed one means that a folder was removed between two system calls
 NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
@@ -115,7 +115,7 @@ class LocalBackend(LockedBackend):
         return sorted(entry.name for entry in _entries(f"{self.root}/{folder}") if entry.is_dir())
 
     def touch(self, path: str) -> bool:
-        """Set the time of the last change; who may not, as in a file of another user, puts a copy in its place."""
+        """Set the time of the last change; without the right to, as for another user's file, write a copy."""
         try:
             os.utime(self.root / path)
         except FileNotFoundError:
@@ -130,7 +130,7 @@ class LocalBackend(LockedBackend):
             (self.root / path).unlink(missing_ok=True)
         for parent in sorted({(self.root / path).parent for path in paths}, key=lambda one: -len(one.parts)):
             if parent.parent != self.root:
-                with suppress(OSError):  # it is not empty, or somebody writes into it
+                with suppress(OSError):  # it is not empty, or being written into
                     parent.rmdir()
 
     def unfinished(self) -> dict[str, Entry]:

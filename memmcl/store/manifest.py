@@ -131,12 +131,9 @@ def cache_key(
 
 def parse_manifest(data: bytes, path: str) -> Manifest | None:
     """Return the manifest stored at `path`, or None when `data` is torn, invalid, or belongs elsewhere."""
-    text = open_text(path, data)
     try:
-        manifest = None if text is None else Manifest.model_validate_json(text)
+        manifest = Manifest.model_validate_json(open_text(path, data) or b"")
     except ValidationError:
-        return None
-    if manifest is None:
         return None
     return manifest if manifest_path(manifest.kind, manifest.key) == path else None
 

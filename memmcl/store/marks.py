@@ -166,7 +166,7 @@ class _Decision:
         return reached
 
     def _torn(self, marked: Collection[str]) -> tuple[list[str], list[str]]:
-        """Return damaged manifests that may go, and what is to be said of those that may not."""
+        """Return damaged manifests that may go, and problems about those that may not."""
         needed = {_path(ref) for path in marked for ref in self.snapshot.manifests[path].inputs}
         torn = [path for path in self.snapshot.unreadable if kind_and_key(path)[0] != RUN]
         problems = [f"{path} is not a valid manifest, and what stays names it" for path in torn if path in needed]
@@ -215,7 +215,7 @@ class _Decision:
         return going, searches, unfinished
 
     def _checkpoints(self, removed: Mapping[str, Manifest]) -> list[str]:
-        """Return those of trainings that nobody went on with, and those whose training has been published."""
+        """Return those of abandoned trainings, and those whose training has been published."""
         manifests = self.snapshot.manifests if self.policy.only is None else removed
         published: dict[str, float] = {}
         for path, manifest in manifests.items():

@@ -27,7 +27,7 @@ from memmcl.urls import refuse_secret, scheme_of
 T = TypeVar("T")
 
 RETRY_SECONDS = (0.2, 0.6, 1.8, 5.0)  # pauses between attempts when a failure may pass by itself
-CHECK_SECONDS = (0.2,)  # the same for the check at opening: somebody waits at the terminal
+CHECK_SECONDS = (0.2,)  # the same for the check at opening: a user waits at the terminal
 WRITE_ONCE_ATTEMPTS = 100  # each failed one means that another writer got on
 
 
@@ -37,6 +37,7 @@ class Objects:
     def __init__(self, backend: Backend, url: str, endpoint_url: str | None = None) -> None:
         self.backend = backend
         self.url = url
+        self.endpoint_url = endpoint_url
         self.where = brief(url if endpoint_url is None else f"{url} at {endpoint_url}")
 
     def check(self) -> None:
@@ -148,7 +149,7 @@ class Objects:
     def delete(self, paths: Sequence[str]) -> None:
         """Remove the objects, whatever they hold; what is not there is passed over.
 
-        It is tried once: who tries again must make sure that nobody has come to rely on them meanwhile.
+        It is tried once: before another try, the caller must make sure that no writer relies on them by now.
         """
         self._call(lambda: self.backend.delete(paths), ())
 
@@ -229,7 +230,7 @@ def write_file(target: Path, data: bytes) -> None:
 
 
 def _local(file: Path) -> Objects:
-    """Return the folder of a file outside the store, whose failures are said as the store's are."""
+    """Return the folder of a file outside the store, whose failures raise what the store's raise."""
     return Objects(LocalBackend(file.parent), str(file.parent))
 
 

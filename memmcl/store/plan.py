@@ -1,4 +1,4 @@
-"""What a garbage collection is asked for, and what it answers."""
+"""The request and the result of a garbage collection."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RemovalPlan:
     """What goes, in the order in which it does, and why the rest stays.
 
     removed: manifests first, so that none is ever without its files. runs: why each finished run that stays does, by
-    its id. kept: lines about what else stays. problems: what kept something from being judged.
+    its id. kept: lines about what else stays. problems: what could not be decided, and why.
     """
 
     removed: tuple[Item, ...]

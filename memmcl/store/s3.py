@@ -161,7 +161,7 @@ class S3Backend:
 async def _whole(body: Any) -> bytes:
     """Read all of an answer.
 
-    Where that fails the connection is given back all the same: the client has ten, and who asks for one more waits.
+    If that fails, the connection is released all the same: the client has ten, and a request for one more waits.
     """
     try:
         content: bytes = await body.read()

@@ -46,9 +46,8 @@ def open_text(path: str, data: bytes) -> bytes | None:
 
 def unseal(path: str, data: bytes) -> dict[str, Any] | None:
     """Return the JSON object that was sealed at `path`; None when it is damaged, or anything but an object."""
-    text = open_text(path, data)
     try:
-        value = None if text is None else json.loads(text)
+        value = json.loads(open_text(path, data) or b"null")
     except (ValueError, RecursionError):  # ValueError: also UnicodeDecodeError
         return None
     return value if isinstance(value, dict) else None

@@ -17,7 +17,7 @@ from memmcl.store.store import Store
 
 RUN = "run"
 JOURNALS, SEARCHES = "logs/runs/", "logs/searches/"
-DAMAGED_SECONDS = 3600.0  # a lease that cannot be read, and that nobody wrote for so long, is nobody's
+DAMAGED_SECONDS = 3600.0  # a damaged lease that was not written for so long has no holder
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,12 @@ class StoreSnapshot:
 
 
 def read_snapshot(store: Store, before: StoreSnapshot | None = None) -> StoreSnapshot:
-    """Read a store. Leases and champions come first: who holds one afterwards met the collection's own lease.
+    """Read a store. Leases and champions come first: a later holder has met the collection's own lease.
 
     before: an earlier snapshot; what has not changed since then is taken from it.
 
     Raises:
-        CorruptArtifact: a champion cannot be read: nobody knows which runs must stay.
+        CorruptArtifact: a champion cannot be read, so that it is unknown which runs must stay.
     """
     objects = store.objects
     pointers = objects.entries("pointers")

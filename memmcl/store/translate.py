@@ -27,7 +27,7 @@ def may_pass(error: Exception) -> bool:
 
 
 def translate(error: Exception, where: str) -> StoreError | None:
-    """Return the StoreError to raise for a backend's exception; None for one that is a bug of ours.
+    """Return the StoreError to raise for a backend's exception; None for a bug of memmcl.
 
     where: what messages call the store.
     """

@@ -100,7 +100,7 @@ def _judge(objects: Objects, folder: str, suffix: str, is_whole: Callable[[str, 
 def drop_damaged(objects: Objects, folder: str) -> list[str]:
     """Remove the damaged log records or checkpoints below a folder, and return their paths.
 
-    They count as not written, and nobody may ever write them again. What a writer puts in their place meanwhile stays.
+    They count as not written, and may never be written again. What a writer puts in their place meanwhile stays.
     """
 
     def dropped(path: str) -> bool:

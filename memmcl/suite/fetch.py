@@ -69,7 +69,7 @@ class Listing:
 
     @property
     def notice(self) -> str:
-        """What whoever uses the files has to know, as text of a few lines."""
+        """What users of the files have to know, as text of a few lines."""
         return (
             f"SentiEval, from https://github.com/{self.repository} at commit {self.commit}.\n"
             f"Licence: {self.licence}.\n"

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from memmcl.errors import DataError, shown
 from memmcl.suite.examples import Example, format_tuples
 from memmcl.suite.parsing import read_list, read_literal
-from memmcl.suite.subtasks import SUBTASKS, Metric, Subtask
+from memmcl.suite.subtasks import SUBTASKS, Subtask
 
 Floats = NDArray[np.float64]
 
@@ -37,30 +36,12 @@ EPSILON = 1e-7
 _MOST_FREQUENT = 20
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """How one data set is scored: its label space, and the labels whose F1 the metric averages."""
-
-    metric: Metric
-    labels: tuple[str, ...] = ()
-    scored: tuple[str, ...] = ()
-
-    @property
-    def width(self) -> int:
-        """The number of columns of its counts."""
-        return {"accuracy": 2, "tuple_f1": 4}.get(self.metric, 1 + 3 * len(self.scored))
+DATASETS = {dataset: subtask for subtask in SUBTASKS.values() for dataset in subtask.datasets}
+"""The subtask that scores each of SentiEval's 26 data sets."""
 
 
-def _subtask_scoring(subtask: Subtask) -> Scoring:
-    return Scoring(subtask.metric, subtask.labels, subtask.scored_labels)
-
-
-DATASETS = {dataset: _subtask_scoring(subtask) for subtask in SUBTASKS.values() for dataset in subtask.datasets}
-"""How each of SentiEval's 26 data sets is scored."""
-
-
-def scoring_of(dataset: str) -> Scoring:
-    """Return how `dataset` is scored: one of SentiEval's 26, or "embedded_SUBTASK".
+def subtask_of(dataset: str) -> Subtask:
+    """Return the subtask that scores `dataset`: one of SentiEval's 26, or "embedded_SUBTASK".
 
     Raises:
         DataError: there is no such data set.
@@ -69,7 +50,7 @@ def scoring_of(dataset: str) -> Scoring:
         return DATASETS[dataset]
     name = dataset.removeprefix("embedded_")
     if name != dataset and name in SUBTASKS:
-        return _subtask_scoring(SUBTASKS[name])
+        return SUBTASKS[name]
     raise DataError(
         f"no metric for data set {shown(dataset)}; expected embedded_SUBTASK or one of SentiEval's: "
         f"{', '.join(DATASETS)}"
@@ -86,9 +67,9 @@ def score(dataset: str, predictions: Sequence[str], golds: Sequence[Any]) -> flo
         DataError: unknown data set, no rows, unequal lengths, or gold tuples that are none.
     """
     _check_lengths(len(golds), len(predictions))
-    scoring = scoring_of(dataset)
-    counts = np.array([_counts(scoring, gold, answer) for gold, answer in zip(golds, predictions, strict=True)])
-    return float(_score_block(scoring, counts.sum(axis=0)))
+    subtask = subtask_of(dataset)
+    counts = np.array([_counts(subtask, gold, answer) for gold, answer in zip(golds, predictions, strict=True)])
+    return float(_score_block(subtask, counts.sum(axis=0)))
 
 
 def score_subtask(subtask: Subtask, examples: Sequence[Example], predictions: Sequence[str]) -> float:
@@ -117,12 +98,12 @@ def row_counts(subtask: Subtask, examples: Sequence[Example], predictions: Seque
         DataError: no examples, or unequal lengths.
     """
     _check_lengths(len(examples), len(predictions))
-    scoring = _subtask_scoring(subtask)
-    offsets = {name: index * scoring.width for index, name in enumerate(datasets_of(examples))}
-    counts = np.zeros((len(examples), len(offsets) * scoring.width))
+    width = _width(subtask)
+    offsets = {name: index * width for index, name in enumerate(datasets_of(examples))}
+    counts = np.zeros((len(examples), len(offsets) * width))
     for row, (example, answer) in enumerate(zip(examples, predictions, strict=True)):
         offset = offsets[example.dataset]
-        counts[row, offset : offset + scoring.width] = _counts(scoring, example.gold, answer)
+        counts[row, offset : offset + width] = _counts(subtask, example.gold, answer)
     return counts
 
 
@@ -132,10 +113,9 @@ def score_from_counts(subtask: Subtask, datasets: Sequence[str], summed: Floats)
     summed: (..., data sets * columns) float64; returns (...) float64. A data set without a row in a resample
     takes no part in that resample's mean; where none has a row the score is 0.
     """
-    scoring = _subtask_scoring(subtask)
-    blocks = summed.reshape(*summed.shape[:-1], len(datasets), scoring.width)
+    blocks = summed.reshape(*summed.shape[:-1], len(datasets), _width(subtask))
     present = blocks[..., 0] > 0
-    scores = np.where(present, _score_block(scoring, blocks), 0.0)
+    scores = np.where(present, _score_block(subtask, blocks), 0.0)
     return np.asarray(scores.sum(axis=-1) / np.maximum(present.sum(axis=-1), 1))
 
 
@@ -171,27 +151,32 @@ def best_constant(subtask: Subtask, train: Sequence[Example], test: Sequence[Exa
     return best, score_subtask(subtask, test, [best] * len(test))
 
 
-def _counts(scoring: Scoring, gold: Any, answer: str) -> list[int]:
+def _width(subtask: Subtask) -> int:
+    """Return the number of columns of one data set's counts."""
+    return {"accuracy": 2, "tuple_f1": 4}.get(subtask.metric, 1 + 3 * len(subtask.scored_labels))
+
+
+def _counts(subtask: Subtask, gold: Any, answer: str) -> list[int]:
     """Return one row's counts; the columns are in the module's docstring."""
-    if scoring.metric == "tuple_f1":
+    if subtask.metric == "tuple_f1":
         expected, predicted = _gold_tuples(gold), _predicted_items(answer)
         return [1, len(expected & predicted), len(predicted - expected), len(expected - predicted)]
     right = _form(answer) == _form(gold)
-    if scoring.metric == "accuracy":
+    if subtask.metric == "accuracy":
         return [1, int(right)]
     counts = [1]
-    for label in scoring.scored:
+    for label in subtask.scored_labels:
         predicted_it, is_gold = _form(answer) == _form(label), _form(gold) == _form(label)
         counts += [int(predicted_it and is_gold), int(predicted_it), int(is_gold)]
     return counts
 
 
-def _score_block(scoring: Scoring, summed: Floats) -> Floats:
+def _score_block(subtask: Subtask, summed: Floats) -> Floats:
     """Return the score of one data set's summed counts: (..., columns) -> (...)."""
     rows = np.maximum(summed[..., 0], 1)
-    if scoring.metric == "accuracy":
+    if subtask.metric == "accuracy":
         return np.asarray(summed[..., 1] / rows)
-    if scoring.metric == "tuple_f1":
+    if subtask.metric == "tuple_f1":
         true, false, missed = summed[..., 1], summed[..., 2], summed[..., 3]
         precision = true / (true + false + EPSILON)
         recall = true / (true + missed + EPSILON)

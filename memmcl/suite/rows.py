@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from memmcl.errors import short
 from memmcl.suite.examples import Example
-from memmcl.suite.faults import Fault
+from memmcl.suite.faults import Fault, Faults
 from memmcl.suite.parsing import read_any_list
 from memmcl.suite.subtasks import POLARITIES, Subtask
+
+T = TypeVar("T")
 
 MISSING = frozenset({"na", "n/a", "nan", "null", "none", "nil"})
 """A text or field that is only one of these words, in any case, stands for no value."""
@@ -66,6 +68,20 @@ class Shape:
 
 
 PLAIN = Shape()
+
+
+def usable(rows: Iterable[Row | Fault], read: Callable[[Row], T], faults: Faults) -> Iterator[tuple[Row, T]]:
+    """Yield each row with what `read` makes of it; what is wrong with the others goes to `faults`."""
+    for row in rows:
+        if isinstance(row, Fault):
+            faults.add(row)
+            continue
+        try:
+            value = read(row)
+        except RowError as error:
+            faults.add(row.fault(error))
+        else:
+            yield row, value
 
 
 def text_of(row: Row, shape: Shape) -> str:

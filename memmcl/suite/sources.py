@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from memmcl.errors import DataError
@@ -15,7 +16,7 @@ from memmcl.suite.examples import Example, normalised
 from memmcl.suite.faults import Fault, Faults
 from memmcl.suite.files import read_files
 from memmcl.suite.pool import Pool
-from memmcl.suite.rows import Row, RowError, Shape, example_of, text_of
+from memmcl.suite.rows import Row, Shape, example_of, text_of, usable
 from memmcl.suite.sentieval import find_folders
 from memmcl.suite.subtasks import Subtask
 
@@ -124,7 +125,7 @@ def _bucket(text: str) -> int:
 def read_sources(subtasks: Sequence[Subtask], reading: Reading = EMBEDDED, *, faults: Faults | None = None) -> RowPools:
     """Read the rows of `subtasks` in a stream; what is wrong with a row becomes a fault and is never raised.
 
-    faults: where faults go, for whoever wants to see each as it is met; they are in the result too.
+    faults: where faults are added as they occur; they are in the result too.
 
     Raises:
         DataError: no such place, no access to it, or no data set for a subtask.
@@ -162,18 +163,13 @@ class _Intake:
 
     def take(self, feed: _Feed) -> None:
         """Read a feed to its end."""
-        for row in feed.rows:
-            if isinstance(row, Fault):
-                self._faults.add(row)
-                continue
-            try:
-                split = feed.split_of(text_of(row, self.shape))
-                labelled = self._reading.weak_labels or split != "weak"
-                example = example_of(row, self._subtask, feed.dataset, self.shape, labelled=labelled)
-            except RowError as error:
-                self._faults.add(row.fault(error))
-                continue
+        for row, (split, example) in usable(feed.rows, partial(self._read, feed), self._faults):
             self._pool(feed, split).add(example, row.place, feed.file)
+
+    def _read(self, feed: _Feed, row: Row) -> tuple[str, Example]:
+        split = feed.split_of(text_of(row, self.shape))
+        labelled = self._reading.weak_labels or split != "weak"
+        return split, example_of(row, self._subtask, feed.dataset, self.shape, labelled=labelled)
 
     def splits(self) -> dict[str, list[Example]]:
         """Return split -> examples."""

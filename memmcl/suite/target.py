@@ -91,7 +91,7 @@ class Target:
             raise self._translate(error) from None  # a library's text may name the key
 
     def _translate(self, error: Exception) -> Exception:
-        """Return what to raise for an exception of the disk or of an S3 client; the same one for a defect of ours."""
+        """Return what to raise for an exception of the disk or of an S3 client; any other exception as it is."""
         if isinstance(error, StoreError) or not any(
             isinstance(step, OSError) or is_foreign(step) for step in causes_of(error)
         ):

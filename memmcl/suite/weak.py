@@ -4,23 +4,23 @@
     {"prompt": "...", "answer": "..."}                           shown to the model to the last character
     {..., "expert": "mine"}                                      either of them, with the expert it is for
 
-Rows that are for the same expert and ask the same are scored together. Where labels are not needed, a row of a subtask
+Rows of the same subtask and expert are scored together. Where labels are not needed, a row of a subtask
 may lack it.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from memmcl.errors import DataError, short
 from memmcl.suite.examples import Example
-from memmcl.suite.faults import Fault, Faults
+from memmcl.suite.faults import Faults
 from memmcl.suite.files import read_files
 from memmcl.suite.pool import Pool
-from memmcl.suite.rows import Row, RowError, Shape, example_of, storable, text_of
+from memmcl.suite.rows import Row, RowError, Shape, example_of, storable, text_of, usable
 from memmcl.suite.subtasks import PAIRS, Subtask
 from memmcl.urls import public
 
@@ -32,7 +32,7 @@ _PAIR = ("prompt", "answer")
 class WeakRows:
     """Rows that are scored together: those of one subtask (or all pairs) that are for the same expert.
 
-    name: the subtask's, followed by `:EXPERT` where rows name one. expert: the one they are for: named by the rows, or
+    name: that of the subtask, followed by `:EXPERT` where rows name one. expert: the one that the rows name, or that is
     called like the subtask; None for neither.
     """
 
@@ -61,23 +61,17 @@ def read_weak_rows(
     """
     faults = Faults()
     shape = Shape(max_characters=max_characters)
-    pools: dict[tuple[str, str | None], Pool] = {}
-    for row in read_files(url, storage=storage):
-        if isinstance(row, Fault):
-            faults.add(row)
-            continue
-        try:
-            subtask, named = _subtask(row, catalogue), _expert(row, experts)
-            if subtask is PAIRS:
-                example = _pair(row, shape)
-            else:
-                example = example_of(row, subtask, subtask.name, shape, labelled=labelled)
-        except RowError as error:
-            faults.add(row.fault(error))
-            continue
-        key = (subtask.name, named)
-        if key not in pools:
-            pools[key] = Pool(1 << 60, keep_repeats=False, faults=faults, dropped=Counter())
+    pools: dict[tuple[str, str | None], Pool] = defaultdict(
+        lambda: Pool(1 << 60, keep_repeats=False, faults=faults, dropped=Counter())
+    )
+
+    def read(row: Row) -> tuple[tuple[str, str | None], Example]:
+        subtask, expert = _subtask(row, catalogue), _expert(row, experts)
+        if subtask is PAIRS:
+            return (subtask.name, expert), _pair(row, shape)
+        return (subtask.name, expert), example_of(row, subtask, subtask.name, shape, labelled=labelled)
+
+    for row, (key, example) in usable(read_files(url, storage=storage), read, faults):
         pools[key].add(example, row.place)
     if len(faults):
         shown = "; ".join(str(fault) for fault in faults.first[:SHOWN_FAULTS])
@@ -85,15 +79,11 @@ def read_weak_rows(
     if not pools:
         raise DataError(f"{public(url)} has no rows; expected rows of subtasks, or pairs of prompt and answer")
     known = {PAIRS.name: PAIRS, **catalogue}
-    groups = [
-        WeakRows(
-            f"{name}:{named}" if named else name,
-            known[name],
-            named or (name if name in experts else None),
-            tuple(pool.rows()),
-        )
-        for (name, named), pool in pools.items()
-    ]
+    groups = []
+    for (name, expert), pool in pools.items():
+        title = f"{name}:{expert}" if expert else name
+        for_expert = expert or (name if name in experts else None)
+        groups.append(WeakRows(title, known[name], for_expert, tuple(pool.rows())))
     return sorted(groups, key=lambda group: group.name)
 
 

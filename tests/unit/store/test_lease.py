@@ -13,7 +13,7 @@ import pytest
 
 from memmcl.errors import LeaseHeld, StoreAccessError
 from memmcl.store import Lease, Store, objects
-from memmcl.store.lease import identity, process_start
+from memmcl.store.processes import identity, process_start
 
 RUN = "3f2a" * 16
 BOOT = str(process_start(os.getpid())).rpartition(":")[0]

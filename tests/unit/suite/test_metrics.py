@@ -17,7 +17,7 @@ from memmcl.suite.metrics import (
     score,
     score_from_counts,
     score_subtask,
-    scoring_of,
+    subtask_of,
 )
 from memmcl.suite.subtasks import POLARITIES, SUBTASKS, Subtask
 
@@ -45,11 +45,11 @@ def test_the_26_data_sets_have_the_metrics_of_sentieval() -> None:
     }
     assert by_metric["label_f1"] == {"irony"}
     assert by_metric["macro_f1"] == {"emotion", "hate", "offensive", "stance"}
-    assert DATASETS["stance"].scored == ("against", "favor")
+    assert DATASETS["stance"].scored_labels == ("against", "favor")
     with pytest.raises(DataError, match="no metric for data set 'imdb2'"):
-        scoring_of("imdb2")
+        subtask_of("imdb2")
     with pytest.raises(DataError, match="no metric for data set 'sent2'"):
-        scoring_of("sent2")
+        subtask_of("sent2")
 
 
 def test_classification_compares_stripped_and_lowered() -> None:
