@@ -41,9 +41,7 @@ def _anchors_fit(run: Run, pinned: ArtifactRef, splits: Splits) -> bool:
         return False
     shared = _overlapping((row for examples in rows.values() for row in examples), splits)
     if shared:
-        log().warning(
-            "%d pinned anchor rows overlap with test rows now: new ones are chosen, all experts retrain", shared
-        )
+        log().warning("%d pinned anchor rows overlap with test rows now: %s", shared, again)
     return not shared
 
 
