@@ -7,19 +7,22 @@ import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from tiny import corpus, random_factors
-
 from memmcl.adapters import format as adapter
+from memmcl.search.problem import SearchProblem
 from memmcl.store import ArtifactRef
 from memmcl.suite.examples import to_table
 from tasks.run.runtime import Run, open_store
-from tasks.stages.merge import Grounds
+
+Published = dict[str, dict[str, ArtifactRef]]
+"""By group (experts, weak, references) and subtask, an artifact."""
 
 
-def publish_grounds(run: Run, base: Path, rows: Mapping[str, int], broken: Collection[str] = ()) -> Grounds:
+def publish_experts(run: Run, base: Path, rows: Mapping[str, int], broken: Collection[str] = ()) -> Published:
     """Publish, for each subtask, an expert, `rows` weak rows and a reference; `broken` experts hold a NaN."""
+    from tiny import corpus, random_factors  # it loads transformers, which `problem_of` does without
+
     store = open_store(run)
-    found: dict[str, dict[str, ArtifactRef]] = {"experts": {}, "weak": {}, "references": {}}
+    published: Published = {"experts": {}, "weak": {}, "references": {}}
     for number, (name, count) in enumerate(rows.items()):
         factors = random_factors(base, layers=(2, 3), seed=number)
         if name in broken:
@@ -31,5 +34,18 @@ def publish_grounds(run: Run, base: Path, rows: Mapping[str, int], broken: Colle
         reference = {"reference.json": json.dumps(measured).encode()}
         of = (("expert", "experts", expert), ("split", "weak", split), ("reference", "references", reference))
         for kind, group, files in of:
-            found[group][name] = store.publish(kind, f"{number:064x}", name=f"{kind} {name}", files=files).ref
-    return Grounds(**found, selection={})
+            published[group][name] = store.publish(kind, f"{number:064x}", name=f"{kind} {name}", files=files).ref
+    return published
+
+
+def problem_of(run: Run, published: Published) -> SearchProblem:
+    """Return the problem of merging what `publish_experts` published."""
+    return SearchProblem(
+        store=run.store,
+        model=run.model,
+        search=run.config.search,
+        evaluation=run.config.evaluation,
+        seed=run.config.seed,
+        subtasks={name: run.subtask(name) for name in published["experts"]},
+        **published,
+    )

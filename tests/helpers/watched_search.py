@@ -15,16 +15,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+from search_fixture import problem_of, publish_experts
+
 from memmcl.evolve import seed_genomes
 from memmcl.search.plan import SearchPlan, make_spec
 from memmcl.search.problem import SearchProblem
 from memmcl.search.spec import SearchSpec
+from memmcl.store import ArtifactRef
 from tasks.run.ray_session import ray_session
 from tasks.run.runtime import Run, open_store
 from tasks.search.driver import RayDriver
 from tasks.search.queue import Candidate
 from tasks.search.worker import Worker
-from tasks.stages.merge import Grounds
 
 MEMBERS = ("sent2", "irony", "emotion")
 SEARCHES = {"pair": (MEMBERS[1:], 18, 14), "trio": (MEMBERS, 28, 0)}
@@ -49,16 +51,19 @@ class Watched(Worker):
 
 def write_case(run: Run, base: Path, path: Path) -> None:
     """Publish three random experts, rows and references; write `path`."""
-    from search_fixture import publish_grounds
-
-    grounds = publish_grounds(run, base, dict.fromkeys(MEMBERS, ROWS))
-    path.write_text(json.dumps({"run": run.model_dump(mode="json"), "grounds": grounds.model_dump(mode="json")}))
+    published = publish_experts(run, base, dict.fromkeys(MEMBERS, ROWS))
+    refs = {group: {name: ref.model_dump() for name, ref in by_name.items()} for group, by_name in published.items()}
+    path.write_text(json.dumps({"run": run.model_dump(mode="json"), "published": refs}))
 
 
 def plans_of(case: dict[str, Any]) -> tuple[Run, SearchProblem, list[SearchPlan]]:
     """Return the run, what is searched on, and the searches."""
     run = Run.model_validate(case["run"])
-    problem = Grounds.model_validate(case["grounds"]).problem(run)
+    refs = {
+        group: {name: ArtifactRef(**ref) for name, ref in by_name.items()}
+        for group, by_name in case["published"].items()
+    }
+    problem = problem_of(run, refs)
     cfg, plans = run.config.search, []
     for title, (members, evaluations, joint) in SEARCHES.items():
         inputs = problem.inputs(list(members))

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from e2e_driver import tiny_config
-from search_fixture import publish_grounds
+from search_fixture import problem_of, publish_experts
 from tiny import corpus
 
 from memmcl.config import RayConfig, parse_config
@@ -52,7 +52,7 @@ def make(tmp_path: Path, tiny_base: Path) -> Callable[..., Made]:
         tree["search"] = {"population": 4, "lambdas": [0.3, 0.7], **settings}
         tree["store"] = {"url": str(tmp_path / store)}
         run = open_run(parse_config(tree))
-        problem = publish_grounds(run, tiny_base, dict(zip(MEMBERS, rows, strict=True)), broken).problem(run)
+        problem = problem_of(run, publish_experts(run, tiny_base, dict(zip(MEMBERS, rows, strict=True)), broken))
         cfg, inputs = run.config.search, problem.inputs(list(MEMBERS))
         seeds = seed_genomes(list(MEMBERS), cfg.blocks, cfg.bounds, cfg.lambdas)
         each = {name: {name: (1.0,) * cfg.blocks} for name in MEMBERS}

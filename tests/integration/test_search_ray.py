@@ -22,7 +22,7 @@ import psutil
 import pytest
 import ray
 from e2e_driver import frozen, tiny_config
-from search_fixture import publish_grounds
+from search_fixture import Published, problem_of, publish_experts
 
 from memmcl.adapters import format as adapter
 from memmcl.config import parse_config
@@ -39,7 +39,6 @@ from tasks.run.session import open_run
 from tasks.search.driver import Multiplexer, RayDriver
 from tasks.search.queue import Candidate, RayQueue
 from tasks.search.worker import Worker
-from tasks.stages.merge import Grounds
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 pytestmark = pytest.mark.timeout(900)
@@ -56,13 +55,13 @@ class Case:
 
     run: Run
     specs: list[SearchSpec]
-    grounds: Grounds
+    published: Published
     told: list[str] = field(default_factory=list)
 
     @property
     def problem(self) -> SearchProblem:
         """What is searched on."""
-        return self.grounds.problem(self.run)
+        return problem_of(self.run, self.published)
 
     @property
     def root(self) -> Path:
@@ -107,7 +106,7 @@ def make_case(local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_ba
         tree["ray"] = {"workers": workers}
         tree["store"] = {"url": str(tmp_path_factory.mktemp("searches") / "store")}
         run = open_run(parse_config(tree))
-        grounds = publish_grounds(run, tiny_base, dict.fromkeys(MEMBERS, 6))
+        published = publish_experts(run, tiny_base, dict.fromkeys(MEMBERS, 6))
         cfg = run.config.search
         specs = []
         for number, (title, members) in enumerate({"pair": MEMBERS[1:], "trio": MEMBERS}.items()):
@@ -128,7 +127,7 @@ def make_case(local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_ba
                     mask_seed=run.seed("masks"),
                 )
             )
-        return Case(run, specs, grounds)
+        return Case(run, specs, published)
 
     return make
 
@@ -283,7 +282,7 @@ def test_a_corrupt_or_missing_expert_is_one_line_and_loses_nothing(
     for spec in case.specs:  # as if it had been killed after the first records of each
         for index, record in list(whole.records(f"searches/{spec.key}").items())[:TOLD_BEFORE]:
             store.append(f"searches/{spec.key}", index, record)
-    info = store.load(case.grounds.experts["irony"]).blobs[adapter.WEIGHTS_FILE]
+    info = store.load(case.published["experts"]["irony"]).blobs[adapter.WEIGHTS_FILE]
     blob = case.root / blob_path(info.sha256)
     healthy = blob.read_bytes()
     flipped = healthy[:-1] + bytes([healthy[-1] ^ 1])
