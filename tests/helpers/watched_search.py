@@ -15,19 +15,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from memmcl.adapters import format as adapter
+from search_fixture import problem_of, publish_experts
+
 from memmcl.evolve import seed_genomes
 from memmcl.search.plan import SearchPlan, make_spec
 from memmcl.search.problem import SearchProblem
 from memmcl.search.spec import SearchSpec
 from memmcl.store import ArtifactRef
-from memmcl.suite.examples import to_table
 from tasks.run.ray_session import ray_session
 from tasks.run.runtime import Run, open_store
 from tasks.search.driver import RayDriver
 from tasks.search.queue import Candidate
 from tasks.search.worker import Worker
-from tasks.stages.run_artifacts import TrainedArtifacts
 
 MEMBERS = ("sent2", "irony", "emotion")
 SEARCHES = {"pair": (MEMBERS[1:], 18, 14), "trio": (MEMBERS, 28, 0)}
@@ -35,7 +34,6 @@ SEARCHES = {"pair": (MEMBERS[1:], 18, 14), "trio": (MEMBERS, 28, 0)}
 ROWS = 8
 SECONDS = 0.6
 """That a candidate takes longer than it would on a tiny base."""
-Refs = dict[str, ArtifactRef]
 
 
 class Watched(Worker):
@@ -52,37 +50,23 @@ class Watched(Worker):
 
 
 def write_case(run: Run, base: Path, path: Path) -> None:
-    """Publish three random experts, rows and what they are held to; write `path`."""
-    from tiny import corpus, random_factors
-
-    store = open_store(run)
-    found: dict[str, Refs] = {"experts": {}, "weak": {}, "references": {}}
-    for number, name in enumerate(MEMBERS):
-        factors = random_factors(base, layers=(2, 3), seed=number)
-        files = adapter.to_files(factors, base_name=run.base.name, rank=3, alpha=6.0)
-        rows = {"rows.parquet": to_table(corpus(name, ROWS))}
-        logprobs = [-2.0 - row % 3 for row in range(ROWS)]
-        measured = {
-            "expert": {"loglik": -1.0, "score": 0.5, "logprobs": [-2.0] * ROWS, "choices": None},
-            "base": {"logprobs": logprobs},
-        }
-        reference = {"reference.json": json.dumps(measured).encode()}
-        parts = (("expert", "experts", files), ("split", "weak", rows), ("reference", "references", reference))
-        for kind, part, of in parts:
-            found[part][name] = store.publish(kind, f"{number:064x}", name=f"{kind} {name}", files=of).ref
-    refs = {part: {name: ref.model_dump() for name, ref in refs.items()} for part, refs in found.items()}
-    path.write_text(json.dumps({"run": run.model_dump(mode="json"), **refs}))
+    """Publish three random experts, rows and references; write `path`."""
+    published = publish_experts(run, base, dict.fromkeys(MEMBERS, ROWS))
+    refs = {group: {name: ref.model_dump() for name, ref in by_name.items()} for group, by_name in published.items()}
+    path.write_text(json.dumps({"run": run.model_dump(mode="json"), "published": refs}))
 
 
 def plans_of(case: dict[str, Any]) -> tuple[Run, SearchProblem, list[SearchPlan]]:
     """Return the run, what is searched on, and the searches."""
     run = Run.model_validate(case["run"])
-    parts = ("experts", "weak", "references")
-    refs = {part: {name: ArtifactRef(**ref) for name, ref in case[part].items()} for part in parts}
-    problem = TrainedArtifacts(**refs).problem(run)
+    refs = {
+        group: {name: ArtifactRef(**ref) for name, ref in by_name.items()}
+        for group, by_name in case["published"].items()
+    }
+    problem = problem_of(run, refs)
     cfg, plans = run.config.search, []
     for title, (members, evaluations, joint) in SEARCHES.items():
-        inputs = [refs[part][name] for part in parts for name in members]
+        inputs = problem.inputs(list(members))
         seeds = seed_genomes(list(members), cfg.blocks, cfg.bounds, cfg.lambdas)
         each = {name: {name: (1.0,) * cfg.blocks} for name in members}
         spec = make_spec(problem, title, each, members, seeds, evaluations, inputs)

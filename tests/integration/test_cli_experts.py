@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from peft import PeftModel
 from safetensors.torch import load, save_file
 from tiny import base_ref, corpus, make_tiny_base, plain_model, probe_logits, random_factors
 
-from flows.cli import root as cli
 from memmcl.adapters.format import CONFIG_FILE, WEIGHTS_FILE, to_files
 from memmcl.experts.after import RECORD
 
@@ -46,21 +46,9 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+def call(command_line: Call) -> Call:
     """Run the command in this process, in an empty directory; what it leaves there is checked by the test."""
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setenv("MEMMCL_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-    def called(*arguments: str | float | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["memmcl", "experts", "anchor", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0), *capsys.readouterr()
-
-    return called
+    return partial(command_line, "experts", "anchor")
 
 
 @pytest.fixture

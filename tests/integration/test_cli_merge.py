@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from tiny import corpus, make_tiny_base, make_tiny_gguf, plain_model, probe_logits, tokenizer_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flows.cli import root as cli
 from memmcl.adapters.format import CONFIG_FILE, WEIGHTS_FILE
 from memmcl.api.merging import RECORD
 from memmcl.api.writing import CARD
@@ -77,21 +77,9 @@ def deltas(brought: dict[str, Path], tiny_base: Path) -> Deltas:
 
 
 @pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+def call(command_line: Call) -> Call:
     """Run the command in this process, in an empty directory; what it leaves there is checked by the test."""
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setenv("MEMMCL_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-    def called(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["memmcl", "merge", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0), *capsys.readouterr()
-
-    return called
+    return partial(command_line, "merge")
 
 
 @pytest.fixture

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import corpus, naive_logprob, plain_model, probe_logits, random_factors, tokenizer_of
 
 from flows.cli import merge_search
-from flows.cli import root as cli
 from memmcl.adapters.format import WEIGHTS_FILE, to_files
 from memmcl.search.local import LocalDriver
 from memmcl.store import Store
@@ -31,25 +28,6 @@ Call = Callable[..., tuple[int, str, str]]
 EVALUATIONS = 11
 KEPT = 4
 SEEDS = ["base", "expert:sent2", "expert:other", "uniform", *(f"arithmetic:{x:g}" for x in (0.3, 0.7, 1, 1.3))]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """A local Ray with two CPUs; its folder is short, because unix sockets lie in it."""
-    folder = tempfile.mkdtemp(prefix="mm")
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=80 * 2**20,
-        logging_level="error",
-        log_to_driver=False,
-        _temp_dir=folder,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -80,19 +58,9 @@ def weak(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run the command in this process, in an empty directory."""
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def called(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["memmcl", "merge", "search", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0), *capsys.readouterr()
-
-    return called
+def call(command_line: Call) -> Call:
+    """Run the command in this process, in an empty directory; what it leaves there is checked by the test."""
+    return partial(command_line, "merge", "search")
 
 
 @pytest.fixture
@@ -127,7 +95,7 @@ def refused(call: Call, code: int, words: list[object], *expected: str) -> None:
 
 
 def test_a_search_and_one_that_was_killed_find_the_same(
-    cluster: None,
+    local_ray: None,
     call: Call,
     given: list[object],
     brought: dict[str, Path],

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from e2e_driver import tiny_config
-from tiny import corpus, random_factors
+from search_fixture import problem_of, publish_experts
+from tiny import corpus
 
-from memmcl.adapters import format as adapter
 from memmcl.config import RayConfig, parse_config
 from memmcl.errors import ModelError, SearchError, ServiceError
 from memmcl.evolve import seed_genomes
@@ -30,15 +30,12 @@ from memmcl.search.local import LocalDriver
 from memmcl.search.plan import SearchPlan, make_spec
 from memmcl.search.problem import SearchProblem
 from memmcl.search.scorer import Scorer
-from memmcl.store import ArtifactRef
-from memmcl.suite.examples import to_table
 from tasks.run import cluster
 from tasks.run.runtime import Run, open_store
 from tasks.run.session import open_run
 from tasks.search.driver import Multiplexer
 from tasks.search.queue import Candidate
 from tasks.stages import references
-from tasks.stages.run_artifacts import TrainedArtifacts
 
 MEMBERS = ("sent2", "irony")
 EVALUATIONS = 12
@@ -55,27 +52,10 @@ def make(tmp_path: Path, tiny_base: Path) -> Callable[..., Made]:
         tree["search"] = {"population": 4, "lambdas": [0.3, 0.7], **settings}
         tree["store"] = {"url": str(tmp_path / store)}
         run = open_run(parse_config(tree))
-        opened = open_store(run)
-        refs: dict[str, dict[str, ArtifactRef]] = {"experts": {}, "weak": {}, "references": {}}
-        for number, (name, count) in enumerate(zip(MEMBERS, rows, strict=True)):
-            factors = random_factors(tiny_base, layers=(2, 3), seed=number)
-            if name in broken:
-                factors[min(factors)].b[0, 0] = math.nan
-            expert = adapter.to_files(factors, base_name=run.base.name, rank=3, alpha=6.0)
-            split = {"rows.parquet": to_table(corpus(name, count))}
-            expected = {"loglik": -1.0, "score": 0.5, "logprobs": [-2.0] * count, "choices": None}
-            measured = {"expert": expected, "base": {"logprobs": [-2.0 - row % 3 for row in range(count)]}}
-            files = {"reference.json": json.dumps(measured).encode()}
-            for kind, part, of in (
-                ("expert", "experts", expert),
-                ("split", "weak", split),
-                ("reference", "references", files),
-            ):
-                refs[part][name] = opened.publish(kind, f"{number:064x}", name=f"{kind} {name}", files=of).ref
-        cfg, inputs = run.config.search, [ref for found in refs.values() for ref in found.values()]
+        problem = problem_of(run, publish_experts(run, tiny_base, dict(zip(MEMBERS, rows, strict=True)), broken))
+        cfg, inputs = run.config.search, problem.inputs(list(MEMBERS))
         seeds = seed_genomes(list(MEMBERS), cfg.blocks, cfg.bounds, cfg.lambdas)
         each = {name: {name: (1.0,) * cfg.blocks} for name in MEMBERS}
-        problem = TrainedArtifacts(**refs).problem(run)
         spec = make_spec(problem, "both", each, MEMBERS, seeds, EVALUATIONS, inputs)
         return run, SearchPlan(problem, spec, inputs), problem
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +22,7 @@ import psutil
 import pytest
 import ray
 from e2e_driver import frozen, tiny_config
-from tiny import corpus, random_factors
+from search_fixture import Published, problem_of, publish_experts
 
 from memmcl.adapters import format as adapter
 from memmcl.config import parse_config
@@ -34,16 +32,13 @@ from memmcl.search.course import Course, Driver, OnResult
 from memmcl.search.local import LocalDriver
 from memmcl.search.problem import SearchProblem
 from memmcl.search.spec import SearchSpec
-from memmcl.store import ArtifactRef
 from memmcl.store.manifest import blob_path
-from memmcl.suite.examples import to_table
 from tasks.run import cluster as cluster_checks
 from tasks.run.runtime import Run, open_store
 from tasks.run.session import open_run
 from tasks.search.driver import Multiplexer, RayDriver
 from tasks.search.queue import Candidate, RayQueue
 from tasks.search.worker import Worker
-from tasks.stages.run_artifacts import TrainedArtifacts
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 pytestmark = pytest.mark.timeout(900)
@@ -51,7 +46,6 @@ MEMBERS = ("sent2", "irony", "emotion")
 EVALUATIONS = {"pair": 12, "trio": 9}
 KILL_AFTER = 7
 TOLD_BEFORE = 5
-Refs = dict[str, ArtifactRef]
 Outcome = list[tuple[list[tuple[tuple[float, ...], float]], int]]
 
 
@@ -61,16 +55,13 @@ class Case:
 
     run: Run
     specs: list[SearchSpec]
-    experts: Refs
-    weak: Refs
-    references: Refs
+    published: Published
     told: list[str] = field(default_factory=list)
 
     @property
     def problem(self) -> SearchProblem:
         """What is searched on."""
-        trained = TrainedArtifacts(experts=self.experts, weak=self.weak, references=self.references)
-        return trained.problem(self.run)
+        return problem_of(self.run, self.published)
 
     @property
     def root(self) -> Path:
@@ -106,21 +97,7 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """A local Ray with two CPUs; its folder is short, because unix sockets lie in it."""
-    folder = tempfile.mkdtemp(prefix="mm")
-    ray.init(
-        num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, logging_level="error", _temp_dir=folder
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def make_case(cluster: None, tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Callable[[int], Case]:
+def make_case(local_ray: None, tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Callable[[int], Case]:
     """Make the same two searches in a new store; `workers` share them."""
 
     def make(workers: int) -> Case:
@@ -129,21 +106,7 @@ def make_case(cluster: None, tmp_path_factory: pytest.TempPathFactory, tiny_base
         tree["ray"] = {"workers": workers}
         tree["store"] = {"url": str(tmp_path_factory.mktemp("searches") / "store")}
         run = open_run(parse_config(tree))
-        store = open_store(run)
-        experts, weak, references = {}, {}, {}
-        for number, subtask in enumerate(MEMBERS):
-            factors = random_factors(tiny_base, layers=(2, 3), seed=number)
-            files = adapter.to_files(factors, base_name=run.base.name, rank=3, alpha=6.0)
-            key = f"{number:064x}"
-            experts[subtask] = store.publish("expert", key, name=f"expert {subtask}", files=files).ref
-            rows = {"rows.parquet": to_table(corpus(subtask, 6))}
-            weak[subtask] = store.publish("split", key, name=f"{subtask} weak", files=rows).ref
-            measured = {
-                "reference.json": json.dumps(
-                    {"expert": {"loglik": -1.0, "score": 0.5, "logprobs": [-2.0] * 6, "choices": None}}
-                ).encode()
-            }
-            references[subtask] = store.publish("reference", key, name=subtask, files=measured).ref
+        published = publish_experts(run, tiny_base, dict.fromkeys(MEMBERS, 6))
         cfg = run.config.search
         specs = []
         for number, (title, members) in enumerate({"pair": MEMBERS[1:], "trio": MEMBERS}.items()):
@@ -164,7 +127,7 @@ def make_case(cluster: None, tmp_path_factory: pytest.TempPathFactory, tiny_base
                     mask_seed=run.seed("masks"),
                 )
             )
-        return Case(run, specs, experts, weak, references)
+        return Case(run, specs, published)
 
     return make
 
@@ -319,7 +282,7 @@ def test_a_corrupt_or_missing_expert_is_one_line_and_loses_nothing(
     for spec in case.specs:  # as if it had been killed after the first records of each
         for index, record in list(whole.records(f"searches/{spec.key}").items())[:TOLD_BEFORE]:
             store.append(f"searches/{spec.key}", index, record)
-    info = store.load(case.experts["irony"]).blobs[adapter.WEIGHTS_FILE]
+    info = store.load(case.published["experts"]["irony"]).blobs[adapter.WEIGHTS_FILE]
     blob = case.root / blob_path(info.sha256)
     healthy = blob.read_bytes()
     flipped = healthy[:-1] + bytes([healthy[-1] ^ 1])

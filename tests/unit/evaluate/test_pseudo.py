@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import backbone_of, corpus, naive_logprob, plain_model, prompter_of, training_rows
+from tiny import backbone_of, corpus, naive_logprob, training_rows
 from torch import nn
 
 from memmcl.backbone.forward import Backbone
@@ -23,19 +23,8 @@ from memmcl.suite.subtasks import SUBTASKS
 
 
 @pytest.fixture(scope="module")
-def model(tiny_base: Path) -> nn.Module:
-    """The oracle: the same weights, run by transformers alone."""
-    return plain_model(tiny_base)
-
-
-@pytest.fixture(scope="module")
 def backbone(tiny_base: Path) -> Backbone:
     return backbone_of(tiny_base, 2)
-
-
-@pytest.fixture(scope="module")
-def prompter(tiny_base: Path) -> Prompter:
-    return prompter_of(tiny_base)
 
 
 def unlabelled(name: str, count: int) -> list[Example]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import backbone_of, corpus, naive_logprob, plain_model, prompter_of, random_factors
+from tiny import backbone_of, corpus, naive_logprob, prompter_of, random_factors
 from torch import nn
 
 from memmcl.backbone.forward import Backbone
@@ -22,12 +22,6 @@ from memmcl.suite.subtasks import SUBTASKS, Subtask
 SPLITS = (0, 1, 2)
 # Labels that share their first tokens; one of a single token, one that begins another.
 AWKWARD = replace(SUBTASKS["irony"], labels=("irony", "non_irony", "non", "non_iro", "i"), positive_label="irony")
-
-
-@pytest.fixture(scope="module")
-def model(tiny_base: Path) -> nn.Module:
-    """The oracle: the same weights, run by transformers alone."""
-    return plain_model(tiny_base)
 
 
 @pytest.fixture(scope="module", params=SPLITS)

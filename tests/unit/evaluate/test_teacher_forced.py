@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
-from tiny import backbone_of, corpus, naive_logprob, plain_model, prompter_of, random_factors
+from tiny import backbone_of, corpus, naive_logprob, random_factors
 from torch import nn
 
 from memmcl.backbone.batches import Batch
@@ -27,16 +27,6 @@ WHOLE = 600
 @pytest.fixture(scope="module", params=[0, 2])
 def backbone(request: pytest.FixtureRequest, tiny_base: Path) -> Backbone:
     return backbone_of(tiny_base, request.param)
-
-
-@pytest.fixture(scope="module")
-def model(tiny_base: Path) -> nn.Module:
-    return plain_model(tiny_base)
-
-
-@pytest.fixture(scope="module")
-def prompter(tiny_base: Path) -> Prompter:
-    return prompter_of(tiny_base)
 
 
 def rows_of(name: str, count: int) -> list[Example]:

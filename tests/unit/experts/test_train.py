@@ -26,8 +26,6 @@ from train_fixture import (
     merged,
     naive_kl,
     naive_loss,
-    other_rows,
-    own_rows,
     state_of,
     train,
 )
@@ -41,16 +39,6 @@ from memmcl.experts.settings import Anchoring, Stopping
 from memmcl.experts.train import Moved
 
 SPLITS = (0, 2)
-
-
-@pytest.fixture(scope="module")
-def rows(tiny_base: Path) -> Rows:
-    return own_rows(tiny_base)
-
-
-@pytest.fixture(scope="module")
-def anchors(tiny_base: Path) -> Rows:
-    return other_rows(tiny_base)
 
 
 @pytest.fixture(scope="module", params=SPLITS)

@@ -21,8 +21,6 @@ from train_fixture import (
     merged,
     naive_kl,
     naive_loss,
-    other_rows,
-    own_rows,
     state_of,
     train,
 )
@@ -32,22 +30,6 @@ from memmcl.backbone.forward import Backbone
 from memmcl.errors import TrainingError
 from memmcl.experts.settings import Anchoring
 from memmcl.experts.train import TrainedAdapter
-
-
-@pytest.fixture(scope="module")
-def backbone(tiny_base: Path) -> Backbone:
-    return backbone_of(tiny_base, 2)
-
-
-@pytest.fixture(scope="module")
-def rows(tiny_base: Path) -> Rows:
-    return own_rows(tiny_base)
-
-
-@pytest.fixture(scope="module")
-def anchors(tiny_base: Path) -> Rows:
-    return other_rows(tiny_base)
-
 
 NO = None
 

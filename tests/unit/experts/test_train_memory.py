@@ -38,11 +38,6 @@ CPU_ERROR = "DefaultCPUAllocator: can't allocate memory"
 
 
 @pytest.fixture(scope="module")
-def backbone(tiny_base: Path) -> Backbone:
-    return backbone_of(tiny_base, 2)
-
-
-@pytest.fixture(scope="module")
 def uneven() -> dict[str, list[TokenizedRow]]:
     """Rows whose answers have 1 to 24 tokens."""
     rng = np.random.default_rng(5)

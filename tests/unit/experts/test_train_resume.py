@@ -61,11 +61,6 @@ class Saves(list[bytes]):
             raise Killed
 
 
-@pytest.fixture(scope="module")
-def backbone(tiny_base: Path) -> Backbone:
-    return backbone_of(tiny_base, 2)
-
-
 def run(base: Path, backbone: Backbone, settings: dict[str, Any], **more: Any) -> TrainedAdapter:
     rows = {**own_rows(base), "emotion": other_rows(base)["uabsa"][:2]}
     anchors = {"irony": other_rows(base)["irony"], "uabsa": other_rows(base)["uabsa"][1:]}

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import backbone_of
 from train_fixture import (
     PLAN,
     Rows,
@@ -17,7 +16,6 @@ from train_fixture import (
     merged,
     naive_loss,
     other_rows,
-    own_rows,
     train,
 )
 
@@ -28,16 +26,6 @@ from memmcl.experts.train import Moved, TrainedAdapter
 
 WORSENS = {"learning_rate": 0.05, "curve": "constant", "batch_size": 6}
 """So fast that the held-out rows of another subtask suffer, after a while."""
-
-
-@pytest.fixture(scope="module")
-def backbone(tiny_base: Path) -> Backbone:
-    return backbone_of(tiny_base, 2)
-
-
-@pytest.fixture(scope="module")
-def rows(tiny_base: Path) -> Rows:
-    return own_rows(tiny_base)
 
 
 def watched(backbone: Backbone, rows: Rows, **changed: object) -> tuple[TrainedAdapter, list[dict[str, Factors]]]:

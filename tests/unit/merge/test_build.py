@@ -7,30 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import backbone_of, make_tiny_base, plain_model, random_factors
+from merge_fixture import weights_of
+from tiny import backbone_of, make_tiny_base, plain_model
 
 from memmcl.adapters.format import Adapter, Factors
-from memmcl.backbone.forward import Backbone
 from memmcl.errors import GenomeError, ModelError
 from memmcl.merge.build import Merger, lowest_layer, merged_factors
 from memmcl.merge.deltas import layer_of
 from memmcl.merge.genome import GenomeSpace, block_of, compose
-
-ADAPTED = {"low": (1, 2, 3), "high": (2, 3), "top": (3,)}  # layers of the three experts
-
-
-@pytest.fixture(scope="module")
-def adapters(tiny_base: Path) -> dict[str, dict[str, Factors]]:
-    """Three experts on different layers and modules, of different ranks and scales."""
-    return {
-        "low": random_factors(tiny_base, layers=ADAPTED["low"], seed=1),
-        "high": random_factors(tiny_base, layers=ADAPTED["high"], rank=2, alpha=7.0, seed=2),
-        "top": random_factors(tiny_base, layers=ADAPTED["top"], modules=("q_proj", "up_proj"), rank=5, seed=3),
-    }
-
-
-def weights_of(backbone: Backbone) -> dict[str, torch.Tensor]:
-    return {name: weight.detach().clone() for name, weight in backbone.model.state_dict().items()}
 
 
 def dense(

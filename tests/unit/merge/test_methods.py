@@ -25,18 +25,6 @@ from memmcl.merge.export import adapter_files, compressed, merged_adapter, write
 from memmcl.merge.genome import Recipe
 from memmcl.merge.table import run_method
 
-ADAPTED = {"low": (1, 2, 3), "high": (2, 3), "top": (3,)}
-
-
-@pytest.fixture(scope="module")
-def adapters(tiny_base: Path) -> Adapters:
-    """Three experts on different layers and modules, of different ranks and scales."""
-    return {
-        "low": random_factors(tiny_base, layers=ADAPTED["low"], seed=1),
-        "high": random_factors(tiny_base, layers=ADAPTED["high"], rank=2, alpha=7.0, seed=2),
-        "top": random_factors(tiny_base, layers=ADAPTED["top"], modules=("q_proj", "up_proj"), rank=5, seed=3),
-    }
-
 
 def tensor(*rows: list[float]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)

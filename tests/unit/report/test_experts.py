@@ -15,7 +15,7 @@ from report_fixture import LEVELS, MORE, SUBTASKS, results_document, sixteen_sub
 from memmcl.report import parse_results
 from memmcl.report.plots import common as plots
 from memmcl.report.plots import experts as plots_experts
-from memmcl.report.plots.figure import Plot, draw, shade
+from memmcl.report.plots.figure import shade
 from memmcl.report.transfer import interference, retention_rows
 
 ORDER = ("sent2", "asc", "irony", "emotion", "aste", "uabsa")
@@ -44,19 +44,6 @@ def _outliers() -> dict[str, Any]:
     for number, part in enumerate(document["retention"]):
         part["nai"] = (-123.4, 45.6, 0.5)[number % 3]
     return document
-
-
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """All figures that are drawn during a test."""
-    seen: list[Figure] = []
-
-    def spy(name: str, paint: Callable[[Figure], None], **rest: Any) -> Plot:
-        return draw(name, lambda figure: (paint(figure), seen.append(figure))[0], **rest)
-
-    monkeypatch.setattr(plots_experts, "draw", spy)
-    monkeypatch.setattr(plots, "draw", spy)
-    return seen
 
 
 def test_a_matrix_has_the_base_on_top_and_the_order_of_the_curriculum() -> None:

@@ -16,7 +16,7 @@ from report_fixture import LAYERS, SUBTASKS, only, results_document, sixteen_sub
 
 from memmcl.report import parse_results, render_html
 from memmcl.report.plots import merge as plots_merge
-from memmcl.report.plots.figure import SERIES, Plot, draw, shade
+from memmcl.report.plots.figure import SERIES, Plot, shade
 
 GROUPED = ("sent2", "asc", "uabsa", "aste", "irony", "emotion")
 MINUS = "\N{MINUS SIGN}"
@@ -58,18 +58,6 @@ def _opposed() -> dict[str, Any]:
         relation["cosines"] = (1.5 * np.eye(6) - 0.5).tolist()
         relation.update(conflict=0.9, cancelled=0.95, norms=[1e-4, 2e-4, 0.0, 12345.6, 3.0, 4.0])
     return document
-
-
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """All figures that are drawn during a test."""
-    seen: list[Figure] = []
-
-    def spy(name: str, paint: Callable[[Figure], None], **rest: Any) -> Plot:
-        return draw(name, lambda figure: (paint(figure), seen.append(figure))[0], **rest)
-
-    monkeypatch.setattr(plots_merge, "draw", spy)
-    return seen
 
 
 def drawn(document: dict[str, Any]) -> Plot:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from collections import Counter
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -42,11 +41,6 @@ class Counting:
 def counted(store: Store) -> tuple[Store, Counter[str]]:
     backend = Counting(store.objects.backend)
     return Store(Objects(backend, store.url), store.spec), backend.calls
-
-
-@pytest.fixture
-def store() -> Store:
-    return Store.open(f"memory://{uuid.uuid4().hex}")
 
 
 def publish(store: Store, number: int, kind: str = "run") -> Manifest:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -19,11 +18,6 @@ RUN = "3f2a" * 16
 BOOT = str(process_start(os.getpid())).rpartition(":")[0]
 EARLIER = f"{BOOT}:17"
 """The start of a process of this boot that is gone, whoever has its pid by now."""
-
-
-@pytest.fixture
-def store() -> Store:
-    return Store.open(f"memory://{uuid.uuid4().hex}")
 
 
 def hold(store: Store, **change: Any) -> None:

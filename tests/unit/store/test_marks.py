@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from datetime import UTC, datetime
 
 import pytest
@@ -13,11 +12,6 @@ from memmcl.errors import CorruptArtifact
 from memmcl.store import Lease, Policy, Store, collect
 from memmcl.store.manifest import blob_path, manifest_path
 from memmcl.store.marks import MARGIN, WEEK
-
-
-@pytest.fixture
-def store() -> Store:
-    return Store.open(f"memory://{uuid.uuid4().hex}")
 
 
 def age(store: Store, *paths: str, seconds: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,11 +14,6 @@ from memmcl.store.sealed import is_sealed, seal, unseal
 
 KEY = "0f" * 32
 RECORD = {"genome": [0.25, -1.5], "fitness": 0.75, "values": {"irony": 0.5}, "seconds": {"merge": 0.1}}
-
-
-@pytest.fixture
-def store() -> Store:
-    return Store.open(f"memory://{uuid.uuid4().hex}")
 
 
 def manifest(store: Store) -> Any:
