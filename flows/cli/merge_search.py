@@ -131,8 +131,8 @@ def search(
         check_form(recipe_of(settings.search.method), rank, full, dtype)
         _check_out(out)
         found = _search(_plan(settings, base, named, weak, evaluations), settings, out)
+        _leaderboard(found)  # also where no merge is better than the base, and none is written
         record = save(out, found.merge(rank=rank, full=full, dtype=dtype))
-    _leaderboard(found)
     show_merge(out, record, winner=found.winner, references=found.references)
     console.print(f"candidates     {out / 'candidates.parquet'}", soft_wrap=True)
 
