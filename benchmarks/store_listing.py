@@ -37,9 +37,9 @@ LOOK_UP = """
 import sys
 from pathlib import Path
 from flows.cli.common import open_store_of, settings_of
-from flows.cli.finished import find_run
+from memmcl.api.runs import find_run
 
-find_run(open_store_of(settings_of(None, Path(sys.argv[1]))), sys.argv[2] or None, "champion")
+find_run(open_store_of(settings_of(None, Path(sys.argv[1]))), sys.argv[2] or "latest")
 """
 
 

@@ -9,8 +9,9 @@ import typer
 
 from flows.cli.app import App
 from flows.cli.common import ConfigFile, StoreUrl, open_store_of, print_columns, settings_of
-from flows.cli.finished import current_reign, find_run, show_run
+from flows.cli.finished import show_run
 from flows.terminal import console, output
+from memmcl.api.runs import current_reign, find_run
 
 if TYPE_CHECKING:
     from memmcl.store import Champions, Store

@@ -8,9 +8,9 @@ import typer
 from rich.table import Table
 
 from flows.cli.common import ConfigFile, StoreUrl, open_store_of, quiet_environment, settings_of
-from flows.cli.finished import find_run, mendable
 from flows.cli.screen import log_output
 from flows.terminal import console, notes, output
+from memmcl.api.runs import LATEST, find_run
 from memmcl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def predict(
         raise UsageError("expected a text to analyse, got an empty one; put it in quotes behind `memmcl predict`")
     settings = settings_of(store, config)
     opened = open_store_of(settings)
-    manifest = find_run(opened, run_id, settings.promotion.champion)
+    manifest = find_run(opened, run_id or LATEST, settings.promotion.champion)
     quiet_environment()
-    with log_output(), notes.status("loading the unified model"), mendable(opened, manifest.key):
+    with log_output(), notes.status("loading the unified model"):
         from memmcl.api.model import load_model
 
         model = load_model(opened, manifest.key)

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from flows.cli.common import ConfigFile, StoreUrl, open_store_of, settings_of
-from flows.cli.finished import find_run, show_run
+from flows.cli.finished import show_run
+from memmcl.api.runs import LATEST, find_run
 
 
 def report(
@@ -26,4 +27,4 @@ def report(
     """
     settings = settings_of(store, config)
     opened = open_store_of(settings)
-    show_run(opened, find_run(opened, run_id, settings.promotion.champion), out)
+    show_run(opened, find_run(opened, run_id or LATEST, settings.promotion.champion), out)

@@ -1,4 +1,4 @@
-"""A model in use: the unified model of a run, each subtask in the context that its gate chose."""
+"""A model in use: a run's unified model, asked each subtask with the demonstrations that its gate chose."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from memmcl.adapters.load import load_published
+from memmcl.adapters.format import CONFIG_FILE, WEIGHTS_FILE, Adapter
+from memmcl.adapters.load import load_published, read_adapter, read_folder
+from memmcl.api.model_file import MODEL_FILE, ModelFile, read_model_file
 from memmcl.api.notebook import html_table
-from memmcl.api.runs import LATEST, FinishedRun, open_run
+from memmcl.api.runs import ADAPTER, LATEST, open_run, repairable
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.resident import ModelSpec, resident
-from memmcl.curriculum.context import context_of
+from memmcl.config import RunConfig, parse_config
 from memmcl.errors import UsageError
 from memmcl.evaluate.asking import make_probe
 from memmcl.merge.build import Merger
 from memmcl.store import Store
 from memmcl.suite.configured import catalogue
-from memmcl.suite.examples import Example, from_table
+from memmcl.suite.examples import Example
 from memmcl.suite.parsing import parse_tuples
 from memmcl.suite.prompts import Prompter
 from memmcl.suite.subtasks import Subtask
@@ -91,9 +94,15 @@ class Predictions(list[Prediction]):
 
 @dataclass(frozen=True, repr=False)
 class SentimentModel:
-    """The unified model of a finished run. It stays loaded in this process."""
+    """The unified model of a finished run. Its base stays loaded in this process.
 
-    run: FinishedRun
+    file: what it was saved with: the run's id, its base, how each subtask is asked. config: the run's settings.
+    adapter: LoRA factors by module. subtasks: by name, in the order of the curriculum.
+    """
+
+    file: ModelFile
+    config: RunConfig
+    adapter: Adapter
     spec: ModelSpec
     subtasks: Mapping[str, Subtask]
 
@@ -119,10 +128,10 @@ class SentimentModel:
         asked = [texts] if isinstance(texts, str) else list(texts)
         if not asked or not all(text.strip() for text in asked):
             raise UsageError("expected texts to analyse, got an empty one")
-        names = list(self.run.order) if subtasks is None else list(subtasks)
+        names = list(self.subtasks) if subtasks is None else list(subtasks)
         unknown = [name for name in names if name not in self.subtasks]
         if unknown:
-            raise UsageError(f"unknown subtask {unknown[0]}; those of the run are {', '.join(self.run.order)}")
+            raise UsageError(f"unknown subtask {unknown[0]}; those of the run are {', '.join(self.subtasks)}")
         answered: dict[tuple[int, str], list[Prediction]] = {}
         with self._adapted() as model:
             spoken_of = [list(aspects) for _ in asked]
@@ -167,18 +176,12 @@ class SentimentModel:
     def _answers(
         self, model: tuple[Backbone, Prompter], subtask: Subtask, rows: Sequence[Example]
     ) -> list[dict[str, Any]]:
-        store, refs, cfg = self.run.store, self.run.artifacts, self.run.config
-        gate = json.loads(store.read(refs[f"gate:context gate {subtask.name}"], "gate.json"))
-        chosen = next(entry for entry in gate if entry["chosen"])
-        shown = {name: from_table(store.read(refs[f"split:{name} train"], "rows.parquet")) for name in self.run.order}
-        context = context_of(
-            chosen["context"], cfg.curriculum, self.subtasks, subtask, model[1], shown, self.run.order, cfg.seed
-        )
-        shots = [(self.subtasks[name], row) for name, row in context.demonstrations]
-        probe = make_probe(cfg.evaluation, model, subtask, rows, shots)
+        prompt = self.file.prompts[subtask.name]
+        shots = [(self.subtasks[shot.subtask], shot.example) for shot in prompt.demonstrations]
+        probe = make_probe(self.config.evaluation, model, subtask, rows, shots)
         if subtask.is_tuple:
             return [_tuples(subtask, text) for text in probe.answers()]
-        scores = probe.label_scores() - (np.array(chosen["offsets"]) if chosen["offsets"] else 0.0)
+        scores = probe.label_scores() - (np.array(prompt.offsets) if prompt.offsets else 0.0)
         shares = np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
         best = shares.argmax(axis=1)
         return [
@@ -190,8 +193,7 @@ class SentimentModel:
     def _adapted(self) -> Iterator[tuple[Backbone, Prompter]]:
         """Hold the unified model in the resident backbone's weights; put the base back at the end."""
         backbone, prompter = resident(self.spec)
-        adapter = load_published(self.run.store, self.run.artifacts["unified:unified model"])
-        merger = Merger(backbone, {"unified": adapter}, blocks=1)
+        merger = Merger(backbone, {"unified": self.adapter}, blocks=1)
         try:
             merger.apply({"unified": (1.0,)})
             yield backbone, prompter
@@ -199,30 +201,47 @@ class SentimentModel:
             merger.reset()
 
     def __repr__(self) -> str:
-        return f"SentimentModel(run {self.run.id[:8]} on {self.spec.base.name}: {', '.join(self.run.order)})"
+        return f"SentimentModel(run {self.file.run[:8]} on {self.spec.base.name}: {', '.join(self.subtasks)})"
 
     def _repr_html_(self) -> str:
-        asked = [self.subtasks[name] for name in self.run.order]
-        rows = [(one.name, one.title, ", ".join(one.labels) or f"({', '.join(one.tuple_fields)})") for one in asked]
+        rows = [
+            (one.name, one.title, ", ".join(one.labels) or f"({', '.join(one.tuple_fields)})")
+            for one in self.subtasks.values()
+        ]
         return html_table(("subtask", "title", "answers"), rows, caption=repr(self))
 
 
-def load_model(store: str | Store = "memmcl-store", run: str = LATEST) -> SentimentModel:
-    """Load the unified model of a finished run; see `open_run`. What was trained on a GPU answers on a CPU too.
+def load_model(store: str | Path | Store = "memmcl-store", run: str = LATEST) -> SentimentModel:
+    """Load the unified model of a finished run. What was trained on a GPU answers on a CPU too.
+
+    Args:
+        store: directory or URL of the store, or the store itself; or a folder that `FinishedRun.save`, or
+            `memmcl report --out`, wrote.
+        run: of a store, see `open_run`.
 
     Raises:
         MemmclError: no such run, or its base model is not here.
     """
-    opened = open_run(store, run)
-    base = opened.base if torch.cuda.is_available() else opened.base.model_copy(update={"device": "cpu"})
-    cfg = opened.config
+    if not isinstance(store, Store) and (Path(store) / MODEL_FILE).is_file():
+        file, files = read_model_file(Path(store)), read_folder(Path(store) / ADAPTER)
+        return _model(file, read_adapter(files[WEIGHTS_FILE], files[CONFIG_FILE]))
+    opened = open_run(store if isinstance(store, Store) else str(store), run)
+    with repairable(opened.store, opened.id):
+        adapter = load_published(opened.store, opened.artifacts["unified:unified model"])
+        return _model(opened.model_file, adapter)
+
+
+def _model(file: ModelFile, adapter: Adapter) -> SentimentModel:
+    config = parse_config(file.config, f"run {file.run[:8]}")
+    base = file.base if torch.cuda.is_available() else file.base.model_copy(update={"device": "cpu"})
     spec = ModelSpec(
         base=base,
-        revision=cfg.model.revision,
-        max_prompt_tokens=cfg.data.max_prompt_tokens,
+        revision=config.model.revision,
+        max_prompt_tokens=config.data.max_prompt_tokens,
         threads=torch.get_num_threads(),
     )
-    return SentimentModel(opened, spec, catalogue(cfg))
+    subtasks = catalogue(config)
+    return SentimentModel(file, config, adapter, spec, {name: subtasks[name] for name in file.prompts})
 
 
 def _tuples(subtask: Subtask, text: str) -> dict[str, Any]:

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memmcl.api.notebook import html_table
-from memmcl.backbone.resident import Base
 from memmcl.config import RunConfig, parse_config
-from memmcl.errors import CorruptArtifact, DataError, shown
+from memmcl.errors import ArtifactNotFound, CorruptArtifact, UsageError, shown
 from memmcl.report.curve import curve_svg
 from memmcl.report.results import Results, parse_results
-from memmcl.store import ArtifactRef, Manifest, Store, newest, read_champions
+from memmcl.store import ArtifactRef, Champions, Manifest, Reign, Store, newest, read_champions
+from memmcl.store.objects import write_file
 from memmcl.urls import redacted
 
+if TYPE_CHECKING:  # reading a report loads no torch
+    from memmcl.api.model_file import ModelFile
+    from memmcl.backbone.resident import Base
+
 LATEST, CHAMPION = "latest", "champion"
+ADAPTER, WHOLE = "adapter", "model"
+"""Folders of a saved run: the unified model as a PEFT adapter, and with whole weights."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,6 +63,8 @@ class FinishedRun:
     @cached_property
     def base(self) -> Base:
         """The base model that it was run on."""
+        from memmcl.backbone.resident import Base
+
         return Base.model_validate_json(self.store.read(self.manifest, "base.json"))
 
     @property
@@ -92,21 +102,40 @@ class FinishedRun:
         names = sorted(name for name, ref in self.artifacts.items() if ref.kind == "search")
         return pa.concat_tables([self._table(name, "candidates.parquet") for name in names], promote_options="default")
 
+    @cached_property
+    def model_file(self) -> ModelFile:
+        """How the unified model is asked each subtask; a run of an earlier version is asked in the same way.
+
+        Raises:
+            ModelError: an earlier version's run whose base, and with it the tokenizer, is not here.
+        """
+        from memmcl.api.model_file import MODEL_FILE, ModelFile, subtask_prompts
+        from memmcl.backbone.resident import ModelSpec, resident_prompter
+
+        if MODEL_FILE in self.manifest.blobs:
+            return ModelFile.model_validate_json(self.store.read(self.manifest, MODEL_FILE))
+        cfg = self.config
+        spec = ModelSpec(base=self.base, revision=cfg.model.revision, max_prompt_tokens=cfg.data.max_prompt_tokens)
+        prompts = subtask_prompts(self.store, self.artifacts, cfg, self.order, resident_prompter(spec))
+        return ModelFile(run=self.id, base=self.base, config=self.results.run.config, prompts=prompts)
+
     def save(self, folder: str | Path) -> list[Path]:
-        """Write the report and the unified model's adapter into a folder; return what was written.
+        """Write the report, its tables, and the unified model into a folder; return the files.
+
+        The model is in `adapter`, and in `model` where the run exported whole weights. `memmcl.load_model` takes the
+        folder.
 
         Raises:
             CorruptArtifact: a file of the run is damaged.
         """
-        folder, written = Path(folder), []
-        unified = self.artifacts["unified:unified model"]
-        files = {f"adapter/{name}": self.store.read(unified, name) for name in self.store.load(unified).blobs}
-        for name, data in {"report.html": self.report.encode(), **files}.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-            written.append(path)
-        return written
+        folder = Path(folder)
+        self.store.fetch(self.manifest, folder)
+        for kind, name in (("unified", ADAPTER), ("model", WHOLE)):
+            for ref in self.manifest.inputs:
+                if ref.kind == kind:
+                    self.store.fetch(ref, folder / name)
+                    write_file(folder / name / "README.md", self.store.read(self.manifest, f"{name}.md"))
+        return sorted(path for path in folder.rglob("*") if path.is_file())
 
     def _table(self, artifact: str, file: str) -> pa.Table:
         return pq.read_table(io.BytesIO(self.store.read(self.artifacts[artifact], file)))
@@ -140,24 +169,61 @@ def open_run(
         settings: of the store, as {"endpoint_url": ..., "region": ...}.
 
     Raises:
-        DataError: no such run.
+        UsageError: no such run.
         CorruptArtifact: it is damaged.
     """
     opened = store if isinstance(store, Store) else Store.open(store, **(settings or {}))
-    start = "" if run == LATEST else run
-    if run == CHAMPION:
-        current = read_champions(opened, champion).current
-        if current is None:
-            raise DataError(f"no champion {shown(champion)} in {opened.url} yet; the first retrain makes one")
-        start = current.run_id
-    manifest = newest(opened, "run", start)
-    if manifest is None:
-        which = f"whose id starts with {shown(start)} " if start else ""
-        raise DataError(f"no finished run {which}in {opened.url}; start one with `memmcl run CONFIG`")
+    manifest = find_run(opened, run, champion)
     problems = opened.closure("run", manifest.key, leaves=("anchors", "warm")).problems
     if problems:
-        raise CorruptArtifact(
-            f"run {manifest.key[:8]} is damaged: {problems[0].what}; run its command again, or mend it by "
-            f"`memmcl store verify --repair {manifest.key[:8]} --store {opened.url}`"
-        )
+        raise damaged(opened, manifest.key, f"{problems[0].where}: {problems[0].what}")
     return FinishedRun(opened, manifest)
+
+
+def find_run(store: Store, run: str = LATEST, champion: str = CHAMPION) -> Manifest:
+    """Return the manifest of a finished run; see `open_run`.
+
+    Raises:
+        UsageError: no such run.
+        CorruptArtifact: its manifest is damaged.
+    """
+    start = "" if run == LATEST else run
+    if run == CHAMPION:
+        start = current_reign(store, read_champions(store, champion)).run_id
+    manifest = newest(store, "run", start)
+    if manifest is not None:
+        return manifest
+    for path in store.objects.entries("manifests/run", start):
+        raise damaged(store, Path(path).stem, f"its manifest {path} is not valid")
+    which = f"whose id starts with {shown(start)} " if start else ""
+    raise UsageError(
+        f"no finished run {which}in {store.url}; start one with `memmcl run CONFIG`, or name another store"
+    )
+
+
+def current_reign(store: Store, champions: Champions) -> Reign:
+    """Return the champion of now.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if champions.current is None:
+        raise UsageError(f"no champion {shown(champions.name)} in {store.url} yet; the first retrain makes one")
+    return champions.current
+
+
+def damaged(store: Store, run_id: str, what: str) -> CorruptArtifact:
+    """Return the error for a run of which something is damaged; it says how to repair it."""
+    return CorruptArtifact(
+        f"run {run_id[:8]} is damaged: {what}; run its command again, or `memmcl store verify --repair {run_id[:8]} "
+        f"--store {shlex.quote(store.url)}`: what is damaged is made again"
+    )
+
+
+@contextmanager
+def repairable(store: Store, run_id: str) -> Iterator[None]:
+    """Say of what is missing or damaged in the block that it belongs to a run, and how to repair that."""
+    try:
+        yield
+    except (ArtifactNotFound, CorruptArtifact) as error:
+        raise damaged(store, run_id, str(error).partition("; run the pipeline")[0]) from error

@@ -8,9 +8,10 @@ from typing import Any
 from prefect import State, task
 from prefect.cache_policies import NO_CACHE
 
-from memmcl.backbone.resident import find_base
+from memmcl.api.model_file import MODEL_FILE, ModelFile, subtask_prompts
+from memmcl.backbone.resident import find_base, resident_prompter
 from memmcl.merge.export import write_merge
-from memmcl.report import model_card, render_html, write_tables
+from memmcl.report import Results, model_card, render_html, write_tables
 from memmcl.store import ArtifactRef, StageSettings
 from tasks.run.leftovers import work_folder
 from tasks.run.runtime import Run, load_adapter, log, open_store, reuse_or_make, stage_task
@@ -68,6 +69,7 @@ def publish_report(run: Run, artifacts: RunArtifacts, started: float, peak_memor
         "report.html": render_html(results).encode(),
         "results.json": results.model_dump_json(indent=1).encode(),
         "base.json": run.base.model_dump_json().encode(),
+        MODEL_FILE: _model_file(run, artifacts, results).model_dump_json(indent=1).encode(),
         "adapter.md": model_card(results, base_model=run.base.name, adapter=True).encode(),
         "model.md": model_card(results, base_model=run.base.name, adapter=False).encode(),
         **write_tables(results),
@@ -93,3 +95,10 @@ def publish_report(run: Run, artifacts: RunArtifacts, started: float, peak_memor
             "flow_run_id": results.run.flow_run_id,
         },
     ).ref
+
+
+def _model_file(run: Run, artifacts: RunArtifacts, results: Results) -> ModelFile:
+    refs = {f"{ref.kind}:{ref.name}": ref for ref in artifacts.refs()}
+    order = [subtask.name for subtask in results.subtasks]
+    prompts = subtask_prompts(open_store(run), refs, run.config, order, resident_prompter(run.model))
+    return ModelFile(run=run.id, base=run.base, config=results.run.config, prompts=prompts)

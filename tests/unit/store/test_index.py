@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.cli.finished import find_run
+from memmcl.api.runs import find_run
 from memmcl.errors import StoreFull, UsageError
 from memmcl.store import Manifest, Store, newest, starting, summaries
 from memmcl.store.index import WORTH_WRITING
@@ -99,7 +99,7 @@ def test_without_an_index_only_the_latest_manifests_are_read(store: Store, monke
 
 def test_a_run_is_found_by_its_first_digits_without_reading_others(many: Store) -> None:
     watched, calls = counted(many)
-    assert find_run(watched, "0000003", "champion").key == "0000003b"
+    assert find_run(watched, "0000003").key == "0000003b"
     assert calls["read"] <= 1 + 16 + 1, "the index, those that begin so, the run"
     calls.clear()
     assert starting(watched, "0000001f") == [("run", "0000001f")]
@@ -168,7 +168,7 @@ def test_an_empty_store_has_no_newest_run(store: Store) -> None:
     assert newest(store, "run") is None
     assert summaries(store) == starting(store, "ab") == []
     with pytest.raises(UsageError, match="no finished run in"):
-        find_run(store, None, "champion")
+        find_run(store)
 
 
 def test_a_torn_manifest_is_left_out_with_a_warning(store: Store, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,109 @@
+"""What a sentiment model needs beside its adapter: the base, the settings, and how each subtask is asked, as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat, JsonValue, ValidationError
+
+from memmcl.backbone.resident import Base
+from memmcl.config import RunConfig
+from memmcl.curriculum.context import context_of
+from memmcl.errors import DataError, shown
+from memmcl.files.untrusted import JSON_BYTES, parse_json, read_within
+from memmcl.store import Refs, Store
+from memmcl.suite.configured import catalogue
+from memmcl.suite.examples import Example, from_table
+from memmcl.suite.prompts import Prompter
+
+MODEL_FILE = "sentiment_model.json"
+
+
+class Shown(BaseModel):
+    """A demonstration: a row of a subtask, with its gold answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    subtask: str
+    text: str
+    gold: str | tuple[tuple[str, ...], ...]
+    fields: dict[str, str]
+
+    @property
+    def example(self) -> Example:
+        """The row."""
+        return Example.create("demonstration", self.text, self.gold, self.fields)
+
+
+class SubtaskPrompt(BaseModel):
+    """How a subtask is asked.
+
+    context: its kind, as the gate chose it. demonstrations: those before the question. offsets: of its labels'
+    log-probabilities, (labels,), that are taken from them; None where they are not calibrated.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    context: str
+    demonstrations: tuple[Shown, ...]
+    offsets: tuple[FiniteFloat, ...] | None
+
+
+class ModelFile(BaseModel):
+    """The content of the file. run: its id. config: its settings. prompts: by subtask, the easiest subtask first."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = 1
+    run: str
+    base: Base
+    config: dict[str, JsonValue]
+    prompts: dict[str, SubtaskPrompt]
+
+
+def subtask_prompts(
+    store: Store, artifacts: Refs, config: RunConfig, order: Sequence[str], prompter: Prompter
+) -> dict[str, SubtaskPrompt]:
+    """Return how a run's unified model is asked each subtask.
+
+    artifacts: the run's, by `kind:name`. order: its subtasks, the easiest first.
+
+    Raises:
+        CorruptArtifact: rows or a gate are damaged.
+    """
+    subtasks = catalogue(config)
+    rows = {name: from_table(store.read(artifacts[f"split:{name} train"], "rows.parquet")) for name in order}
+
+    def prompt(name: str) -> SubtaskPrompt:
+        gate = parse_json(store.read(artifacts[f"gate:context gate {name}"], "gate.json"))
+        chosen = next(option for option in gate if option["chosen"])
+        context = context_of(
+            chosen["context"], config.curriculum, subtasks, subtasks[name], prompter, rows, order, config.seed
+        )
+        demonstrations = tuple(
+            Shown(subtask=subtask, text=row.text, gold=row.gold, fields=dict(row.fields))
+            for subtask, row in context.demonstrations
+        )
+        return SubtaskPrompt(context=context.kind, demonstrations=demonstrations, offsets=chosen["offsets"] or None)
+
+    return {name: prompt(name) for name in order}
+
+
+def read_model_file(folder: Path) -> ModelFile:
+    """Read the file of an exported folder.
+
+    Raises:
+        DataError: it cannot be read, or is no such file.
+    """
+    path = folder / MODEL_FILE
+    try:
+        document: Mapping[str, JsonValue] = parse_json(read_within(path, JSON_BYTES))
+        return ModelFile.model_validate(document)
+    except (OSError, ValueError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise DataError(
+            f"{shown(str(path))} does not describe an exported model ({shown(reason)}); export the run again: "
+            "memmcl.open_run(...).save(folder)"
+        ) from error
