@@ -15,9 +15,9 @@ import torch
 
 from memmcl.adapters.format import CONFIG_FILE, WEIGHTS_FILE, Adapter
 from memmcl.adapters.load import load_published, read_adapter, read_folder
-from memmcl.api.model_file import MODEL_FILE, ModelFile, read_model_file
+from memmcl.api.model_file import ModelFile, read_model_file
 from memmcl.api.notebook import html_table
-from memmcl.api.runs import ADAPTER, LATEST, open_run, repairable
+from memmcl.api.runs import ADAPTER, LATEST, MODEL_FILE, open_run, repairable
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.resident import ModelSpec, resident
 from memmcl.config import RunConfig, parse_config

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, JsonValue, ValidationError
 
+from memmcl.api.runs import MODEL_FILE
 from memmcl.backbone.resident import Base
 from memmcl.config import RunConfig
 from memmcl.curriculum.context import context_of
@@ -17,8 +18,6 @@ from memmcl.store import Refs, Store
 from memmcl.suite.configured import catalogue
 from memmcl.suite.examples import Example, from_table
 from memmcl.suite.prompts import Prompter
-
-MODEL_FILE = "sentiment_model.json"
 
 
 class Shown(BaseModel):

@@ -6,7 +6,7 @@ import io
 import json
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from memmcl.api.notebook import html_table
 from memmcl.config import RunConfig, parse_config
-from memmcl.errors import ArtifactNotFound, CorruptArtifact, UsageError, shown
+from memmcl.errors import ArtifactNotFound, CorruptArtifact, ModelError, UsageError, shown
 from memmcl.report.curve import curve_svg
 from memmcl.report.results import Results, parse_results
 from memmcl.store import ArtifactRef, Champions, Manifest, Reign, Store, newest, read_champions
@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # reading a report loads no torch
     from memmcl.backbone.resident import Base
 
 LATEST, CHAMPION = "latest", "champion"
+MODEL_FILE = "sentiment_model.json"
 ADAPTER, WHOLE = "adapter", "model"
 """Folders of a saved run: the unified model as a PEFT adapter, and with whole weights."""
 
@@ -109,7 +110,7 @@ class FinishedRun:
         Raises:
             ModelError: an earlier version's run whose base, and with it the tokenizer, is not here.
         """
-        from memmcl.api.model_file import MODEL_FILE, ModelFile, subtask_prompts
+        from memmcl.api.model_file import ModelFile, subtask_prompts
         from memmcl.backbone.resident import ModelSpec, resident_prompter
 
         if MODEL_FILE in self.manifest.blobs:
@@ -123,7 +124,7 @@ class FinishedRun:
         """Write the report, its tables, and the unified model into a folder; return the files.
 
         The model is in `adapter`, and in `model` where the run exported whole weights. `memmcl.load_model` takes the
-        folder.
+        folder, but not that of an earlier version's run whose base is not here.
 
         Raises:
             CorruptArtifact: a file of the run is damaged.
@@ -135,6 +136,9 @@ class FinishedRun:
                 if ref.kind == kind:
                     self.store.fetch(ref, folder / name)
                     write_file(folder / name / "README.md", self.store.read(self.manifest, f"{name}.md"))
+        if MODEL_FILE not in self.manifest.blobs:
+            with suppress(ModelError):
+                write_file(folder / MODEL_FILE, self.model_file.model_dump_json(indent=1).encode())
         return sorted(path for path in folder.rglob("*") if path.is_file())
 
     def _table(self, artifact: str, file: str) -> pa.Table:

@@ -8,7 +8,8 @@ from typing import Any
 from prefect import State, task
 from prefect.cache_policies import NO_CACHE
 
-from memmcl.api.model_file import MODEL_FILE, ModelFile, subtask_prompts
+from memmcl.api.model_file import ModelFile, subtask_prompts
+from memmcl.api.runs import MODEL_FILE
 from memmcl.backbone.resident import find_base, resident_prompter
 from memmcl.merge.export import write_merge
 from memmcl.report import Results, model_card, render_html, write_tables

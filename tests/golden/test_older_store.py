@@ -16,12 +16,14 @@ from prefect.states import State
 
 import memmcl
 from memmcl.config import RunConfig, load_config
+from memmcl.errors import DataError
 from memmcl.store import ArtifactRef, Store
 from tasks.run.session import open_run
 from tasks.stages.data import publish_splits
 from tasks.stages.experts import train_expert, train_warm
-from tasks.stages.merge import Grounds, search_groups
+from tasks.stages.merge import search_groups
 from tasks.stages.references import measure_reference
+from tasks.stages.run_artifacts import TrainedArtifacts
 
 OLDER = Path(__file__).with_name("older_store.tar.xz")
 STORE = "memmcl-store"
@@ -76,6 +78,11 @@ def test_its_model_answers_as_it_did(older: Store) -> None:
     found = memmcl.load_model(STORE).predict(["The food was great."], subtasks=["sent2", "irony"])
     answers = [(one.subtask, one.label, round(one.probability or 0, 2)) for one in found]
     assert answers == [("sent2", "positive", 0.70), ("irony", "non_irony", 0.99)]
+    memmcl.open_run(STORE).save("out")
+    assert memmcl.load_model("out").predict(["The food was great."], subtasks=["sent2", "irony"]) == found
+    (Path("out") / "sentiment_model.json").write_text('{"version": 2}')
+    with pytest.raises(DataError, match="does not describe an exported model"):
+        memmcl.load_model("out")
 
 
 def test_another_run_takes_all_from_it_that_is_the_same(older: Store) -> None:
@@ -97,6 +104,6 @@ def test_another_run_takes_all_from_it_that_is_the_same(older: Store) -> None:
             name: reused(measure_reference.fn(run, name, experts[name], weak[name], train[name], None))
             for name in NAMES
         }
-        grounds = Grounds(experts=experts, weak=weak, references=references, selection={})
-        assert search_groups.fn(run, grounds).name == "Reused"
+        trained = TrainedArtifacts(experts=experts, weak=weak, references=references)
+        assert search_groups.fn(run, trained).name == "Reused"
     assert frozen(Path(STORE)) == before, "nothing was made"
