@@ -6,7 +6,8 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, cast
+from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
@@ -47,7 +48,7 @@ def shown(title: str, total: int, *, kind: str, start: int = 0, lines: int = 10)
             return
         left = span((now - started) / max(done - start, 1) * (in_all - done))
         update_progress_artifact(
-            artifact, progress=100.0 * done / in_all, description=f"{title}: {words}, about {left} left"
+            cast("UUID", artifact), progress=100.0 * done / in_all, description=f"{title}: {words}, about {left} left"
         )
         log().info("%s: %d of %d, %s, about %s left", title, done, in_all, words, left)
 

@@ -85,13 +85,14 @@ def receive_updates() -> Iterator[None]:
     """Take the updates that Ray brings from its workers while the block runs, in place of Ray's progress bars."""
     from ray.experimental import tqdm_ray
 
-    class Receiver(tqdm_ray._BarManager):  # type: ignore[misc]
+    class Receiver(tqdm_ray._BarManager):
         def process_state_update(self, state: dict[str, Any]) -> None:
             known = {name: value for name, value in state.items() if name in Update.__dataclass_fields__}
             if _watcher is not None and "title" in known:
                 _watcher(Update(**{**known, "lines": tuple(known["lines"])}))
 
-    before, tqdm_ray._manager = tqdm_ray._manager, Receiver()
+    receiver = Receiver()  # type: ignore[no-untyped-call]
+    before, tqdm_ray._manager = tqdm_ray._manager, receiver
     try:
         yield
     finally:
