@@ -18,19 +18,20 @@ from tasks.run.journal import Pinned
 from tasks.run.memory import PeakMemory
 from tasks.run.ray_session import ray_session
 from tasks.run.ray_tasks import RayTaskRunner, remote_options
-from tasks.run.runtime import Run, log
-from tasks.run.session import check_place, finished, held, open_run
+from tasks.run.runtime import Run
 from tasks.stages.contexts import ContextualModel, gate_contexts
 from tasks.stages.data import SplitRefs, longest_first, measure_difficulty, publish_splits
 from tasks.stages.evaluate import evaluate_subtask, models_to_evaluate
 from tasks.stages.experts import train_expert, train_joint, train_warm, train_weak
 from tasks.stages.merge import STAGE_2, build_unified, read_search, search_groups, search_unified, winner_of
+from tasks.stages.opening import check_place, finished, held, open_run
 from tasks.stages.references import measure_reference
 from tasks.stages.report import export_full, publish_report
 from tasks.stages.run_artifacts import RunArtifacts, TrainedArtifacts
 from tasks.stages.weak import label_weak
 from tasks.ui.artifacts import announce, run_name
 from tasks.ui.cancel import CancelRequested, cancellable, cancelled
+from tasks.ui.logs import log
 from tasks.ui.updates import EVALUATION, EXPERTS, REPORT, SEARCH, stage
 
 DEFAULTS = RunConfig()

@@ -13,15 +13,16 @@ from memmcl.errors import Conflict
 from memmcl.evaluate.promotion import Judgement
 from memmcl.store import ArtifactRef, Manifest
 from tasks.run.inputs import find_inputs
-from tasks.run.pins import pins_of
 from tasks.run.ray_session import ray_session
 from tasks.run.ray_tasks import RayTaskRunner
-from tasks.run.runtime import Run, log, open_store
-from tasks.run.session import check_place, finished, held, open_run
+from tasks.run.runtime import Run, open_store
 from tasks.stages import promotion
+from tasks.stages.opening import check_place, finished, held, open_run
+from tasks.stages.pins import pins_of
 from tasks.stages.promotion import Champion
 from tasks.ui.artifacts import announce, run_name, show_changes, show_judgement
 from tasks.ui.cancel import CancelRequested, cancellable, cancelled
+from tasks.ui.logs import log
 from tasks.ui.updates import GATE, stage
 
 

@@ -68,7 +68,7 @@ def run_pipeline(
 
         inputs = find_inputs(settings)
         seen.doing("opening the run")
-        from tasks.run.session import finished, open_run, refuse_second
+        from tasks.stages.opening import finished, open_run, refuse_second
 
         say_warnings()
         opened = open_run(settings, inputs, None if journal is None else lambda _: journal.pinned)
@@ -101,7 +101,7 @@ def announce_run(seen: Screen, opened: Run) -> None:
 def _work(seen: Screen, opened: Run, port: int | None, journal: Journal | None) -> Manifest:
     """Run the flow, and return the run's last artifact."""
     from flows.server import check_port, prefect_server
-    from tasks.run.session import finished
+    from tasks.stages.opening import finished
 
     settings = opened.config
     if port is not None:

@@ -223,7 +223,7 @@ def load_model(store: str | Path | Store = "memmcl-store", run: str = LATEST) ->
         MemmclError: no such run, or its base model is not here.
     """
     if not isinstance(store, Store) and (Path(store) / MODEL_FILE).is_file():
-        file, files = read_model_file(Path(store)), read_folder(Path(store) / ADAPTER)
+        file, files = read_model_file(Path(store) / MODEL_FILE), read_folder(Path(store) / ADAPTER)
         return _model(file, read_adapter(files[WEIGHTS_FILE], files[CONFIG_FILE]))
     opened = open_run(store if isinstance(store, Store) else str(store), run)
     with repairable(opened.store, opened.id):

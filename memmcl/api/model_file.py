@@ -8,7 +8,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, JsonValue, ValidationError
 
-from memmcl.api.runs import MODEL_FILE
 from memmcl.backbone.resident import Base
 from memmcl.config import RunConfig
 from memmcl.curriculum.context import context_of
@@ -90,13 +89,12 @@ def subtask_prompts(
     return {name: prompt(name) for name in order}
 
 
-def read_model_file(folder: Path) -> ModelFile:
-    """Read the file of an exported folder.
+def read_model_file(path: Path) -> ModelFile:
+    """Read the file.
 
     Raises:
         DataError: it cannot be read, or is no such file.
     """
-    path = folder / MODEL_FILE
     try:
         document: Mapping[str, JsonValue] = parse_json(read_within(path, JSON_BYTES))
         return ModelFile.model_validate(document)

@@ -12,9 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from memmcl.api.notebook import html_table
 from memmcl.config import RunConfig, parse_config
 from memmcl.errors import ArtifactNotFound, CorruptArtifact, ModelError, UsageError, shown
@@ -24,7 +21,9 @@ from memmcl.store import ArtifactRef, Champions, Manifest, Reign, Store, newest,
 from memmcl.store.objects import write_file
 from memmcl.urls import redacted
 
-if TYPE_CHECKING:  # reading a report loads no torch
+if TYPE_CHECKING:  # reading a report loads neither
+    import pyarrow as pa
+
     from memmcl.api.model_file import ModelFile
     from memmcl.backbone.resident import Base
 
@@ -86,11 +85,15 @@ class FinishedRun:
     @cached_property
     def scores(self) -> pa.Table:
         """One row per model and subtask: score, standard error, metric, rows."""
+        import pyarrow as pa
+
         return pa.Table.from_pylist([score.model_dump() for score in self.results.scores])
 
     @cached_property
     def predictions(self) -> pa.Table:
         """The answers of every model to all test rows: subtask, id, text, gold, and a column per model."""
+        import pyarrow as pa
+
         tables = []
         for name in self.order:
             answers = self._table(f"evaluation:evaluation {name}", "predictions.parquet")
@@ -100,6 +103,8 @@ class FinishedRun:
     @cached_property
     def candidates(self) -> pa.Table:
         """All candidates of all searches: genome, origin, fitness, values by subtask, rows, seconds."""
+        import pyarrow as pa
+
         names = sorted(name for name, ref in self.artifacts.items() if ref.kind == "search")
         return pa.concat_tables([self._table(name, "candidates.parquet") for name in names], promote_options="default")
 
@@ -142,6 +147,8 @@ class FinishedRun:
         return sorted(path for path in folder.rglob("*") if path.is_file())
 
     def _table(self, artifact: str, file: str) -> pa.Table:
+        import pyarrow.parquet as pq
+
         return pq.read_table(io.BytesIO(self.store.read(self.artifacts[artifact], file)))
 
     def _means(self) -> list[tuple[str, str]]:

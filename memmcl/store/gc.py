@@ -30,11 +30,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from memmcl.errors import LeaseHeld, StoreError, UsageError
-from memmcl.store.lease import Lease
+from memmcl.store.lease import COLLECTING, PAUSE, Lease
 from memmcl.store.manifest import kind_and_key
 from memmcl.store.marks import decide
 from memmcl.store.plan import Policy, RemovalPlan
-from memmcl.store.reuse import COLLECTING, PAUSE
 from memmcl.store.snapshot import RUN, StoreSnapshot, read_snapshot
 from memmcl.store.store import Store
 

@@ -28,11 +28,13 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from memmcl.errors import Conflict, LeaseHeld, StoreError
+from memmcl.store.documents import Documents
 from memmcl.store.processes import identity, process_start
-from memmcl.store.reuse import COLLECTING, wait_for_collection
-from memmcl.store.store import Store
 
 logger = logging.getLogger(__name__)
+COLLECTING = "gc"
+"""The lease of a garbage collection. No run has this id: those are hexadecimal digests."""
+PAUSE = 0.1  # seconds between two looks at a collection that is at work
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 Time = Annotated[float, Field(ge=0, le=1e11)]
 """Seconds since 1970, by the clock of the holder."""
@@ -77,7 +79,9 @@ class Lease:
     the lease, through further kills, until `settle()`.
     """
 
-    def __init__(self, store: Store, run_id: str, owner: dict[str, Any], ttl: float = 60.0, beat: float = 10.0) -> None:
+    def __init__(
+        self, store: Documents, run_id: str, owner: dict[str, Any], ttl: float = 60.0, beat: float = 10.0
+    ) -> None:
         if not 0 < beat < ttl:
             raise ValueError(f"a lease is renewed before it expires: beat {beat} s is not below ttl {ttl} s")
         self.store = store
@@ -261,6 +265,20 @@ class Lease:
         since = datetime.fromtimestamp(record.since).strftime("%Y-%m-%d %H:%M")
         who = f"pid {record.pid} on host {record.host}"
         return LeaseHeld(f"run {self.run_id[:8]} is being worked on by {who} since {since}; wait for it, or stop it")
+
+
+def wait_for_collection(store: Documents) -> None:
+    """Return at once when no garbage collection is at work, else when it has ended or its process has died."""
+    warned = False
+    while store.objects.read(f"pointers/leases/{COLLECTING}.json") is not None:
+        try:
+            with Lease(store, COLLECTING, {}):  # a dead collection's: taken over, so that it cannot wake up and go on
+                return
+        except LeaseHeld:
+            if not warned:
+                logger.warning("waiting for the garbage collection of %s to end", store.url)
+            warned = True
+            time.sleep(PAUSE)
 
 
 def parse_lease(value: dict[str, Any] | None) -> LeaseRecord | None:

@@ -9,9 +9,8 @@ from functools import cached_property
 
 from memmcl.store.backends import Entry
 from memmcl.store.champion import read_champions
-from memmcl.store.lease import is_alive, parse_lease
+from memmcl.store.lease import COLLECTING, is_alive, parse_lease
 from memmcl.store.manifest import Manifest, manifest_path, parse_manifest
-from memmcl.store.reuse import COLLECTING
 from memmcl.store.sealed import unseal
 from memmcl.store.store import Store
 

@@ -19,7 +19,7 @@ from memmcl.errors import MemmclError, ServiceError
 from memmcl.search.problem import store_at
 from memmcl.store import Store
 from memmcl.version import __version__
-from tasks.run.runtime import log
+from tasks.ui.logs import log
 
 SECONDS = 120.0
 ROOM_SECONDS = 10.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import State, Task, task
 from prefect.cache_policies import NO_CACHE
-from prefect.logging import get_run_logger
 from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict
 
@@ -29,7 +27,7 @@ from memmcl.suite.examples import Example, from_table
 from memmcl.suite.subtasks import Subtask
 from memmcl.urls import redacted
 from tasks.run.journal import Pinned
-from tasks.ui.logs import clean_logs
+from tasks.ui.logs import clean_logs, log
 from tasks.ui.updates import Update, announce, working
 
 Files = Mapping[str, bytes | Path]
@@ -188,11 +186,6 @@ def cannot_remake(run: Run, pinned: ArtifactRef) -> CorruptArtifact:
         f"{pinned}, which an earlier run made, is damaged in {run.store['url']}, and rows of today make another; "
         "repair that run by `memmcl store verify --repair`, or start anew by `memmcl run`"
     )
-
-
-def log() -> logging.Logger | logging.LoggerAdapter[Any]:
-    """Return the logger of the Prefect run, which shows in its UI."""
-    return get_run_logger()
 
 
 def read_rows(run: Run, ref: ArtifactRef) -> list[Example]:

@@ -24,7 +24,8 @@ from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Prompter
 from memmcl.suite.subtasks import Subtask
 from tasks.run.models import adapted_model
-from tasks.run.runtime import Run, log, open_store, read_rows, reuse_or_make, stage_task
+from tasks.run.runtime import Run, open_store, read_rows, reuse_or_make, stage_task
+from tasks.ui.logs import log
 
 GATE_VERSION = 3
 

@@ -16,9 +16,10 @@ from memmcl.store import ArtifactRef, StageSettings, cache_key
 from memmcl.suite.configured import read_splits
 from memmcl.suite.examples import to_table
 from memmcl.suite.splits import Splits
-from tasks.run.runtime import Run, log, publish_once, read_rows
+from tasks.run.runtime import Run, publish_once, read_rows
 from tasks.stages.anchors import Anchors, anchors_key, choose_anchors, publish_anchors
 from tasks.ui.artifacts import show_faults
+from tasks.ui.logs import log
 
 STAGE_VERSION = 1
 SHOWN_FAULTS = 20

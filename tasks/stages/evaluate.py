@@ -23,10 +23,11 @@ from memmcl.suite import metrics, parsing
 from memmcl.suite.examples import Example
 from memmcl.suite.subtasks import Subtask
 from tasks.run.models import with_base_adapters
-from tasks.run.runtime import Run, load_adapter, log, read_rows, reuse_or_make, stage_task
+from tasks.run.runtime import Run, load_adapter, read_rows, reuse_or_make, stage_task
 from tasks.stages.contexts import ContextualModel, context_answers, context_key, read_gate
 from tasks.stages.merge import ARITHMETIC, STAGE_2, Winner
 from tasks.stages.run_artifacts import TrainedArtifacts
+from tasks.ui.logs import log
 
 EVALUATION_VERSION = 4
 INTERFERENCE = "interference"

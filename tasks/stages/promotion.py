@@ -31,11 +31,12 @@ from memmcl.store import (
 from memmcl.store.champion import now
 from memmcl.suite import metrics
 from memmcl.suite.splits import Splits
-from tasks.run.runtime import Run, closure_of, log, open_store, read_rows, reopen, reuse_or_make, stage_task
+from tasks.run.runtime import Run, closure_of, open_store, read_rows, reopen, reuse_or_make, stage_task
 from tasks.stages.contexts import ContextualModel, context_answers, read_gate
 from tasks.stages.data import data_digests
 from tasks.stages.evaluate import EVALUATION_VERSION, score_answers
 from tasks.ui.history import root_flow_run_id
+from tasks.ui.logs import log
 
 JUDGEMENT_VERSION = 1
 SPLITS = ("train", "weak", "test")

@@ -15,10 +15,11 @@ from memmcl.merge.export import write_merge
 from memmcl.report import Results, model_card, render_html, write_tables
 from memmcl.store import ArtifactRef, StageSettings
 from tasks.run.leftovers import work_folder
-from tasks.run.runtime import Run, load_adapter, log, open_store, reuse_or_make, stage_task
+from tasks.run.runtime import Run, load_adapter, open_store, reuse_or_make, stage_task
 from tasks.stages.results import gather
 from tasks.stages.run_artifacts import RunArtifacts
 from tasks.ui.artifacts import show_results
+from tasks.ui.logs import log
 
 EXPORT_VERSION = 1
 REPORT_VERSION = 2

@@ -36,7 +36,8 @@ from memmcl.suite.prompts import Prompter
 from memmcl.suite.subtasks import Subtask
 from tasks.run.cluster import place
 from tasks.run.models import WARM, folded
-from tasks.run.runtime import Run, load_adapter, log, open_store, release_memory, reuse_or_make
+from tasks.run.runtime import Run, load_adapter, open_store, release_memory, reuse_or_make
+from tasks.ui.logs import log
 from tasks.ui.progress import shown
 
 STANDALONE = "standalone"

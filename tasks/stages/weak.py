@@ -12,7 +12,8 @@ from memmcl.evaluate.pseudo import keep_confident, label_rows
 from memmcl.store import ArtifactRef
 from memmcl.suite.examples import to_table
 from tasks.run.models import adapted_model
-from tasks.run.runtime import Run, log, read_rows, reuse_or_make, stage_task
+from tasks.run.runtime import Run, read_rows, reuse_or_make, stage_task
+from tasks.ui.logs import log
 
 STAGE_VERSION = 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -18,7 +18,9 @@ from memmcl.report import Results, markdown_table, plain_text, verdict
 from memmcl.suite.faults import Fault
 from memmcl.text import one_line
 from memmcl.urls import public, redact
-from tasks.run.runtime import Run
+
+if TYPE_CHECKING:
+    from tasks.run.runtime import Run
 
 
 def run_name() -> str:

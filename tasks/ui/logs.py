@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from httpx import HTTPError
+from prefect.logging import get_run_logger
 from prefect.logging.configuration import ensure_logging_setup
 from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
 from ray.exceptions import RayError
@@ -24,3 +26,8 @@ def clean_logs() -> None:
         for handler in logger.handlers:
             if isinstance(handler, PrefectConsoleHandler | APILogHandler):
                 clean_handler(handler, short=SHORT if isinstance(handler, PrefectConsoleHandler) else ())
+
+
+def log() -> logging.Logger | logging.LoggerAdapter[Any]:
+    """Return the logger of the Prefect run, which shows in its UI."""
+    return get_run_logger()

@@ -12,7 +12,7 @@ from uuid import UUID
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from memmcl.text import span
-from tasks.run.runtime import log
+from tasks.ui.logs import log
 from tasks.ui.updates import Update, announce
 
 EVERY = 1.0

@@ -36,7 +36,7 @@ from memmcl.config import load_config
 from tasks.run.cluster import check_nodes
 from tasks.stages.data import publish_splits
 from tasks.run.ray_session import ray_session
-from tasks.run.session import held, open_run
+from tasks.stages.opening import held, open_run
 
 @flow(flow_run_name="fan out")
 def fan_out(config):

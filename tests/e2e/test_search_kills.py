@@ -19,7 +19,7 @@ import watched_search
 from e2e_driver import Desk, Running, desk, tiny_config, wait_until
 
 from memmcl.config import parse_config
-from tasks.run.session import open_run
+from tasks.stages.opening import open_run
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(3500)]
 VICTIMS = ["worker"] * 6 + ["driver"] * 2 + ["tree"] * 2

@@ -28,12 +28,12 @@ from memmcl.suite.subtasks import get_subtask
 from memmcl.suite.weak import WeakRows
 from tasks.run import inputs
 from tasks.run.runtime import Run
-from tasks.run.session import open_run
 from tasks.stages.contexts import ContextualModel, gate_contexts
 from tasks.stages.data import publish_splits
 from tasks.stages.evaluate import evaluate_subtask, models_to_evaluate
 from tasks.stages.experts import train_expert, train_joint, train_warm, train_weak
 from tasks.stages.merge import STAGE_2, build_unified, read_search, search_groups, search_unified, winner_of
+from tasks.stages.opening import open_run
 from tasks.stages.references import measure_reference
 from tasks.stages.report import export_full
 from tasks.stages.run_artifacts import TrainedArtifacts

@@ -18,10 +18,10 @@ import memmcl
 from memmcl.config import RunConfig, load_config
 from memmcl.errors import DataError
 from memmcl.store import ArtifactRef, Store
-from tasks.run.session import open_run
 from tasks.stages.data import publish_splits
 from tasks.stages.experts import train_expert, train_warm
 from tasks.stages.merge import search_groups
+from tasks.stages.opening import open_run
 from tasks.stages.references import measure_reference
 from tasks.stages.run_artifacts import TrainedArtifacts
 

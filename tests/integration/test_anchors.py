@@ -22,14 +22,13 @@ from memmcl.suite.examples import Example, normalised
 from memmcl.suite.sources import split_of
 from memmcl.suite.splits import Splits
 from memmcl.suite.subtasks import SUBTASKS
-from tasks.run import pins
 from tasks.run.inputs import Inputs, find_inputs
 from tasks.run.journal import Pinned
-from tasks.run.pins import pins_of
 from tasks.run.runtime import Run, open_store
-from tasks.run.session import open_run
-from tasks.stages import anchors, data, experts
+from tasks.stages import anchors, data, experts, pins
 from tasks.stages.anchors import Anchors, choose_anchors, publish_anchors, read_anchors
+from tasks.stages.opening import open_run
+from tasks.stages.pins import pins_of
 from tasks.stages.promotion import Champion
 
 MEMBERS = ("irony", "sent2", "uabsa")

@@ -39,7 +39,7 @@ Call = Callable[..., Ended]
 def orchestrators() -> None:
     """Prefect and Ray, loaded under the environment that all tests share: Prefect keeps what it saw first."""
     importlib.import_module("flows.server")
-    importlib.import_module("tasks.run.session")
+    importlib.import_module("tasks.stages.opening")
 
 
 @pytest.fixture

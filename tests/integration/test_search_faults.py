@@ -32,10 +32,10 @@ from memmcl.search.problem import SearchProblem
 from memmcl.search.scorer import Scorer
 from tasks.run import cluster
 from tasks.run.runtime import Run, open_store
-from tasks.run.session import open_run
 from tasks.search.driver import Multiplexer
 from tasks.search.queue import Candidate
 from tasks.stages import references
+from tasks.stages.opening import open_run
 
 MEMBERS = ("sent2", "irony")
 EVALUATIONS = 12

@@ -35,10 +35,10 @@ from memmcl.search.spec import SearchSpec
 from memmcl.store.manifest import blob_path
 from tasks.run import cluster as cluster_checks
 from tasks.run.runtime import Run, open_store
-from tasks.run.session import open_run
 from tasks.search.driver import Multiplexer, RayDriver
 from tasks.search.queue import Candidate, RayQueue
 from tasks.search.worker import Worker
+from tasks.stages.opening import open_run
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 pytestmark = pytest.mark.timeout(900)

@@ -35,8 +35,8 @@ from tasks.run.inputs import find_inputs
 from tasks.run.journal import Pinned
 from tasks.run.models import adapted_model, base_adapters_of, folded, warm_start_of
 from tasks.run.runtime import Run, open_store
-from tasks.run.session import open_run
 from tasks.stages import data, experts, references, sections, training, weak
+from tasks.stages.opening import open_run
 from tasks.stages.run_artifacts import TrainedArtifacts
 from tasks.stages.training import TrainingPlan
 

@@ -12,8 +12,8 @@ from memmcl.config import RunConfig, parse_config
 from memmcl.errors import ConfigError, DataError
 from memmcl.suite.configured import read_splits
 from tasks.run.runtime import Run
-from tasks.run.session import check_place
 from tasks.stages.data import check_unchanged, rows_digest
+from tasks.stages.opening import check_place
 
 OWN = {"name": "own", "group": "SC", "instruction": "Which?", "labels": ["a", "b"]}
 

@@ -10,10 +10,11 @@ from memmcl.suite.examples import Example, normalised
 from memmcl.suite.splits import Splits
 from tasks.run.journal import Pinned
 from tasks.run.models import WARM
-from tasks.run.runtime import Run, log, open_store, read_rows
+from tasks.run.runtime import Run, open_store, read_rows
 from tasks.stages.anchors import anchors_of, read_anchors, reads_anchors, tests_of
 from tasks.stages.experts import warm_config
 from tasks.stages.promotion import Champion
+from tasks.ui.logs import log
 
 
 def pins_of(run: Run, champion: Champion | None, splits: Splits) -> Pinned:
