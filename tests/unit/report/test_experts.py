@@ -87,7 +87,7 @@ def test_a_matrix_with_holes_counts_what_was_measured() -> None:
     assert matrix.span == "12 to 40"
     plot = plots_experts.interference_plot(parse_results(document))
     assert plot is not None
-    assert "of others, less the base: mean \N{MINUS SIGN}0.200" in plot.alt
+    assert "on other subtasks, less the base: mean \N{MINUS SIGN}0.200" in plot.alt
     assert "on their own" not in plot.alt
     document["interference"] = []
     assert interference(parse_results(document)) is None
@@ -165,7 +165,7 @@ def test_the_heat_map_shows_scores_in_the_colour_of_their_gain(
     others = np.mean([gain for (row, column), gain in gains.items() if row not in ("base", column)])
     assert f"{len(names)} experts on {len(names)} subtasks" in plot.alt
     assert f"own subtask, less the base: mean +{own:.3f}" in plot.alt
-    assert f"of others, less the base: mean \N{MINUS SIGN}{-others:.3f}" in plot.alt
+    assert f"on other subtasks, less the base: mean \N{MINUS SIGN}{-others:.3f}" in plot.alt
 
 
 def test_noise_between_experts_stays_pale(figures: list[Figure]) -> None:
