@@ -276,7 +276,7 @@ def wait_for_collection(store: Documents) -> None:
                 return
         except LeaseHeld:
             if not warned:
-                logger.warning("waiting for the garbage collection of %s to end", store.url)
+                logger.warning("waiting for the garbage collection of %s to end", store.objects.url)
             warned = True
             time.sleep(PAUSE)
 
