@@ -26,6 +26,7 @@ import termios
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 
 import yaml
@@ -80,7 +81,15 @@ class Screen:
 
     def texts(self) -> list[Text]:
         """Return what stands on the screen, with colours."""
-        return [Text.from_ansi("".join(f"{style}{character}\x1b[0m" for character, style in row)) for row in self.cells]
+        return [
+            Text.from_ansi(
+                "".join(
+                    f"{style}{''.join(character for character, _ in cells)}\x1b[0m"
+                    for style, cells in itertools.groupby(row, key=itemgetter(1))
+                )
+            )
+            for row in self.cells
+        ]
 
     def _write(self, text: str) -> None:
         for character in text:
@@ -207,7 +216,7 @@ def write_image(path: Path, screen: Sequence[Text]) -> None:
 
 def tiny_run(folder: Path) -> Path:
     """Write the tiny base model and the settings of a run on it; return the settings' file."""
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests/helpers"))
     from e2e_driver import tiny_config
     from tiny import make_tiny_base
 

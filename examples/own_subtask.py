@@ -47,7 +47,7 @@ def main(base: str, tickets: str, sent2: str, out: str) -> None:
         settings={"data": {"subtasks": ["tickets", "sent2"], "custom": [TICKETS]}, "search": {"fitness": "choice"}},
     )
     print(result)
-    print("retention by subtask:", dict(result.winner["values"]))
+    print("retention by subtask:", dict(result.winner.values))
     result.save(f"{out}/merged")
 
 

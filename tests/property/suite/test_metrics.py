@@ -103,10 +103,11 @@ def test_every_data_set_is_compared() -> None:
 
 
 def distinct(names: Iterable[str], oracle: Callable[[str], object]) -> list[str]:
-    """Return one data set of each way of scoring: those of one definition that have the same oracle are one case."""
+    """Return one data set of each way of scoring: those of one metric and labels that have the same oracle are one."""
     cases: dict[object, str] = {}
     for name in names:
-        cases.setdefault((DATASETS[name], oracle(name)), name)
+        subtask = DATASETS[name]
+        cases.setdefault((subtask.metric, frozenset(subtask.labels), subtask.tuple_fields, oracle(name)), name)
     return list(cases.values())
 
 

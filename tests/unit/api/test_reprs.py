@@ -10,7 +10,7 @@ import pytest
 from memmcl.api.merging import Merge
 from memmcl.api.model import Prediction, Predictions, SentimentModel
 from memmcl.api.search_result import MergeSearch, SearchResult
-from memmcl.config import SearchConfig
+from memmcl.config import RunConfig, SearchConfig
 from memmcl.evolve import Proposal
 from memmcl.merge.genome import Recipe
 from memmcl.search.document import EvaluatedCandidate, SearchDocument
@@ -114,8 +114,9 @@ def test_many_predictions_are_shown_in_part() -> None:
 
 
 def test_a_model() -> None:
-    run = SimpleNamespace(id="ab" * 32, order=("sent2", "uabsa"))
-    model = SentimentModel(run, SimpleNamespace(base=SimpleNamespace(name="tiny")), SUBTASKS)  # type: ignore[arg-type]
+    file, spec = SimpleNamespace(run="ab" * 32), SimpleNamespace(base=SimpleNamespace(name="tiny"))
+    subtasks = {name: SUBTASKS[name] for name in ("sent2", "uabsa")}
+    model = SentimentModel(file, RunConfig(), {}, spec, subtasks)  # type: ignore[arg-type]
     assert repr(model) == "SentimentModel(run abababab on tiny: sent2, uabsa)"
     html = model._repr_html_()
     assert "<td>sent2</td>" in html
