@@ -13,14 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from memmcl.errors import ModelError, shown
 from memmcl.files.untrusted import parse_json
 
-PATTERN = 1_000
-"""Characters of a key of alpha_pattern or rank_pattern, at most."""
-PATTERN_SECONDS = 10.0
-"""Seconds for matching all modules against all keys, at most."""
-ALPHA = 1e6
-"""The largest lora_alpha, without its sign."""
-RANK = 1 << 16
-"""The largest rank."""
+PATTERN = 1_000  # characters of a key of alpha_pattern or rank_pattern, at most
+PATTERN_SECONDS = 10.0  # seconds for matching all modules against all keys, at most
+ALPHA = 1e6  # the largest lora_alpha, without its sign
+RANK = 1 << 16  # the largest rank
 
 Alpha = Annotated[float, Field(ge=-ALPHA, le=ALPHA)]
 Rank = Annotated[int, Field(ge=1, le=RANK)]

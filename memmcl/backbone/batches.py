@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from memmcl.backbone.packed import Segments
 
-ROUND = 32
-"""Lengths are padded to multiples of this, because each new shape costs a kernel, in time and memory."""
+ROUND = 32  # lengths are padded to multiples of this, because each new shape costs a kernel, in time and memory
 
 
 @dataclass(frozen=True)

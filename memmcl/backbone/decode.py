@@ -12,10 +12,8 @@ from memmcl.backbone.forward import Backbone, Prepared, joined
 if TYPE_CHECKING:
     from transformers.cache_utils import DynamicCache
 
-ROUND_ROWS = 8
-"""The number of rows that are decoded at once is lowered in steps of this."""
-CHECK_EVERY = 8
-"""Steps between two checks whether all rows have ended: each check waits for the GPU."""
+ROUND_ROWS = 8  # the number of rows that are decoded at once is lowered in steps of this
+CHECK_EVERY = 8  # steps between two checks whether all rows have ended: each check waits for the GPU
 
 
 def greedy(backbone: Backbone, prepared: Prepared, *, end: int, max_new_tokens: int) -> list[list[int]]:

@@ -16,12 +16,10 @@ from memmcl.backbone.model_config import EXPERTS, LAYERS
 from memmcl.backbone.tensors import NAME, TENSORS
 from memmcl.errors import shown
 
-PAIRS = 4_096
-"""Pairs of key and value in a GGUF file, at most."""
+PAIRS = 4_096  # pairs of key and value in a GGUF file, at most
 ITEMS = 2_000_000
 """Items of all lists in those values, at most: tokens, their scores and types, the tokenizer's merges."""
-STRING_BYTES = 1 << 24
-"""Bytes of one text, at most; the chat template is one."""
+STRING_BYTES = 1 << 24  # bytes of one text, at most; the chat template is one
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _LIST = 8, 9

@@ -11,12 +11,9 @@ from typing import Any, BinaryIO
 from memmcl.errors import shown
 from memmcl.files.untrusted import parse_json
 
-HEADER_BYTES = 1 << 24
-"""Bytes of the header of a safetensors file, at most."""
-TENSORS = 100_000
-"""Tensors in one safetensors file, at most."""
-NAME = 200
-"""Characters of a tensor's name, at most."""
+HEADER_BYTES = 1 << 24  # bytes of the header of a safetensors file, at most
+TENSORS = 100_000  # tensors in one safetensors file, at most
+NAME = 200  # characters of a tensor's name, at most
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,7 @@ from memmcl.suite.prompts import Prompter, shared_prefix
 from memmcl.suite.subtasks import Subtask
 
 STAGE_VERSION = 1
-ANSWER_TOKENS = 64
-"""The longest answer that an adapter gives to its own prompts."""
+ANSWER_TOKENS = 64  # the longest answer that an adapter gives to its own prompts
 OWN = "own"
 RECORD = "anchoring.json"
 """Beside the adapter: what it was computed from, its divergences, and the digests of its files."""

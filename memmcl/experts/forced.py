@@ -27,11 +27,9 @@ from memmcl.urls import public
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PLACE = "{text}"
-"""The placeholder for the text in a template."""
+PLACE = "{text}"  # the placeholder for the text in a template
 
-DATASET = "unlabelled"
-"""The data set name of forced rows."""
+DATASET = "unlabelled"  # the data set name of forced rows
 
 CATEGORIES = (
     "food quality",
@@ -50,17 +48,13 @@ CATEGORIES = (
 )
 """The categories in the instruction of asqp."""
 
-OWN_SHARES = 4
-"""Texts for an adapter's own prompts, as a multiple of those for one other subtask."""
-LEAST = 4
-"""The fewest texts for each other subtask, unless fewer rows are requested."""
-HELD_OUT = (4, 32)
-"""Texts that are held out: an eighth of all, at least and at most."""
+OWN_SHARES = 4  # texts for an adapter's own prompts, as a multiple of those for one other subtask
+LEAST = 4  # the fewest texts for each other subtask, unless fewer rows are requested
+HELD_OUT = (4, 32)  # texts that are held out: an eighth of all, at least and at most
 
 _CHOICES = {"polarity": POLARITIES, "category": CATEGORIES}
 _WORD = re.compile(r"\w[\w'’-]{0,29}")
-_REACH = 64
-"""Words of a text to pick from; later ones may be cut off the prompt."""
+_REACH = 64  # words of a text to pick from; later ones may be cut off the prompt
 
 
 def forced_rows(subtask: Subtask, texts: Iterable[str], seed: int) -> list[Example]:

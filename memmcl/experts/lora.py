@@ -24,8 +24,7 @@ if TYPE_CHECKING:  # importing peft takes seconds, and merging does not need it
     from peft.tuners.lora import LoraLayer
 
 ADAPTER = "default"
-Layers = dict[str, "LoraLayer"]
-"""LoRA layers by module name as in the base model."""
+Layers = dict[str, "LoraLayer"]  # LoRA layers by module name as in the base model
 
 
 @contextmanager

@@ -29,8 +29,7 @@ FiniteOrNone = Annotated[float | None, BeforeValidator(_finite_or_none)]
 
 ModelKind = Literal["baseline", "expert", "merge", "unified", "rival"]
 
-BASE = "base"
-"""the name of the untouched base, as a model and as a row of the interference"""
+BASE = "base"  # the name of the untouched base, as a model and as a row of the interference
 
 RIVALS = ("joint", "weak")
 """rivals of a merge: one LoRA on the train rows of all subtasks, one on their pooled weak rows"""

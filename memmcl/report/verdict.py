@@ -9,8 +9,7 @@ from typing import Literal
 from memmcl.report.results import Results
 from memmcl.report.schema import Comparison
 
-CLEAR = 2.0
-"""standard errors beyond which a paired difference is called a difference"""
+CLEAR = 2.0  # standard errors beyond which a paired difference is called a difference
 
 Outcome = Literal["ahead", "level", "behind"]
 

@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 MARKERS = "osD^vP"
 DEEP = 0.2
 """the smallest difference in score that gets the deepest colour: interference is small beside an expert's own gain"""
-REACH = (-1.0, 2.0)
-"""the range of the axes; retention and NAI outside it are drawn at the edge, with their value"""
+REACH = (-1.0, 2.0)  # the range of the axes; retention and NAI outside it are drawn at the edge, with their value
 ALL = "all subtasks"
 
 

@@ -36,18 +36,15 @@ SERIES = ("#4c78a8", "#e0913a", "#6aa56e", "#b8606a", "#8a77b5", "#4fa3a5", "#9c
 """mid-tone colours that carry on both papers"""
 
 PANEL = 348
-WIDE = 560
-"""CSS pixels: one of several panels side by side, and a plot that stands alone"""
+WIDE = 560  # CSS pixels: one of several panels side by side, and a plot that stands alone
 
-CHARACTER = 6.4
-"""CSS pixels of one character in the names of rows and columns, about"""
+CHARACTER = 6.4  # CSS pixels of one character in the names of rows and columns, about
 
 _STYLE = Path(__file__).with_name("theme.mplstyle")
 _COLOURED = {"text.color": "ink", "axes.edgecolor": "line", "grid.color": "line"}
 _COLOURED |= dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), "muted")
 
-BIG = 400_000
-"""characters of SVG beyond which a plot is embedded as PNG"""
+BIG = 400_000  # characters of SVG beyond which a plot is embedded as PNG
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from memmcl.report.verdict import plus_minus
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_PAIRS = 3
-"""Pairs of objectives that are drawn of a search."""
+MAX_PAIRS = 3  # pairs of objectives that are drawn of a search
 
 
 def front_plots(results: Results) -> tuple[Plot, ...]:
