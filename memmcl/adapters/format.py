@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from memmcl.adapters.options import read_options
@@ -51,15 +53,15 @@ def to_files(factors: Adapter, *, base_name: str, rank: int, alpha: float, rslor
     Modules of another rank or scale (training may start from such an adapter) get a pattern. `base_name` is the
     configured id of the base model, never a path of this machine's cache.
     """
-    from safetensors.torch import save
 
     def divisor(of: int) -> float:
         return math.sqrt(of) if rslora else of
 
-    tensors: dict[str, Tensor] = {}
-    for module, pair in factors.items():
-        tensors[_NAMED.format(module, "A")] = pair.a.contiguous()
-        tensors[_NAMED.format(module, "B")] = pair.b.contiguous()
+    tensors = {
+        _NAMED.format(module, letter): matrix.contiguous()
+        for module, pair in factors.items()
+        for letter, matrix in (("A", pair.a), ("B", pair.b))
+    }
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -115,9 +117,6 @@ def from_files(weights: bytes, config: bytes) -> dict[str, Factors]:
     Raises:
         ModelError: not a LoRA adapter, or one that is no sum of task vectors.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     options = read_options(config)
     if options.peft_type != "LORA" or options.modules_to_save or options.use_dora:
         raise ModelError("expected a plain LoRA adapter without modules_to_save and without DoRA; retrain it as one")

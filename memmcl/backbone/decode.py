@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from memmcl.backbone.forward import Backbone, Prepared, joined
+from memmcl.backbone.forward import Backbone, Prepared, repeated
 
 if TYPE_CHECKING:
     from transformers.cache_utils import DynamicCache
@@ -39,7 +40,9 @@ def dropping(
     """
     batch = prepared.batches[index]
     rows = len(batch.tokens)
-    cache = joined(prepared.caches[index], prefix, rows)
+    cache = copy.deepcopy(prepared.caches[index])
+    if (above := repeated(prefix, rows)) is not None:
+        cache.layers += above.layers[len(cache.layers) :]
     hidden = backbone.run_top(prepared.hidden[index], batch.positions, batch.mask, cache)
     token = backbone.logits(_last(hidden, batch.lengths)).argmax(-1)
     mask = _prompt_mask(batch.tokens.shape[1], batch.lengths, batch.prefix)
@@ -109,10 +112,8 @@ class _InPlace:
         self._mask = nn.functional.pad(self._batch.mask, (0, max_new_tokens))
         self._seen = self._prompt_seen.clone()
         self._positions = self._batch.prefix + self._batch.lengths
-        shapes = (1,), (rows,), (rows, max_new_tokens)
-        self._done, self._token, self.answers = (
-            torch.zeros(shape, dtype=torch.long, device=backbone.device) for shape in shapes
-        )
+        self._done, self._token = (self._positions.new_zeros(count) for count in (1, rows))
+        self.answers = self._positions.new_zeros(rows, max_new_tokens)
 
     def prompt(self, prefix: DynamicCache | None) -> None:
         """Run the prompts under the present weights, and take the first token."""
@@ -178,6 +179,5 @@ def _fewer(live: Tensor) -> Tensor:
 
     live: (rows,) bool; returns int64, ascending. Each new size costs a kernel of its own, as in `batches.ROUND`.
     """
-    ended = (~live).nonzero().flatten()
-    fill = -int(live.sum()) % ROUND_ROWS
-    return torch.cat([live.nonzero().flatten(), ended[:fill]]).sort().values
+    alive = int(live.sum())
+    return live.argsort(descending=True, stable=True)[: alive + -alive % ROUND_ROWS].sort().values

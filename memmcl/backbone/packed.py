@@ -8,10 +8,10 @@ bfloat16, torch's fused attention takes two to three times as long in backward.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -30,15 +30,9 @@ class Segments:
     @classmethod
     def of(cls, segments: Sequence[int], parents: Sequence[int]) -> Segments:
         """Return the segments of a sequence. segments: the segment of each token, ascending; empty ones are dropped."""
-        lengths = dict.fromkeys(range(len(parents)), 0)
-        for segment, tokens in groupby(segments):
-            lengths[segment] = sum(1 for _ in tokens)
-        filled = [segment for segment in lengths if lengths[segment]]
-        place = {segment: at for at, segment in enumerate(filled)}
-        return cls(
-            tuple(lengths[segment] for segment in filled),
-            tuple(place.get(parents[segment], place[segment]) for segment in filled),
-        )
+        lengths = Counter(segments)
+        place = {segment: at for at, segment in enumerate(lengths)}
+        return cls(tuple(lengths.values()), tuple(place.get(parents[segment], at) for segment, at in place.items()))
 
 
 @contextmanager

@@ -31,21 +31,15 @@ PLACE = "{text}"  # the placeholder for the text in a template
 
 DATASET = "unlabelled"  # the data set name of forced rows
 
-CATEGORIES = (
-    "food quality",
-    "food prices",
-    "food style_options",
-    "food general",
-    "drinks quality",
-    "drinks prices",
-    "drinks style_options",
-    "restaurant general",
-    "restaurant prices",
-    "restaurant miscellaneous",
-    "service general",
-    "ambience general",
-    "location general",
-)
+_ATTRIBUTES = {
+    "food": ("quality", "prices", "style_options", "general"),
+    "drinks": ("quality", "prices", "style_options"),
+    "restaurant": ("general", "prices", "miscellaneous"),
+    "service": ("general",),
+    "ambience": ("general",),
+    "location": ("general",),
+}
+CATEGORIES = tuple(f"{entity} {attribute}" for entity, attributes in _ATTRIBUTES.items() for attribute in attributes)
 """The categories in the instruction of asqp."""
 
 OWN_SHARES = 4  # texts for an adapter's own prompts, as a multiple of those for one other subtask
@@ -62,7 +56,7 @@ def forced_rows(subtask: Subtask, texts: Iterable[str], seed: int) -> list[Examp
 
     Label, words and number of tuples (one or two) follow from a hash of (seed, subtask, text) alone.
     """
-    return [_forced(subtask, text, seed) for text in texts]
+    return [_forced_row(subtask, text, seed) for text in texts]
 
 
 class TemplatePrompter(Prompter):
@@ -170,7 +164,7 @@ def _held_out(texts: int) -> int:
     return min(most, max(least, texts // 8))
 
 
-def _forced(subtask: Subtask, text: str, seed: int) -> Example:
+def _forced_row(subtask: Subtask, text: str, seed: int) -> Example:
     def pick(*what: str | int) -> int:
         return seeds.derive(seed, "forced", subtask.name, text, *what)
 
