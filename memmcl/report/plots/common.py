@@ -10,21 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from memmcl.report.plots.figure import (
-    COLOURS,
-    PANEL,
-    SERIES,
-    WIDE,
-    Plot,
-    draw,
-    framed,
-    heat_map,
-    legend_above,
-    outline,
-    row_names,
-    shorten,
-    write_beside,
-)
+from memmcl.report.plots.axes import framed, heat_map, legend_above, outline, row_names, write_beside
+from memmcl.report.plots.figure import COLOURS, PANEL, SERIES, WIDE, Plot, draw, shorten
 from memmcl.report.results import Results
 from memmcl.report.schema import SearchResult
 from memmcl.report.verdict import plus_minus

@@ -6,22 +6,8 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
-from memmcl.report.plots.figure import (
-    COLOURS,
-    PANEL,
-    WIDE,
-    Plot,
-    curve,
-    draw,
-    frame,
-    framed,
-    heat_map,
-    legend_above,
-    outline,
-    row_names,
-    shorten,
-    write_beside,
-)
+from memmcl.report.plots.axes import curve, frame, framed, heat_map, legend_above, outline, row_names, write_beside
+from memmcl.report.plots.figure import COLOURS, PANEL, WIDE, Plot, draw, shorten
 from memmcl.report.results import Results
 from memmcl.report.schema import RIVALS, ExpertResult
 from memmcl.report.transfer import RetentionRow, interference, retention_rows

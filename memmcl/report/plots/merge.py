@@ -6,20 +6,9 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from memmcl.report.plots.axes import CHARACTER, frame, heat_map, outline, whole_numbers
 from memmcl.report.plots.experts import MARKERS
-from memmcl.report.plots.figure import (
-    CHARACTER,
-    COLOURS,
-    SERIES,
-    WIDE,
-    Plot,
-    draw,
-    frame,
-    heat_map,
-    outline,
-    shorten,
-    whole_numbers,
-)
+from memmcl.report.plots.figure import COLOURS, SERIES, WIDE, Plot, draw, shorten
 from memmcl.report.results import Results
 from memmcl.report.schema import TaskVectors, VectorPair
 from memmcl.report.verdict import plus_minus

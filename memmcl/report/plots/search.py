@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from memmcl.evolve import pareto
-from memmcl.report.plots.figure import COLOURS, PANEL, Plot, draw, framed
+from memmcl.report.plots.axes import framed
+from memmcl.report.plots.figure import COLOURS, PANEL, Plot, draw
 from memmcl.report.results import Results
 from memmcl.report.schema import CandidateResult, SearchResult
 from memmcl.report.verdict import plus_minus
