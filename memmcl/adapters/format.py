@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from memmcl.adapters.options import read_options
+from memmcl.adapters.options import by_pattern, read_options
 from memmcl.backbone.tensors import TensorInfo, read_header
 from memmcl.errors import ModelError, shown
 from memmcl.files.untrusted import JSON_BYTES
@@ -122,7 +122,7 @@ def from_files(weights: bytes, config: bytes) -> dict[str, Factors]:
         raise ModelError("expected a plain LoRA adapter without modules_to_save and without DoRA; retrain it as one")
     try:
         ranks = _ranks(read_header(io.BytesIO(weights)).tensors)
-        alphas = options.alphas(ranks)
+        alphas = by_pattern("alpha_pattern", options.alpha_pattern or {}, ranks, options.lora_alpha)
         tensors = load(weights)
     except (ValueError, SafetensorError) as error:
         raise ModelError(f"not a PEFT adapter: {error}") from error
@@ -137,11 +137,7 @@ def from_files(weights: bytes, config: bytes) -> dict[str, Factors]:
 
 
 def _ranks(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
-    """Return the rank of each module, after a check that it has two matrices of that rank.
-
-    Raises:
-        ModelError: there are other tensors, or one of a pair is missing.
-    """
+    """Return the rank of each module; raise ModelError where the tensors are not two matrices of one rank each."""
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     for key, info in tensors.items():
         match = _KEY.match(key)

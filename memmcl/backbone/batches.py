@@ -108,30 +108,25 @@ def pack(rows: Sequence[TokenizedRow], prefixes: Sequence[int], pad: int, device
     queries: list[tuple[int, int]] = []
     targets: list[int] = []
     owners: list[tuple[int, int]] = []
+
+    def append(ids: Sequence[int], start: int, parent: int) -> None:
+        segments.extend([len(parents)] * len(ids))
+        parents.append(parent)
+        tokens.extend(ids)
+        positions.extend(range(start, start + len(ids)))
+
     for i, (row, length) in enumerate(zip(rows, prefixes, strict=True)):
         shared = row.prompt[:length]
         if shared not in starts:
             starts[shared] = len(parents)
-            segments += [len(parents)] * length
-            parents.append(len(parents))
-            tokens += shared
-            positions += range(length)
+            append(shared, start=0, parent=len(parents))
         (answer,) = row.continuations
-        body = (*row.prompt[length:], *answer[:-1])
-        first = len(tokens) + len(body) - len(answer)
-        segments += [len(parents)] * len(body)
-        parents.append(starts[shared])
-        tokens += body
-        positions += range(length, length + len(body))
-        queries += [(0, first + j) for j in range(len(answer))]
+        append((*row.prompt[length:], *answer[:-1]), start=length, parent=starts[shared])
+        queries += [(0, len(tokens) - len(answer) + j) for j in range(len(answer))]
         targets += answer
         owners += [(i, 0)] * len(answer)
     used = len(tokens)
-    fill = -used % ROUND
-    tokens += [pad] * fill
-    positions += [0] * fill
-    segments += [len(parents)] * fill
-    parents.append(len(parents))
+    append([pad] * (-used % ROUND), start=0, parent=len(parents))
     segment = torch.tensor(segments)
     parent = torch.tensor(parents)[segment]
     mask = ((segment[:, None] == segment[None]) | (parent[:, None] == segment[None])).tril()

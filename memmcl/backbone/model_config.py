@@ -34,8 +34,7 @@ def read_model_config(directory: Path) -> dict[str, Any]:
         raise ValueError(f"expected a JSON object, got {shown(fields)}")
     largest = {"layers": 1, "experts": 1}
     for key, value in _numbers(fields):
-        match = _COUNT.search(key)
-        if match is not None and match.lastgroup is not None:
+        if (match := _COUNT.search(key)) and match.lastgroup:
             largest[match.lastgroup] = max(largest[match.lastgroup], value)
             if largest["layers"] > LAYERS or math.prod(largest.values()) > EXPERTS:
                 raise ValueError(

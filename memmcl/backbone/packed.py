@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -57,23 +58,14 @@ def packed_attention(config: Any, segments: Segments | None) -> Iterator[None]:
         config._attn_implementation, _current.segments, _current.biases = before, None, {}
 
 
-@dataclass
-class _Current:
-    """The segments of the model that runs now, and their biases, the same in all layers."""
-
-    segments: Segments | None = None
-    biases: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
-
-
-_current = _Current()
+_current: Any = SimpleNamespace(segments=None, biases={})  # of the model that runs now, the same in all its layers
 
 
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it. query: (1, heads, L, d); key, value: (1, kv heads, L, d)."""
-    segments = _current.segments
-    assert segments is not None
+    segments: Segments = _current.segments
     group = query.shape[1] // key.shape[1]
     # split, whose backward is one concatenation; a slice's would be a zero-filled sequence each
     queries, keys, values = (torch.split(tensor[0], list(segments.lengths), dim=1) for tensor in (query, key, value))
@@ -96,4 +88,5 @@ def _bias(length: int, keys: Tensor, group: int) -> Tensor:
         behind = torch.ones(length, shape[1], dtype=torch.bool, device=keys.device).triu(shape[1] - length + 1)
         bias = torch.zeros(behind.shape, dtype=keys.dtype, device=keys.device).masked_fill(behind, -torch.inf)
         _current.biases[shape] = bias.repeat(group, 1)
-    return _current.biases[shape]
+    mask: Tensor = _current.biases[shape]
+    return mask

@@ -77,14 +77,11 @@ def _tensor(name: str, entry: Any) -> tuple[TensorInfo, int]:
         raise ValueError(f"it holds a tensor with a name of {len(name):,} characters, more than {NAME}")
     entry = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if (
-        not isinstance(dtype, str)
-        or not _sizes(shape)
-        or not _sizes(offsets)
-        or len(offsets) != 2
-        or offsets[0] > offsets[1]
-    ):
-        raise ValueError(f"its header says of the tensor {shown(name)} what is no type, shape and place")
+    valid = isinstance(dtype, str) and _sizes(shape) and _sizes(offsets) and len(offsets) == 2
+    if not valid or offsets[0] > offsets[1]:
+        raise ValueError(
+            f"its header has no type, shape and place for the tensor {shown(name)}"
+        )
     return TensorInfo(dtype, tuple(shape)), offsets[1]
 
 

@@ -105,7 +105,8 @@ class Results(schema.Section):
 
 
 Document = Results | Mapping[str, Any]
-"""What every function of this package takes: the schema itself, or its JSON form."""
+"""What the functions of this package take: the schema itself, or its JSON form. One that does not follow the schema
+raises DataError, as in `parse_results`."""
 
 
 def parse_results(document: Document) -> Results:

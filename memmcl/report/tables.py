@@ -35,9 +35,6 @@ def write_tables(document: Document) -> dict[str, bytes]:
     Each has its columns and types even without rows. In candidates, `genome` is a list of doubles, `values` a
     map from subtask to retention, `fitness` null where the candidate failed. In experts, `loss` and `anchor` are
     lists of doubles, `validation` a list of (step, loss). The same document gives the same bytes.
-
-    Raises:
-        DataError: `document` does not follow the schema.
     """
     import pyarrow as pa
 
@@ -107,9 +104,6 @@ def results_table(document: Document, width: int = 100) -> Table:
 
     The first form that fits is taken: models x subtasks, subtasks x models, the same two without standard
     errors, at last subtasks x those models that are the base, unified or a rival.
-
-    Raises:
-        DataError: `document` does not follow the schema.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -155,11 +149,7 @@ def _terse(value: float) -> str:
 
 
 def markdown_table(document: Document) -> str:
-    """Return the test scores as a Markdown table: a row a model, their mean and a column a subtask, leaders in bold.
-
-    Raises:
-        DataError: `document` does not follow the schema.
-    """
+    """Return the test scores as a Markdown table: a row a model, their mean and a column a subtask, leaders in bold."""
     results = parse_results(document)
     columns: list[str | None] = [None, *(subtask.name for subtask in results.subtasks)]
     best = {column: leaders(results, column) for column in columns}

@@ -64,11 +64,9 @@ def interference_plot(results: Results) -> Plot | None:
         outline(axes, diagonal, (0.97, 0.94))
 
     alt = f"Scores of the base and of {len(matrix.own)} experts on {len(matrix.columns)} subtasks"
-    own, others = matrix.gain(own=True), matrix.gain(own=False)
-    if own is not None:
-        alt += f"; experts on their own subtask, less the base: mean {signed(own)}"
-    if others is not None:
-        alt += f"; on other subtasks, less the base: mean {signed(others)}"
+    for where, own in (("experts on their own subtask", True), ("on other subtasks", False)):
+        if (gain := matrix.gain(own=own)) is not None:
+            alt += f"; {where}, less the base: mean {signed(gain)}"
     count = len(matrix.columns)
     width, height = max(PANEL, min(740, 120 + 62 * count)), 78 + (30 if count <= 12 else 26) * len(matrix.rows)
     return draw("interference", paint, width=width, height=height, alt=alt)
