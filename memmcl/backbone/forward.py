@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -205,8 +205,7 @@ class Backbone:
     @property
     def output_weight(self) -> Tensor:
         """The matrix of the output layer, (vocabulary, d)."""
-        weight: Tensor = self.model.lm_head.weight
-        return weight
+        return cast(Tensor, self.model.lm_head.weight)
 
     def logits(self, outputs: Tensor) -> Tensor:
         """Project outputs (n, d) to the vocabulary: (n, vocabulary) float32."""
@@ -239,8 +238,7 @@ class Backbone:
 
     def _run_trunk(self, tokens: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Any) -> Tensor:
         if self.split == 0:
-            embedded: Tensor = self.model.get_input_embeddings()(tokens)
-            return embedded
+            return cast(Tensor, self.model.get_input_embeddings()(tokens))
         return _hidden_states(self._bottom, positions, mask, cache, input_ids=tokens)
 
     def run_top(

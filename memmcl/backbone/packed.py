@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -88,5 +88,4 @@ def _bias(length: int, keys: Tensor, group: int) -> Tensor:
         behind = torch.ones(length, shape[1], dtype=torch.bool, device=keys.device).triu(shape[1] - length + 1)
         bias = torch.zeros(behind.shape, dtype=keys.dtype, device=keys.device).masked_fill(behind, -torch.inf)
         _current.biases[shape] = bias.repeat(group, 1)
-    mask: Tensor = _current.biases[shape]
-    return mask
+    return cast(Tensor, _current.biases[shape])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
@@ -55,8 +55,7 @@ class Recordings:
         if recorded is None:
             return call()
         recorded.graph.replay()
-        returned: Returned = recorded.returned
-        return returned
+        return cast(Returned, recorded.returned)
 
     def clear(self) -> None:
         """Forget all recordings, because the tensors that they read were replaced."""

@@ -79,9 +79,7 @@ def _tensor(name: str, entry: Any) -> tuple[TensorInfo, int]:
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     valid = isinstance(dtype, str) and _sizes(shape) and _sizes(offsets) and len(offsets) == 2
     if not valid or offsets[0] > offsets[1]:
-        raise ValueError(
-            f"its header has no type, shape and place for the tensor {shown(name)}"
-        )
+        raise ValueError(f"its header has no type, shape and place for the tensor {shown(name)}")
     return TensorInfo(dtype, tuple(shape)), offsets[1]
 
 

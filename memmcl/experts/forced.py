@@ -20,7 +20,7 @@ from memmcl.suite.examples import Example, normalised
 from memmcl.suite.faults import Fault, Faults
 from memmcl.suite.files import by_lines, ending_of, read_files, read_lines
 from memmcl.suite.prompts import Demonstration, Prompter
-from memmcl.suite.rows import PLAIN, Row, RowError, text_of
+from memmcl.suite.rows import PLAIN, Row, text_of, usable
 from memmcl.suite.subtasks import POLARITIES, Subtask
 from memmcl.urls import public
 
@@ -128,15 +128,7 @@ def read_texts(url: str, *, storage: Mapping[str, Any] | None = None, faults: Fa
     faults = Faults() if faults is None else faults
     texts: dict[str, str] = {}
     rows = read_files(url, columns=("text",), storage=storage) if ending_of(url) else _plain_lines(url, storage)
-    for row in rows:
-        if isinstance(row, Fault):
-            faults.add(row)
-            continue
-        try:
-            text = text_of(row, PLAIN)
-        except RowError as error:
-            faults.add(row.fault(error))
-            continue
+    for _, text in usable(rows, lambda row: text_of(row, PLAIN), faults):
         texts.setdefault(normalised(text), text)
     if not texts:
         first = f"the first of {len(faults)} faults: {faults.first[0]}" if faults.first else "it is empty"

@@ -8,16 +8,8 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    FiniteFloat,
-    JsonValue,
-    NonNegativeFloat,
-    NonNegativeInt,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic.types import AwareDatetime, FiniteFloat, JsonValue, NonNegativeFloat, NonNegativeInt
 
 
 def _finite_or_none(value: Any) -> Any:

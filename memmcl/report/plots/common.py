@@ -63,8 +63,8 @@ def seconds_plots(results: Results) -> tuple[Plot, ...]:
     panels = []
     for number, search in enumerate(results.searches):
         totals = {name: sum(getattr(c.seconds, name) for c in search.candidates) for name in SECONDS}
-        alt = f"{search.title}, seconds of all candidates: "
-        alt += ", ".join(f"{name} {total:.1f} s" for name, total in totals.items())
+        spent = ", ".join(f"{name} {total:.1f} s" for name, total in totals.items())
+        alt = f"{search.title}, seconds of all candidates: {spent}"
         paint = partial(_paint_seconds, search)
         panels.append(draw(f"seconds-{number}", paint, width=PANEL, height=210, alt=alt, title=search.title))
     return tuple(panels)
