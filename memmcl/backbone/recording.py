@@ -9,7 +9,6 @@ Reference: CUDA graphs, https://docs.pytorch.org/docs/stable/notes/cuda.html#cud
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -20,12 +19,8 @@ if TYPE_CHECKING:
 Returned = TypeVar("Returned")
 
 
-@dataclass
-class _Recorded:
-    graph: torch.cuda.CUDAGraph
-    returned: Any
-    call: Callable[[], Any]
-    """keeps the tensors alive that the kernels read"""
+_Recorded = tuple[torch.cuda.CUDAGraph, Any, Callable[[], Any]]
+"""The graph, what the call returned, and the call itself, which keeps the tensors alive that the kernels read."""
 
 
 class Recordings:
@@ -54,8 +49,9 @@ class Recordings:
         recorded = self._recorded[name] or self._record(name, call, own_memory)
         if recorded is None:
             return call()
-        recorded.graph.replay()
-        return cast(Returned, recorded.returned)
+        graph, returned, _ = recorded
+        graph.replay()
+        return cast(Returned, returned)
 
     def clear(self) -> None:
         """Forget all recordings, because the tensors that they read were replaced."""
@@ -78,5 +74,5 @@ class Recordings:
             self._refused = True
             self._recorded.clear()
             return None
-        recorded = self._recorded[name] = _Recorded(graph, returned, call)
+        recorded = self._recorded[name] = (graph, returned, call)
         return recorded

@@ -1,4 +1,4 @@
-"""Anchoring a finished adapter: it is disentangled from other subtasks, from unlabelled text alone. [ours]
+"""Anchoring a finished adapter: training on unlabelled text that undoes its effect on other subtasks. [ours]
 
 Its outputs stay close to what they were at its own prompts, by KL(adapter before || adapter now), and to the base's at
 the prompts of other subtasks, by KL(base || adapter). The training loop is `train_adapter`; here are the rows for it
@@ -46,8 +46,8 @@ class AnchoringRows:
 class Divergences:
     """Mean KL in nats per answer token.
 
-    itself: KL(adapter before || adapter now) at its own prompts. own: KL(adapter now || base) there, so how much it
-    does at all. others: KL(base || adapter now) at the prompts of each other subtask.
+    itself: KL(adapter before || adapter now) at its own prompts. own: KL(adapter now || base) at the same prompts, the
+    adapter's effect there. others: KL(base || adapter now) at the prompts of each other subtask.
     """
 
     itself: float
@@ -109,7 +109,6 @@ def answered_rows(
     *,
     end: int,
     max_new_tokens: int = ANSWER_TOKENS,
-    batch_size: int = 16,
 ) -> tuple[TokenizedRow, ...]:
     """Return the prompts with the adapter's own greedy answers, up to `end` or `max_new_tokens`.
 
@@ -119,7 +118,7 @@ def answered_rows(
     check_shape(adapter, backbone)
     with adapted(backbone, _shape(adapter), adapter):
         rows = [TokenizedRow(prompt) for prompt in prompts]
-        prepared = backbone.prepare(rows, batch_size=batch_size, prefix=shared_prefix(prompts))
+        prepared = backbone.prepare(rows, batch_size=16, prefix=shared_prefix(prompts))
         decoded = greedy(backbone, prepared, end=end, max_new_tokens=max_new_tokens)
     answers = ((*ids, end) if len(ids) < max_new_tokens else tuple(ids) for ids in decoded)
     return tuple(TokenizedRow(prompt, (answer,)) for prompt, answer in zip(prompts, answers, strict=True))

@@ -88,7 +88,7 @@ _TEMPLATED = Subtask(name="template", group="SC", title="", instruction="", metr
 
 @dataclass(frozen=True)
 class TextSplit:
-    """Disjoint texts. own: for the adapter's own prompts; others: by subtask; held_out: to measure at all prompts."""
+    """Disjoint texts. own: for the adapter's own prompts; others: by subtask; held_out: to measure divergences."""
 
     own: tuple[str, ...]
     others: dict[str, tuple[str, ...]]

@@ -298,12 +298,11 @@ class _Training:
     def _restore(self, data: bytes) -> None:
         self._done, tensors = checkpoint.decode(data)
         checkpoint.restore(tensors, "adapter", self._parameters)
-        for key in ("exp_avg", "exp_avg_sq"):
-            moments = {name: torch.zeros_like(value) for name, value in self._parameters.items()}
-            checkpoint.restore(tensors, key, moments)
-            for name, parameter in self._parameters.items():
-                self._optimiser.state[parameter][key] = moments[name]
-        device = self._backbone.device
+        device, state = self._backbone.device, self._optimiser.state
         for parameter in self._parameters.values():
-            self._optimiser.state[parameter]["step"] = torch.tensor(float(self._done.step), device=device)
+            state[parameter]["step"] = torch.tensor(float(self._done.step), device=device)
+        for key in ("exp_avg", "exp_avg_sq"):
+            for parameter in self._parameters.values():
+                state[parameter][key] = torch.zeros_like(parameter)
+            checkpoint.restore(tensors, key, {name: state[value][key] for name, value in self._parameters.items()})
         self._best = {name: tensor.to(device) for name, tensor in tensors.items() if name.startswith("best.")}

@@ -1,7 +1,4 @@
-"""The plots of a report: `Results` in, `Plot` out; an empty tuple or None where there is nothing to draw.
-
-Those of the experts are in `memmcl.report.plots.experts`.
-"""
+"""The plots of a report: `Results` in, `Plot` out; an empty tuple or None where there is nothing to draw."""
 
 from __future__ import annotations
 

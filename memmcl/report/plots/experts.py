@@ -73,10 +73,7 @@ def interference_plot(results: Results) -> Plot | None:
 
 
 def nai_plot(results: Results) -> Plot | None:
-    """Return retention and NAI of every merged model that has them: a row a subtask, the last over all of them.
-
-    None without retention.
-    """
+    """Return retention and NAI of every merged model, a row a subtask, the last over all; None without retention."""
     models = retention_rows(results)
     names = [name for name in results.curriculum_names() if any(name in model.by_subtask for model in models)]
     if not names:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PALE = 0.2  # the smallest cosine that gets the deepest colour, so that chance stays pale
+PALE = 0.2  # the colours reach at least to this cosine, so that similarity by chance stays pale
 CHANCE = 0.5  # the share of pairs that differ in sign if signs are independent
 DASHES = ("-", "--", ":")
 DOTS = (0, (2, 3))
