@@ -34,7 +34,7 @@ def greedy(backbone: Backbone, prepared: Prepared, *, end: int, max_new_tokens: 
 def dropping(
     backbone: Backbone, prepared: Prepared, index: int, prefix: DynamicCache | None, *, end: int, max_new_tokens: int
 ) -> list[list[int]]:
-    """Decode a batch after `trunk(keep_cache=True)`; rows that have ended leave it, as a CPU takes time for each row."""
+    """Decode a batch after `trunk(keep_cache=True)`; rows that have ended leave it, as each takes time on a CPU."""
     batch = prepared.batches[index]
     rows = len(batch.tokens)
     cache = copy.deepcopy(prepared.caches[index])
