@@ -65,7 +65,7 @@ def test_a_call_is_made_then_recorded_then_replayed(gpu: Gpu) -> None:
     assert gpu.replayed == 0
     assert calls(found, "one", 4) == 1, "recording runs the call's Python once"
     assert gpu.replayed == 4
-    assert calls(found, "kept", 3, kept=True) == 2
+    assert calls(found, "kept", 3, own_memory=True) == 2
     assert gpu.pools == ["shared", None]
     found.clear()
     assert calls(found, "one", 3) == 2
