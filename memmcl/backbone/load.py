@@ -133,7 +133,9 @@ def load_tokenizer(base: BaseRef) -> PreTrainedTokenizerBase:
     with _loading(f"the tokenizer of {base.name}"):
         tokenizer = AutoTokenizer.from_pretrained(base.directory, local_files_only=True, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"the tokenizer of {base.name} has no eos_token; answers could never end: set one in its files")
+        raise ModelError(
+            f"the tokenizer of {base.name} has no eos_token; answers could never end: set one in its files"
+        )
     return tokenizer
 
 
