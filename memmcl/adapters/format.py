@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
-from memmcl.adapters.options import read_options
+from memmcl.adapters.options import by_pattern, read_options
 from memmcl.backbone.tensors import TensorInfo, read_header
 from memmcl.errors import ModelError, shown
 from memmcl.files.untrusted import JSON_BYTES
@@ -51,15 +53,15 @@ def to_files(factors: Adapter, *, base_name: str, rank: int, alpha: float, rslor
     Modules of another rank or scale (training may start from such an adapter) get a pattern. `base_name` is the
     configured id of the base model, never a path of this machine's cache.
     """
-    from safetensors.torch import save
 
     def divisor(of: int) -> float:
         return math.sqrt(of) if rslora else of
 
-    tensors: dict[str, Tensor] = {}
-    for module, pair in factors.items():
-        tensors[_NAMED.format(module, "A")] = pair.a.contiguous()
-        tensors[_NAMED.format(module, "B")] = pair.b.contiguous()
+    tensors = {
+        _NAMED.format(module, letter): matrix.contiguous()
+        for module, pair in factors.items()
+        for letter, matrix in (("A", pair.a), ("B", pair.b))
+    }
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -115,15 +117,12 @@ def from_files(weights: bytes, config: bytes) -> dict[str, Factors]:
     Raises:
         ModelError: not a LoRA adapter, or one that is no sum of task vectors.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     options = read_options(config)
     if options.peft_type != "LORA" or options.modules_to_save or options.use_dora:
         raise ModelError("expected a plain LoRA adapter without modules_to_save and without DoRA; retrain it as one")
     try:
         ranks = _ranks(read_header(io.BytesIO(weights)).tensors)
-        alphas = options.alphas(ranks)
+        alphas = by_pattern("alpha_pattern", options.alpha_pattern or {}, ranks, options.lora_alpha)
         tensors = load(weights)
     except (ValueError, SafetensorError) as error:
         raise ModelError(f"not a PEFT adapter: {error}") from error
@@ -138,11 +137,7 @@ def from_files(weights: bytes, config: bytes) -> dict[str, Factors]:
 
 
 def _ranks(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
-    """Return the rank of each module, after a check that it has two matrices of that rank.
-
-    Raises:
-        ModelError: there are other tensors, or one of a pair is missing.
-    """
+    """Return the rank of each module; raise ModelError where the tensors are not two matrices of one rank each."""
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     for key, info in tensors.items():
         match = _KEY.match(key)

@@ -120,8 +120,7 @@ def _last(name: str) -> str:
 def _fetch(place: str) -> dict[str, bytes]:
     if "://" in place:
         return _from_url(place)
-    folder = existing_path(place)
-    if folder is not None:
+    if folder := existing_path(place):
         return read_folder(folder)
     match = _HUB.match(place)
     if match is None:

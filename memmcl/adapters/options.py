@@ -13,24 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from memmcl.errors import ModelError, shown
 from memmcl.files.untrusted import parse_json
 
-PATTERN = 1_000
-"""Characters of a key of alpha_pattern or rank_pattern, at most."""
-PATTERN_SECONDS = 10.0
-"""Seconds for matching all modules against all keys, at most."""
-ALPHA = 1e6
-"""The largest lora_alpha, without its sign."""
-RANK = 1 << 16
-"""The largest rank."""
+PATTERN = 1_000  # characters of a key of alpha_pattern or rank_pattern, at most
+PATTERN_SECONDS = 10.0  # seconds for matching all modules against all keys, at most
+ALPHA = 1e6  # the largest absolute value of lora_alpha
+RANK = 1 << 16  # the largest rank
 
 Alpha = Annotated[float, Field(ge=-ALPHA, le=ALPHA)]
 Rank = Annotated[int, Field(ge=1, le=RANK)]
 
 
 class LoraOptions(BaseModel):
-    """The fields of PEFT's `LoraConfig` that matter here; all others are in `model_extra`.
-
-    Types are strict: "no" is not a boolean, "16" not a number.
-    """
+    """The fields of PEFT's `LoraConfig` that matter here, of strict types; all others are in `model_extra`."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
 
@@ -43,14 +36,6 @@ class LoraOptions(BaseModel):
     rank_pattern: dict[str, Rank] | None = None
     alpha_pattern: dict[str, Alpha] | None = None
     base_model_name_or_path: str | None = None
-
-    def alphas(self, modules: Iterable[str]) -> dict[str, float]:
-        """Return the lora_alpha of each module.
-
-        Raises:
-            ModelError: a key of alpha_pattern that is no pattern.
-        """
-        return by_pattern("alpha_pattern", self.alpha_pattern or {}, modules, self.lora_alpha)
 
 
 def read_options(config: bytes) -> LoraOptions:

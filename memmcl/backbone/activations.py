@@ -12,13 +12,14 @@ import os
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from memmcl import seeds
@@ -29,7 +30,7 @@ from memmcl.files.failures import replace_file
 
 MEMORY_BYTES = 2**30
 _FORMAT = 2  # counts up when the files' content changes, or how the trunk is computed
-_ABANDONED = 3600.0  # seconds after which a file half written is the rest of a killed process
+_ABANDONED = 3600.0  # seconds; an older unfinished file was left by a killed process
 _LIMIT = "MEMMCL_ACTIVATIONS_GB"
 
 
@@ -70,12 +71,9 @@ class Activations:
         return hidden
 
     def _read(self, key: tuple[int, ...]) -> Tensor | None:
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
         if self._directory is None:
             return None
-        path = self._path(key)
+        path = self._path(self._directory, key)
         try:
             tensors = load(path.read_bytes())
             hidden, checksum = tensors["hidden"], int(tensors["crc32"])
@@ -88,19 +86,17 @@ class Activations:
         return hidden.to(self._backbone.device) if hidden.shape == (len(key), self._width) else None
 
     def _write(self, key: tuple[int, ...], hidden: Tensor) -> None:
-        from safetensors.torch import save
-
         if self._directory is None:
             return
-        path = self._path(key)
         with suppress(OSError):  # a full or read-only disk costs time, never a result
             whole = hidden.cpu().contiguous()
-            replace_file(path, save({"hidden": whole, "crc32": torch.tensor(_checksum(whole))}))
+            content = save({"hidden": whole, "crc32": torch.tensor(_checksum(whole))})
+            replace_file(self._path(self._directory, key), content)
 
-    def _path(self, key: tuple[int, ...]) -> Path:
-        assert self._directory is not None
+    @staticmethod
+    def _path(directory: Path, key: tuple[int, ...]) -> Path:
         name = hashlib.sha256(np.array(key, dtype="<i8").tobytes()).hexdigest()
-        return self._directory / name[:2] / f"{name}.safetensors"
+        return directory / name[:2] / f"{name}.safetensors"
 
 
 def _checksum(hidden: Tensor) -> int:
@@ -120,13 +116,12 @@ def activations_directory(base: BaseRef, backbone: Backbone) -> Path | None:
 
     if disk_limit() <= 0:
         return None
-    device = backbone.device
-    on_gpu = device.type == "cuda"
-    decided_by: Mapping[str, Any] = {
+    cpu = torch.backends.cpu.get_cpu_capability()
+    decided_by = {
         "base": base.digest,
         "dtype": str(backbone.dtype),
         "split": backbone.split,
-        "device": torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(backbone.device) if backbone.device.type == "cuda" else cpu,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -145,8 +140,9 @@ def disk_limit() -> int:
     try:
         return int(float(limit) * 2**30)
     except (ValueError, OverflowError) as error:  # OverflowError: an infinity
-        problem = f"{_LIMIT} must be a number of GiB, got {shown(limit)}; 0 keeps no activations on disk"
-        raise ConfigError(problem) from error
+        raise ConfigError(
+            f"{_LIMIT} must be a number of GiB, got {shown(limit)}; 0 keeps no activations on disk"
+        ) from error
 
 
 def prune_activations(limit: int | None = None) -> int:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from memmcl.backbone.packed import Segments
 
-ROUND = 32
-"""Lengths are padded to multiples of this, because each new shape costs a kernel, in time and memory."""
+ROUND = 32  # lengths are padded to multiples of this, because each new shape costs a kernel, in time and memory
 
 
 @dataclass(frozen=True)
@@ -52,38 +51,32 @@ class Batch:
 
 def collate(rows: Sequence[TokenizedRow], pad: int, prefix: int = 0, device: str | torch.device = "cpu") -> Batch:
     """Return rows, each with its continuations behind it, padded to one length, and their tree-shaped mask."""
-    length = max(len(row) for row in rows)
-    tokens = torch.full((len(rows), length), pad, dtype=torch.long)
-    positions = torch.zeros((len(rows), length), dtype=torch.long)
-    segments = torch.full((len(rows), length), -1, dtype=torch.long)  # 0 the prompt, 1.. continuations, -1 padding
+    tokens: list[list[int]] = [list(row.prompt) for row in rows]
+    positions = [list(range(prefix, prefix + len(row.prompt))) for row in rows]
+    segments = [[0] * len(row.prompt) for row in rows]  # 0 the prompt, 1.. continuations, -1 padding
     queries: list[tuple[int, int]] = []
     picks: list[int] = []
     targets: list[int] = []
     owners: list[tuple[int, int]] = []
     for r, row in enumerate(rows):
-        start = len(row.prompt)
-        tokens[r, :start] = torch.tensor(row.prompt)
-        positions[r, :start] = torch.arange(prefix, prefix + start)
-        segments[r, :start] = 0
-        at, first = start, len(queries)
+        start, first = len(row.prompt), len(queries)
         queries += [(r, start - 1)] if row.continuations else []
         for c, ids in enumerate(row.continuations):
-            inner = len(ids) - 1
-            tokens[r, at : at + inner] = torch.tensor(ids[:-1])
-            positions[r, at : at + inner] = torch.arange(prefix + start, prefix + start + inner)
-            segments[r, at : at + inner] = c + 1
+            inner, at = len(ids) - 1, len(tokens[r])
             picks += [first, *range(len(queries), len(queries) + inner)]
             queries += [(r, at + j) for j in range(inner)]
             targets += ids
             owners += [(r, c)] * len(ids)
-            at += inner
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    same = segments[:, :, None] == segments[:, None, :]
-    prompt = (segments[:, None, :] == 0) & (segments[:, :, None] >= 0)
-    mask = nn.functional.pad(causal & (same | prompt), (prefix, 0), value=True)[:, None]
+            tokens[r] += ids[:-1]
+            positions[r] += range(prefix + start, prefix + start + inner)
+            segments[r] += [c + 1] * inner
+    segment = _padded(segments, -1)
+    same = segment[:, :, None] == segment[:, None, :]
+    prompt = (segment[:, None, :] == 0) & (segment[:, :, None] >= 0)
+    mask = nn.functional.pad((same | prompt).tril(), (prefix, 0), value=True)[:, None]
     return Batch(
-        tokens=tokens.to(device),
-        positions=positions.to(device),
+        tokens=_padded(tokens, pad).to(device),
+        positions=_padded(positions, 0).to(device),
         mask=mask.to(device),
         queries=torch.tensor(queries, dtype=torch.long, device=device).reshape(-1, 2),
         picks=torch.tensor(picks, dtype=torch.long, device=device),
@@ -91,6 +84,12 @@ def collate(rows: Sequence[TokenizedRow], pad: int, prefix: int = 0, device: str
         owners=torch.tensor(owners, dtype=torch.long).reshape(-1, 2),
         lengths=torch.tensor([len(row.prompt) for row in rows], device=device),
         prefix=prefix,
+    )
+
+
+def _padded(rows: list[list[int]], value: int) -> Tensor:
+    return nn.utils.rnn.pad_sequence(
+        [torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=value
     )
 
 
@@ -109,34 +108,28 @@ def pack(rows: Sequence[TokenizedRow], prefixes: Sequence[int], pad: int, device
     queries: list[tuple[int, int]] = []
     targets: list[int] = []
     owners: list[tuple[int, int]] = []
+
+    def append(ids: Sequence[int], start: int, parent: int) -> None:
+        segments.extend([len(parents)] * len(ids))
+        parents.append(parent)
+        tokens.extend(ids)
+        positions.extend(range(start, start + len(ids)))
+
     for i, (row, length) in enumerate(zip(rows, prefixes, strict=True)):
         shared = row.prompt[:length]
         if shared not in starts:
             starts[shared] = len(parents)
-            segments += [len(parents)] * length
-            parents.append(len(parents))
-            tokens += shared
-            positions += range(length)
+            append(shared, start=0, parent=len(parents))
         (answer,) = row.continuations
-        body = (*row.prompt[length:], *answer[:-1])
-        first = len(tokens) + len(body) - len(answer)
-        segments += [len(parents)] * len(body)
-        parents.append(starts[shared])
-        tokens += body
-        positions += range(length, length + len(body))
-        queries += [(0, first + j) for j in range(len(answer))]
+        append((*row.prompt[length:], *answer[:-1]), start=length, parent=starts[shared])
+        queries += [(0, len(tokens) - len(answer) + j) for j in range(len(answer))]
         targets += answer
         owners += [(i, 0)] * len(answer)
     used = len(tokens)
-    fill = -used % ROUND
-    tokens += [pad] * fill
-    positions += [0] * fill
-    segments += [len(parents)] * fill
-    parents.append(len(parents))
+    append([pad] * (-used % ROUND), start=0, parent=len(parents))
     segment = torch.tensor(segments)
     parent = torch.tensor(parents)[segment]
-    causal = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()
-    mask = causal & ((segment[:, None] == segment[None]) | (parent[:, None] == segment[None]))
+    mask = ((segment[:, None] == segment[None]) | (parent[:, None] == segment[None])).tril()
     return Batch(
         tokens=torch.tensor([tokens], device=device),
         positions=torch.tensor([positions], device=device),

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from memmcl.backbone.forward import Backbone, Prepared, joined
+from memmcl.backbone.forward import Backbone, Prepared, repeated
 
 if TYPE_CHECKING:
     from transformers.cache_utils import DynamicCache
 
-ROUND_ROWS = 8
-"""The number of rows that are decoded at once is lowered in steps of this."""
-CHECK_EVERY = 8
-"""Steps between two checks whether all rows have ended: each check waits for the GPU."""
+ROUND_ROWS = 8  # a batch that loses ended rows shrinks to a multiple of this many rows
+CHECK_EVERY = 8  # steps between two checks whether all rows have ended: each check waits for the GPU
 
 
 def greedy(backbone: Backbone, prepared: Prepared, *, end: int, max_new_tokens: int) -> list[list[int]]:
@@ -35,13 +34,12 @@ def greedy(backbone: Backbone, prepared: Prepared, *, end: int, max_new_tokens: 
 def dropping(
     backbone: Backbone, prepared: Prepared, index: int, prefix: DynamicCache | None, *, end: int, max_new_tokens: int
 ) -> list[list[int]]:
-    """Decode one batch, running only rows that have not ended: for hardware where a step's time grows with its rows.
-
-    `prepared` must have been through `trunk(keep_cache=True)`.
-    """
+    """Decode a batch after `trunk(keep_cache=True)`; rows that have ended leave it, as each takes time on a CPU."""
     batch = prepared.batches[index]
     rows = len(batch.tokens)
-    cache = joined(prepared.caches[index], prefix, rows)
+    cache = copy.deepcopy(prepared.caches[index])
+    if (above := repeated(prefix, rows)) is not None:
+        cache.layers += above.layers[len(cache.layers) :]
     hidden = backbone.run_top(prepared.hidden[index], batch.positions, batch.mask, cache)
     token = backbone.logits(_last(hidden, batch.lengths)).argmax(-1)
     mask = _prompt_mask(batch.tokens.shape[1], batch.lengths, batch.prefix)
@@ -69,10 +67,7 @@ def dropping(
 def in_place(
     backbone: Backbone, prepared: Prepared, index: int, prefix: DynamicCache | None, *, end: int, max_new_tokens: int
 ) -> list[list[int]]:
-    """Decode one batch, all rows to the last step, in fixed buffers: every step and candidate runs the same kernels.
-
-    `prepared` must have been through `trunk(keep_cache=True)`.
-    """
+    """Decode a batch after `trunk(keep_cache=True)`, all rows to the end, in fixed buffers: always the same kernels."""
     key = (index, max_new_tokens)
     if key not in prepared.decodings:
         prepared.decodings[key] = _InPlace(backbone, prepared, index, max_new_tokens)
@@ -111,10 +106,8 @@ class _InPlace:
         self._mask = nn.functional.pad(self._batch.mask, (0, max_new_tokens))
         self._seen = self._prompt_seen.clone()
         self._positions = self._batch.prefix + self._batch.lengths
-        shapes = (1,), (rows,), (rows, max_new_tokens)
-        self._done, self._token, self.answers = (
-            torch.zeros(shape, dtype=torch.long, device=backbone.device) for shape in shapes
-        )
+        self._done, self._token = (self._positions.new_zeros(count) for count in (1, rows))
+        self.answers = self._positions.new_zeros(rows, max_new_tokens)
 
     def prompt(self, prefix: DynamicCache | None) -> None:
         """Run the prompts under the present weights, and take the first token."""
@@ -180,6 +173,5 @@ def _fewer(live: Tensor) -> Tensor:
 
     live: (rows,) bool; returns int64, ascending. Each new size costs a kernel of its own, as in `batches.ROUND`.
     """
-    ended = (~live).nonzero().flatten()
-    fill = -int(live.sum()) % ROUND_ROWS
-    return torch.cat([live.nonzero().flatten(), ended[:fill]]).sort().values
+    alive = int(live.sum())
+    return live.argsort(descending=True, stable=True)[: alive + -alive % ROUND_ROWS].sort().values

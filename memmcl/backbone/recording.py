@@ -9,8 +9,7 @@ Reference: CUDA graphs, https://docs.pytorch.org/docs/stable/notes/cuda.html#cud
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
@@ -20,12 +19,8 @@ if TYPE_CHECKING:
 Returned = TypeVar("Returned")
 
 
-@dataclass
-class _Recorded:
-    graph: torch.cuda.CUDAGraph
-    returned: Any
-    call: Callable[[], Any]
-    """keeps the tensors alive that the kernels read"""
+_Recorded = tuple[torch.cuda.CUDAGraph, Any, Callable[[], Any]]
+"""The graph, what the call returned, and the call itself, which keeps the tensors alive that the kernels read."""
 
 
 class Recordings:
@@ -36,8 +31,7 @@ class Recordings:
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
-        self._recorded: dict[Hashable, _Recorded] = {}
-        self._seen: set[Hashable] = set()
+        self._recorded: dict[Hashable, _Recorded | None] = {}  # None: run once, and not recorded so far
         self._refused = False
 
     @torch.no_grad()
@@ -49,20 +43,19 @@ class Recordings:
         """
         if self._backbone.device.type != "cuda" or hasattr(self._backbone.model, "peft_config") or self._refused:
             return call()
-        if name not in self._seen:
-            self._seen.add(name)
+        if name not in self._recorded:
+            self._recorded[name] = None
             return call()
-        recorded = self._recorded.get(name) or self._record(name, call, own_memory)
+        recorded = self._recorded[name] or self._record(name, call, own_memory)
         if recorded is None:
             return call()
-        recorded.graph.replay()
-        returned: Returned = recorded.returned
-        return returned
+        graph, returned, _ = recorded
+        graph.replay()
+        return cast(Returned, returned)
 
     def clear(self) -> None:
         """Forget all recordings, because the tensors that they read were replaced."""
         self._recorded.clear()
-        self._seen.clear()
 
     def _record(self, name: Hashable, call: Callable[[], Any], own_memory: bool) -> _Recorded | None:
         """Return the recorded call; None where it cannot be recorded, say because the model waits for the GPU.
@@ -81,5 +74,5 @@ class Recordings:
             self._refused = True
             self._recorded.clear()
             return None
-        self._recorded[name] = _Recorded(graph, returned, call)
-        return self._recorded[name]
+        recorded = self._recorded[name] = (graph, returned, call)
+        return recorded

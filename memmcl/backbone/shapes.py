@@ -14,11 +14,9 @@ from memmcl.files.folder import file_digest
 from memmcl.files.untrusted import parse_yaml, read_within
 from memmcl.urls import first_line
 
-CARD_BYTES = 1 << 22
-"""Bytes of a README.md that is read for its licence, at most."""
+CARD_BYTES = 1 << 22  # bytes of a README.md that is read for its licence, at most
 
-DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Types of stored weights, with the bytes of a number."""
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # types of stored weights, with the bytes of a number
 
 
 @dataclass(frozen=True)

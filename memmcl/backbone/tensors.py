@@ -11,12 +11,9 @@ from typing import Any, BinaryIO
 from memmcl.errors import shown
 from memmcl.files.untrusted import parse_json
 
-HEADER_BYTES = 1 << 24
-"""Bytes of the header of a safetensors file, at most."""
-TENSORS = 100_000
-"""Tensors in one safetensors file, at most."""
-NAME = 200
-"""Characters of a tensor's name, at most."""
+HEADER_BYTES = 1 << 24  # bytes of the header of a safetensors file, at most
+TENSORS = 100_000  # tensors in one safetensors file, at most
+NAME = 200  # characters of a tensor's name, at most
 
 
 @dataclass(frozen=True)
@@ -80,14 +77,9 @@ def _tensor(name: str, entry: Any) -> tuple[TensorInfo, int]:
         raise ValueError(f"it holds a tensor with a name of {len(name):,} characters, more than {NAME}")
     entry = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if (
-        not isinstance(dtype, str)
-        or not _sizes(shape)
-        or not _sizes(offsets)
-        or len(offsets) != 2
-        or offsets[0] > offsets[1]
-    ):
-        raise ValueError(f"its header says of the tensor {shown(name)} what is no type, shape and place")
+    valid = isinstance(dtype, str) and _sizes(shape) and _sizes(offsets) and len(offsets) == 2
+    if not valid or offsets[0] > offsets[1]:
+        raise ValueError(f"its header has no type, shape and place for the tensor {shown(name)}")
     return TensorInfo(dtype, tuple(shape)), offsets[1]
 
 

@@ -1,4 +1,4 @@
-"""Anchoring a finished adapter: it is disentangled from other subtasks, from unlabelled text alone. [ours]
+"""Anchoring a finished adapter: training on unlabelled text that undoes its effect on other subtasks. [ours]
 
 Its outputs stay close to what they were at its own prompts, by KL(adapter before || adapter now), and to the base's at
 the prompts of other subtasks, by KL(base || adapter). The training loop is `train_adapter`; here are the rows for it
@@ -28,8 +28,7 @@ from memmcl.suite.prompts import Prompter, shared_prefix
 from memmcl.suite.subtasks import Subtask
 
 STAGE_VERSION = 1
-ANSWER_TOKENS = 64
-"""The longest answer that an adapter gives to its own prompts."""
+ANSWER_TOKENS = 64  # the longest answer that an adapter gives to its own prompts
 OWN = "own"
 RECORD = "anchoring.json"
 """Beside the adapter: what it was computed from, its divergences, and the digests of its files."""
@@ -47,8 +46,8 @@ class AnchoringRows:
 class Divergences:
     """Mean KL in nats per answer token.
 
-    itself: KL(adapter before || adapter now) at its own prompts. own: KL(adapter now || base) there, so how much it
-    does at all. others: KL(base || adapter now) at the prompts of each other subtask.
+    itself: KL(adapter before || adapter now) at its own prompts. own: KL(adapter now || base) at the same prompts, the
+    adapter's effect there. others: KL(base || adapter now) at the prompts of each other subtask.
     """
 
     itself: float
@@ -83,8 +82,12 @@ def anchor_adapter(
     """
     check_shape(adapter, backbone)
     activations = Activations(backbone)
-    measure = _Divergences(backbone, adapter, held_out, activations)
-    before = measure(adapter)
+    groups = {OWN: held_out.own, **held_out.others}
+    trunk = Trunk(backbone, activations, groups.values())
+    with adapted(backbone, _shape(adapter), adapter) as layers:
+        first = trunk.outputs(groups)
+        with switched_off(layers):
+            base = trunk.outputs(groups)
     trained = train_adapter(
         backbone,
         TrainingData({OWN: training.own}, training.others),
@@ -93,7 +96,10 @@ def anchor_adapter(
         activations=activations,
         progress=progress,
     )
-    return Anchored(trained, before, measure(trained.factors))
+    with adapted(backbone, _shape(trained.factors), trained.factors):
+        now = trunk.outputs(groups)
+    before, after = (_divergences(backbone, held_out, first, base, outputs) for outputs in (first, now))
+    return Anchored(trained, before, after)
 
 
 def answered_rows(
@@ -103,7 +109,6 @@ def answered_rows(
     *,
     end: int,
     max_new_tokens: int = ANSWER_TOKENS,
-    batch_size: int = 16,
 ) -> tuple[TokenizedRow, ...]:
     """Return the prompts with the adapter's own greedy answers, up to `end` or `max_new_tokens`.
 
@@ -113,7 +118,7 @@ def answered_rows(
     check_shape(adapter, backbone)
     with adapted(backbone, _shape(adapter), adapter):
         rows = [TokenizedRow(prompt) for prompt in prompts]
-        prepared = backbone.prepare(rows, batch_size=batch_size, prefix=shared_prefix(prompts))
+        prepared = backbone.prepare(rows, batch_size=16, prefix=shared_prefix(prompts))
         decoded = greedy(backbone, prepared, end=end, max_new_tokens=max_new_tokens)
     answers = ((*ids, end) if len(ids) < max_new_tokens else tuple(ids) for ids in decoded)
     return tuple(TokenizedRow(prompt, (answer,)) for prompt, answer in zip(prompts, answers, strict=True))
@@ -132,32 +137,20 @@ def anchor_rows(
     }
 
 
-class _Divergences:
-    """Measures adapters on held-out rows against the first adapter and the base, whose outputs are computed once."""
+Outputs = Mapping[TokenizedRow, Tensor]
 
-    def __init__(self, backbone: Backbone, adapter: Adapter, held_out: AnchoringRows, activations: Activations) -> None:
-        self._backbone = backbone
-        self._groups = {OWN: held_out.own, **held_out.others}
-        self._trunk = Trunk(backbone, activations, self._groups.values())
-        with adapted(backbone, _shape(adapter), adapter) as layers:
-            self._itself = self._trunk.outputs({OWN: held_out.own})
-            with switched_off(layers):
-                self._base = self._trunk.outputs(self._groups)
 
-    def __call__(self, adapter: Adapter) -> Divergences:
-        with adapted(self._backbone, _shape(adapter), adapter):
-            now = self._trunk.outputs(self._groups)
-        own = self._groups[OWN]
-        others = {name: self._mean(self._base, now, rows) for name, rows in self._groups.items() if name != OWN}
-        return Divergences(self._mean(self._itself, now, own), self._mean(now, self._base, own), others)
+@torch.no_grad()
+def _divergences(backbone: Backbone, rows: AnchoringRows, first: Outputs, base: Outputs, now: Outputs) -> Divergences:
+    """Compare the outputs of the adapter as it is now with those of the first adapter and of the base."""
 
-    @torch.no_grad()
-    def _mean(
-        self, one: Mapping[TokenizedRow, Tensor], other: Mapping[TokenizedRow, Tensor], rows: Sequence[TokenizedRow]
-    ) -> float:
+    def mean(one: Outputs, other: Outputs, group: Sequence[TokenizedRow]) -> float:
         """Return the mean KL(one || other) per answer token."""
-        p, q = (torch.cat([outputs[row] for row in rows]) for outputs in (one, other))
-        return float(divergence(q, p, self._backbone.logits, self._backbone.output_weight)) / len(p)
+        p, q = (torch.cat([outputs[row] for row in group]) for outputs in (one, other))
+        return float(divergence(q, p, backbone.logits, backbone.output_weight)) / len(p)
+
+    others = {name: mean(base, now, group) for name, group in rows.others.items()}
+    return Divergences(mean(first, now, rows.own), mean(now, base, rows.own), others)
 
 
 def _shape(adapter: Adapter) -> LoraShape:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from memmcl.errors import TrainingError
@@ -47,8 +49,6 @@ class Progressed:
 
 def encode(progressed: Progressed, tensors: Mapping[str, Tensor]) -> bytes:
     """Return the bytes of a checkpoint."""
-    from safetensors.torch import save
-
     header = {"memmcl": json.dumps({"version": VERSION, **asdict(progressed)})}
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata=header)
 
@@ -59,9 +59,6 @@ def decode(data: bytes) -> tuple[Progressed, dict[str, Tensor]]:
     Raises:
         TrainingError: not a checkpoint, or one of another version.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     try:
         tensors = load(data)
         length = int.from_bytes(data[:8], "little")

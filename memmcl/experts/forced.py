@@ -20,47 +20,35 @@ from memmcl.suite.examples import Example, normalised
 from memmcl.suite.faults import Fault, Faults
 from memmcl.suite.files import by_lines, ending_of, read_files, read_lines
 from memmcl.suite.prompts import Demonstration, Prompter
-from memmcl.suite.rows import PLAIN, Row, RowError, text_of
+from memmcl.suite.rows import PLAIN, Row, text_of, usable
 from memmcl.suite.subtasks import POLARITIES, Subtask
 from memmcl.urls import public
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PLACE = "{text}"
-"""The placeholder for the text in a template."""
+PLACE = "{text}"  # the placeholder for the text in a template
 
-DATASET = "unlabelled"
-"""The data set name of forced rows."""
+DATASET = "unlabelled"  # the data set name of forced rows
 
-CATEGORIES = (
-    "food quality",
-    "food prices",
-    "food style_options",
-    "food general",
-    "drinks quality",
-    "drinks prices",
-    "drinks style_options",
-    "restaurant general",
-    "restaurant prices",
-    "restaurant miscellaneous",
-    "service general",
-    "ambience general",
-    "location general",
-)
+_ATTRIBUTES = {
+    "food": ("quality", "prices", "style_options", "general"),
+    "drinks": ("quality", "prices", "style_options"),
+    "restaurant": ("general", "prices", "miscellaneous"),
+    "service": ("general",),
+    "ambience": ("general",),
+    "location": ("general",),
+}
+CATEGORIES = tuple(f"{entity} {attribute}" for entity, attributes in _ATTRIBUTES.items() for attribute in attributes)
 """The categories in the instruction of asqp."""
 
-OWN_SHARES = 4
-"""Texts for an adapter's own prompts, as a multiple of those for one other subtask."""
-LEAST = 4
-"""The fewest texts for each other subtask, unless fewer rows are requested."""
-HELD_OUT = (4, 32)
-"""Texts that are held out: an eighth of all, at least and at most."""
+OWN_SHARES = 4  # texts for an adapter's own prompts, as a multiple of those for one other subtask
+LEAST = 4  # the fewest texts for each other subtask, unless fewer rows are requested
+HELD_OUT = (4, 32)  # texts that are held out: an eighth of all, at least and at most
 
 _CHOICES = {"polarity": POLARITIES, "category": CATEGORIES}
 _WORD = re.compile(r"\w[\w'’-]{0,29}")
-_REACH = 64
-"""Words of a text to pick from; later ones may be cut off the prompt."""
+_REACH = 64  # words of a text to pick from; later ones may be cut off the prompt
 
 
 def forced_rows(subtask: Subtask, texts: Iterable[str], seed: int) -> list[Example]:
@@ -68,7 +56,7 @@ def forced_rows(subtask: Subtask, texts: Iterable[str], seed: int) -> list[Examp
 
     Label, words and number of tuples (one or two) follow from a hash of (seed, subtask, text) alone.
     """
-    return [_forced(subtask, text, seed) for text in texts]
+    return [_forced_row(subtask, text, seed) for text in texts]
 
 
 class TemplatePrompter(Prompter):
@@ -100,7 +88,7 @@ _TEMPLATED = Subtask(name="template", group="SC", title="", instruction="", metr
 
 @dataclass(frozen=True)
 class TextSplit:
-    """Disjoint texts. own: for the adapter's own prompts; others: by subtask; held_out: to measure at all prompts."""
+    """Disjoint texts. own: for the adapter's own prompts; others: by subtask; held_out: to measure divergences."""
 
     own: tuple[str, ...]
     others: dict[str, tuple[str, ...]]
@@ -140,15 +128,7 @@ def read_texts(url: str, *, storage: Mapping[str, Any] | None = None, faults: Fa
     faults = Faults() if faults is None else faults
     texts: dict[str, str] = {}
     rows = read_files(url, columns=("text",), storage=storage) if ending_of(url) else _plain_lines(url, storage)
-    for row in rows:
-        if isinstance(row, Fault):
-            faults.add(row)
-            continue
-        try:
-            text = text_of(row, PLAIN)
-        except RowError as error:
-            faults.add(row.fault(error))
-            continue
+    for _, text in usable(rows, lambda row: text_of(row, PLAIN), faults):
         texts.setdefault(normalised(text), text)
     if not texts:
         first = f"the first of {len(faults)} faults: {faults.first[0]}" if faults.first else "it is empty"
@@ -176,7 +156,7 @@ def _held_out(texts: int) -> int:
     return min(most, max(least, texts // 8))
 
 
-def _forced(subtask: Subtask, text: str, seed: int) -> Example:
+def _forced_row(subtask: Subtask, text: str, seed: int) -> Example:
     def pick(*what: str | int) -> int:
         return seeds.derive(seed, "forced", subtask.name, text, *what)
 

@@ -24,8 +24,7 @@ if TYPE_CHECKING:  # importing peft takes seconds, and merging does not need it
     from peft.tuners.lora import LoraLayer
 
 ADAPTER = "default"
-Layers = dict[str, "LoraLayer"]
-"""LoRA layers by module name as in the base model."""
+Layers = dict[str, "LoraLayer"]  # LoRA layers by module name as in the base model
 
 
 @contextmanager
@@ -104,10 +103,9 @@ def initial_factors(
     Raises:
         TrainingError: a target module that no adapted layer has; or "osrm" without rows of other subtasks.
     """
-    names = _target_names(backbone, shape.target_modules)
     generator = torch.Generator().manual_seed(seeds.derive(seed, "init"))
     scale = shape.alpha / (math.sqrt(shape.rank) if shape.rslora else shape.rank)
-    linear = {name: backbone.model.get_submodule(name) for name in names}
+    linear = {name: backbone.model.get_submodule(name) for name in _target_names(backbone, shape.target_modules)}
     moments = _input_moments(backbone, linear, trunk, anchors) if shape.init == "osrm" else {}
     factors = {}
     for name, module in linear.items():

@@ -18,11 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-BLOCK = 256
-"""Answer positions whose logits exist at once."""
+BLOCK = 256  # answer positions whose logits exist at once
 
-Project = Callable[[Tensor], Tensor]
-"""Hidden states (n, d) to logits (n, vocabulary) float32; linear, and frozen."""
+Project = Callable[[Tensor], Tensor]  # hidden states (n, d) to logits (n, vocabulary) float32; linear, and frozen
 
 
 def cross_entropy(hidden: Tensor, targets: Tensor, project: Project, weight: Tensor) -> Tensor:

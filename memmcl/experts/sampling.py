@@ -17,28 +17,20 @@ class Sampler:
         self._rows = rows
         self._size = size
         self._seed = seed
-        self._epoch = -1
-        self._order: list[int] = []
 
     def batch(self, step: int) -> list[TokenizedRow]:
         """Return the rows of step 0, 1, ...: a function of the step alone."""
-        return [self._row(place) for place in range(step * self._size, (step + 1) * self._size)]
-
-    def _row(self, place: int) -> TokenizedRow:
-        epoch, at = divmod(place, len(self._rows))
-        if epoch != self._epoch:
-            rng = np.random.default_rng(seeds.derive(self._seed, "epoch", epoch))
-            self._epoch, self._order = epoch, [int(i) for i in rng.permutation(len(self._rows))]
-        return self._rows[self._order[at]]
+        places = [divmod(place, len(self._rows)) for place in range(step * self._size, (step + 1) * self._size)]
+        shuffles = {epoch: np.random.default_rng(seeds.derive(self._seed, "epoch", epoch)) for epoch, _ in places}
+        orders = {epoch: shuffle.permutation(len(self._rows)) for epoch, shuffle in shuffles.items()}
+        return [self._rows[orders[epoch][at]] for epoch, at in places]
 
 
 class Turns:
     """Batches of other subtasks: one subtask at a time, in the order of their names."""
 
     def __init__(self, rows: Mapping[str, Sequence[TokenizedRow]], size: int, seed: int) -> None:
-        self._samplers = [
-            (name, Sampler(rows[name], size, seeds.derive(seed, name))) for name in sorted(rows) if rows[name]
-        ]
+        self._samplers = [Sampler(rows[name], size, seeds.derive(seed, name)) for name in sorted(rows) if rows[name]]
 
     def __bool__(self) -> bool:
         return bool(self._samplers)
@@ -46,4 +38,4 @@ class Turns:
     def batch(self, turn: int) -> list[TokenizedRow]:
         """Return the rows of turn 0, 1, ..."""
         taken, number = divmod(turn, len(self._samplers))
-        return self._samplers[number][1].batch(taken)
+        return self._samplers[number].batch(taken)

@@ -104,8 +104,7 @@ class TrainingSettings:
     teacher: Teacher = "gold"
 
 
-RowsBySubtask = Mapping[str, "Sequence[TokenizedRow]"]
-"""Rows by subtask: those of a subtask share their instruction."""
+RowsBySubtask = Mapping[str, "Sequence[TokenizedRow]"]  # rows by subtask: those of a subtask share their instruction
 
 
 @dataclass(frozen=True)

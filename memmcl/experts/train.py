@@ -24,18 +24,8 @@ from memmcl.backbone.activations import Activations
 from memmcl.backbone.batches import TokenizedRow
 from memmcl.backbone.forward import Backbone
 from memmcl.errors import TrainingError
-from memmcl.experts import checkpoint
+from memmcl.experts import checkpoint, lora
 from memmcl.experts.checkpoint import Progressed
-from memmcl.experts.lora import (
-    ADAPTER,
-    Layers,
-    adapted,
-    check_shape,
-    factors_of,
-    initial_factors,
-    parameters_of,
-    switched_off,
-)
 from memmcl.experts.objective import cross_entropy, divergence
 from memmcl.experts.sampling import Sampler, Turns
 from memmcl.experts.settings import Checkpointing, TrainingData, TrainingSettings
@@ -105,11 +95,11 @@ def train_adapter(
     groups = [*data.rows.values(), *data.anchors.values(), *data.validation.values()]
     trunk = Trunk(backbone, activations or Activations(backbone), groups)
     if start is not None:
-        check_shape(start, backbone)
+        lora.check_shape(start, backbone)
         initial = dict(start)
     else:
-        initial = initial_factors(backbone, settings.lora, settings.seed, trunk, data.anchors)
-    with adapted(backbone, settings.lora, initial) as layers:
+        initial = lora.initial_factors(backbone, settings.lora, settings.seed, trunk, data.anchors)
+    with lora.adapted(backbone, settings.lora, initial) as layers:
         return _Training(backbone, layers, trunk, data, settings).run(checkpointing or Checkpointing(), progress)
 
 
@@ -117,7 +107,7 @@ class _Training:
     """The training loop and its state; all reference outputs are computed once, before the first step."""
 
     def __init__(
-        self, backbone: Backbone, layers: Layers, trunk: Trunk, data: TrainingData, settings: TrainingSettings
+        self, backbone: Backbone, layers: lora.Layers, trunk: Trunk, data: TrainingData, settings: TrainingSettings
     ) -> None:
         self._backbone = backbone
         self._layers = layers
@@ -127,7 +117,7 @@ class _Training:
         self._plan = settings.optimisation
         self._stopping = settings.stopping if any(data.validation.values()) else None
         self._seed = settings.seed
-        self._parameters = parameters_of(layers)
+        self._parameters = lora.parameters_of(layers)
         self._optimiser = torch.optim.AdamW(
             self._parameters.values(), lr=self._plan.learning_rate, weight_decay=self._plan.weight_decay, fused=True
         )
@@ -142,7 +132,7 @@ class _Training:
         self._base_outputs: dict[TokenizedRow, Tensor] = {}
         if self._anchoring is not None and any(data.anchors.values()):
             self._turns = Turns(data.anchors, self._anchoring.batch_size, seeds.derive(self._seed, "anchor"))
-            with switched_off(layers):
+            with lora.switched_off(layers):
                 self._base_outputs = trunk.outputs(data.anchors)
         self._teacher_outputs = trunk.outputs(data.rows) if settings.teacher == "self" else {}
 
@@ -169,16 +159,15 @@ class _Training:
                     checkpointing.save(self._checkpoint())
                 if progress is not None:
                     progress(Moved(done.step, steps, done.loss[-1], (done.tokens - tokens) / seconds))
-        stopped = done.step < steps
         if done.best_step not in (None, done.step):
             checkpoint.restore(self._best, "best", self._parameters)
         return TrainedAdapter(
-            factors=factors_of(self._layers),
+            factors=lora.factors_of(self._layers),
             loss=tuple(done.loss),
             anchor=tuple(done.anchor),
             validation=tuple(done.validation),
             best_step=done.best_step,
-            stopped_early=stopped,
+            stopped_early=done.step < steps,
             parameters=sum(parameter.numel() for parameter in self._parameters.values()),
             tokens=done.tokens,
             seconds=done.seconds,
@@ -229,10 +218,8 @@ class _Training:
         """Leave the step's gradient in the parameters; return its loss, its anchor and the tokens that were run."""
         self._optimiser.zero_grad()
         loss, tokens = self._add(self._sampler.batch(step), self._teacher_outputs, 1.0, step, "loss")
-        if self._turns is None or self._anchoring is None:
-            return loss, None, tokens
-        turn = self._anchoring.turn(step, self._plan.steps)
-        if turn is None:
+        turn = self._anchoring.turn(step, self._plan.steps) if self._anchoring is not None else None
+        if turn is None or self._turns is None or self._anchoring is None:
             return loss, None, tokens
         weight = self._anchoring.weight * self._anchoring.every
         anchor, more = self._add(self._turns.batch(turn), self._base_outputs, weight, step, "anchor")
@@ -279,7 +266,7 @@ class _Training:
 
     def _train_mode(self, on: bool) -> None:
         for layer in self._layers.values():
-            layer.lora_dropout[ADAPTER].train(on)
+            layer.lora_dropout[lora.ADAPTER].train(on)
 
     @torch.no_grad()
     def _validate(self) -> None:
@@ -311,14 +298,11 @@ class _Training:
     def _restore(self, data: bytes) -> None:
         self._done, tensors = checkpoint.decode(data)
         checkpoint.restore(tensors, "adapter", self._parameters)
-        for key in ("exp_avg", "exp_avg_sq"):
-            moments = {name: torch.zeros_like(value) for name, value in self._parameters.items()}
-            checkpoint.restore(tensors, key, moments)
-            for name, parameter in self._parameters.items():
-                self._optimiser.state[parameter][key] = moments[name]
+        device, state = self._backbone.device, self._optimiser.state
         for parameter in self._parameters.values():
-            step = torch.tensor(float(self._done.step), device=parameter.device)
-            self._optimiser.state[parameter]["step"] = step
-        self._best = {
-            name: tensor.to(self._backbone.device) for name, tensor in tensors.items() if name.startswith("best.")
-        }
+            state[parameter]["step"] = torch.tensor(float(self._done.step), device=device)
+        for key in ("exp_avg", "exp_avg_sq"):
+            for parameter in self._parameters.values():
+                state[parameter][key] = torch.zeros_like(parameter)
+            checkpoint.restore(tensors, key, {name: state[value][key] for name, value in self._parameters.items()})
+        self._best = {name: tensor.to(device) for name, tensor in tensors.items() if name.startswith("best.")}

@@ -12,8 +12,7 @@ from memmcl.backbone.batches import Batch, TokenizedRow, pack
 from memmcl.backbone.forward import Backbone
 from memmcl.suite.prompts import shared_prefix
 
-PACKED = 8
-"""Rows that are packed together where outputs are only read."""
+PACKED = 8  # rows that are packed together where outputs are only read
 
 
 class Trunk:

@@ -40,9 +40,6 @@ def render_html(document: Document) -> str:
     """Return the report of `document` as one self-contained HTML page, for light and dark paper and print.
 
     Everything that comes from the document is escaped. The same document gives the same page.
-
-    Raises:
-        DataError: `document` does not follow the schema.
     """
     results = parse_results(document)
     environment = jinja2.Environment(

@@ -31,10 +31,7 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
 
 
 def plain_text(text: str) -> str:
-    """Return `text` on one line, with Markdown and HTML markup escaped.
-
-    It may stand at the beginning of a line, or of a cell of a table.
-    """
+    """Return `text` on one line, Markdown and HTML escaped, fit for the beginning of a line or of a table's cell."""
     escaped = html.escape(one_line(text), quote=False)
     escaped = re.sub(r"([\\`*_\[\]|~])", r"\\\1", escaped)
     return re.sub(r"^(\d*)([#+\-.)=])", r"\1\\\2", escaped)

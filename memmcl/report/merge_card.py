@@ -8,8 +8,7 @@ from typing import Any
 
 from memmcl.report.markdown import front_matter, loading_code, plain_text, render, table
 
-Record = Mapping[str, Any]
-"""What `merge.json` holds."""
+Record = Mapping[str, Any]  # what `merge.json` holds
 
 
 def merge_card(record: Record) -> str:

@@ -21,9 +21,6 @@ def model_card(document: Document, *, base_model: str, adapter: bool) -> str:
 
     base_model: the id (or path) that the card names as the base. adapter: whether the directory holds a PEFT adapter
     (else a plain transformers model).
-
-    Raises:
-        DataError: `document` does not follow the schema.
     """
     results = parse_results(document)
     tags, licence = ["sentiment-analysis", "model-merging"], results.run.base.licence.lower()

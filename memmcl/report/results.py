@@ -13,49 +13,29 @@ from typing import Any
 from pydantic import NonNegativeFloat, ValidationError, model_validator
 
 from memmcl.errors import DataError
-from memmcl.report.schema import (
-    BASE,
-    Comparison,
-    ContextResult,
-    Curriculum,
-    Data,
-    ExpertResult,
-    Feature,
-    Interference,
-    Mean,
-    MergeInfo,
-    Model,
-    Retention,
-    RunInfo,
-    SearchResult,
-    Section,
-    SubtaskInfo,
-    SubtaskScore,
-    TaskVectors,
-    Timing,
-)
+from memmcl.report import schema
 
 
-class Results(Section):
+class Results(schema.Section):
     """One run, as the report shows it."""
 
-    run: RunInfo
-    subtasks: tuple[SubtaskInfo, ...]
-    models: tuple[Model, ...]
-    scores: tuple[SubtaskScore, ...]
-    means: tuple[Mean, ...]
-    comparisons: tuple[Comparison, ...] = ()
-    retention: tuple[Retention, ...] = ()
-    interference: tuple[Interference, ...] = ()
-    task_vectors: TaskVectors | None = None
-    searches: tuple[SearchResult, ...] = ()
-    merge: MergeInfo | None = None
-    experts: tuple[ExpertResult, ...] = ()
-    curriculum: Curriculum = Curriculum()
-    timings: tuple[Timing, ...] = ()
+    run: schema.RunInfo
+    subtasks: tuple[schema.SubtaskInfo, ...]
+    models: tuple[schema.Model, ...]
+    scores: tuple[schema.SubtaskScore, ...]
+    means: tuple[schema.Mean, ...]
+    comparisons: tuple[schema.Comparison, ...] = ()
+    retention: tuple[schema.Retention, ...] = ()
+    interference: tuple[schema.Interference, ...] = ()
+    task_vectors: schema.TaskVectors | None = None
+    searches: tuple[schema.SearchResult, ...] = ()
+    merge: schema.MergeInfo | None = None
+    experts: tuple[schema.ExpertResult, ...] = ()
+    curriculum: schema.Curriculum = schema.Curriculum()
+    timings: tuple[schema.Timing, ...] = ()
     wall_seconds: NonNegativeFloat
     peak_memory_gb: NonNegativeFloat | None = None
-    data: Data
+    data: schema.Data
     notes: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -66,29 +46,25 @@ class Results(Section):
         _unique("mean", (mean.model for mean in self.means))
         _unique("retention", (f"{row.model} on {row.subtask}" for row in self.retention))
         _unique("interference", (f"{row.expert} on {row.subtask}" for row in self.interference))
-        of_models: list[SubtaskScore | Mean | Retention] = [*self.scores, *self.means, *self.retention]
-        of_subtasks: list[SubtaskScore | Retention | Interference | Feature | ContextResult]
-        of_subtasks = [*self.scores, *self.retention, *self.interference]
+        of_models: list[Any] = [*self.scores, *self.means, *self.retention]
+        of_subtasks: list[Any] = [*self.scores, *self.retention, *self.interference]
         of_subtasks += [*self.curriculum.features, *self.curriculum.contexts]
         _known("model", models, (row.model for row in of_models))
         _known("model", models, (name for pair in self.comparisons for name in (pair.a, pair.b)))
         _known("subtask", subtasks, (*self.curriculum.order, *(row.subtask for row in of_subtasks)))
-        _known("expert", subtasks | {BASE}, (row.expert for row in self.interference))
+        _known("expert", subtasks | {schema.BASE}, (row.expert for row in self.interference))
         for search in self.searches:
             indices = _unique(f"candidate of {search.title}", (str(c.index) for c in search.candidates))
             if search.winner is not None:
                 _known(f"candidate of {search.title}", indices, [str(search.winner)])
         if self.merge is not None:
+            count, blocks = len(self.merge.experts), len(self.merge.blocks)
             shape = [len(row) for row in self.merge.coefficients]
-            if shape != [len(self.merge.blocks)] * len(self.merge.experts):
-                raise ValueError(
-                    f"coefficients need {len(self.merge.experts)} experts x {len(self.merge.blocks)} blocks, "
-                    f"got rows of {shape}"
-                )
+            if shape != [blocks] * count:
+                raise ValueError(f"coefficients need {count} experts x {blocks} blocks, got rows of {shape}")
         if self.task_vectors is not None:
-            experts = _unique("task vector", self.task_vectors.experts)
-            _known("expert", subtasks, experts)
-            count = len(experts)
+            _known("expert", subtasks, _unique("task vector", self.task_vectors.experts))
+            count = len(self.task_vectors.experts)
             for relation in (self.task_vectors.overall, *self.task_vectors.layers):
                 shape = [len(row) for row in relation.cosines]
                 if shape != [count] * count or len(relation.norms) != count:
@@ -98,7 +74,7 @@ class Results(Section):
                     )
         return self
 
-    def score_of(self, model: str, subtask: str) -> SubtaskScore | None:
+    def score_of(self, model: str, subtask: str) -> schema.SubtaskScore | None:
         """Return the test score of `model` on `subtask`, or None where it was not measured."""
         return next((s for s in self.scores if s.model == model and s.subtask == subtask), None)
 
@@ -119,17 +95,18 @@ class Results(Section):
         score = self.score_of(model, subtask)
         return (score.score, score.se) if score else None
 
-    def mean_of(self, model: str) -> Mean | None:
+    def mean_of(self, model: str) -> schema.Mean | None:
         """Return the mean score of `model` over the subtasks, or None where it was not measured."""
         return next((mean for mean in self.means if mean.model == model), None)
 
-    def model_of(self, name: str) -> Model | None:
+    def model_of(self, name: str) -> schema.Model | None:
         """Return the model called `name`, or None."""
         return next((model for model in self.models if model.name == name), None)
 
 
 Document = Results | Mapping[str, Any]
-"""What every function of this package takes: the schema itself, or its JSON form."""
+"""What the functions of this package take: the schema itself, or its JSON form. One that does not follow the schema
+raises DataError, as in `parse_results`."""
 
 
 def parse_results(document: Document) -> Results:

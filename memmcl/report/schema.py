@@ -8,16 +8,8 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    FiniteFloat,
-    JsonValue,
-    NonNegativeFloat,
-    NonNegativeInt,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic.types import AwareDatetime, FiniteFloat, JsonValue, NonNegativeFloat, NonNegativeInt
 
 
 def _finite_or_none(value: Any) -> Any:
@@ -29,8 +21,7 @@ FiniteOrNone = Annotated[float | None, BeforeValidator(_finite_or_none)]
 
 ModelKind = Literal["baseline", "expert", "merge", "unified", "rival"]
 
-BASE = "base"
-"""the name of the untouched base, as a model and as a row of the interference"""
+BASE = "base"  # the name of the untouched base, as a model and as a row of the interference
 
 RIVALS = ("joint", "weak")
 """rivals of a merge: one LoRA on the train rows of all subtasks, one on their pooled weak rows"""

@@ -8,18 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from memmcl.report import markdown
+from memmcl.report import markdown, schema
 from memmcl.report.markdown import plain_text
 from memmcl.report.results import Document, parse_results
-from memmcl.report.schema import (
-    CandidateResult,
-    CandidateSeconds,
-    ContextResult,
-    ExpertResult,
-    Interference,
-    SearchResult,
-    SubtaskScore,
-)
 from memmcl.report.verdict import leaders, plus_minus
 
 if TYPE_CHECKING:
@@ -35,17 +26,16 @@ def write_tables(document: Document) -> dict[str, bytes]:
     Each has its columns and types even without rows. In candidates, `genome` is a list of doubles, `values` a
     map from subtask to retention, `fitness` null where the candidate failed. In experts, `loss` and `anchor` are
     lists of doubles, `validation` a list of (step, loss). The same document gives the same bytes.
-
-    Raises:
-        DataError: `document` does not follow the schema.
     """
     import pyarrow as pa
 
     results = parse_results(document)
     candidates = {
-        **_columns(SearchResult, "stage", "group"),
-        **_columns(CandidateResult, "index", "origin", "parents", "genome", "fitness", "stopped", "rows", "values"),
-        **{f"seconds_{name}": pa.float64() for name in CandidateSeconds.model_fields},
+        **_columns(schema.SearchResult, "stage", "group"),
+        **_columns(
+            schema.CandidateResult, "index", "origin", "parents", "genome", "fitness", "stopped", "rows", "values"
+        ),
+        **{f"seconds_{name}": pa.float64() for name in schema.CandidateSeconds.model_fields},
         "reused": pa.bool_(),
         "winner": pa.bool_(),
     }
@@ -62,11 +52,11 @@ def write_tables(document: Document) -> dict[str, bytes]:
         for candidate in search.candidates
     ]
     return {
-        "scores.parquet": _parquet(_columns(SubtaskScore), results.scores),
-        "interference.parquet": _parquet(_columns(Interference), results.interference),
+        "scores.parquet": _parquet(_columns(schema.SubtaskScore), results.scores),
+        "interference.parquet": _parquet(_columns(schema.Interference), results.interference),
         "candidates.parquet": _parquet(candidates, rows),
-        "contexts.parquet": _parquet(_columns(ContextResult), results.curriculum.contexts),
-        "experts.parquet": _parquet(_columns(ExpertResult), results.experts),
+        "contexts.parquet": _parquet(_columns(schema.ContextResult), results.curriculum.contexts),
+        "experts.parquet": _parquet(_columns(schema.ExpertResult), results.experts),
     }
 
 
@@ -107,9 +97,6 @@ def results_table(document: Document, width: int = 100) -> Table:
 
     The first form that fits is taken: models x subtasks, subtasks x models, the same two without standard
     errors, at last subtasks x those models that are the base, unified or a rival.
-
-    Raises:
-        DataError: `document` does not follow the schema.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -119,15 +106,15 @@ def results_table(document: Document, width: int = 100) -> Table:
     columns: list[str | None] = [*(subtask.name for subtask in results.subtasks), None]
     models: list[str | None] = [model.name for model in results.models]
     few: list[str | None] = [m.name for m in results.models if m.name == "base" or m.kind in ("unified", "rival")]
-    forms = [(models, with_se, turned) for with_se in (True, False) for turned in (False, True)]
-    forms += [(few or models, True, True), (few or models, False, True)]
+    whole = ((columns, models), (models, columns))
+    forms = [(heads, lines, with_se) for with_se in (True, False) for heads, lines in whole]
+    forms += [(few or models, columns, with_se) for with_se in (True, False)]
 
-    def size(names: list[str | None], with_se: bool, turned: bool) -> int:
-        heads, lines = (names, columns) if turned else (columns, names)
+    def size(heads: list[str | None], lines: list[str | None], with_se: bool) -> int:
         return min(22, max(len(line or MEAN) for line in lines)) + len(heads) * (11 if with_se else 8)
 
-    names, with_se, turned = next((form for form in forms if size(*form) <= width), forms[-1])
-    heads, lines = (names, columns) if turned else (columns, names)
+    heads, lines, with_se = next((form for form in forms if size(*form) <= width), forms[-1])
+    turned = lines is columns
     best = {column: leaders(results, column) for column in columns}
     unified = [model.name for model in results.models if model.kind == "unified"]
 
@@ -135,7 +122,8 @@ def results_table(document: Document, width: int = 100) -> Table:
         score = results.value_of(model or "", column)
         if score is None:
             return Text("–", style="dim")
-        return Text("±".join(map(_terse, score if with_se else score[:1])), "bold" if model in best[column] else "")
+        numbers = (f"{value:.3f}".removeprefix("0") for value in (score if with_se else score[:1]))
+        return Text("±".join(numbers), "bold" if model in best[column] else "")
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("subtask" if turned else "model", no_wrap=True, max_width=22, overflow="ellipsis")
@@ -149,17 +137,8 @@ def results_table(document: Document, width: int = 100) -> Table:
     return table
 
 
-def _terse(value: float) -> str:
-    text = f"{value:.3f}"
-    return text[1:] if text.startswith("0.") else text
-
-
 def markdown_table(document: Document) -> str:
-    """Return the test scores as a Markdown table: a row a model, their mean and a column a subtask, leaders in bold.
-
-    Raises:
-        DataError: `document` does not follow the schema.
-    """
+    """Return the test scores as a Markdown table: a row a model, their mean and a column a subtask, leaders in bold."""
     results = parse_results(document)
     columns: list[str | None] = [None, *(subtask.name for subtask in results.subtasks)]
     best = {column: leaders(results, column) for column in columns}

@@ -89,9 +89,9 @@ def _over_all(results: Results, merged: str) -> tuple[float | None, float | None
         [score.score for name in (merged, BASE, expert) if (score := results.score_of(name, subtask.name))]
         for subtask in results.subtasks
     ]
-    columns = list(zip(*(row for row in scores if len(row) == 3), strict=True))
-    if not columns:
+    whole = [row for row in scores if len(row) == 3]
+    if not whole:
         return None, None
-    merged_mean, base_mean, expert_mean = (sum(column) / len(column) for column in columns)
+    merged_mean, base_mean, expert_mean = (sum(column) / len(whole) for column in zip(*whole, strict=True))
     retention = merged_mean / expert_mean if expert_mean > 0 else None
     return retention, nai(merged_mean, base_mean, expert_mean)

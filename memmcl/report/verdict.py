@@ -9,8 +9,7 @@ from typing import Literal
 from memmcl.report.results import Results
 from memmcl.report.schema import Comparison
 
-CLEAR = 2.0
-"""standard errors beyond which a paired difference is called a difference"""
+CLEAR = 2.0  # standard errors beyond which a paired difference is called a difference
 
 Outcome = Literal["ahead", "level", "behind"]
 
@@ -104,19 +103,18 @@ def advice(results: Results) -> Advice:
 
 def statements_of(results: Results) -> tuple[Statement, ...]:
     """Return the comparisons of `results` in words, in their order."""
-    return tuple(_statement(results, comparison) for comparison in results.comparisons)
-
-
-def _statement(results: Results, pair: Comparison) -> Statement:
-    a, b = (_noun(results, name) for name in (pair.a, pair.b))
-    result = outcome(pair.difference, pair.se)
-    subject = a[0].upper() + a[1:]
-    if result == "level":
-        text = f"{subject} is level with {b} ({signed(pair.difference, pair.se)})."
-    else:
-        verb = "beats" if result == "ahead" else "falls behind"
-        text = f"{subject} {verb} {b} by {plus_minus(abs(pair.difference), pair.se)}."
-    return Statement(text, result, pair)
+    statements = []
+    for pair in results.comparisons:
+        a, b = (_noun(results, name) for name in (pair.a, pair.b))
+        by = plus_minus(abs(pair.difference), pair.se)
+        result = outcome(pair.difference, pair.se)
+        ends: dict[Outcome, str] = {
+            "ahead": f"beats {b} by {by}",
+            "behind": f"falls behind {b} by {by}",
+            "level": f"is level with {b} ({signed(pair.difference, pair.se)})",
+        }
+        statements.append(Statement(f"{a[0].upper()}{a[1:]} {ends[result]}.", result, pair))
+    return tuple(statements)
 
 
 def _noun(results: Results, name: str) -> str:

@@ -1,7 +1,4 @@
-"""The plots of a report: `Results` in, `Plot` out; an empty tuple or None where there is nothing to draw.
-
-Those of the experts are in `memmcl.report.plots.experts`.
-"""
+"""The plots of a report: `Results` in, `Plot` out; an empty tuple or None where there is nothing to draw."""
 
 from __future__ import annotations
 
@@ -10,23 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from memmcl.report.plots.figure import (
-    COLOURS,
-    PANEL,
-    SERIES,
-    WIDE,
-    Plot,
-    draw,
-    framed,
-    heat_map,
-    legend_above,
-    outline,
-    row_names,
-    shorten,
-    write_beside,
-)
+from memmcl.report.plots.axes import framed, heat_map, legend_above, outline, row_names, write_beside
+from memmcl.report.plots.figure import COLOURS, PANEL, SERIES, WIDE, Plot, draw, shorten
 from memmcl.report.results import Results
-from memmcl.report.schema import ContextResult, SearchResult
+from memmcl.report.schema import SearchResult
 from memmcl.report.verdict import plus_minus
 
 if TYPE_CHECKING:
@@ -41,10 +25,8 @@ SECONDS = {"merge": SERIES[1], "evaluate": SERIES[0], "wait": COLOURS["baseline"
 def mean_plot(results: Results) -> Plot | None:
     """Return every model's mean with its standard error, in document order; None without means."""
     rows = [(mean.model, mean.mean, mean.se) for mean in results.means]
-    if not rows:
-        return None
-    alt = "Mean score over subtasks: " + _spoken(rows)
-    return _dot_plot(results, "mean", "Mean over the subtasks", rows, MEAN, alt)
+    what = "Mean score over subtasks"
+    return _dot_plot(results, "mean", "Mean over the subtasks", rows, MEAN, what) if rows else None
 
 
 def subtask_plots(results: Results) -> tuple[Plot, ...]:
@@ -54,9 +36,8 @@ def subtask_plots(results: Results) -> tuple[Plot, ...]:
         scores = [results.score_of(model.name, subtask.name) for model in results.models]
         rows = [(score.model, score.score, score.se) for score in scores if score]
         if rows:
-            alt = f"{subtask.metric} on {subtask.title}: {_spoken(rows)}"
-            title = f"{subtask.name} · {subtask.metric}"
-            panels.append(_dot_plot(results, f"score-{subtask.name}", title, rows, PANEL, alt))
+            title, what = f"{subtask.name} · {subtask.metric}", f"{subtask.metric} on {subtask.title}"
+            panels.append(_dot_plot(results, f"score-{subtask.name}", title, rows, PANEL, what))
     return tuple(panels)
 
 
@@ -79,8 +60,8 @@ def seconds_plots(results: Results) -> tuple[Plot, ...]:
     panels = []
     for number, search in enumerate(results.searches):
         totals = {name: sum(getattr(c.seconds, name) for c in search.candidates) for name in SECONDS}
-        alt = f"{search.title}, seconds of all candidates: "
-        alt += ", ".join(f"{name} {total:.1f} s" for name, total in totals.items())
+        spent = ", ".join(f"{name} {total:.1f} s" for name, total in totals.items())
+        alt = f"{search.title}, seconds of all candidates: {spent}"
         paint = partial(_paint_seconds, search)
         panels.append(draw(f"seconds-{number}", paint, width=PANEL, height=210, alt=alt, title=search.title))
     return tuple(panels)
@@ -145,32 +126,24 @@ def context_plot(results: Results) -> Plot | None:
     if not measured:
         return None
     columns = list(dict.fromkeys(c.context for c in measured))
-    by_subtask: dict[str, dict[str, ContextResult]] = {}
-    for name in (*results.curriculum.order, *(c.subtask for c in measured)):
-        contexts = {c.context: c for c in measured if c.subtask == name}
-        if contexts:
-            by_subtask[name] = contexts
-    rows = list(by_subtask)
+    rows = [name for name in results.curriculum_names() if any(c.subtask == name for c in measured)]
     cells: list[list[tuple[float, str] | None]] = []
-    for contexts in by_subtask.values():
-        scores = {name: float(c.test_score or 0.0) for name, c in contexts.items()}
-        zero_shot = [scores[name] for name, c in contexts.items() if c.demonstrations == 0]
+    chosen: list[tuple[int, int]] = []
+    for y, name in enumerate(rows):
+        contexts = {c.context: c for c in measured if c.subtask == name}
+        scores = {context: c.test_score or 0.0 for context, c in contexts.items()}
+        zero_shot = [scores[context] for context, c in contexts.items() if c.demonstrations == 0]
         reference = zero_shot[0] if zero_shot else sum(scores.values()) / len(scores)
         cells.append([(scores[c] - reference, f"{scores[c]:.3f}") if c in scores else None for c in columns])
-    chosen = [
-        (rows.index(name), columns.index(context))
-        for name, contexts in by_subtask.items()
-        for context in columns
-        if context in contexts and contexts[context].chosen
-    ]
+        chosen += [(columns.index(context), y) for context, c in contexts.items() if c.chosen]
     reach = max(abs(cell[0]) for row in cells for cell in row if cell) or 0.05
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         heat_map(axes, cells, rows, columns, -reach, reach, size=(0.88, 0.8))
-        outline(axes, [(column, row) for row, column in chosen], (0.97, 0.95))
+        outline(axes, chosen, (0.97, 0.95))
 
-    picked = ", ".join(f"{rows[y]}: {columns[x]}" for y, x in chosen) or "none"
+    picked = ", ".join(f"{rows[y]}: {columns[x]}" for x, y in chosen) or "none"
     alt = f"Test score of {len(columns)} contexts on {len(rows)} subtasks; chosen by the gate: {picked}"
     return draw("contexts", paint, width=min(WIDE, 110 + 78 * len(columns)), height=40 + 32 * len(rows), alt=alt)
 
@@ -201,7 +174,7 @@ def time_plot(results: Results) -> Plot | None:
 
 
 def _dot_plot(
-    results: Results, name: str, title: str, rows: list[tuple[str, float, float]], width: int, alt: str
+    results: Results, name: str, title: str, rows: list[tuple[str, float, float]], width: int, what: str
 ) -> Plot:
     kinds = {model.name: model.kind for model in results.models}
     base = next((value for model, value, _ in rows if model == "base"), None)
@@ -224,6 +197,7 @@ def _dot_plot(
         axes.set_xlim(min(0.0, low), max(high * 1.06, low + 0.05))
         axes.locator_params(axis="x", nbins=6 if width == PANEL else 10)
 
+    alt = f"{what}: " + ", ".join(f"{model} {plus_minus(value, se)}" for model, value, se in rows)
     return draw(name, paint, width=width, height=46 + 21 * len(rows), alt=alt, title=title)
 
 
@@ -263,10 +237,6 @@ def _paint_fitness(search: SearchResult, figure: Figure) -> None:
     axes.set(xlabel="evaluation, in ask order", ylabel="fitness")
 
 
-def _spoken(rows: list[tuple[str, float, float]]) -> str:
-    return ", ".join(f"{model} {plus_minus(value, se)}" for model, value, se in rows)
-
-
 def _fold(rows: list[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
     if len(rows) <= MAX_BARS:
         return rows
@@ -275,7 +245,6 @@ def _fold(rows: list[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
     folded = []
     for stage in stages:
         folded += [row for row in rows if row[0] == stage and row in longest]
-        rest = [row[2] for row in rows if row[0] == stage and row not in longest]
-        if rest:
+        if rest := [row[2] for row in rows if row[0] == stage and row not in longest]:
             folded.append((stage, f"{len(rest)} shorter ones", sum(rest)))
     return folded

@@ -6,22 +6,8 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
-from memmcl.report.plots.figure import (
-    COLOURS,
-    PANEL,
-    WIDE,
-    Plot,
-    curve,
-    draw,
-    frame,
-    framed,
-    heat_map,
-    legend_above,
-    outline,
-    row_names,
-    shorten,
-    write_beside,
-)
+from memmcl.report.plots.axes import curve, frame, framed, heat_map, legend_above, outline, row_names, write_beside
+from memmcl.report.plots.figure import COLOURS, PANEL, WIDE, Plot, draw, shorten
 from memmcl.report.results import Results
 from memmcl.report.schema import RIVALS, ExpertResult
 from memmcl.report.transfer import RetentionRow, interference, retention_rows
@@ -34,8 +20,7 @@ if TYPE_CHECKING:
 MARKERS = "osD^vP"
 DEEP = 0.2
 """the smallest difference in score that gets the deepest colour: interference is small beside an expert's own gain"""
-REACH = (-1.0, 2.0)
-"""the range of the axes; retention and NAI outside it are drawn at the edge, with their value"""
+REACH = (-1.0, 2.0)  # the range of the axes; retention and NAI outside it are drawn at the edge, with their value
 ALL = "all subtasks"
 
 
@@ -79,21 +64,16 @@ def interference_plot(results: Results) -> Plot | None:
         outline(axes, diagonal, (0.97, 0.94))
 
     alt = f"Scores of the base and of {len(matrix.own)} experts on {len(matrix.columns)} subtasks"
-    own, others = matrix.gain(own=True), matrix.gain(own=False)
-    if own is not None:
-        alt += f"; experts on their own subtask, less the base: mean {signed(own)}"
-    if others is not None:
-        alt += f"; on other subtasks, less the base: mean {signed(others)}"
+    for where, own in (("experts on their own subtask", True), ("on other subtasks", False)):
+        if (gain := matrix.gain(own=own)) is not None:
+            alt += f"; {where}, less the base: mean {signed(gain)}"
     count = len(matrix.columns)
     width, height = max(PANEL, min(740, 120 + 62 * count)), 78 + (30 if count <= 12 else 26) * len(matrix.rows)
     return draw("interference", paint, width=width, height=height, alt=alt)
 
 
 def nai_plot(results: Results) -> Plot | None:
-    """Return retention and NAI of every merged model that has them: a row a subtask, the last over all of them.
-
-    None without retention.
-    """
+    """Return retention and NAI of every merged model, a row a subtask, the last over all; None without retention."""
     models = retention_rows(results)
     names = [name for name in results.curriculum_names() if any(name in model.by_subtask for model in models)]
     if not names:

@@ -6,20 +6,9 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from memmcl.report.plots.axes import CHARACTER, frame, heat_map, outline, whole_numbers
 from memmcl.report.plots.experts import MARKERS
-from memmcl.report.plots.figure import (
-    CHARACTER,
-    COLOURS,
-    SERIES,
-    WIDE,
-    Plot,
-    draw,
-    frame,
-    heat_map,
-    outline,
-    shorten,
-    whole_numbers,
-)
+from memmcl.report.plots.figure import COLOURS, SERIES, WIDE, Plot, draw, shorten
 from memmcl.report.results import Results
 from memmcl.report.schema import TaskVectors, VectorPair
 from memmcl.report.verdict import plus_minus
@@ -28,10 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PALE = 0.2
-"""the smallest cosine that gets the deepest colour, so that chance stays pale"""
-CHANCE = 0.5
-"""the share of pairs that differ in sign if signs are independent"""
+PALE = 0.2  # the colours reach at least to this cosine, so that similarity by chance stays pale
+CHANCE = 0.5  # the share of pairs that differ in sign if signs are independent
 DASHES = ("-", "--", ":")
 DOTS = (0, (2, 3))
 
@@ -44,8 +31,8 @@ def task_vectors_plot(results: Results) -> Plot | None:
     vectors = results.task_vectors
     if vectors is None or len(vectors.experts) < 2:
         return None
-    groups = [[name for name in names if name in vectors.experts] for names in results.names_by_group().values()]
-    groups = list(filter(None, groups))
+    grouped = ([name for name in names if name in vectors.experts] for names in results.names_by_group().values())
+    groups = list(filter(None, grouped))
     count = len(vectors.experts)
     width = max(WIDE, min(740, 130 + 40 * count))
     heights = [44 + (30 if count <= 12 else 24) * count, 150, 190 if count <= len(SERIES) else 240]
@@ -55,7 +42,10 @@ def task_vectors_plot(results: Results) -> Plot | None:
     def paint(figure: Figure) -> None:
         axes = figure.subplot_mosaic([["pairs"] * 2, ["mean", "signs"], ["norms"] * 2], height_ratios=heights)
         _paint_pairs(axes["pairs"], vectors, groups)
-        _paint_mean(axes["mean"], vectors)
+        _by_layer(axes["mean"], 0)
+        _line(axes["mean"], vectors, [layer.mean_cosine for layer in vectors.layers], COLOURS["merge"], "o-", "mean")
+        axes["mean"].locator_params(axis="y", nbins=5)
+        axes["mean"].set_title("mean cosine of all pairs", loc="left")
         _paint_signs(axes["signs"], vectors)
         _paint_norms(axes["norms"], vectors, groups)
         handles, labels = axes["norms"].get_legend_handles_labels()
@@ -82,13 +72,6 @@ def _paint_pairs(axes: Axes, vectors: TaskVectors, groups: Sequence[Sequence[str
             outline(axes, [(centre, centre)], (size, size), 1.6)
         start += len(group)
     axes.set_title("cosine similarity, over all layers", loc="left", pad=12)
-
-
-def _paint_mean(axes: Axes, vectors: TaskVectors) -> None:
-    _by_layer(axes, 0)
-    _line(axes, vectors, [layer.mean_cosine for layer in vectors.layers], COLOURS["merge"], "o-", "mean")
-    axes.locator_params(axis="y", nbins=5)
-    axes.set_title("mean cosine of all pairs", loc="left")
 
 
 def _paint_signs(axes: Axes, vectors: TaskVectors) -> None:

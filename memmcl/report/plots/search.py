@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from memmcl.evolve import pareto
-from memmcl.report.plots.figure import COLOURS, PANEL, Plot, draw, framed
+from memmcl.report.plots.axes import framed
+from memmcl.report.plots.figure import COLOURS, PANEL, Plot, draw
 from memmcl.report.results import Results
 from memmcl.report.schema import CandidateResult, SearchResult
 from memmcl.report.verdict import plus_minus
@@ -17,8 +18,7 @@ from memmcl.report.verdict import plus_minus
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_PAIRS = 3
-"""Pairs of objectives that are drawn of a search."""
+MAX_PAIRS = 3  # pairs of objectives that are drawn of a search
 
 
 def front_plots(results: Results) -> tuple[Plot, ...]:

@@ -15,7 +15,7 @@ from report_fixture import LEVELS, MORE, SUBTASKS, results_document, sixteen_sub
 from memmcl.report import parse_results
 from memmcl.report.plots import common as plots
 from memmcl.report.plots import experts as plots_experts
-from memmcl.report.plots.figure import shade
+from memmcl.report.plots.axes import shade
 from memmcl.report.transfer import interference, retention_rows
 
 ORDER = ("sent2", "asc", "irony", "emotion", "aste", "uabsa")

@@ -12,7 +12,8 @@ from report_fixture import LEVELS, SUBTASKS, only, results_document, task_vector
 
 from memmcl.report import render_html
 from memmcl.report.html import duration
-from memmcl.report.plots.figure import BIG, draw, heat_map, shade, shorten
+from memmcl.report.plots.axes import heat_map, shade
+from memmcl.report.plots.figure import BIG, draw, shorten
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 EVIL = "<script>alert('x')</script>\"&' $x_1$ --> ]]>"

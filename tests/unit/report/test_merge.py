@@ -16,7 +16,8 @@ from report_fixture import LAYERS, SUBTASKS, only, results_document, sixteen_sub
 
 from memmcl.report import parse_results, render_html
 from memmcl.report.plots import merge as plots_merge
-from memmcl.report.plots.figure import SERIES, Plot, shade
+from memmcl.report.plots.axes import shade
+from memmcl.report.plots.figure import SERIES, Plot
 
 GROUPED = ("sent2", "asc", "uabsa", "aste", "irony", "emotion")
 MINUS = "\N{MINUS SIGN}"
