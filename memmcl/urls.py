@@ -79,11 +79,7 @@ def secret_in(place: object) -> str | None:
 
 
 def refuse_secret(place: str) -> str:
-    """Return `place` if it holds no credential: configurations and records are stored and shown.
-
-    Raises:
-        ConfigError: it is a URL that holds some; the message does not repeat it.
-    """
+    """Return `place`, which will be stored and shown. Raises ConfigError if it is a URL that holds a credential."""
     secret = secret_in(place)
     if secret is not None:
         raise ConfigError(

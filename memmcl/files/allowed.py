@@ -105,11 +105,7 @@ def _listed(prefixes: tuple[_Place, ...]) -> str:
 
 
 def _prefixes() -> tuple[_Place, ...] | None:
-    """Return what the variable allows, None where it is not set.
-
-    Raises:
-        ConfigError: one of them is no absolute path or URL: nothing is opened then.
-    """
+    """Return what the variable allows, None if it is not set. Raises ConfigError if one is no absolute path or URL."""
     text = os.environ.get(VARIABLE)
     if text is None:
         return None

@@ -76,11 +76,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def seal(folder: Path, record: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the record `content` with the digests of all files in `folder`; return it.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Write the record `content` with the digests of all files in `folder`; return it. Raises StoreError."""
     with disk(folder):
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         digests = {path.relative_to(folder).as_posix(): file_digest(path) for path in paths}
@@ -90,21 +86,13 @@ def seal(folder: Path, record: str, content: Mapping[str, Any]) -> dict[str, Any
 
 
 def put(folder: Path, name: str, data: bytes) -> None:
-    """Write one file into `folder`.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Write one file into `folder`. Raises StoreError if it cannot be written."""
     with disk(folder):
         replace_file(folder / name, data)
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Make sure that the disk that `folder` will lie on has room for `size` bytes.
-
-    Raises:
-        StoreFull: it has not.
-    """
+    """Raise StoreFull unless the disk that `folder` will lie on has room for `size` bytes."""
     with disk(folder):
         above = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
         free = shutil.disk_usage(above).free
@@ -117,11 +105,7 @@ def check_room(folder: Path, size: int) -> None:
 
 @contextmanager
 def disk(folder: Path) -> Iterator[None]:
-    """Turn what the disk refuses into one line about `folder`.
-
-    Raises:
-        StoreFull, StoreError: no space left; anything else.
-    """
+    """Turn what the disk refuses into one line about `folder`: StoreFull without space, StoreError for the rest."""
     try:
         yield
     except OSError as error:

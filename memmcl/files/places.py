@@ -44,11 +44,7 @@ def open_place(url: str, storage: Mapping[str, Any] | None = None) -> tuple[Any,
 
 
 def open_file(fs: Any, path: str, **options: Any) -> Any:
-    """Open a file for reading that `open_place` or a listing there gave: it, or what a link leads to, may be elsewhere.
-
-    Raises:
-        ConfigError: a place that may not be opened. Other exceptions are those of the file system.
-    """
+    """Open a file that `open_place` or a listing gave. Raises ConfigError where it leads to what may not be opened."""
     allowed.require(_full_name(fs, path))
     return fs.open(path, "rb", **options)
 
@@ -76,11 +72,7 @@ def protocols_of(fs: Any) -> tuple[str, ...]:
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Turn what a disk, a server or an S3 client raises while `name` is read into one line.
-
-    Raises:
-        DataError: the place is not there, out of reach, or closed to us.
-    """
+    """Turn what a disk, a server or an S3 client raises while `name` is read into a DataError of one line."""
     try:
         yield
     except Exception as error:

@@ -205,11 +205,7 @@ class Lease:
         return parse_lease(value), token
 
     def _is_free(self, record: LeaseRecord | None, token: str) -> bool:
-        """Whether the lease's holder is dead; False when the lease changed while it was watched.
-
-        Raises:
-            LeaseHeld: the holder is alive.
-        """
+        """Whether the holder is dead; False when the lease changed meanwhile. Raises LeaseHeld if it is alive."""
         if record is not None and is_alive(record):
             raise self._held_by(record)
         seconds = self._watch_seconds(record)

@@ -34,11 +34,7 @@ def check_name(name: str) -> str:
 
 
 def check_file(name: str) -> str:
-    """Return `name` when it is a relative file path that stays below the directory it is fetched into.
-
-    Raises:
-        ValueError: it is absolute, empty, or climbs with `..`.
-    """
+    """Return `name` if it is a relative path; raises ValueError if it is absolute or empty, or climbs with `..`."""
     path = PurePosixPath(name)
     plain = str(path) == name and "\\" not in name and "\0" not in name
     if not plain or not path.parts or path.is_absolute() or ".." in path.parts:

@@ -109,16 +109,12 @@ class Objects:
         return self._call(lambda: self.backend.create(path, data))
 
     def replace(self, path: str, data: bytes, token: str) -> str | None:
-        """Store `data` in place of the content of `token`; return the new token, None when that is gone.
-
-        Raises:
-            StoreAccessError: the token is empty: the place tells no content from another.
-        """
+        """Store `data` where the content of `token` is; return the new token, None if it is gone. See `require`."""
         self.require(token)
         return self._call(lambda: self.backend.replace(path, data, token))
 
     def remove(self, path: str, token: str) -> bool:
-        """Remove the content of `token`; False when it is not there. Raises StoreAccessError as `replace`."""
+        """Remove the content of `token`; False if it is not there. See `require`."""
         self.require(token)
         return self._call(lambda: self.backend.remove(path, token))
 

@@ -167,11 +167,7 @@ class Store(Documents):
         return manifest
 
     def load(self, ref: ArtifactRef) -> Manifest:
-        """Return the manifest of `ref`; its blobs are checked when they are read.
-
-        Raises:
-            ArtifactNotFound: there is none, or it is not valid.
-        """
+        """Return the manifest of `ref`; its blobs are checked when they are read. Raises ArtifactNotFound."""
         manifest = read_manifest(self.objects, manifest_path(ref.kind, ref.key))
         if manifest is None:
             raise ArtifactNotFound(f"{ref} is not in {self.url}; run the pipeline that makes it")

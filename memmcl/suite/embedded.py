@@ -28,11 +28,7 @@ _QUAD = ("category", "aspect", "opinion", "polarity")
 
 
 def corpus_rows(subtask: Subtask, corpus: Traversable | None = None) -> list[Row]:
-    """Return the rows of a subtask in the corpus (or in another folder), as `example_of` takes them.
-
-    Raises:
-        DataError: there are none, or the annotation of one cannot be read.
-    """
+    """Return the rows of a subtask in the corpus, or another folder. Raises DataError for none, or a broken one."""
     corpus = corpus or files("memmcl.suite").joinpath("corpus")
     if subtask.name in _ANNOTATED:
         names = sorted(entry.name for entry in corpus.iterdir() if entry.name.endswith(".jsonl"))

@@ -55,11 +55,7 @@ def load(name: str, subset: str | None = None, revision: str | None = None) -> M
 
 
 def rows(name: str, split: str, splits: Mapping[str, Any]) -> Iterator[Row]:
-    """Yield the rows of one of the `splits` that `load` returned; class labels become their names.
-
-    Raises:
-        DataError: there is no such split, or it cannot be read to its end.
-    """
+    """Yield the rows of a split that `load` returned, class labels by name. Raises DataError if it cannot be read."""
     import datasets
 
     if split not in splits:
@@ -88,11 +84,7 @@ def _commit(name: str, revision: str | None) -> str | None:
 
 
 def _check_cards(name: str, revision: str | None) -> None:
-    """Refuse a data set whose card names files elsewhere: `datasets` would open any path and any URL.
-
-    Raises:
-        ConfigError: it does.
-    """
+    """Raise ConfigError for a data set whose card names files elsewhere: `datasets` opens any path and any URL."""
     from huggingface_hub import DatasetCard
 
     card: Any = DatasetCard(_text_of(name, "README.md", revision), ignore_metadata_errors=True).data

@@ -41,11 +41,7 @@ DATASETS = {dataset: subtask for subtask in SUBTASKS.values() for dataset in sub
 
 
 def subtask_of(dataset: str) -> Subtask:
-    """Return the subtask that scores `dataset`: one of SentiEval's 26, or "embedded_SUBTASK".
-
-    Raises:
-        DataError: there is no such data set.
-    """
+    """Return the subtask of a data set: one of SentiEval's, or "embedded_SUBTASK". Raises DataError for any other."""
     if dataset in DATASETS:
         return DATASETS[dataset]
     name = dataset.removeprefix("embedded_")
@@ -73,11 +69,7 @@ def score(dataset: str, predictions: Sequence[str], golds: Sequence[Any]) -> flo
 
 
 def score_subtask(subtask: Subtask, examples: Sequence[Example], predictions: Sequence[str]) -> float:
-    """Return the mean over the data sets in `examples` of their scores.
-
-    Raises:
-        DataError: no examples, or unequal lengths.
-    """
+    """Return the mean score of the data sets in `examples`. Raises DataError for no examples, or unequal lengths."""
     counts = row_counts(subtask, examples, predictions)
     return float(score_from_counts(subtask, datasets_of(examples), counts.sum(axis=0)))
 
@@ -120,11 +112,7 @@ def score_from_counts(subtask: Subtask, datasets: Sequence[str], summed: Floats)
 
 
 def balanced_accuracy(golds: Sequence[str], predictions: Sequence[str]) -> float:
-    """Return the mean over the gold labels that occur of the share of their rows answered right.
-
-    Raises:
-        DataError: no rows, or unequal lengths.
-    """
+    """Return the mean, over gold labels, of the share answered right. Raises DataError for no rows, or unequal lengths."""
     _check_lengths(len(golds), len(predictions))
     total = Counter(map(_form, golds))
     right = Counter(

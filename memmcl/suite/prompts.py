@@ -37,11 +37,7 @@ class Prompter:
         self._control = [str(token) for token in tokenizer.all_special_tokens if len(str(token)) > 1]
 
     def check(self, subtask: Subtask) -> None:
-        """Make sure that a query of `subtask` has room for a text behind its instruction.
-
-        Raises:
-            ConfigError: `max_tokens` leaves none.
-        """
+        """Raise ConfigError if `max_tokens` leaves no room for a text behind the instruction of `subtask`."""
         blank = Example.create("", "", "", dict.fromkeys(subtask.needs, ""))
         taken = self._length(subtask, "", blank)
         if taken >= self._max_tokens:

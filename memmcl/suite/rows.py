@@ -85,11 +85,7 @@ def usable(rows: Iterable[Row | Fault], read: Callable[[Row], T], faults: Faults
 
 
 def text_of(row: Row, shape: Shape) -> str:
-    """Return the row's text.
-
-    Raises:
-        RowError: it is missing, empty, too long, or cannot be stored.
-    """
+    """Return the row's text. Raises RowError if it is missing, empty, too long, or cannot be stored."""
     column = shape.column("text")
     text = _string(row.values, column, "empty text")
     if len(text) > shape.max_characters:

@@ -34,11 +34,7 @@ class Folder:
     sampled: bool
 
     def rows(self, path: str, subtask: Subtask) -> Iterator[Row | Fault]:
-        """Yield the rows of one of the files, columns named as ours.
-
-        Raises:
-            DataError: the file cannot be read.
-        """
+        """Yield the rows of one of the files, columns named as ours. Raises DataError if it cannot be read."""
         rows = read_file(self.fs, path, name_of(self.fs, path))
         if not path.endswith(".csv"):
             return rows

@@ -187,11 +187,7 @@ SUBTASKS: dict[str, Subtask] = {subtask.name: subtask for subtask in _ROWS}
 
 
 def get_subtask(name: str) -> Subtask:
-    """Return the subtask called `name`.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """Return the subtask called `name`. Raises ConfigError if there is none."""
     if name not in SUBTASKS:
         raise ConfigError(
             f"unknown subtask {shown(name)}; known ones: {', '.join(SUBTASKS)}; one of your own goes under data.custom"

@@ -29,11 +29,7 @@ class Target:
     local: bool
 
     def read(self, path: str) -> bytes | None:
-        """Return the content, or None when there is no such file.
-
-        Raises:
-            StoreAccessError: the place cannot be read.
-        """
+        """Return the content, None if there is no such file. Raises StoreAccessError if it cannot be read."""
         with self._translated():
             try:
                 return bytes(self.fs.cat_file(f"{self.root}/{path}"))
@@ -58,11 +54,7 @@ class Target:
             self.fs.pipe_file(whole, data)
 
     def remove(self, path: str) -> None:
-        """Remove a file if it is there.
-
-        Raises:
-            StoreAccessError: it could not be removed.
-        """
+        """Remove a file if it is there. Raises StoreAccessError if that fails."""
         with self._translated():
             if self.read(path) is not None:
                 self.fs.rm_file(f"{self.root}/{path}")
