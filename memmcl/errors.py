@@ -1,4 +1,10 @@
-"""Every error memmcl raises on purpose is a `MemmclError`; anything else that is raised is a bug.
+"""Every error memmcl raises on purpose, in one tree; anything else that is raised is a bug.
+
+    MemmclError
+    |-- UsageError: ConfigError, GenomeError
+    |-- DataError, ModelError, TrainingError, SearchError
+    |-- ServiceError: ServiceDied
+    `-- StoreError: ArtifactNotFound, CorruptArtifact, StoreAccessError, StoreFull, Conflict, LeaseHeld
 
 A message says what was expected, what came, and what to do. Whatever a file or a user gives, it stays short: values go
 through `shown`, and every message through `bounded`.

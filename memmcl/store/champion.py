@@ -89,7 +89,7 @@ def read_champions(store: Store, name: str) -> Champions:
 
 
 def promote(store: Store, champions: Champions, reign: Reign) -> Champions:
-    """Make `reign` the current entry, by compare-and-swap. Raises Conflict if `champions` is no longer what is stored."""
+    """Make `reign` the current entry, by compare-and-swap. Raises Conflict if the champion changed meanwhile."""
     history = (*champions.history, reign)
     value = {"history": [entry.model_dump(mode="json") for entry in history]}
     token = store.swap_pointer(_pointer(champions.name), value, champions.token)

@@ -61,7 +61,7 @@ class Documents:
         return dict(sorted(records.items()))
 
     def read_pointer(self, name: str) -> tuple[dict[str, Any] | None, str | None]:
-        """Return the pointer's value and token, (None, None) if there is none. Raises CorruptArtifact if it is damaged."""
+        """Return a pointer's value and token, (None, None) for no pointer. Raises CorruptArtifact if it is damaged."""
         value, token = self.look_at_pointer(name)
         if value is None and token is not None:
             raise CorruptArtifact(

@@ -47,7 +47,7 @@ def reading_of(config: RunConfig) -> Reading:
 
 
 def catalogue(config: RunConfig) -> dict[str, Subtask]:
-    """Return a run's subtasks by name, also the user's own, in its order. Raises ConfigError for a name it cannot take."""
+    """Return a run's subtasks by name, the user's own too, in its order. Raises ConfigError for a wrong name."""
     custom = {defined.name: _subtask(defined) for defined in config.data.custom}
     taken = sorted(set(custom) & {*SUBTASKS, *_TAKEN})
     if taken:

@@ -35,7 +35,6 @@ EPSILON = 1e-7
 
 _MOST_FREQUENT = 20
 
-
 DATASETS = {dataset: subtask for subtask in SUBTASKS.values() for dataset in subtask.datasets}
 """The subtask that scores each of SentiEval's 26 data sets."""
 
@@ -112,12 +111,11 @@ def score_from_counts(subtask: Subtask, datasets: Sequence[str], summed: Floats)
 
 
 def balanced_accuracy(golds: Sequence[str], predictions: Sequence[str]) -> float:
-    """Return the mean, over gold labels, of the share answered right. Raises DataError for no rows, or unequal lengths."""
+    """Return the mean over gold labels of the share answered right. Raises DataError for no rows, unequal lengths."""
     _check_lengths(len(golds), len(predictions))
-    total = Counter(map(_form, golds))
-    right = Counter(
-        _form(gold) for gold, answer in zip(golds, predictions, strict=True) if _form(gold) == _form(answer)
-    )
+    forms = [_form(gold) for gold in golds]
+    total = Counter(forms)
+    right = Counter(gold for gold, answer in zip(forms, predictions, strict=True) if gold == _form(answer))
     return float(np.mean([right[label] / total[label] for label in total]))
 
 

@@ -25,7 +25,6 @@ class RowError(Exception):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
-        self.message = message
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class Row:
 
     def fault(self, error: RowError) -> Fault:
         """Return `error` with this row's place."""
-        return Fault(self.place, error.kind, error.message)
+        return Fault(self.place, error.kind, str(error))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +164,7 @@ def _label(values: Mapping[str, Any], subtask: Subtask, shape: Shape) -> str:
     value = _value(values, column)
     if value == "":
         raise RowError("missing value", f"{short(column)} is empty; fill in a label, or remove the row")
-    text = _text(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)  # true and false, as JSON has them
     label = shape.labels.get(text, text)
     if label in subtask.labels:
         return label
@@ -179,11 +178,6 @@ def _label(values: Mapping[str, Any], subtask: Subtask, shape: Shape) -> str:
         f"unknown label {short(label)} for subtask {subtask.name!r}; "
         f"expected exactly one of {', '.join(subtask.labels)}: {advice}",
     )
-
-
-def _text(value: object) -> str:
-    """Return a label as text; true and false as JSON has them."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _form(label: str) -> str:
