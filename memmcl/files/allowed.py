@@ -46,7 +46,12 @@ def require(place: str, schemes: tuple[str, ...] = SCHEMES) -> None:
         ConfigError: another scheme than `schemes`, one protocol chained to another, a user in front of the host,
             control characters; or nothing that $MEMMCL_ALLOWED_URLS allows.
     """
-    _check(_parse(place, schemes))
+    asked, prefixes = _parse(place, schemes), _prefixes()
+    if prefixes is not None and not any(asked.below(prefix) for prefix in prefixes):
+        raise ConfigError(
+            f"{asked.name} may not be opened: {VARIABLE} allows {_listed(prefixes)}; name a place below that, or have "
+            "the variable changed where this process is started"
+        )
 
 
 def require_files(folder: Path) -> None:
@@ -88,16 +93,6 @@ def local_path(place: str) -> str:
     """Return the absolute path of a path or a file:// URL; links are not followed."""
     path = Path(place.removeprefix("file://")).expanduser()
     return os.path.normpath(Path.cwd() / path)
-
-
-def _check(place: _Place) -> None:
-    prefixes = _prefixes()
-    if prefixes is None or any(place.below(prefix) for prefix in prefixes):
-        return
-    raise ConfigError(
-        f"{place.name} may not be opened: {VARIABLE} allows {_listed(prefixes)}; name a place below that, or have the "
-        "variable changed where this process is started"
-    )
 
 
 def _listed(prefixes: tuple[_Place, ...]) -> str:

@@ -108,9 +108,16 @@ class _Listing:
         if len(self._read) + self._gone <= WORTH_WRITING:
             return
         rows = self.rows | {path: (self.entries[path].stamp, row) for path, row in self._read.items()}
-        if self._gone:
-            rows = {path: row for path, row in rows.items() if path in self.entries}
-        _write_index(self.objects, self.kind, rows)
+        listed = [
+            [stamp, row.key, row.name, row.created, row.seconds, row.size]
+            for path, (stamp, row) in rows.items()
+            if path in self.entries or not self._gone
+        ]
+        path = f"index/{self.kind}"
+        try:
+            self.objects.write(path, seal(path, {"version": VERSION, "rows": listed}, indent=None))
+        except StoreError as error:
+            logger.debug("no index: %s", error)
 
 
 def _complete(objects: Objects, kind: str) -> list[Summary]:
@@ -141,15 +148,6 @@ def _read_index(objects: Objects, kind: str) -> dict[str, tuple[str, Summary]]:
         return {}
     rows = ((stamp, Summary(kind, *fields)) for stamp, *fields in index["rows"])
     return {manifest_path(kind, row.key): (stamp, row) for stamp, row in rows}
-
-
-def _write_index(objects: Objects, kind: str, rows: dict[str, tuple[str, Summary]]) -> None:
-    listed = [[stamp, row.key, row.name, row.created, row.seconds, row.size] for stamp, row in rows.values()]
-    path = f"index/{kind}"
-    try:
-        objects.write(path, seal(path, {"version": VERSION, "rows": listed}, indent=None))
-    except StoreError as error:
-        logger.debug("no index: %s", error)
 
 
 def _seconds(created: str) -> float:

@@ -11,6 +11,7 @@ from memmcl.store.backends import PIECE, Entry, below
 
 TO_DELETE = 1000
 """Paths in one request."""
+CONDITION_FAILED = {"PreconditionFailed", "412", "NoSuchKey", "404"}
 
 
 class S3Backend:
@@ -67,13 +68,7 @@ class S3Backend:
 
     def remove(self, path: str, token: str) -> bool:
         """Delete with If-Match."""
-        try:
-            self.fs.call_s3("delete_object", **self._object(path), IfMatch=token)
-        except OSError as error:
-            if _condition_failed(error):
-                return False
-            raise
-        return True
+        return self._if_met("delete_object", path, IfMatch=token) is not None
 
     def entries(self, folder: str, start: str = "") -> dict[str, Entry]:
         return {
@@ -149,13 +144,18 @@ class S3Backend:
         return {"Bucket": self.bucket, "Key": f"{self.folder}{path}"}
 
     def _put(self, path: str, data: bytes, **condition: str) -> str | None:
+        answer = self._if_met("put_object", path, Body=data, **condition)
+        return None if answer is None else _token(answer)
+
+    def _if_met(self, call: str, path: str, **more: Any) -> Mapping[str, Any] | None:
+        """Return the answer to a conditional call; None where the object is there, changed, or gone."""
         try:
-            answer = self.fs.call_s3("put_object", **self._object(path), Body=data, **condition)
+            answer: Mapping[str, Any] = self.fs.call_s3(call, **self._object(path), **more)
         except OSError as error:
-            if _condition_failed(error):
+            if isinstance(error, FileExistsError) or code_of(error) in CONDITION_FAILED:
                 return None
             raise
-        return _token(answer)
+        return answer
 
 
 async def _whole(body: Any) -> bytes:
@@ -181,9 +181,3 @@ async def _piece(body: Any) -> bytes:
 def _token(answer: Mapping[str, Any]) -> str:
     """Return the ETag of an answer as If-Match takes it; empty where a server or a proxy left it out."""
     return str(answer.get("ETag") or "").removeprefix("W/")  # as weak ones proxies return those they compress
-
-
-def _condition_failed(error: OSError) -> bool:
-    """Whether the server refused a conditional request: the object is there, changed, or gone."""
-    refused = {"PreconditionFailed", "412", "NoSuchKey", "404"}
-    return isinstance(error, FileExistsError) or code_of(error) in refused

@@ -13,9 +13,9 @@ from gc_fixture import LATER, artifact, crown, finished_run
 from memmcl.errors import LeaseHeld
 from memmcl.store import Lease, Policy, Store, collect, read_champions, rollback
 from memmcl.store.gc import PATIENCE
+from memmcl.store.lease import COLLECTING
 from memmcl.store.local import LocalBackend
 from memmcl.store.manifest import manifest_path
-from memmcl.store.reuse import COLLECTING
 
 
 @pytest.fixture
