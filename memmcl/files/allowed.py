@@ -165,7 +165,7 @@ def _split(path: str) -> tuple[str, ...]:
 
 
 def _plain(path: tuple[str, ...], name: str) -> tuple[str, ...]:
-    """Refuse names that servers read as other folders."""
+    """Return `path`. Raises ConfigError for . and .. and for slashes in a name, which servers read as other folders."""
     if any(folder in (".", "..") or set("/\\") & set(folder) for folder in path):
         raise ConfigError(f"cannot open {name}: write the address without . and .. and escaped slashes")
     return path

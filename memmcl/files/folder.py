@@ -28,7 +28,7 @@ ABANDONED = 24 * 3600.0
 
 
 def made_before(folder: Path, record: str, made_from: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the record of a folder that was made from the same, None for one that is new or empty.
+    """Return the record of a folder that an equal `made_from` wrote, None for one that is new or empty.
 
     record: the name of its file.
 
@@ -64,8 +64,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     allowed.require(str(folder))
     scratch = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.part"
+    oldest = time.time() - ABANDONED
     with disk(folder):
-        _sweep(folder)
+        for left in folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * 32}.part"):
+            if left.stat().st_mtime < oldest:
+                shutil.rmtree(left, ignore_errors=True)
         scratch.mkdir(parents=True)
     try:
         yield scratch
@@ -105,7 +108,7 @@ def check_room(folder: Path, size: int) -> None:
 
 @contextmanager
 def disk(folder: Path) -> Iterator[None]:
-    """Turn what the disk refuses into one line about `folder`: StoreFull without space, StoreError for the rest."""
+    """Turn an OSError of the block into one line about `folder`: StoreFull without space, StoreError for the rest."""
     try:
         yield
     except OSError as error:
@@ -119,13 +122,6 @@ def _named(folder: Path) -> Path:
     """Return the name that a place of `new_folder` will take; any other folder as it is."""
     match = _SCRATCH.match(folder.name)
     return folder.with_name(match[1]) if match else folder
-
-
-def _sweep(folder: Path) -> None:
-    oldest = time.time() - ABANDONED
-    for path in folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * 32}.part"):
-        if path.stat().st_mtime < oldest:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _gigabytes(size: int) -> str:

@@ -77,11 +77,10 @@ def reading(name: str) -> Iterator[None]:
         yield
     except Exception as error:
         chain = list(_chain(error))
-        foreign = any(is_foreign(step) for step in chain)
-        ours = next((step for step in chain if isinstance(step, MemmclError)), None)
-        if ours is not None:  # a web client may have wrapped what refused a redirect
-            raise ours from None
-        if not (foreign or isinstance(error, OSError)):
+        for step in chain:
+            if isinstance(step, MemmclError):  # a web client may have wrapped what refused a redirect
+                raise step from None
+        if not (isinstance(error, OSError) or any(map(is_foreign, chain))):
             raise
         raise DataError(_explained(public(name), error, chain)) from None  # a library's text may name the key
 

@@ -30,12 +30,7 @@ _NUMBER = re.compile(r"[-+.]?[0-9]")
 
 
 def read_within(path: Path, most: int) -> bytes:
-    """Return the content of a file.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it has more than `most` bytes.
-    """
+    """Return the content of a file. Raises ValueError if it has more than `most` bytes."""
     with path.open("rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
@@ -64,11 +59,7 @@ def parse_json(data: bytes, most: int = JSON_BYTES, *, infinity: bool = False) -
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the value that a YAML document holds, with nothing in it but plain values.
-
-    Raises:
-        ValueError: it is too long, too deep, too large once its aliases are written out, or no YAML.
-    """
+    """Return the plain values of a YAML document. Raises ValueError if it is too long, deep or large, or no YAML."""
     if len(text) > YAML_BYTES or len(text.encode(errors="replace")) > YAML_BYTES:
         raise ValueError(f"it has more than {YAML_BYTES:,} bytes")
     try:

@@ -41,7 +41,7 @@ class Summary:
 
     @property
     def order(self) -> tuple[str, str, str]:
-        """By which artifacts are sorted, the newest last."""
+        """The key that sorts artifacts by age, the newest last."""
         return self.created, self.kind, self.key
 
 
@@ -98,8 +98,8 @@ class _Listing:
     def read(self, paths: Iterable[str]) -> dict[str, Summary]:
         """Read manifests, and return the rows of those that are valid."""
         paths = list(paths)
-        read = self.objects.map(lambda path: _summary(self.objects, path), paths)
-        rows = {path: row for path, row in zip(paths, read, strict=True) if row is not None}
+        read = self.objects.map(lambda path: read_manifest(self.objects, path), paths)
+        rows = {path: _summary(manifest) for path, manifest in zip(paths, read, strict=True) if manifest is not None}
         self._read |= rows
         return rows
 
@@ -132,10 +132,7 @@ def _paths(objects: Objects, kind: str, start: str) -> dict[str, Entry]:
     return {path: entry for path, entry in entries.items() if path.count("/") == 2 and path.endswith(".json")}
 
 
-def _summary(objects: Objects, path: str) -> Summary | None:
-    manifest = read_manifest(objects, path)
-    if manifest is None:
-        return None
+def _summary(manifest: Manifest) -> Summary:
     size = sum(blob.size for blob in manifest.blobs.values())
     return Summary(manifest.kind, manifest.key, manifest.name, manifest.created, manifest.seconds, size)
 

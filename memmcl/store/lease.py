@@ -173,10 +173,8 @@ class Lease:
 
     def settle(self) -> None:
         """Forget `abandoned`: the caller has closed those runs. Raises LeaseHeld when the lease was lost."""
-        with self._lock:
-            self.abandoned = []
-            self._swap()
-        self.check()
+        self.abandoned = []
+        self.update()
 
     @property
     def _name(self) -> str:

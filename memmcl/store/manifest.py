@@ -23,11 +23,7 @@ _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def check_name(name: str) -> str:
-    """Return `name` when it can be part of an object's path: letters, digits, `.`, `_`, `-`, joined by `/`.
-
-    Raises:
-        ValueError: it cannot, for instance because it starts with a dot or a slash.
-    """
+    """Return `name` if it can be part of an object's path; raises ValueError if it cannot, as `/etc` or `.hidden`."""
     if not all(_SEGMENT.fullmatch(segment) for segment in name.split("/")):
         raise ValueError(f"{name!r} cannot name an object; use letters, digits, '.', '_', '-' and '/'")
     return name

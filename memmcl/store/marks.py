@@ -27,8 +27,8 @@ def decide(snapshot: StoreSnapshot, policy: Policy, now: float) -> RemovalPlan:
 class _Decision:
     """One decision, made step by step.
 
-    young: what was used since then stays. live: the same for what runs that are at work may use. own_until: by path,
-    when the last removed run that explains the object was published: use up to then was that run's own.
+    young, live: what was used since that time stays, `live` because a run at work may rely on it. own_until: path ->
+    when the last removed run that needs the object was published; use before that was the run's own, and protects not.
     """
 
     def __init__(self, snapshot: StoreSnapshot, policy: Policy, now: float) -> None:

@@ -215,12 +215,7 @@ class Objects:
 
 
 def write_file(target: Path, data: bytes) -> None:
-    """Write a file outside the store, whole or not at all, with the store's errors.
-
-    Raises:
-        StoreFull, StoreAccessError, StoreError: it could not be written; what was there is unchanged.
-        ConfigError: a place that may not be written to.
-    """
+    """Write a file outside the store, whole or not at all. Raises StoreError, or ConfigError for a refused place."""
     allowed.require(str(target))
     _local(target)._call(lambda: replace_file(target, data))
 
@@ -231,11 +226,7 @@ def _local(file: Path) -> Objects:
 
 
 def normalise(url: str) -> str:
-    """Return `url` with an absolute path for local directories and no slash at its end.
-
-    Raises:
-        ConfigError: a scheme other than file, s3 and memory, no bucket, or credentials inside the URL.
-    """
+    """Return `url` absolute, without a slash at its end. Raises ConfigError where no store can lie there."""
     scheme, rest = scheme_of(url), url.removeprefix(f"{scheme_of(url)}://")
     if not rest.strip("/") and not (scheme == "file" and rest):
         raise ConfigError(f"the store's URL {shown(url)} names no place; write file:///directory or s3://bucket/folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,8 @@ class S3Backend:
     def discard(self, unfinished: str) -> None:
         """Abort the upload; one that is gone is passed over."""
         key, _, upload = unfinished.rpartition("?")
-        try:
+        with suppress(FileNotFoundError):  # completed or aborted since it was listed
             self.fs.call_s3("abort_multipart_upload", Bucket=self.bucket, Key=key, UploadId=upload)
-        except FileNotFoundError:  # completed or aborted since it was listed
-            return
 
     def _pages(self, prefix: str, call: str = "list_objects_v2", **more: str) -> Iterator[dict[str, Any]]:
         """Yield the pages of a listing below the store's folder."""
@@ -180,4 +179,4 @@ async def _piece(body: Any) -> bytes:
 
 def _token(answer: Mapping[str, Any]) -> str:
     """Return the ETag of an answer as If-Match takes it; empty where a server or a proxy left it out."""
-    return str(answer.get("ETag") or "").removeprefix("W/")  # as weak ones proxies return those they compress
+    return str(answer.get("ETag") or "").removeprefix("W/")  # proxies that compress an answer mark its ETag as weak

@@ -157,10 +157,7 @@ class Closure:
 
 
 def read_closure(objects: Objects, kind: str, key: str, leaves: Collection[str] = ()) -> Closure:
-    """Read an artifact, and all that it was made from, once: every manifest and every blob is checked.
-
-    leaves: kinds of artifacts whose own inputs are left out.
-    """
+    """Read an artifact and all that it was made from, but the inputs of kinds in `leaves`; check all digests."""
     root = manifest_path(kind, key)
     manifests: dict[str, Manifest] = {}
     problems: list[Problem] = []

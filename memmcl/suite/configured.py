@@ -56,7 +56,7 @@ def catalogue(config: RunConfig) -> dict[str, Subtask]:
 
 
 def lenders(config: RunConfig) -> dict[str, Subtask]:
-    """Return every subtask that anchor rows may be of: all of the catalogue, and those of the run."""
+    """Return by name every subtask whose rows may serve as anchors: those of the catalogue and those of the run."""
     return {**SUBTASKS, **catalogue(config)}
 
 

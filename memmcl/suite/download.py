@@ -33,7 +33,7 @@ PASSING = {408, 425, 429}
 class Unavailable(Exception):
     """A file that the server does not give; the text is the reason.
 
-    passing: later it might; the server asks to wait so many `seconds`.
+    passing: whether another try may succeed. seconds: how long the server asks to wait before that.
     """
 
     def __init__(self, reason: str, *, passing: bool = False, seconds: float = 0.0) -> None:
@@ -47,11 +47,7 @@ class Stopped(Exception):
 
 
 def base_of(url: str) -> httpx.URL:
-    """Return the address that files are fetched below.
-
-    Raises:
-        UsageError: no http(s) address, or one that holds credentials; the message does not repeat it.
-    """
+    """Return the address to fetch from. Raises UsageError if it is not http(s), or holds credentials."""
     try:
         base = httpx.URL(url.strip())
     except httpx.InvalidURL as error:

@@ -58,11 +58,7 @@ def read_files(
 
 
 def find_files(url: str, storage: Mapping[str, Any] | None = None) -> tuple[Any, list[str]]:
-    """Return the file system and the paths that `url` means.
-
-    Raises:
-        DataError: there is none, or one with an unknown ending. Other exceptions are those of the file system.
-    """
+    """Return the file system and the paths that `url` means. Raises DataError for none, or for an unknown ending."""
     fs, path = open_place(url, storage)
     if url.startswith("https://"):
         paths = [path]

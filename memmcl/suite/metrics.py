@@ -122,11 +122,8 @@ def balanced_accuracy(golds: Sequence[str], predictions: Sequence[str]) -> float
 def best_constant(subtask: Subtask, train: Sequence[Example], test: Sequence[Example]) -> tuple[str, float]:
     """Return the one answer that scores best on all `train` rows, and its score on the `test` rows.
 
-    Candidates are the labels, or for tuples "[]" and the 20 most frequent answers; of equals the first one
-    wins.
-
-    Raises:
-        DataError: `train` or `test` is empty.
+    Candidates are the labels, or for tuples "[]" and the 20 most frequent answers; of equals the first one wins.
+    Raises DataError if `train` or `test` is empty.
     """
     if subtask.is_tuple:
         frequent = Counter(example.answer for example in train).most_common(_MOST_FREQUENT)

@@ -46,10 +46,7 @@ class Blocklist:
         return np.fromiter((content in self.contents for content in contents), dtype=np.bool_, count=len(contents))
 
     def sharing(self, contents: Sequence[str]) -> NDArray[np.bool_]:
-        """Return, for each normalised text, whether a window of it is one of the block list's: (texts,) bool.
-
-        A text with fewer than `WINDOW` characters has none.
-        """
+        """Return, for each normalised text, whether a window of it is one of the block list's: (texts,) bool."""
         shares = np.zeros(len(contents), dtype=np.bool_)
         if len(self.hashes):
             for hashes, rows in _windows(contents):
@@ -58,10 +55,6 @@ class Blocklist:
                 nearest = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
                 shares[rows[likely[self.hashes[nearest] == wanted]]] = True
         return shares
-
-    def overlapping(self, contents: Sequence[str]) -> NDArray[np.bool_]:
-        """Return, for each normalised text, whether it equals one of the block list's or shares a window: (texts,)."""
-        return self.equal(contents) | self.sharing(contents)
 
 
 def _windows(contents: Sequence[str]) -> Iterator[tuple[Hashes, NDArray[np.int64]]]:

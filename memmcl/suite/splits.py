@@ -8,7 +8,7 @@ repeats a test text of any subtask, nor shares a window of 36 normalised charact
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby, zip_longest
 from typing import Any, Literal, NamedTuple
@@ -152,7 +152,9 @@ def prepare(
     pools = {name: {split: _ordered(rows) for split, rows in pool.items()} for name, pool in splits.items()}
     for name, pool in pools.items():
         for split in ("train", "weak"):
-            pool[split] = _without(pool[split], _repeats(pool[split]), "repeated rows of a part", dropped)
+            first: dict[str, _Row] = {}
+            repeats = [first.setdefault(row.example.id, row) is not row for row in pool[split]]
+            pool[split] = _without(pool[split], repeats, "repeated rows of a part", dropped)
         _separate_test(name, pool, on_overlap, dropped)
     _separate_splits(pools, dropped)
     chosen = {
@@ -182,14 +184,6 @@ def _empty(name: str, split: str, cap: int | None, read: Mapping[str, Sequence[E
 def _ordered(examples: Iterable[Example]) -> list[_Row]:
     """Return the rows in drawing order."""
     return [_Row(example, normalised(example.text)) for example in sorted(examples, key=drawing_order)]
-
-
-def _repeats(rows: Iterable[_Row]) -> Iterator[bool]:
-    """Yield for each row whether an earlier one has its id."""
-    seen: set[str] = set()
-    for row in rows:
-        yield row.example.id in seen
-        seen.add(row.example.id)
 
 
 def _separate_test(name: str, pool: dict[str, list[_Row]], on_overlap: OnOverlap, dropped: Counter[str]) -> None:

@@ -39,11 +39,7 @@ class Target:
                 return None
 
     def write(self, path: str, data: bytes) -> None:
-        """Store the content; a reader sees what was there before or all of `data`.
-
-        Raises:
-            StoreAccessError, StoreFull: it could not be written; what was there is unchanged.
-        """
+        """Store the content, whole or not at all. Raises StoreAccessError or StoreFull if it cannot."""
         with self._translated():
             if self.local:
                 replace_file(Path(self.root, path), data)
@@ -60,11 +56,7 @@ class Target:
                 self.fs.rm_file(f"{self.root}/{path}")
 
     def prepare(self, paths: Iterable[str]) -> None:
-        """Make a directory that is missing, and remove the temporary files that killed writers of `paths` left there.
-
-        Raises:
-            StoreAccessError, StoreFull: the directory cannot be made or written.
-        """
+        """Make a missing directory; remove what killed writers of `paths` left. Raises StoreAccessError, StoreFull."""
         if not self.local:
             return
         oldest = time.time() - ABANDONED
