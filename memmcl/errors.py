@@ -15,11 +15,9 @@ from __future__ import annotations
 import re
 import reprlib
 
-VALUE = 200
-"""Characters of one value that a message shows at most."""
+VALUE = 200  # characters of one value that a message shows at most
 
-MESSAGE = 2_000
-"""Characters of a whole message at most."""
+MESSAGE = 2_000  # characters of a whole message at most
 
 _LONG_WORD = re.compile(rf"\S{{{VALUE + 1},}}")
 _REPR = reprlib.Repr()
@@ -64,7 +62,7 @@ def _without_middle(text: str, most: int) -> str:
 
 
 class MemmclError(Exception):
-    """Something that the user can act on: shown as one line, with exit code 1."""
+    """Base of all errors that memmcl raises on purpose: shown as one line, with exit code 1."""
 
     exit_code = 1
 

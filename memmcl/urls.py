@@ -34,8 +34,7 @@ SECRETS = (
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _HIDDEN = "***"
-_SHOWN = 200
-"""No more characters of a place are shown."""
+_SHOWN = 200  # no more characters of a place are shown
 _WORDS = (
     *("signature", "sig$", "token", "secret", "passw", "passphrase", "pwd", "credential", "authoriz", "auth$", "jwt"),
     *("bearer", "api[-_]?key", "access[-_]?key", "accessid", "key[-_]?id", "pair-id"),

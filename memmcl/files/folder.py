@@ -23,8 +23,7 @@ from memmcl.files import allowed
 from memmcl.files.failures import FULL, replace_file
 
 _SCRATCH = re.compile(r"^\.(.*)\.[0-9a-f]{32}\.part$")
-ABANDONED = 24 * 3600.0
-"""Seconds after which a temporary folder or file was left by a killed command."""
+ABANDONED = 24 * 3600.0  # seconds after which a temporary folder or file was left by a killed command
 
 
 def made_before(folder: Path, record: str, made_from: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -13,15 +13,11 @@ from typing import Any
 
 import yaml
 
-JSON_BYTES = 1 << 24
-"""Bytes of a JSON file, unless its reader has another bound."""
+JSON_BYTES = 1 << 24  # bytes of a JSON file, unless its reader has another bound
 
-YAML_BYTES = 1 << 20
-"""Bytes of a YAML file, or of a value of --set."""
-YAML_DEPTH = 64
-"""Lists and mappings within each other in YAML."""
-YAML_NODES = 100_000
-"""Values in YAML, those that aliases (`*name`) repeat included."""
+YAML_BYTES = 1 << 20  # bytes of a YAML file, or of a value of --set
+YAML_DEPTH = 64  # lists and mappings within each other in YAML
+YAML_NODES = 100_000  # values in YAML, those that aliases (`*name`) repeat included
 YAML_DIGITS = 1_000
 """Characters of one number in YAML: PyYAML reads 1:30:00 as a number to the base 60, in quadratic time."""
 

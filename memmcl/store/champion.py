@@ -58,13 +58,12 @@ class Champions:
     @property
     def line(self) -> tuple[str, ...]:
         """Run ids of the champion and of those it followed, oldest first; what was rolled back is not among them."""
-        line: dict[str, None] = {}
+        line: list[str] = []
         for reign in self.history:
             if reign.run_id in line:
-                while next(reversed(line)) != reign.run_id:
-                    line.popitem()
+                del line[line.index(reign.run_id) + 1 :]
             else:
-                line[reign.run_id] = None
+                line.append(reign.run_id)
         return tuple(line)
 
     @property

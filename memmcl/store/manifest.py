@@ -59,8 +59,7 @@ class ArtifactRef(_Frozen):
         return f"{self.kind} {self.name!r} ({self.key[:12]})"
 
 
-Refs = Mapping[str, ArtifactRef]
-"""References by name, most often by subtask."""
+Refs = Mapping[str, ArtifactRef]  # references by name, most often by subtask
 
 
 class BlobInfo(_Frozen):

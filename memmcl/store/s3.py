@@ -10,8 +10,7 @@ from typing import Any
 from memmcl.files.failures import code_of
 from memmcl.store.backends import PIECE, Entry, below
 
-TO_DELETE = 1000
-"""Paths in one request."""
+TO_DELETE = 1000  # paths in one request
 CONDITION_FAILED = {"PreconditionFailed", "412", "NoSuchKey", "404"}
 
 
@@ -132,12 +131,8 @@ class S3Backend:
             yield page
             if not page.get("IsTruncated"):
                 return
-            following = {
-                "ContinuationToken": page.get("NextContinuationToken"),
-                "KeyMarker": page.get("NextKeyMarker"),
-                "UploadIdMarker": page.get("NextUploadIdMarker"),
-            }
-            tokens = {name: value for name, value in following.items() if value}
+            markers = ("ContinuationToken", "KeyMarker", "UploadIdMarker")
+            tokens = {name: page[f"Next{name}"] for name in markers if page.get(f"Next{name}")}
 
     def _object(self, path: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": f"{self.folder}{path}"}
@@ -158,15 +153,11 @@ class S3Backend:
 
 
 async def _whole(body: Any) -> bytes:
-    """Read all of an answer.
-
-    If that fails, the connection is released all the same: the client has ten, and a request for one more waits.
-    """
+    """Read all of an answer."""
     try:
-        content: bytes = await body.read()
+        return bytes(await body.read())
     finally:
-        await body.aclose()
-    return content
+        await body.aclose()  # or the connection stays taken: the client has ten, and a request for one more waits
 
 
 async def _piece(body: Any) -> bytes:

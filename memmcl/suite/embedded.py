@@ -17,11 +17,9 @@ from memmcl.suite.files import json_rows
 from memmcl.suite.rows import Row
 from memmcl.suite.subtasks import Subtask
 
-DINING = ("restaurant", "cafe")
-"""The domains whose quads have ASQP's categories."""
+DINING = ("restaurant", "cafe")  # the domains whose quads have ASQP's categories
 
-UNNAMED = "NULL"
-"""The aspect of an opinion about something that the sentence does not name."""
+UNNAMED = "NULL"  # the aspect of an opinion about something that the sentence does not name
 
 _ANNOTATED = ("uabsa", "aste", "asqp", "asc")
 _QUAD = ("category", "aspect", "opinion", "polarity")

@@ -31,8 +31,7 @@ from memmcl.suite.rows import Row
 from memmcl.urls import public
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz")
-LINE_BYTES = 1 << 24
-"""No longer line is read."""
+LINE_BYTES = 1 << 24  # no longer line is read
 
 _STEP = 1 << 13
 _BOM = b"\xef\xbb\xbf"

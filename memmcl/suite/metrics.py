@@ -30,8 +30,7 @@ from memmcl.suite.subtasks import SUBTASKS, Subtask
 
 Floats = NDArray[np.float64]
 
-EPSILON = 1e-7
-"""What SentiEval adds to the denominators of tuple precision, recall and F1."""
+EPSILON = 1e-7  # what SentiEval adds to the denominators of tuple precision, recall and F1
 
 _MOST_FREQUENT = 20
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-WINDOW = 36
-"""Characters of normalised text that two texts must have in common, in one piece, to overlap."""
+WINDOW = 36  # characters of normalised text that two texts must have in common, in one piece, to overlap
 
 Hashes = NDArray[np.uint64]
 

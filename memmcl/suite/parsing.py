@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from memmcl.suite.examples import Tuples, format_tuples
 from memmcl.suite.subtasks import Subtask
 
-MAX_CHARACTERS = 20_000
-"""The tolerant reading leaves longer answers alone: no gold answer comes near."""
+MAX_CHARACTERS = 20_000  # the tolerant reading leaves longer answers alone: no gold answer comes near
 
 MAX_LITERAL = 200_000
 """The strict reading goes this far, as SentiEval reads any length; Python's parser can bring the interpreter down on

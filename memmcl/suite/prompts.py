@@ -50,9 +50,7 @@ class Prompter:
         self, subtask: Subtask, example: Example, demonstrations: Sequence[Demonstration] = ()
     ) -> tuple[int, ...]:
         """Return the ids of the whole prompt, up to where the answer starts."""
-        if isinstance(
-            subtask, Pairs
-        ):  # the user's own to the last character: nothing is put around it, and nothing cut
+        if isinstance(subtask, Pairs):  # to the last character: nothing is put around it, and nothing cut
             ids = self._encode(example.text)
             if len(ids) > self._max_tokens:
                 raise ConfigError(

@@ -32,12 +32,8 @@ _WEAK_OF_TRAIN_BELOW = 20
 class Source:
     """Where the rows of one subtask lie: one place for all of them, a place per split, or a Hugging Face data set.
 
-    path: file(s) of all rows, as a path, glob or URL; `split_of` deals them to the splits.
-    train, weak, test: file(s) of one split; with `dataset`, the name of that split there. Without weak, the fifth of
-        the training rows whose content hash is lowest is the weak split.
-    dataset, subset, revision: a Hugging Face data set by name or directory, its configuration, and its version.
-    columns: our field -> their column.
-    labels: their label, as text -> ours.
+    The fields are those of `memmcl.config.SourceConfig`. `split_of` decides the split of each row in `path`. Without
+    `weak`, the fifth of the training rows whose content hash is lowest is the weak split.
     """
 
     path: str | None = None
@@ -72,8 +68,7 @@ class Reading:
     storage: Mapping[str, Any] | None = None
 
 
-EMBEDDED = Reading()
-"""The corpus that ships with memmcl."""
+EMBEDDED = Reading()  # the corpus that ships with memmcl
 
 
 @dataclass(frozen=True)
@@ -90,8 +85,7 @@ class RowPools:
     dropped: Counter[str]
 
 
-SplitOf = Callable[[str], str]
-"""From a text to its split."""
+SplitOf = Callable[[str], str]  # from a text to its split
 
 
 @dataclass(frozen=True)

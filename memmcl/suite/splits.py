@@ -36,8 +36,7 @@ class _Row(NamedTuple):
     content: str
 
 
-_Pools = dict[str, dict[str, list[_Row]]]
-"""Subtask -> split of `sources.SOURCE_SPLITS` -> rows."""
+_Pools = dict[str, dict[str, list[_Row]]]  # subtask -> split of `sources.SOURCE_SPLITS` -> rows
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from memmcl.suite.overlap import Blocklist
 from memmcl.suite.sources import SOURCE_SPLITS
 from memmcl.suite.subtasks import Subtask
 
-Pools = Mapping[str, Mapping[str, Sequence[Example]]]
-"""Subtask -> split of `sources.SOURCE_SPLITS` -> rows."""
+Pools = Mapping[str, Mapping[str, Sequence[Example]]]  # subtask -> split of `sources.SOURCE_SPLITS` -> rows
 
 
 @dataclass(frozen=True)
