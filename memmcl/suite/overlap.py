@@ -55,6 +55,10 @@ class Blocklist:
                 shares[rows[likely[self.hashes[nearest] == wanted]]] = True
         return shares
 
+    def overlapping(self, contents: Sequence[str]) -> NDArray[np.bool_]:
+        """Return, for each normalised text, whether it equals one of the block list's or shares a window: (texts,)."""
+        return self.equal(contents) | self.sharing(contents)
+
 
 def _windows(contents: Sequence[str]) -> Iterator[tuple[Hashes, NDArray[np.int64]]]:
     """Yield batches of window hashes, and the number of the text that each window is from: (windows,) both.

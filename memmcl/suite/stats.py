@@ -126,7 +126,7 @@ def leakage(pools: Pools) -> list[Leak]:
     blocklists = {dataset: Blocklist.of(tests[dataset]) for dataset in sorted(tests)}
     leaks = []
     for (dataset, split), texts in sorted(suspects.items()):
-        contents = list(compress(texts, every.equal(texts) | every.sharing(texts)))
+        contents = list(compress(texts, every.overlapping(texts)))
         for test_dataset, blocklist in blocklists.items():
             equal = blocklist.equal(contents)
             sharing = blocklist.sharing(contents) & ~equal
