@@ -55,7 +55,7 @@ def made_before(folder: Path, record: str, made_from: Mapping[str, Any]) -> dict
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Give a place beside `folder` that takes its name when the block ends well, and is gone when it does not.
+    """Yield a temporary folder that is renamed to `folder` if the block succeeds, and removed if it fails.
 
     Raises:
         StoreError: it cannot be written.

@@ -107,8 +107,9 @@ def example_of(row: Row, subtask: Subtask, dataset: str, shape: Shape = PLAIN, *
         return Example.create(dataset, text, () if subtask.is_tuple else "", fields)
     if not subtask.is_tuple:
         return Example.create(dataset, text, _label(row.values, subtask, shape), fields)
-    items = (_items_of_columns if shape.is_flat(subtask) else _items_of_list)(row.values, subtask, shape)
-    return Example.create(dataset, text, [_tuple(item, subtask, shape) for item in items], fields)
+    items_of = _items_of_columns if shape.is_flat(subtask) else _items_of_list
+    tuples = [_tuple(item, subtask, shape) for item in items_of(row.values, subtask, shape)]
+    return Example.create(dataset, text, tuples, fields)
 
 
 def _value(values: Mapping[str, Any], column: str) -> Any:
