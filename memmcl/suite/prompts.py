@@ -68,7 +68,7 @@ class Prompter:
         return self._render(subtask, self._fitted(subtask, example), example, ())
 
     def answer(self, answer: str, subtask: Subtask | None = None) -> tuple[int, ...]:
-        """Return the ids of an answer with its end token. subtask: needed for `Pairs` alone, whose answers stay as they are."""
+        """Return an answer's ids with its end token. subtask: needed for `Pairs`, whose answers are not changed."""
         if not isinstance(subtask, Pairs):
             answer = self._broken(answer) if self._chat else f" {self._broken(answer)}"
         return (*self._encode(answer), self._tokenizer.eos_token_id)
