@@ -25,6 +25,7 @@ class RowError(Exception):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+        self.message = message
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Row:
 
     def fault(self, error: RowError) -> Fault:
         """Return `error` with this row's place."""
-        return Fault(self.place, error.kind, str(error))
+        return Fault(self.place, error.kind, error.message)
 
 
 @dataclass(frozen=True, kw_only=True)
