@@ -1,26 +1,13 @@
-"""Every error memmcl raises on purpose, in one tree.
+"""Every error memmcl raises on purpose, in one tree; anything else that is raised is a bug.
 
-    MemmclError                     something the user can act on; shown as one line, exit code 1
-    |-- UsageError                  the request itself is wrong; exit code 2
-    |   |-- ConfigError             unknown key, wrong type, value out of bounds
-    |   `-- GenomeError             a genome that does not fit the experts, blocks or bounds it is used with
-    |-- DataError                   rows, splits, labels
-    |-- ModelError                  base model, tokenizer, adapters
-    |-- TrainingError               a training that cannot go on (non-finite loss, no rows)
-    |-- SearchError                 a merge search that cannot go on
-    |-- ServiceError                Prefect server, Ray, a port
-    |   `-- ServiceDied             one that was there, and is gone
-    `-- StoreError                  object storage
-        |-- ArtifactNotFound        no manifest, or a blob it names is missing
-        |-- CorruptArtifact         bytes that do not match their digest
-        |-- StoreAccessError        wrong credentials, no such bucket, endpoint out of reach
-        |-- StoreFull               no space left
-        |-- Conflict                a compare-and-swap that lost
-        `-- LeaseHeld               another live process works on the same run
+    MemmclError
+    |-- UsageError: ConfigError, GenomeError
+    |-- DataError, ModelError, TrainingError, SearchError
+    |-- ServiceError: ServiceDied
+    `-- StoreError: ArtifactNotFound, CorruptArtifact, StoreAccessError, StoreFull, Conflict, LeaseHeld
 
-A message says what was expected, what came, and what to do. Anything that is not a `MemmclError` is a bug.
-
-Whatever a file or a user gives, a message stays short: values go through `shown`, and every message through `bounded`.
+A message says what was expected, what came, and what to do. Whatever a file or a user gives, it stays short: values go
+through `shown`, and every message through `bounded`.
 """
 
 from __future__ import annotations
@@ -28,11 +15,9 @@ from __future__ import annotations
 import re
 import reprlib
 
-VALUE = 200
-"""Characters of one value that a message shows at most."""
+VALUE = 200  # characters of one value that a message shows at most
 
-MESSAGE = 2_000
-"""Characters of a whole message at most."""
+MESSAGE = 2_000  # characters of a whole message at most
 
 _LONG_WORD = re.compile(rf"\S{{{VALUE + 1},}}")
 _REPR = reprlib.Repr()
@@ -77,7 +62,7 @@ def _without_middle(text: str, most: int) -> str:
 
 
 class MemmclError(Exception):
-    """Base of all errors that memmcl raises on purpose; its message is `bounded`."""
+    """Base of all errors that memmcl raises on purpose: shown as one line, with exit code 1."""
 
     exit_code = 1
 
@@ -86,7 +71,7 @@ class MemmclError(Exception):
 
 
 class UsageError(MemmclError):
-    """The request itself is wrong."""
+    """The request itself is wrong; exit code 2."""
 
     exit_code = 2
 
@@ -108,7 +93,7 @@ class ModelError(MemmclError):
 
 
 class TrainingError(MemmclError):
-    """A training that cannot go on."""
+    """A training that cannot go on: a loss that is not finite, or no rows."""
 
 
 class SearchError(MemmclError):

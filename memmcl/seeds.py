@@ -19,9 +19,7 @@ def derive(seed: int, *names: str | int) -> int:
 def digest(value: Any) -> str:
     """Return the sha256 (hex) of `value`'s canonical JSON: sorted keys, no spaces, UTF-8.
 
-    Raises:
-        TypeError: `value` holds something that JSON has no form for.
-        ValueError: `value` holds NaN or an infinity.
+    Raises TypeError for what JSON has no form for, ValueError for NaN or an infinity.
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -34,8 +34,7 @@ SECRETS = (
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _HIDDEN = "***"
-_SHOWN = 200
-"""No more characters of a place are shown."""
+_SHOWN = 200  # no more characters of a place are shown
 _WORDS = (
     *("signature", "sig$", "token", "secret", "passw", "passphrase", "pwd", "credential", "authoriz", "auth$", "jwt"),
     *("bearer", "api[-_]?key", "access[-_]?key", "accessid", "key[-_]?id", "pair-id"),
@@ -79,11 +78,7 @@ def secret_in(place: object) -> str | None:
 
 
 def refuse_secret(place: str) -> str:
-    """Return `place` if it holds no credential: configurations and records are stored and shown.
-
-    Raises:
-        ConfigError: it is a URL that holds some; the message does not repeat it.
-    """
+    """Return `place`, which will be stored and shown. Raises ConfigError if it is a URL that holds a credential."""
     secret = secret_in(place)
     if secret is not None:
         raise ConfigError(

@@ -46,7 +46,12 @@ def require(place: str, schemes: tuple[str, ...] = SCHEMES) -> None:
         ConfigError: another scheme than `schemes`, one protocol chained to another, a user in front of the host,
             control characters; or nothing that $MEMMCL_ALLOWED_URLS allows.
     """
-    _check(_parse(place, schemes))
+    asked, prefixes = _parse(place, schemes), _prefixes()
+    if prefixes is not None and not any(asked.below(prefix) for prefix in prefixes):
+        raise ConfigError(
+            f"{asked.name} may not be opened: {VARIABLE} allows {_listed(prefixes)}; name a place below that, or have "
+            "the variable changed where this process is started"
+        )
 
 
 def require_files(folder: Path) -> None:
@@ -90,26 +95,12 @@ def local_path(place: str) -> str:
     return os.path.normpath(Path.cwd() / path)
 
 
-def _check(place: _Place) -> None:
-    prefixes = _prefixes()
-    if prefixes is None or any(place.below(prefix) for prefix in prefixes):
-        return
-    raise ConfigError(
-        f"{place.name} may not be opened: {VARIABLE} allows {_listed(prefixes)}; name a place below that, or have the "
-        "variable changed where this process is started"
-    )
-
-
 def _listed(prefixes: tuple[_Place, ...]) -> str:
     return f"only {', '.join(prefix.name for prefix in prefixes)}" if prefixes else "nothing"
 
 
 def _prefixes() -> tuple[_Place, ...] | None:
-    """Return what the variable allows, None where it is not set.
-
-    Raises:
-        ConfigError: one of them is no absolute path or URL: nothing is opened then.
-    """
+    """Return what the variable allows, None if it is not set. Raises ConfigError if one is no absolute path or URL."""
     text = os.environ.get(VARIABLE)
     if text is None:
         return None
@@ -174,7 +165,7 @@ def _split(path: str) -> tuple[str, ...]:
 
 
 def _plain(path: tuple[str, ...], name: str) -> tuple[str, ...]:
-    """Refuse names that servers read as other folders."""
+    """Return `path`. Raises ConfigError for . and .. and for slashes in a name, which servers read as other folders."""
     if any(folder in (".", "..") or set("/\\") & set(folder) for folder in path):
         raise ConfigError(f"cannot open {name}: write the address without . and .. and escaped slashes")
     return path

@@ -23,12 +23,11 @@ from memmcl.files import allowed
 from memmcl.files.failures import FULL, replace_file
 
 _SCRATCH = re.compile(r"^\.(.*)\.[0-9a-f]{32}\.part$")
-ABANDONED = 24 * 3600.0
-"""Seconds after which a temporary folder or file was left by a killed command."""
+ABANDONED = 24 * 3600.0  # seconds after which a temporary folder or file was left by a killed command
 
 
 def made_before(folder: Path, record: str, made_from: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the record of a folder that was made from the same, None for one that is new or empty.
+    """Return the record of a folder that an equal `made_from` wrote, None for one that is new or empty.
 
     record: the name of its file.
 
@@ -56,7 +55,7 @@ def made_before(folder: Path, record: str, made_from: Mapping[str, Any]) -> dict
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Give a place beside `folder` that takes its name when the block ends well, and is gone when it does not.
+    """Yield a temporary folder that is renamed to `folder` if the block succeeds, and removed if it fails.
 
     Raises:
         StoreError: it cannot be written.
@@ -64,8 +63,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     allowed.require(str(folder))
     scratch = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.part"
+    oldest = time.time() - ABANDONED
     with disk(folder):
-        _sweep(folder)
+        for left in folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * 32}.part"):
+            if left.stat().st_mtime < oldest:
+                shutil.rmtree(left, ignore_errors=True)
         scratch.mkdir(parents=True)
     try:
         yield scratch
@@ -76,11 +78,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def seal(folder: Path, record: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the record `content` with the digests of all files in `folder`; return it.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Write the record `content` with the digests of all files in `folder`; return it. Raises StoreError."""
     with disk(folder):
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         digests = {path.relative_to(folder).as_posix(): file_digest(path) for path in paths}
@@ -90,21 +88,13 @@ def seal(folder: Path, record: str, content: Mapping[str, Any]) -> dict[str, Any
 
 
 def put(folder: Path, name: str, data: bytes) -> None:
-    """Write one file into `folder`.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Write one file into `folder`. Raises StoreError if it cannot be written."""
     with disk(folder):
         replace_file(folder / name, data)
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Make sure that the disk that `folder` will lie on has room for `size` bytes.
-
-    Raises:
-        StoreFull: it has not.
-    """
+    """Raise StoreFull unless the disk that `folder` will lie on has room for `size` bytes."""
     with disk(folder):
         above = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
         free = shutil.disk_usage(above).free
@@ -117,11 +107,7 @@ def check_room(folder: Path, size: int) -> None:
 
 @contextmanager
 def disk(folder: Path) -> Iterator[None]:
-    """Turn what the disk refuses into one line about `folder`.
-
-    Raises:
-        StoreFull, StoreError: no space left; anything else.
-    """
+    """Turn an OSError of the block into one line about `folder`: StoreFull without space, StoreError for the rest."""
     try:
         yield
     except OSError as error:
@@ -135,13 +121,6 @@ def _named(folder: Path) -> Path:
     """Return the name that a place of `new_folder` will take; any other folder as it is."""
     match = _SCRATCH.match(folder.name)
     return folder.with_name(match[1]) if match else folder
-
-
-def _sweep(folder: Path) -> None:
-    oldest = time.time() - ABANDONED
-    for path in folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * 32}.part"):
-        if path.stat().st_mtime < oldest:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _gigabytes(size: int) -> str:

@@ -44,11 +44,7 @@ def open_place(url: str, storage: Mapping[str, Any] | None = None) -> tuple[Any,
 
 
 def open_file(fs: Any, path: str, **options: Any) -> Any:
-    """Open a file for reading that `open_place` or a listing there gave: it, or what a link leads to, may be elsewhere.
-
-    Raises:
-        ConfigError: a place that may not be opened. Other exceptions are those of the file system.
-    """
+    """Open a file that `open_place` or a listing gave. Raises ConfigError where it leads to what may not be opened."""
     allowed.require(_full_name(fs, path))
     return fs.open(path, "rb", **options)
 
@@ -76,20 +72,15 @@ def protocols_of(fs: Any) -> tuple[str, ...]:
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Turn what a disk, a server or an S3 client raises while `name` is read into one line.
-
-    Raises:
-        DataError: the place is not there, out of reach, or closed to us.
-    """
+    """Turn what a disk, a server or an S3 client raises while `name` is read into a DataError of one line."""
     try:
         yield
     except Exception as error:
         chain = list(_chain(error))
-        foreign = any(is_foreign(step) for step in chain)
-        ours = next((step for step in chain if isinstance(step, MemmclError)), None)
-        if ours is not None:  # a web client may have wrapped what refused a redirect
-            raise ours from None
-        if not (foreign or isinstance(error, OSError)):
+        for step in chain:
+            if isinstance(step, MemmclError):  # a web client may have wrapped what refused a redirect
+                raise step from None
+        if not (isinstance(error, OSError) or any(map(is_foreign, chain))):
             raise
         raise DataError(_explained(public(name), error, chain)) from None  # a library's text may name the key
 

@@ -13,15 +13,11 @@ from typing import Any
 
 import yaml
 
-JSON_BYTES = 1 << 24
-"""Bytes of a JSON file, unless its reader has another bound."""
+JSON_BYTES = 1 << 24  # bytes of a JSON file, unless its reader has another bound
 
-YAML_BYTES = 1 << 20
-"""Bytes of a YAML file, or of a value of --set."""
-YAML_DEPTH = 64
-"""Lists and mappings within each other in YAML."""
-YAML_NODES = 100_000
-"""Values in YAML, those that aliases (`*name`) repeat included."""
+YAML_BYTES = 1 << 20  # bytes of a YAML file, or of a value of --set
+YAML_DEPTH = 64  # lists and mappings within each other in YAML
+YAML_NODES = 100_000  # values in YAML, those that aliases (`*name`) repeat included
 YAML_DIGITS = 1_000
 """Characters of one number in YAML: PyYAML reads 1:30:00 as a number to the base 60, in quadratic time."""
 
@@ -30,12 +26,7 @@ _NUMBER = re.compile(r"[-+.]?[0-9]")
 
 
 def read_within(path: Path, most: int) -> bytes:
-    """Return the content of a file.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it has more than `most` bytes.
-    """
+    """Return the content of a file. Raises ValueError if it has more than `most` bytes."""
     with path.open("rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
@@ -64,11 +55,7 @@ def parse_json(data: bytes, most: int = JSON_BYTES, *, infinity: bool = False) -
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the value that a YAML document holds, with nothing in it but plain values.
-
-    Raises:
-        ValueError: it is too long, too deep, too large once its aliases are written out, or no YAML.
-    """
+    """Return the plain values of a YAML document. Raises ValueError if it is too long, deep or large, or no YAML."""
     if len(text) > YAML_BYTES or len(text.encode(errors="replace")) > YAML_BYTES:
         raise ValueError(f"it has more than {YAML_BYTES:,} bytes")
     try:

@@ -18,8 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-PIECE = 1 << 20
-"""Bytes that are read at a time where a content is not held in memory."""
+PIECE = 1 << 20  # bytes that are read at a time where a content is not held in memory
 
 
 def sha256(data: bytes) -> str:

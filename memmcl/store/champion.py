@@ -58,13 +58,12 @@ class Champions:
     @property
     def line(self) -> tuple[str, ...]:
         """Run ids of the champion and of those it followed, oldest first; what was rolled back is not among them."""
-        line: dict[str, None] = {}
+        line: list[str] = []
         for reign in self.history:
             if reign.run_id in line:
-                while next(reversed(line)) != reign.run_id:
-                    line.popitem()
+                del line[line.index(reign.run_id) + 1 :]
             else:
-                line[reign.run_id] = None
+                line.append(reign.run_id)
         return tuple(line)
 
     @property
@@ -74,11 +73,7 @@ class Champions:
 
 
 def read_champions(store: Store, name: str) -> Champions:
-    """Return the history of champion `name`; empty when there is none yet.
-
-    Raises:
-        CorruptArtifact: the pointer cannot be read.
-    """
+    """Return the history of champion `name`, empty at first. Raises CorruptArtifact if it cannot be read."""
     value, token = store.look_at_pointer(_pointer(name))
     if token is None:
         return Champions(name, (), None)
@@ -93,11 +88,7 @@ def read_champions(store: Store, name: str) -> Champions:
 
 
 def promote(store: Store, champions: Champions, reign: Reign) -> Champions:
-    """Make `reign` the current entry, by compare-and-swap against the history that was read.
-
-    Raises:
-        Conflict: the champion changed since `champions` was read.
-    """
+    """Make `reign` the current entry, by compare-and-swap. Raises Conflict if the champion changed meanwhile."""
     history = (*champions.history, reign)
     value = {"history": [entry.model_dump(mode="json") for entry in history]}
     token = store.swap_pointer(_pointer(champions.name), value, champions.token)

@@ -61,11 +61,7 @@ class Documents:
         return dict(sorted(records.items()))
 
     def read_pointer(self, name: str) -> tuple[dict[str, Any] | None, str | None]:
-        """Return the value of the pointer and its token; (None, None) when it does not exist.
-
-        Raises:
-            CorruptArtifact: the object is no pointer.
-        """
+        """Return a pointer's value and token, (None, None) for no pointer. Raises CorruptArtifact if it is damaged."""
         value, token = self.look_at_pointer(name)
         if value is None and token is not None:
             raise CorruptArtifact(
@@ -99,11 +95,7 @@ class Documents:
         raise _moved(name)
 
     def delete_pointer(self, name: str, token: str) -> None:
-        """Remove the pointer if its token still is `token`.
-
-        Raises:
-            Conflict: it moved or vanished since `token` was read.
-        """
+        """Remove the pointer if its token still is `token`. Raises Conflict if it moved or vanished."""
         if not self.objects.remove(_pointer(name), token):
             raise _moved(name)
 

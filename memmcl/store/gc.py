@@ -7,10 +7,10 @@ been used for `older_than` (a week by default, never less than an hour); if an u
 time, whatever was used since it first started. While a run is at work, whatever was used since it began, and in the
 hour before. A judgement stays as long as both of its runs do.
 
-**When something was used** is the time of the object's last change: reuse touches it. If a run that is removed accounts
-for an object, use up to the end of that run counts as that run's own and protects nothing; later use does.
+**When something was used** is the time of the object's last change: reuse touches it. If a run that is removed needs an
+object, use until that run ended is the run's own and protects nothing; later use does.
 
-**Why a writer never loses what it relies on** (`reuse.py`). A writer that meets an artifact, or a blob that it need not
+**Why a writer never loses what it relies on.** A writer that meets an artifact, or a blob that it need not
 upload, (1) touches it, (2) waits while a collection is at work, (3) checks that it is there and whole. A collection
 (a) takes the lease `gc`, (b) reads leases and champions, (c) lists the objects and their times, (d) removes objects,
 manifests before blobs, (e) releases the lease. A touch before (c) is seen, and the object is kept as young. A touch

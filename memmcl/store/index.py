@@ -41,7 +41,7 @@ class Summary:
 
     @property
     def order(self) -> tuple[str, str, str]:
-        """By which artifacts are sorted, the newest last."""
+        """The key that sorts artifacts by age, the newest last."""
         return self.created, self.kind, self.key
 
 
@@ -98,8 +98,8 @@ class _Listing:
     def read(self, paths: Iterable[str]) -> dict[str, Summary]:
         """Read manifests, and return the rows of those that are valid."""
         paths = list(paths)
-        read = self.objects.map(lambda path: _summary(self.objects, path), paths)
-        rows = {path: row for path, row in zip(paths, read, strict=True) if row is not None}
+        read = self.objects.map(lambda path: read_manifest(self.objects, path), paths)
+        rows = {path: _summary(manifest) for path, manifest in zip(paths, read, strict=True) if manifest is not None}
         self._read |= rows
         return rows
 
@@ -108,9 +108,16 @@ class _Listing:
         if len(self._read) + self._gone <= WORTH_WRITING:
             return
         rows = self.rows | {path: (self.entries[path].stamp, row) for path, row in self._read.items()}
-        if self._gone:
-            rows = {path: row for path, row in rows.items() if path in self.entries}
-        _write_index(self.objects, self.kind, rows)
+        listed = [
+            [stamp, row.key, row.name, row.created, row.seconds, row.size]
+            for path, (stamp, row) in rows.items()
+            if path in self.entries or not self._gone
+        ]
+        path = f"index/{self.kind}"
+        try:
+            self.objects.write(path, seal(path, {"version": VERSION, "rows": listed}, indent=None))
+        except StoreError as error:
+            logger.debug("no index: %s", error)
 
 
 def _complete(objects: Objects, kind: str) -> list[Summary]:
@@ -125,10 +132,7 @@ def _paths(objects: Objects, kind: str, start: str) -> dict[str, Entry]:
     return {path: entry for path, entry in entries.items() if path.count("/") == 2 and path.endswith(".json")}
 
 
-def _summary(objects: Objects, path: str) -> Summary | None:
-    manifest = read_manifest(objects, path)
-    if manifest is None:
-        return None
+def _summary(manifest: Manifest) -> Summary:
     size = sum(blob.size for blob in manifest.blobs.values())
     return Summary(manifest.kind, manifest.key, manifest.name, manifest.created, manifest.seconds, size)
 
@@ -141,15 +145,6 @@ def _read_index(objects: Objects, kind: str) -> dict[str, tuple[str, Summary]]:
         return {}
     rows = ((stamp, Summary(kind, *fields)) for stamp, *fields in index["rows"])
     return {manifest_path(kind, row.key): (stamp, row) for stamp, row in rows}
-
-
-def _write_index(objects: Objects, kind: str, rows: dict[str, tuple[str, Summary]]) -> None:
-    listed = [[stamp, row.key, row.name, row.created, row.seconds, row.size] for stamp, row in rows.values()]
-    path = f"index/{kind}"
-    try:
-        objects.write(path, seal(path, {"version": VERSION, "rows": listed}, indent=None))
-    except StoreError as error:
-        logger.debug("no index: %s", error)
 
 
 def _seconds(created: str) -> float:

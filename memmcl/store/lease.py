@@ -32,12 +32,10 @@ from memmcl.store.documents import Documents
 from memmcl.store.processes import identity, process_start
 
 logger = logging.getLogger(__name__)
-COLLECTING = "gc"
-"""The lease of a garbage collection. No run has this id: those are hexadecimal digests."""
+COLLECTING = "gc"  # the lease of a garbage collection. No run has this id: those are hexadecimal digests
 PAUSE = 0.1  # seconds between two looks at a collection that is at work
 Seconds = Annotated[float, Field(gt=0, le=3600)]
-Time = Annotated[float, Field(ge=0, le=1e11)]
-"""Seconds since 1970, by the clock of the holder."""
+Time = Annotated[float, Field(ge=0, le=1e11)]  # seconds since 1970, by the clock of the holder
 
 
 class LeaseRecord(BaseModel):
@@ -63,8 +61,7 @@ class LeaseRecord(BaseModel):
     mark: str = ""
 
 
-_LIVE: set[str] = set()
-"""Marks of the leases that this process holds, or is about to take."""
+_LIVE: set[str] = set()  # marks of the leases that this process holds, or is about to take
 
 
 class Lease:
@@ -173,10 +170,8 @@ class Lease:
 
     def settle(self) -> None:
         """Forget `abandoned`: the caller has closed those runs. Raises LeaseHeld when the lease was lost."""
-        with self._lock:
-            self.abandoned = []
-            self._swap()
-        self.check()
+        self.abandoned = []
+        self.update()
 
     @property
     def _name(self) -> str:
@@ -205,11 +200,7 @@ class Lease:
         return parse_lease(value), token
 
     def _is_free(self, record: LeaseRecord | None, token: str) -> bool:
-        """Whether the lease's holder is dead; False when the lease changed while it was watched.
-
-        Raises:
-            LeaseHeld: the holder is alive.
-        """
+        """Whether the holder is dead; False when the lease changed meanwhile. Raises LeaseHeld if it is alive."""
         if record is not None and is_alive(record):
             raise self._held_by(record)
         seconds = self._watch_seconds(record)

@@ -42,11 +42,9 @@ class LocalBackend(LockedBackend):
         _require(self.root, os.R_OK | os.X_OK)
         oldest = time.time() - TEMPORARY_SECONDS
         for path in (self.root / TEMPORARY).glob("*.part"):
-            try:
+            with suppress(FileNotFoundError, PermissionError):  # another process swept it, or it is not ours
                 if path.stat().st_mtime < oldest:
                     path.unlink()
-            except (FileNotFoundError, PermissionError):  # another process swept it, or it is not ours
-                continue
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -147,11 +145,9 @@ class LocalBackend(LockedBackend):
     def _move(self, move: Callable[[Path], object], path: str) -> None:
         """Call `move(target)`; again where the folder was empty and `delete` removed it meanwhile."""
         for _ in range(MOVES):
-            try:
+            with suppress(FileNotFoundError):
                 move(self._target(path))
                 return
-            except FileNotFoundError:
-                continue
         move(self._target(path))
 
     @contextmanager

@@ -23,22 +23,14 @@ _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def check_name(name: str) -> str:
-    """Return `name` when it can be part of an object's path: letters, digits, `.`, `_`, `-`, joined by `/`.
-
-    Raises:
-        ValueError: it cannot, for instance because it starts with a dot or a slash.
-    """
+    """Return `name` if it can be part of an object's path; raises ValueError if it cannot, as `/etc` or `.hidden`."""
     if not all(_SEGMENT.fullmatch(segment) for segment in name.split("/")):
         raise ValueError(f"{name!r} cannot name an object; use letters, digits, '.', '_', '-' and '/'")
     return name
 
 
 def check_file(name: str) -> str:
-    """Return `name` when it is a relative file path that stays below the directory it is fetched into.
-
-    Raises:
-        ValueError: it is absolute, empty, or climbs with `..`.
-    """
+    """Return `name` if it is a relative path; raises ValueError if it is absolute or empty, or climbs with `..`."""
     path = PurePosixPath(name)
     plain = str(path) == name and "\\" not in name and "\0" not in name
     if not plain or not path.parts or path.is_absolute() or ".." in path.parts:
@@ -67,8 +59,7 @@ class ArtifactRef(_Frozen):
         return f"{self.kind} {self.name!r} ({self.key[:12]})"
 
 
-Refs = Mapping[str, ArtifactRef]
-"""References by name, most often by subtask."""
+Refs = Mapping[str, ArtifactRef]  # references by name, most often by subtask
 
 
 class BlobInfo(_Frozen):

@@ -11,8 +11,7 @@ from memmcl.store.snapshot import RUN, StoreSnapshot
 NEVER = float("-inf")
 MARGIN = 3600.0
 """Seconds. Clocks of hosts and of the store may differ, and a run looks into the store before it takes its lease."""
-WEEK = 7 * 86400.0
-"""Seconds for which what belongs to no finished run stays, where nothing else is asked for."""
+WEEK = 7 * 86400.0  # seconds for which what belongs to no finished run stays, where nothing else is asked for
 
 
 def decide(snapshot: StoreSnapshot, policy: Policy, now: float) -> RemovalPlan:
@@ -27,8 +26,8 @@ def decide(snapshot: StoreSnapshot, policy: Policy, now: float) -> RemovalPlan:
 class _Decision:
     """One decision, made step by step.
 
-    young: what was used since then stays. live: the same for what runs that are at work may use. own_until: by path,
-    when the last removed run that explains the object was published: use up to then was that run's own.
+    young, live: what was used since that time stays, `live` because a run at work may rely on it. own_until: path ->
+    when the last removed run that needs the object was published; use before that protects nothing: it was that run's.
     """
 
     def __init__(self, snapshot: StoreSnapshot, policy: Policy, now: float) -> None:

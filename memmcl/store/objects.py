@@ -109,16 +109,12 @@ class Objects:
         return self._call(lambda: self.backend.create(path, data))
 
     def replace(self, path: str, data: bytes, token: str) -> str | None:
-        """Store `data` in place of the content of `token`; return the new token, None when that is gone.
-
-        Raises:
-            StoreAccessError: the token is empty: the place tells no content from another.
-        """
+        """Store `data` where the content of `token` is; return the new token, None if it is gone. See `require`."""
         self.require(token)
         return self._call(lambda: self.backend.replace(path, data, token))
 
     def remove(self, path: str, token: str) -> bool:
-        """Remove the content of `token`; False when it is not there. Raises StoreAccessError as `replace`."""
+        """Remove the content of `token`; False if it is not there. See `require`."""
         self.require(token)
         return self._call(lambda: self.backend.remove(path, token))
 
@@ -219,12 +215,7 @@ class Objects:
 
 
 def write_file(target: Path, data: bytes) -> None:
-    """Write a file outside the store, whole or not at all, with the store's errors.
-
-    Raises:
-        StoreFull, StoreAccessError, StoreError: it could not be written; what was there is unchanged.
-        ConfigError: a place that may not be written to.
-    """
+    """Write a file outside the store, whole or not at all. Raises StoreError, or ConfigError for a refused place."""
     allowed.require(str(target))
     _local(target)._call(lambda: replace_file(target, data))
 
@@ -235,11 +226,7 @@ def _local(file: Path) -> Objects:
 
 
 def normalise(url: str) -> str:
-    """Return `url` with an absolute path for local directories and no slash at its end.
-
-    Raises:
-        ConfigError: a scheme other than file, s3 and memory, no bucket, or credentials inside the URL.
-    """
+    """Return `url` absolute, without a slash at its end. Raises ConfigError where no store can lie there."""
     scheme, rest = scheme_of(url), url.removeprefix(f"{scheme_of(url)}://")
     if not rest.strip("/") and not (scheme == "file" and rest):
         raise ConfigError(f"the store's URL {shown(url)} names no place; write file:///directory or s3://bucket/folder")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class Policy:
     """Which finished runs stay, and what else is too young to go.
 
-    keep_runs: the newest so many stay, None for all. older_than: seconds; nothing younger goes, None for a week for
-    what belongs to no finished run. only: this run goes, and nothing but what it alone needs.
+    keep_runs: so many of the newest stay, None for all. older_than: seconds; nothing younger goes. None: any age for
+    finished runs, a week for what belongs to none. only: this run goes, and nothing but what it alone needs.
     """
 
     keep_runs: int | None = None

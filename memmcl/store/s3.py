@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from memmcl.files.failures import code_of
 from memmcl.store.backends import PIECE, Entry, below
 
-TO_DELETE = 1000
-"""Paths in one request."""
+TO_DELETE = 1000  # paths in one request
+CONDITION_FAILED = {"PreconditionFailed", "412", "NoSuchKey", "404"}
 
 
 class S3Backend:
@@ -67,13 +68,7 @@ class S3Backend:
 
     def remove(self, path: str, token: str) -> bool:
         """Delete with If-Match."""
-        try:
-            self.fs.call_s3("delete_object", **self._object(path), IfMatch=token)
-        except OSError as error:
-            if _condition_failed(error):
-                return False
-            raise
-        return True
+        return self._if_met("delete_object", path, IfMatch=token) is not None
 
     def entries(self, folder: str, start: str = "") -> dict[str, Entry]:
         return {
@@ -125,10 +120,8 @@ class S3Backend:
     def discard(self, unfinished: str) -> None:
         """Abort the upload; one that is gone is passed over."""
         key, _, upload = unfinished.rpartition("?")
-        try:
+        with suppress(FileNotFoundError):  # completed or aborted since it was listed
             self.fs.call_s3("abort_multipart_upload", Bucket=self.bucket, Key=key, UploadId=upload)
-        except FileNotFoundError:  # completed or aborted since it was listed
-            return
 
     def _pages(self, prefix: str, call: str = "list_objects_v2", **more: str) -> Iterator[dict[str, Any]]:
         """Yield the pages of a listing below the store's folder."""
@@ -138,36 +131,33 @@ class S3Backend:
             yield page
             if not page.get("IsTruncated"):
                 return
-            following = {
-                "ContinuationToken": page.get("NextContinuationToken"),
-                "KeyMarker": page.get("NextKeyMarker"),
-                "UploadIdMarker": page.get("NextUploadIdMarker"),
-            }
-            tokens = {name: value for name, value in following.items() if value}
+            markers = ("ContinuationToken", "KeyMarker", "UploadIdMarker")
+            tokens = {name: page[f"Next{name}"] for name in markers if page.get(f"Next{name}")}
 
     def _object(self, path: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": f"{self.folder}{path}"}
 
     def _put(self, path: str, data: bytes, **condition: str) -> str | None:
+        answer = self._if_met("put_object", path, Body=data, **condition)
+        return None if answer is None else _token(answer)
+
+    def _if_met(self, call: str, path: str, **more: Any) -> Mapping[str, Any] | None:
+        """Return the answer to a conditional call; None where the object is there, changed, or gone."""
         try:
-            answer = self.fs.call_s3("put_object", **self._object(path), Body=data, **condition)
+            answer: Mapping[str, Any] = self.fs.call_s3(call, **self._object(path), **more)
         except OSError as error:
-            if _condition_failed(error):
+            if isinstance(error, FileExistsError) or code_of(error) in CONDITION_FAILED:
                 return None
             raise
-        return _token(answer)
+        return answer
 
 
 async def _whole(body: Any) -> bytes:
-    """Read all of an answer.
-
-    If that fails, the connection is released all the same: the client has ten, and a request for one more waits.
-    """
+    """Read all of an answer."""
     try:
-        content: bytes = await body.read()
+        return bytes(await body.read())
     finally:
-        await body.aclose()
-    return content
+        await body.aclose()  # or the connection stays taken: the client has ten, and a request for one more waits
 
 
 async def _piece(body: Any) -> bytes:
@@ -180,10 +170,4 @@ async def _piece(body: Any) -> bytes:
 
 def _token(answer: Mapping[str, Any]) -> str:
     """Return the ETag of an answer as If-Match takes it; empty where a server or a proxy left it out."""
-    return str(answer.get("ETag") or "").removeprefix("W/")  # as weak ones proxies return those they compress
-
-
-def _condition_failed(error: OSError) -> bool:
-    """Whether the server refused a conditional request: the object is there, changed, or gone."""
-    refused = {"PreconditionFailed", "412", "NoSuchKey", "404"}
-    return isinstance(error, FileExistsError) or code_of(error) in refused
+    return str(answer.get("ETag") or "").removeprefix("W/")  # proxies that compress an answer mark its ETag as weak

@@ -26,9 +26,7 @@ _TAIL = b"\n]\n"
 def seal(path: str, document: Any, indent: int | None = 2) -> bytes:
     """Return `document` as the bytes that are stored at `path`: UTF-8 JSON, indented or not, behind its digest.
 
-    Raises:
-        TypeError: `document` holds something that JSON has no form for.
-        ValueError: `document` holds NaN or an infinity; write None instead.
+    Raises TypeError for what JSON has no form for, ValueError for NaN or an infinity; write None instead.
     """
     return _envelope(path, json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False).encode())
 

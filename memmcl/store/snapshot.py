@@ -27,8 +27,7 @@ class JournalRecord:
     pinned: tuple[str, ...] = ()
 
 
-Parsed = Manifest | JournalRecord | None
-"""A manifest (None where it is damaged), or a record of a journal."""
+Parsed = Manifest | JournalRecord | None  # a manifest (None where it is damaged), or a record of a journal
 
 
 @dataclass(frozen=True)

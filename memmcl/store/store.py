@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from memmcl import seeds
-from memmcl.errors import ArtifactNotFound, CorruptArtifact, StoreError
+from memmcl.errors import ArtifactNotFound, CorruptArtifact, StoreAccessError, StoreError
 from memmcl.files import allowed
 from memmcl.store.documents import Documents
+from memmcl.store.lease import wait_for_collection
 from memmcl.store.manifest import (
     ArtifactRef,
     BlobInfo,
@@ -39,7 +40,6 @@ from memmcl.store.manifest import (
     read_manifest,
 )
 from memmcl.store.objects import Objects, normalise, open_objects
-from memmcl.store.reuse import reuse
 from memmcl.store.sealed import seal
 from memmcl.store.verify import Closure, Verification, read_closure, verify
 from memmcl.version import __version__
@@ -88,7 +88,7 @@ class Store(Documents):
         """
         info = info or _info(content)
         path = blob_path(info.sha256)
-        if not reuse(self, path) or self.objects.digest(path) != (info.sha256, info.size):
+        if not self._reuse(path) or self.objects.digest(path) != (info.sha256, info.size):
             self.objects.write(path, content)
         return info
 
@@ -155,23 +155,15 @@ class Store(Documents):
         caller may rely on what is returned: no garbage collection removes it while the caller holds a lease.
         """
         path = manifest_path(kind, key)
-        if not reuse(self, path):
-            return None
-        manifest = read_manifest(self.objects, path)
-        if manifest is None:
-            return None
-        damage = self._damage(manifest)
-        if damage is not None:
+        manifest = read_manifest(self.objects, path) if self._reuse(path) else None
+        damage = None if manifest is None else self._damage(manifest)
+        if manifest is not None and damage is not None:
             logger.warning("%s is damaged and will be made again: %s", manifest.ref, damage)
             return None
         return manifest
 
     def load(self, ref: ArtifactRef) -> Manifest:
-        """Return the manifest of `ref`; its blobs are checked when they are read.
-
-        Raises:
-            ArtifactNotFound: there is none, or it is not valid.
-        """
+        """Return the manifest of `ref`; its blobs are checked when they are read. Raises ArtifactNotFound."""
         manifest = read_manifest(self.objects, manifest_path(ref.kind, ref.key))
         if manifest is None:
             raise ArtifactNotFound(f"{ref} is not in {self.url}; run the pipeline that makes it")
@@ -220,15 +212,25 @@ class Store(Documents):
         return sorted(manifests, key=lambda manifest: (manifest.created, manifest.kind, manifest.key), reverse=True)
 
     def closure(self, kind: str, key: str, leaves: Collection[str] = ()) -> Closure:
-        """Read an artifact and all that it was made from, every digest checked.
-
-        leaves: kinds of artifacts whose own inputs are left out.
-        """
+        """Read an artifact and all that it was made from, but the inputs of kinds in `leaves`, every digest checked."""
         return read_closure(self.objects, kind, key, leaves)
 
     def verify(self) -> Verification:
         """Read every object once and report what is missing, invalid or corrupt."""
         return verify(self.objects)
+
+    def _reuse(self, path: str) -> bool:
+        """Touch an object, and return once no garbage collection can take it away; False when there is none.
+
+        A store that this process may only read is not touched: nothing can be published on top of it.
+        """
+        try:
+            there = self.objects.touch(path)
+        except StoreAccessError:
+            return True
+        if there:
+            wait_for_collection(self)
+        return there
 
     def _unusable(self, manifest: Manifest, file: str, *, missing: bool) -> StoreError:
         what = f"{file!r} of {manifest.ref}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 
 from memmcl.store.documents import parse_checkpoint, parse_pointer
 from memmcl.store.manifest import Manifest, blob_path, manifest_path, parse_manifest
@@ -58,8 +57,8 @@ def verify(objects: Objects) -> Verification:
     problems = [
         Problem(path, f"not a valid {kind}")
         for kind, states in judged.items()
-        for path, state in states.items()
-        if state is State.DAMAGED
+        for path, (whole, _) in states.items()
+        if not whole
     ]
     known = {problem.where for problem in problems}
     problems += [problem for problem in missing_inputs(manifests) if problem.where not in known]
@@ -72,29 +71,22 @@ def verify(objects: Objects) -> Verification:
         pointers=len(judged["pointer"]),
         checkpoints=len(judged["checkpoint"]),
         unreferenced=len(blobs.keys() - owners.keys()),
-        unsealed=sum(state is State.UNSEALED for states in judged.values() for state in states.values()),
+        unsealed=sum(whole and not sealed for states in judged.values() for whole, sealed in states.values()),
         bytes=sum(blobs.values()),
         problems=tuple(problems),
     )
 
 
-class State(Enum):
-    """What an object that holds its own digest turned out to be."""
-
-    WHOLE = "whole"
-    UNSEALED = "without a digest"
-    DAMAGED = "damaged"
-
-
-def _judge(objects: Objects, folder: str, suffix: str, is_whole: Callable[[str, bytes], bool]) -> dict[str, State]:
-    """Return the state of every object of a folder by path; one that is gone since it was listed is left out."""
+def _judge(
+    objects: Objects, folder: str, suffix: str, is_whole: Callable[[str, bytes], bool]
+) -> dict[str, tuple[bool, bool]]:
+    """Return by path, for the objects of a folder that are still there, whether each is whole and holds its digest."""
     paths = [path for path in objects.sizes(folder) if path.endswith(suffix)]
-    states = {}
-    for path, data in zip(paths, objects.map(objects.read, paths), strict=True):
-        if data is not None:
-            whole = State.UNSEALED if suffix == ".json" and not is_sealed(data) else State.WHOLE
-            states[path] = whole if is_whole(path, data) else State.DAMAGED
-    return states
+    return {
+        path: (is_whole(path, data), suffix != ".json" or is_sealed(data))
+        for path, data in zip(paths, objects.map(objects.read, paths), strict=True)
+        if data is not None
+    }
 
 
 def drop_damaged(objects: Objects, folder: str) -> list[str]:
@@ -165,10 +157,7 @@ class Closure:
 
 
 def read_closure(objects: Objects, kind: str, key: str, leaves: Collection[str] = ()) -> Closure:
-    """Read an artifact, and all that it was made from, once: every manifest and every blob is checked.
-
-    leaves: kinds of artifacts whose own inputs are left out.
-    """
+    """Read an artifact and all that it was made from, but the inputs of kinds in `leaves`; check all digests."""
     root = manifest_path(kind, key)
     manifests: dict[str, Manifest] = {}
     problems: list[Problem] = []

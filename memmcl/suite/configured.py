@@ -15,11 +15,7 @@ _TAKEN = ("base", "constant", "experts", "joint", "mean", "sum", "unified", "uni
 
 
 def read_splits(config: RunConfig) -> Splits:
-    """Read the rows that `config.data` asks for.
-
-    Raises:
-        MemmclError: an unknown subtask, or rows that are missing or cannot be used.
-    """
+    """Read the rows that `config.data` asks for. Raises MemmclError where some are missing or cannot be used."""
     data = config.data
     pool = data.pseudo_pool if data.weak_source == "pseudo" else 1.0
     return load_splits(
@@ -51,11 +47,7 @@ def reading_of(config: RunConfig) -> Reading:
 
 
 def catalogue(config: RunConfig) -> dict[str, Subtask]:
-    """Return the subtasks of a run by name, those of the catalogue and the user's own, in the run's order.
-
-    Raises:
-        ConfigError: an unknown subtask, or one of the user's own with a name that is taken.
-    """
+    """Return a run's subtasks by name, the user's own too, in its order. Raises ConfigError for a wrong name."""
     custom = {defined.name: _subtask(defined) for defined in config.data.custom}
     taken = sorted(set(custom) & {*SUBTASKS, *_TAKEN})
     if taken:
@@ -64,7 +56,7 @@ def catalogue(config: RunConfig) -> dict[str, Subtask]:
 
 
 def lenders(config: RunConfig) -> dict[str, Subtask]:
-    """Return every subtask that anchor rows may be of: all of the catalogue, and those of the run."""
+    """Return by name every subtask whose rows may serve as anchors: those of the catalogue and those of the run."""
     return {**SUBTASKS, **catalogue(config)}
 
 

@@ -16,24 +16,19 @@ from memmcl.files import allowed
 from memmcl.urls import public
 from memmcl.version import __version__
 
-PAUSES = (0.5, 1.0, 2.0, 4.0)
-"""Seconds between the tries for a file; the server's Retry-After may make a pause longer."""
-LONGEST_PAUSE = 60.0
-"""A longer Retry-After is cut to this: the next try asks again, and the last one gives up."""
+PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds between the tries for a file; the server's Retry-After may make a pause longer
+LONGEST_PAUSE = 60.0  # a longer Retry-After is cut to this: the next try asks again, and the last one gives up
 READ_SECONDS = 15.0
 """How long a server may be silent; Ctrl-C takes effect when a read returns, so this bounds that wait too."""
-BODY_SECONDS = 300.0
-"""How long one body may take, so that a server which trickles cannot hold a download for ever."""
-WRONG_BODIES = 2
-"""A proxy may have garbled one body; the second wrong one is what the server has."""
-PASSING = {408, 425, 429}
-"""Answers that may pass by themselves, as every 5xx may."""
+BODY_SECONDS = 300.0  # how long one body may take, so that a server which trickles cannot hold a download for ever
+WRONG_BODIES = 2  # a proxy may have garbled one body; the second wrong one is what the server has
+PASSING = {408, 425, 429}  # answers that may pass by themselves, as every 5xx may
 
 
 class Unavailable(Exception):
     """A file that the server does not give; the text is the reason.
 
-    passing: later it might; the server asks to wait so many `seconds`.
+    passing: whether another try may succeed. seconds: how long the server asks to wait before that.
     """
 
     def __init__(self, reason: str, *, passing: bool = False, seconds: float = 0.0) -> None:
@@ -47,11 +42,7 @@ class Stopped(Exception):
 
 
 def base_of(url: str) -> httpx.URL:
-    """Return the address that files are fetched below.
-
-    Raises:
-        UsageError: no http(s) address, or one that holds credentials; the message does not repeat it.
-    """
+    """Return the address to fetch from. Raises UsageError if it is not http(s), or holds credentials."""
     try:
         base = httpx.URL(url.strip())
     except httpx.InvalidURL as error:

@@ -17,22 +17,16 @@ from memmcl.suite.files import json_rows
 from memmcl.suite.rows import Row
 from memmcl.suite.subtasks import Subtask
 
-DINING = ("restaurant", "cafe")
-"""The domains whose quads have ASQP's categories."""
+DINING = ("restaurant", "cafe")  # the domains whose quads have ASQP's categories
 
-UNNAMED = "NULL"
-"""The aspect of an opinion about something that the sentence does not name."""
+UNNAMED = "NULL"  # the aspect of an opinion about something that the sentence does not name
 
 _ANNOTATED = ("uabsa", "aste", "asqp", "asc")
 _QUAD = ("category", "aspect", "opinion", "polarity")
 
 
 def corpus_rows(subtask: Subtask, corpus: Traversable | None = None) -> list[Row]:
-    """Return the rows of a subtask in the corpus (or in another folder), as `example_of` takes them.
-
-    Raises:
-        DataError: there are none, or the annotation of one cannot be read.
-    """
+    """Return the rows of a subtask in the corpus, or another folder. Raises DataError for none, or a broken one."""
     corpus = corpus or files("memmcl.suite").joinpath("corpus")
     if subtask.name in _ANNOTATED:
         names = sorted(entry.name for entry in corpus.iterdir() if entry.name.endswith(".jsonl"))

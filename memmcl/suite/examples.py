@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from memmcl import seeds
 from memmcl.errors import DataError
@@ -64,13 +65,7 @@ class Example:
     ) -> Example:
         """Return the example with its id filled in; lists in `gold` become tuples."""
         pairs = Fields(fields)
-        return cls(
-            id=seeds.digest([dataset, text, sorted(pairs.items())])[:16],
-            dataset=dataset,
-            text=text,
-            gold=gold if isinstance(gold, str) else tuple(tuple(item) for item in gold),
-            fields=pairs,
-        )
+        return cls(seeds.digest([dataset, text, sorted(pairs.items())])[:16], dataset, text, _gold(gold), pairs)
 
     @property
     def answer(self) -> str:
@@ -102,30 +97,25 @@ def to_table(examples: Sequence[Example]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = {
-        "id": [example.id for example in examples],
-        "dataset": [example.dataset for example in examples],
-        "text": [example.text for example in examples],
-        "gold": [json.dumps(example.gold, ensure_ascii=False) for example in examples],
-        "fields": [json.dumps(dict(example.fields), ensure_ascii=False) for example in examples],
-    }
+    json_of = partial(json.dumps, ensure_ascii=False)
+    rows = [(one.id, one.dataset, one.text, json_of(one.gold), json_of(dict(one.fields))) for one in examples]
+    named = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
     sink = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=pa.schema([(name, pa.string()) for name in _COLUMNS])), sink)
+    pq.write_table(pa.Table.from_pylist(named, schema=pa.schema([(name, pa.string()) for name in _COLUMNS])), sink)
     return sink.getvalue()
 
 
 def from_table(data: bytes) -> list[Example]:
-    """Return the examples that `to_table` wrote, in the same order.
-
-    Raises:
-        DataError: `data` is no such table.
-    """
+    """Return the examples that `to_table` wrote, in the same order. Raises DataError for any other bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         rows = pq.read_table(io.BytesIO(data), columns=list(_COLUMNS)).to_pylist()
-        return [_from_row(row) for row in rows]
+        return [
+            Example(**row | {"gold": _gold(json.loads(row["gold"])), "fields": json.loads(row["fields"])})
+            for row in rows
+        ]
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"expected a Parquet table of examples with the columns {', '.join(_COLUMNS)}; "
@@ -133,12 +123,5 @@ def from_table(data: bytes) -> list[Example]:
         ) from error
 
 
-def _from_row(row: Mapping[str, str]) -> Example:
-    gold = json.loads(row["gold"])
-    return Example(
-        id=row["id"],
-        dataset=row["dataset"],
-        text=row["text"],
-        gold=gold if isinstance(gold, str) else tuple(tuple(item) for item in gold),
-        fields=json.loads(row["fields"]),
-    )
+def _gold(value: str | Iterable[Sequence[str]]) -> Gold:
+    return value if isinstance(value, str) else tuple(tuple(item) for item in value)

@@ -23,8 +23,7 @@ KINDS = (
 )
 """Every kind of fault, roughly in the order in which a row is read."""
 
-KEPT = 1000
-"""So many faults are kept with their places; all are counted."""
+KEPT = 1000  # so many faults are kept with their places; all are counted
 
 
 @dataclass(frozen=True)

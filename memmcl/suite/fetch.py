@@ -81,7 +81,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a call did: all `files` with `size` bytes are at `target`; `present` of them were there before."""
+    """What a call did: all `files`, of `size` bytes, are at `target`; `present` of them were there before."""
 
     target: str
     files: int
@@ -111,13 +111,8 @@ def fetch_sentieval(
 
     A file at the target that differs from the list is replaced.
 
-    Args:
-        target: a directory, or a URL that fsspec can write to (s3://bucket/folder, file://, memory://).
-        base_url: http(s) address that has the repository's files below it; by default GitHub's.
-        jobs: how many files at a time.
-        storage: fsspec options for an s3:// target.
-        progress: see `FileCallback`; called in the caller's thread.
-        listing: the files.
+    target: a directory, or a URL that fsspec can write to. base_url: http(s) address of the repository's files; by
+    default GitHub's. jobs: so many files at a time. storage: fsspec options for s3://. progress: called in this thread.
 
     Raises:
         UsageError: an address that cannot be used; neither target nor network was touched.

@@ -8,6 +8,7 @@ there. Parquet: row group by row group, only the columns that are needed. Text f
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import itertools
 import json
@@ -30,8 +31,7 @@ from memmcl.suite.rows import Row
 from memmcl.urls import public
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz")
-LINE_BYTES = 1 << 24
-"""No longer line is read."""
+LINE_BYTES = 1 << 24  # no longer line is read
 
 _STEP = 1 << 13
 _BOM = b"\xef\xbb\xbf"
@@ -57,11 +57,7 @@ def read_files(
 
 
 def find_files(url: str, storage: Mapping[str, Any] | None = None) -> tuple[Any, list[str]]:
-    """Return the file system and the paths that `url` means.
-
-    Raises:
-        DataError: there is none, or one with an unknown ending. Other exceptions are those of the file system.
-    """
+    """Return the file system and the paths that `url` means. Raises DataError for none, or for an unknown ending."""
     fs, path = open_place(url, storage)
     if url.startswith("https://"):
         paths = [path]
@@ -118,8 +114,6 @@ def read_lines(file: BinaryIO, ending: str = "") -> Iterator[bytes]:
 
     ending: of the file's name; `.gz` is unpacked.
     """
-    import gzip
-
     packed = _Counted(file) if ending.endswith(".gz") else None
     source: Any = file if packed is None else gzip.GzipFile(fileobj=cast(BinaryIO, packed), mode="rb")
     read, begins = 0, True
@@ -129,7 +123,9 @@ def read_lines(file: BinaryIO, ending: str = "") -> Iterator[bytes]:
         begins = line.endswith(b"\n")
         read += len(line)
         if packed is not None and read > EXPANSION_BYTES + EXPANSION * packed.taken:
-            raise _Expanded
+            raise _Expanded(
+                f"the compressed file becomes more than {EXPANSION} times as large; unpack it, if that is right"
+            )
 
 
 class _Expanded(Exception):
@@ -151,17 +147,13 @@ class _Counted:
 
 def _until_damage(lines: Iterable[bytes], name: str, faults: list[Fault]) -> Iterator[bytes]:
     """Yield `lines`; where a compressed file is damaged, or becomes too large, end there, with a fault."""
-    import gzip
-
     number = 0
     try:
         for number, line in enumerate(lines, start=1):  # noqa: B007
             yield line
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        place = f"{name}, line {number + 1}"
-        faults.append(Fault(place, "broken line", "the compressed file is damaged or cut off; fetch it again"))
-    except _Expanded:
-        message = f"the compressed file becomes more than {EXPANSION} times as large; unpack it, if that is right"
+    except (EOFError, zlib.error, gzip.BadGzipFile, _Expanded) as error:
+        damaged = "the compressed file is damaged or cut off; fetch it again"
+        message = str(error) if isinstance(error, _Expanded) else damaged
         faults.append(Fault(f"{name}, line {number + 1}", "broken line", message))
 
 
@@ -195,7 +187,9 @@ def csv_rows(lines: Iterable[bytes], name: str, delimiter: str | None = None) ->
     damage: list[Fault] = []
     texts = (line.decode(errors="surrogateescape") for line in _until_damage(lines, name, damage))
     first = next(texts, "")
-    reader = csv.reader(itertools.chain([first], texts), delimiter=delimiter or _delimiter(first), strict=True)
+    outside_quotes = re.sub(r'"[^"]*"', "", first)
+    delimiter = delimiter or max((",", ";", "\t"), key=outside_quotes.count)
+    reader = csv.reader(itertools.chain([first], texts), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
         place = f"{name}, line {reader.line_num + 1}"
@@ -234,12 +228,6 @@ def _wrong_header(header: list[str]) -> str:
     named = Counter(column for column in header if column)
     twice = next((column for column, count in named.items() if count > 1), None)
     return "" if twice is None else f"the header names {short(twice)} twice; rename one"
-
-
-def _delimiter(header: str) -> str:
-    """Return the separator that stands most often outside quotes in the header."""
-    bare = re.sub(r'"[^"]*"', "", header)
-    return max((",", ";", "\t"), key=bare.count)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from memmcl.urls import public, redact
 
 SPLITS = {"train": "train", "weak": "validation", "test": "test"}
 """Our split -> the split of the data set that is used for it where none is named."""
+_FAILURES = (OSError, ValueError, RuntimeError)
 
 
 def load(name: str, subset: str | None = None, revision: str | None = None) -> Mapping[str, Any]:
@@ -29,6 +31,7 @@ def load(name: str, subset: str | None = None, revision: str | None = None) -> M
     """
     import datasets
     import httpx
+    from huggingface_hub import HfApi
 
     local = Path(name).exists()
     if local:
@@ -39,27 +42,17 @@ def load(name: str, subset: str | None = None, revision: str | None = None) -> M
         if any(Path(name, file).is_file() for file in ("dataset_dict.json", "state.json")):
             loaded = datasets.load_from_disk(name)
         else:
-            revision = revision if local else _commit(name, revision)
+            if not local:  # the commit that the revision is now, so that card and files are of one
+                revision = HfApi().dataset_info(name, revision=revision).sha
             _check_cards(name, revision)
             loaded = datasets.load_dataset(name, subset, revision=revision, streaming=True)
-    except (
-        datasets.exceptions.DatasetsError,
-        httpx.HTTPError,
-        yaml.YAMLError,
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:
+    except (datasets.exceptions.DatasetsError, httpx.HTTPError, yaml.YAMLError, *_FAILURES) as error:
         raise _unusable(name, subset, revision, error) from error
     return loaded if isinstance(loaded, Mapping) else {"train": loaded}
 
 
 def rows(name: str, split: str, splits: Mapping[str, Any]) -> Iterator[Row]:
-    """Yield the rows of one of the `splits` that `load` returned; class labels become their names.
-
-    Raises:
-        DataError: there is no such split, or it cannot be read to its end.
-    """
+    """Yield the rows of a split that `load` returned, class labels by name. Raises DataError if it cannot be read."""
     import datasets
 
     if split not in splits:
@@ -76,23 +69,12 @@ def rows(name: str, split: str, splits: Mapping[str, Any]) -> Iterator[Row]:
         for number, values in enumerate(data, start=1):
             named = {column: _class_name(feature, values.get(column)) for column, feature in classes.items()}
             yield Row(f"{name}, split {split}, row {number}", {**values, **named})
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+    except (datasets.exceptions.DatasetsError, *_FAILURES) as error:
         raise _unusable(name, None, None, error) from error
 
 
-def _commit(name: str, revision: str | None) -> str | None:
-    """Return the commit that a revision of the hub is now, so that card and files are of one."""
-    from huggingface_hub import HfApi
-
-    return HfApi().dataset_info(name, revision=revision).sha
-
-
 def _check_cards(name: str, revision: str | None) -> None:
-    """Refuse a data set whose card names files elsewhere: `datasets` would open any path and any URL.
-
-    Raises:
-        ConfigError: it does.
-    """
+    """Raise ConfigError for a data set whose card names files elsewhere: `datasets` opens any path and any URL."""
     from huggingface_hub import DatasetCard
 
     card: Any = DatasetCard(_text_of(name, "README.md", revision), ignore_metadata_errors=True).data
@@ -124,12 +106,8 @@ def _strings(value: Any) -> Iterator[str]:
     """Yield the texts of a tree of plain values, names included."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _strings(name)
-            yield from _strings(inner)
-    elif isinstance(value, list):
-        for inner in value:
+    elif isinstance(value, Mapping | list):
+        for inner in itertools.chain(*value.items()) if isinstance(value, Mapping) else value:
             yield from _strings(inner)
 
 

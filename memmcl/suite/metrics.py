@@ -30,22 +30,16 @@ from memmcl.suite.subtasks import SUBTASKS, Subtask
 
 Floats = NDArray[np.float64]
 
-EPSILON = 1e-7
-"""What SentiEval adds to the denominators of tuple precision, recall and F1."""
+EPSILON = 1e-7  # what SentiEval adds to the denominators of tuple precision, recall and F1
 
 _MOST_FREQUENT = 20
-
 
 DATASETS = {dataset: subtask for subtask in SUBTASKS.values() for dataset in subtask.datasets}
 """The subtask that scores each of SentiEval's 26 data sets."""
 
 
 def subtask_of(dataset: str) -> Subtask:
-    """Return the subtask that scores `dataset`: one of SentiEval's 26, or "embedded_SUBTASK".
-
-    Raises:
-        DataError: there is no such data set.
-    """
+    """Return the subtask of a data set: one of SentiEval's, or "embedded_SUBTASK". Raises DataError for any other."""
     if dataset in DATASETS:
         return DATASETS[dataset]
     name = dataset.removeprefix("embedded_")
@@ -73,11 +67,7 @@ def score(dataset: str, predictions: Sequence[str], golds: Sequence[Any]) -> flo
 
 
 def score_subtask(subtask: Subtask, examples: Sequence[Example], predictions: Sequence[str]) -> float:
-    """Return the mean over the data sets in `examples` of their scores.
-
-    Raises:
-        DataError: no examples, or unequal lengths.
-    """
+    """Return the mean score of the data sets in `examples`. Raises DataError for no examples, or unequal lengths."""
     counts = row_counts(subtask, examples, predictions)
     return float(score_from_counts(subtask, datasets_of(examples), counts.sum(axis=0)))
 
@@ -120,27 +110,19 @@ def score_from_counts(subtask: Subtask, datasets: Sequence[str], summed: Floats)
 
 
 def balanced_accuracy(golds: Sequence[str], predictions: Sequence[str]) -> float:
-    """Return the mean over the gold labels that occur of the share of their rows answered right.
-
-    Raises:
-        DataError: no rows, or unequal lengths.
-    """
+    """Return the mean over gold labels of the share answered right. Raises DataError for no rows, unequal lengths."""
     _check_lengths(len(golds), len(predictions))
-    total = Counter(map(_form, golds))
-    right = Counter(
-        _form(gold) for gold, answer in zip(golds, predictions, strict=True) if _form(gold) == _form(answer)
-    )
+    forms = [_form(gold) for gold in golds]
+    total = Counter(forms)
+    right = Counter(gold for gold, answer in zip(forms, predictions, strict=True) if gold == _form(answer))
     return float(np.mean([right[label] / total[label] for label in total]))
 
 
 def best_constant(subtask: Subtask, train: Sequence[Example], test: Sequence[Example]) -> tuple[str, float]:
     """Return the one answer that scores best on all `train` rows, and its score on the `test` rows.
 
-    Candidates are the labels, or for tuples "[]" and the 20 most frequent answers; of equals the first one
-    wins.
-
-    Raises:
-        DataError: `train` or `test` is empty.
+    Candidates are the labels, or for tuples "[]" and the 20 most frequent answers; of equals the first one wins.
+    Raises DataError if `train` or `test` is empty.
     """
     if subtask.is_tuple:
         frequent = Counter(example.answer for example in train).most_common(_MOST_FREQUENT)

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-WINDOW = 36
-"""Characters of normalised text that two texts must have in common, in one piece, to overlap."""
+WINDOW = 36  # characters of normalised text that two texts must have in common, in one piece, to overlap
 
 Hashes = NDArray[np.uint64]
 
@@ -46,10 +45,7 @@ class Blocklist:
         return np.fromiter((content in self.contents for content in contents), dtype=np.bool_, count=len(contents))
 
     def sharing(self, contents: Sequence[str]) -> NDArray[np.bool_]:
-        """Return, for each normalised text, whether a window of it is one of the block list's: (texts,) bool.
-
-        A text with fewer than `WINDOW` characters has none.
-        """
+        """Return, for each normalised text, whether a window of it is one of the block list's: (texts,) bool."""
         shares = np.zeros(len(contents), dtype=np.bool_)
         if len(self.hashes):
             for hashes, rows in _windows(contents):

@@ -9,18 +9,15 @@ from typing import Any, BinaryIO
 from memmcl.suite.faults import Fault
 from memmcl.suite.rows import Row
 
-COLUMNS = 10_000
-"""Columns of a CSV or Parquet file."""
+COLUMNS = 10_000  # columns of a CSV or Parquet file
 EXPANSION = 200
 """A compressed file may become so many times as large, and `EXPANSION_BYTES` more; text becomes 3 to 20 times."""
 EXPANSION_BYTES = 1 << 22
 PARQUET_ROWS = 8
 """Rows of a Parquet file for each of its bytes, and `FREE_ROWS` more: one row can be repeated in no space at all."""
 FREE_ROWS = 1_000_000
-CHUNKS = 500_000
-"""Row groups of a Parquet file times its columns."""
-BATCH_BYTES = 1 << 26
-"""Bytes of Parquet rows that are held at once, where more than one row is."""
+CHUNKS = 500_000  # row groups of a Parquet file times its columns
+BATCH_BYTES = 1 << 26  # bytes of Parquet rows that are held at once, where more than one row is
 BATCH_ROWS = 1024
 BLOCK_BYTES = 1 << 22
 NOT_UTF8 = "not UTF-8; convert it to UTF-8, or remove it"

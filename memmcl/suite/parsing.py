@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from memmcl.suite.examples import Tuples, format_tuples
 from memmcl.suite.subtasks import Subtask
 
-MAX_CHARACTERS = 20_000
-"""The tolerant reading leaves longer answers alone: no gold answer comes near."""
+MAX_CHARACTERS = 20_000  # the tolerant reading leaves longer answers alone: no gold answer comes near
 
 MAX_LITERAL = 200_000
 """The strict reading goes this far, as SentiEval reads any length; Python's parser can bring the interpreter down on
@@ -55,7 +54,7 @@ def match_label(text: str, labels: Sequence[str]) -> str | None:
     In this order: the label itself; the label the text begins with (the longest); a label cut off after
     three characters or more; the only label in the text that stands as a word of its own and is not negated
     ("not positive", "isn't very positive"). Case, outer punctuation, and the difference between space, hyphen and
-    underscore do not matter, but where a label is nothing else, as "+".
+    underscore do not matter, unless a label consists of nothing else, as "+".
     """
     exact = text[:MAX_CHARACTERS].strip().lower()
     for label in labels:

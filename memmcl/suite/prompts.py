@@ -37,11 +37,7 @@ class Prompter:
         self._control = [str(token) for token in tokenizer.all_special_tokens if len(str(token)) > 1]
 
     def check(self, subtask: Subtask) -> None:
-        """Make sure that a query of `subtask` has room for a text behind its instruction.
-
-        Raises:
-            ConfigError: `max_tokens` leaves none.
-        """
+        """Raise ConfigError if `max_tokens` leaves no room for a text behind the instruction of `subtask`."""
         blank = Example.create("", "", "", dict.fromkeys(subtask.needs, ""))
         taken = self._length(subtask, "", blank)
         if taken >= self._max_tokens:
@@ -54,12 +50,17 @@ class Prompter:
         self, subtask: Subtask, example: Example, demonstrations: Sequence[Demonstration] = ()
     ) -> tuple[int, ...]:
         """Return the ids of the whole prompt, up to where the answer starts."""
-        if isinstance(subtask, Pairs):
-            return self._verbatim(example)
+        if isinstance(subtask, Pairs):  # to the last character: nothing is put around it, and nothing cut
+            ids = self._encode(example.text)
+            if len(ids) > self._max_tokens:
+                raise ConfigError(
+                    f"data.max_prompt_tokens is {self._max_tokens}, but the prompt that begins {example.text[:40]!r} "
+                    f"takes {len(ids)} tokens; raise it"
+                )
+            return tuple(ids)
         example = self._harmless(example)
-        text = self._fitted(subtask, example)
         shown = [(other, self._harmless(shot)) for other, shot in demonstrations]
-        return tuple(self._encode(self._render(subtask, text, example, shown)))
+        return tuple(self._encode(self._render(subtask, self._fitted(subtask, example), example, shown)))
 
     def text(self, subtask: Subtask, example: Example) -> str:
         """Return the zero-shot prompt as text, the way the model sees it."""
@@ -67,11 +68,10 @@ class Prompter:
         return self._render(subtask, self._fitted(subtask, example), example, ())
 
     def answer(self, answer: str, subtask: Subtask | None = None) -> tuple[int, ...]:
-        """Return the ids of an answer with its end token; subtask: matters for pairs alone."""
-        if isinstance(subtask, Pairs):
-            return (*self._encode(answer), self._tokenizer.eos_token_id)
-        text = self._broken(answer) if self._chat else f" {self._broken(answer)}"
-        return (*self._encode(text), self._tokenizer.eos_token_id)
+        """Return an answer's ids with its end token. subtask: needed for `Pairs`, whose answers are not changed."""
+        if not isinstance(subtask, Pairs):
+            answer = self._broken(answer) if self._chat else f" {self._broken(answer)}"
+        return (*self._encode(answer), self._tokenizer.eos_token_id)
 
     def demonstration_tokens(self, subtask: Subtask, example: Example, reader: Subtask) -> int:
         """Return how many tokens one demonstration of `subtask` adds to a prompt of `reader`."""
@@ -86,18 +86,8 @@ class Prompter:
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def _verbatim(self, example: Example) -> tuple[int, ...]:
-        """Return a prompt that is the user's own to the last character: nothing is put around it, and nothing cut."""
-        ids = self._encode(example.text)
-        if len(ids) > self._max_tokens:
-            raise ConfigError(
-                f"data.max_prompt_tokens is {self._max_tokens}, but the prompt that begins {example.text[:40]!r} takes "
-                f"{len(ids)} tokens; raise it"
-            )
-        return tuple(ids)
-
     def _harmless(self, example: Example) -> Example:
-        """Return the example with control tokens that its words spell out broken up: rows end no turn."""
+        """Return the example with a blank inside each special token that its texts spell out: no row ends a turn."""
         words = [example.text, *example.fields.values(), example.answer]
         if not any(token in word for token in self._control for word in words):
             return example

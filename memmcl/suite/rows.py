@@ -85,11 +85,7 @@ def usable(rows: Iterable[Row | Fault], read: Callable[[Row], T], faults: Faults
 
 
 def text_of(row: Row, shape: Shape) -> str:
-    """Return the row's text.
-
-    Raises:
-        RowError: it is missing, empty, too long, or cannot be stored.
-    """
+    """Return the row's text. Raises RowError if it is missing, empty, too long, or cannot be stored."""
     column = shape.column("text")
     text = _string(row.values, column, "empty text")
     if len(text) > shape.max_characters:
@@ -102,12 +98,9 @@ def text_of(row: Row, shape: Shape) -> str:
 
 
 def example_of(row: Row, subtask: Subtask, dataset: str, shape: Shape = PLAIN, *, labelled: bool = True) -> Example:
-    """Return the example that `row` holds: text, the fields that the subtask needs, and its answer.
+    """Return the example that `row` holds. Raises RowError where it does not fit the subtask.
 
     With `labelled=False` no answer is looked for: the example has the gold "" or ().
-
-    Raises:
-        RowError: the row does not fit the subtask.
     """
     text = text_of(row, shape)
     fields = {name: _string(row.values, shape.column(name), "missing value") for name in subtask.needs}
@@ -115,11 +108,9 @@ def example_of(row: Row, subtask: Subtask, dataset: str, shape: Shape = PLAIN, *
         return Example.create(dataset, text, () if subtask.is_tuple else "", fields)
     if not subtask.is_tuple:
         return Example.create(dataset, text, _label(row.values, subtask, shape), fields)
-    if shape.is_flat(subtask):
-        items = _items_of_columns(row.values, subtask, shape)
-    else:
-        items = _items_of_list(_value(row.values, shape.column("label")), subtask)
-    return Example.create(dataset, text, [_tuple(item, subtask, shape) for item in items], fields)
+    items_of = _items_of_columns if shape.is_flat(subtask) else _items_of_list
+    tuples = [_tuple(item, subtask, shape) for item in items_of(row.values, subtask, shape)]
+    return Example.create(dataset, text, tuples, fields)
 
 
 def _value(values: Mapping[str, Any], column: str) -> Any:
@@ -148,11 +139,7 @@ def _string(values: Mapping[str, Any], column: str, when_blank: str) -> str:
 
 
 def storable(value: str, column: str) -> str:
-    """Return `value` if it can be stored as UTF-8 text.
-
-    Raises:
-        RowError: it holds a NUL, or half of a surrogate pair, as the JSON text "\\ud83d" alone does.
-    """
+    """Return `value`. Raises RowError for a NUL, or half of a surrogate pair, which UTF-8 does not store."""
     if "\0" in value:
         raise RowError("encoding", f"{short(column)} holds a NUL character, got {short(value)}; remove the character")
     try:
@@ -169,7 +156,7 @@ def _label(values: Mapping[str, Any], subtask: Subtask, shape: Shape) -> str:
     value = _value(values, column)
     if value == "":
         raise RowError("missing value", f"{short(column)} is empty; fill in a label, or remove the row")
-    text = _text(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)  # true and false, as JSON has them
     label = shape.labels.get(text, text)
     if label in subtask.labels:
         return label
@@ -185,16 +172,12 @@ def _label(values: Mapping[str, Any], subtask: Subtask, shape: Shape) -> str:
     )
 
 
-def _text(value: object) -> str:
-    """Return a label as text; true and false as JSON has them."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _form(label: str) -> str:
     return re.sub(r"[\s_-]+", " ", label).strip().lower()
 
 
-def _items_of_list(value: Any, subtask: Subtask) -> Iterable[Any]:
+def _items_of_list(values: Mapping[str, Any], subtask: Subtask, shape: Shape) -> Iterable[Any]:
+    value = _value(values, shape.column("label"))
     read = read_any_list(value) if isinstance(value, str) else value
     if not isinstance(read, list):
         raise RowError(

@@ -7,7 +7,7 @@ ROOT/sc/mr/test.csv, train.csv, dev.csv                        CSV; train.csv is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from memmcl.files.places import name_of, open_place, reading
 from memmcl.suite.faults import Fault
 from memmcl.suite.files import read_file
 from memmcl.suite.parsing import read_literal
-from memmcl.suite.rows import Row, RowError
+from memmcl.suite.rows import Row
 from memmcl.suite.subtasks import GROUPS, Subtask
 from memmcl.urls import public
 
@@ -34,11 +34,7 @@ class Folder:
     sampled: bool
 
     def rows(self, path: str, subtask: Subtask) -> Iterator[Row | Fault]:
-        """Yield the rows of one of the files, columns named as ours.
-
-        Raises:
-            DataError: the file cannot be read.
-        """
+        """Yield the rows of one of the files, columns named as ours. Raises DataError if it cannot be read."""
         rows = read_file(self.fs, path, name_of(self.fs, path))
         if not path.endswith(".csv"):
             return rows
@@ -100,28 +96,13 @@ def _as_ours(row: Row, subtask: Subtask) -> Row | Fault:
     values = dict(row.values)
     if "label_text" in values:
         values["label"] = values["label_text"]
-    for field, read in _DERIVED.items():
-        if field in subtask.needs and field not in values:
-            try:
-                values.update(read(values))
-            except RowError as error:
-                return row.fault(error)
+    if "target" in subtask.needs and "domain" in values:
+        values.setdefault("target", values["domain"])
+    if "object_a" in subtask.needs and "object_a" not in values and "tuple" in values:
+        text = values["tuple"]  # as ['Java', 'Python', 'worse']: two objects and the answer
+        read = read_literal(text)
+        if not isinstance(read, list | tuple) or len(read) != 3 or not all(isinstance(item, str) for item in read):
+            message = f"expected ['object a', 'object b', 'answer'], got {short(text)}; correct it"
+            return Fault(row.place, "broken tuples", message)
+        values |= {"object_a": read[0], "object_b": read[1]}
     return Row(row.place, values)
-
-
-def _target(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {"target": values["domain"]} if "domain" in values else {}
-
-
-def _objects(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Read `['Java', 'Python', 'worse']`: two objects and the answer."""
-    if "tuple" not in values:
-        return {}
-    text = values["tuple"]
-    read = read_literal(text)
-    if not isinstance(read, list | tuple) or len(read) != 3 or not all(isinstance(item, str) for item in read):
-        raise RowError("broken tuples", f"expected ['object a', 'object b', 'answer'], got {short(text)}; correct it")
-    return {"object_a": read[0], "object_b": read[1]}
-
-
-_DERIVED: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {"target": _target, "object_a": _objects}

@@ -32,12 +32,8 @@ _WEAK_OF_TRAIN_BELOW = 20
 class Source:
     """Where the rows of one subtask lie: one place for all of them, a place per split, or a Hugging Face data set.
 
-    path: file(s) of all rows, as a path, glob or URL; `split_of` deals them to the splits.
-    train, weak, test: file(s) of one split; with `dataset`, the name of that split there. Without weak, the fifth of
-        the training rows whose content hash is lowest is the weak split.
-    dataset, subset, revision: a Hugging Face data set by name or directory, its configuration, and its version.
-    columns: our field -> their column.
-    labels: their label, as text -> ours.
+    The fields are those of `memmcl.config.SourceConfig`. `split_of` decides the split of each row in `path`. Without
+    `weak`, the fifth of the training rows whose content hash is lowest is the weak split.
     """
 
     path: str | None = None
@@ -72,8 +68,7 @@ class Reading:
     storage: Mapping[str, Any] | None = None
 
 
-EMBEDDED = Reading()
-"""The corpus that ships with memmcl."""
+EMBEDDED = Reading()  # the corpus that ships with memmcl
 
 
 @dataclass(frozen=True)
@@ -90,8 +85,7 @@ class RowPools:
     dropped: Counter[str]
 
 
-SplitOf = Callable[[str], str]
-"""From a text to its split."""
+SplitOf = Callable[[str], str]  # from a text to its split
 
 
 @dataclass(frozen=True)
@@ -134,59 +128,34 @@ def read_sources(subtasks: Sequence[Subtask], reading: Reading = EMBEDDED, *, fa
     dropped: Counter[str] = Counter()
     pools: dict[str, dict[str, list[Example]]] = {}
     for subtask in subtasks:
-        own = reading.sources.get(subtask.name)
-        intake = _Intake(subtask, reading, faults, dropped)
-        if own is not None:
-            feeds = _of_source(own, subtask, intake.shape, reading.storage)
+        source = reading.sources.get(subtask.name)
+        own = source or Source()
+        shape = Shape(columns=own.columns, labels=own.labels, max_characters=reading.max_characters)
+        if source is not None:
+            feeds = _of_source(source, subtask, shape, reading.storage)
         elif reading.source == "embedded":
             rows = corpus_rows(subtask)
             feeds = iter([_Feed(f"embedded_{subtask.name}", split_of, rows, published=False)])
         else:
             feeds = _of_directory(reading.source, subtask, reading.storage)
+        by_dataset: dict[tuple[str, str], Pool] = {}
         for feed in feeds:
-            intake.take(feed)
-        pools[subtask.name] = intake.splits()
+            read = partial(_read, feed, subtask, shape, weak_labels=reading.weak_labels)
+            for row, (split, example) in usable(feed.rows, read, faults):
+                key = feed.dataset, split
+                if key not in by_dataset:
+                    repeats = feed.published and split == "test"
+                    by_dataset[key] = Pool(reading.pool_rows, keep_repeats=repeats, faults=faults, dropped=dropped)
+                by_dataset[key].add(example, row.place, feed.file)
+        pools[subtask.name] = {split: [] for split in SOURCE_SPLITS}
+        for (_, split), pool in by_dataset.items():
+            pools[subtask.name][split] += pool.rows()
     return RowPools(pools, faults, dropped)
 
 
-class _Intake:
-    """Makes examples of the rows of one subtask and pools them by data set and split."""
-
-    def __init__(self, subtask: Subtask, reading: Reading, faults: Faults, dropped: Counter[str]) -> None:
-        source = reading.sources.get(subtask.name, Source())
-        self.shape = Shape(columns=source.columns, labels=source.labels, max_characters=reading.max_characters)
-        self._subtask = subtask
-        self._reading = reading
-        self._faults = faults
-        self._dropped = dropped
-        self._pools: dict[tuple[str, str], Pool] = {}
-
-    def take(self, feed: _Feed) -> None:
-        """Read a feed to its end."""
-        for row, (split, example) in usable(feed.rows, partial(self._read, feed), self._faults):
-            self._pool(feed, split).add(example, row.place, feed.file)
-
-    def _read(self, feed: _Feed, row: Row) -> tuple[str, Example]:
-        split = feed.split_of(text_of(row, self.shape))
-        labelled = self._reading.weak_labels or split != "weak"
-        return split, example_of(row, self._subtask, feed.dataset, self.shape, labelled=labelled)
-
-    def splits(self) -> dict[str, list[Example]]:
-        """Return split -> examples."""
-        rows: dict[str, list[Example]] = {split: [] for split in SOURCE_SPLITS}
-        for (_, split), pool in self._pools.items():
-            rows[split] += pool.rows()
-        return rows
-
-    def _pool(self, feed: _Feed, split: str) -> Pool:
-        if (feed.dataset, split) not in self._pools:
-            self._pools[feed.dataset, split] = Pool(
-                self._reading.pool_rows,
-                keep_repeats=feed.published and split == "test",
-                faults=self._faults,
-                dropped=self._dropped,
-            )
-        return self._pools[feed.dataset, split]
+def _read(feed: _Feed, subtask: Subtask, shape: Shape, row: Row, *, weak_labels: bool) -> tuple[str, Example]:
+    split = feed.split_of(text_of(row, shape))
+    return split, example_of(row, subtask, feed.dataset, shape, labelled=weak_labels or split != "weak")
 
 
 def _of_directory(root: str, subtask: Subtask, storage: Mapping[str, Any] | None) -> Iterator[_Feed]:
@@ -209,28 +178,23 @@ def _of_source(source: Source, subtask: Subtask, shape: Shape, storage: Mapping[
     if source.dataset is not None:
         hub_set = hub.load(source.dataset, source.subset, source.revision)
         places = {split: theirs for split, theirs in hub.SPLITS.items() if theirs in hub_set} | places
-    _check_places(subtask, places, sorted(hub_set))
+    missing = [split for split in ("train", "test") if split not in places]
+    if missing:
+        advice = (
+            f"name one of its splits ({', '.join(sorted(hub_set))})"
+            if hub_set
+            else "name a file, or give all rows as path"
+        )
+        raise DataError(
+            f"the source of subtask {subtask.name!r} has no {' and no '.join(missing)} rows; "
+            f"add {' and '.join(f'{split}:' for split in missing)} to it: {advice}"
+        )
     for split, place in places.items():
         if source.dataset is not None:
             rows = hub.rows(source.dataset, place, hub_set)
         else:
             rows = read_files(place, columns=columns, storage=storage)
         yield _Feed(subtask.name, _split_of(split, places), rows, published=True)
-
-
-def _check_places(subtask: Subtask, places: Mapping[str, str], splits: Sequence[str]) -> None:
-    """Refuse a source without training or test rows.
-
-    Raises:
-        DataError: one of them is missing.
-    """
-    missing = [split for split in ("train", "test") if split not in places]
-    if missing:
-        advice = f"name one of its splits ({', '.join(splits)})" if splits else "name a file, or give all rows as path"
-        raise DataError(
-            f"the source of subtask {subtask.name!r} has no {' and no '.join(missing)} rows; "
-            f"add {' and '.join(f'{split}:' for split in missing)} to it: {advice}"
-        )
 
 
 def _split_of(split: str, splits: Collection[str]) -> SplitOf:

@@ -8,9 +8,9 @@ repeats a test text of any subtask, nor shares a window of 36 normalised charact
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from typing import Any, Literal, NamedTuple
 
 from memmcl import seeds
@@ -36,8 +36,7 @@ class _Row(NamedTuple):
     content: str
 
 
-_Pools = dict[str, dict[str, list[_Row]]]
-"""Subtask -> split of `sources.SOURCE_SPLITS` -> rows."""
+_Pools = dict[str, dict[str, list[_Row]]]  # subtask -> split of `sources.SOURCE_SPLITS` -> rows
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,9 @@ def prepare(
     pools = {name: {split: _ordered(rows) for split, rows in pool.items()} for name, pool in splits.items()}
     for name, pool in pools.items():
         for split in ("train", "weak"):
-            pool[split] = _without(pool[split], _repeats(pool[split]), "repeated rows of a part", dropped)
+            first: dict[str, _Row] = {}
+            repeats = [first.setdefault(row.example.id, row) is not row for row in pool[split]]
+            pool[split] = _without(pool[split], repeats, "repeated rows of a part", dropped)
         _separate_test(name, pool, on_overlap, dropped)
     _separate_splits(pools, dropped)
     chosen = {
@@ -166,34 +167,22 @@ def prepare(
     for name, examples in prepared.items():
         for split in SPLITS:
             if not examples[split] and (split != "selection" or selection_rows):
-                raise _empty(name, split, caps[split], len(splits[name][_pool_of(split)]))
+                raise _empty(name, split, caps[split], splits[name])
     return Splits(parts=prepared, dropped=dict(dropped))
 
 
-def _pool_of(split: str) -> str:
-    return "weak" if split == "selection" else split
-
-
-def _empty(name: str, split: str, cap: int | None, read: int) -> DataError:
+def _empty(name: str, split: str, cap: int | None, read: Mapping[str, Sequence[Example]]) -> DataError:
+    source = "weak" if split == "selection" else split
+    reason = f"its source has {len(read[source])} usable {source} rows, none of them left for it"
+    advice = "add rows that share no text with another split, or leave the subtask out"
     if cap == 0:
-        return DataError(f"the {split} split of subtask {name!r} is empty: {split}_rows is 0; ask for at least 1 row")
-    return DataError(
-        f"the {split} split of subtask {name!r} is empty: its source has {read} usable {_pool_of(split)} rows, "
-        f"none of them left for it; add rows that share no text with another split, or leave the subtask out"
-    )
+        reason, advice = f"{split}_rows is 0", "ask for at least 1 row"
+    return DataError(f"the {split} split of subtask {name!r} is empty: {reason}; {advice}")
 
 
 def _ordered(examples: Iterable[Example]) -> list[_Row]:
     """Return the rows in drawing order."""
     return [_Row(example, normalised(example.text)) for example in sorted(examples, key=drawing_order)]
-
-
-def _repeats(rows: Iterable[_Row]) -> Iterator[bool]:
-    """Yield for each row whether an earlier one has its id."""
-    seen: set[str] = set()
-    for row in rows:
-        yield row.example.id in seen
-        seen.add(row.example.id)
 
 
 def _separate_test(name: str, pool: dict[str, list[_Row]], on_overlap: OnOverlap, dropped: Counter[str]) -> None:
@@ -257,20 +246,15 @@ def _draw_weak(pools: _Pools, chosen: _Pools, weak: int, selection: int, *, by_l
 
 def _draw(rows: Sequence[_Row], cap: int | None, *, by_label: bool) -> list[_Row]:
     """Return the first `cap` rows, taken in turn from each label (not for tuples) and each data set."""
-    labels = _groups(rows, _label) if by_label else [list(rows)]
+    labels = [list(rows)]
+    if by_label:
+        labels = _groups(rows, lambda row: row.example.gold if isinstance(row.example.gold, str) else "")
     in_turn = [_interleave(_groups(group, lambda row: row.example.dataset)) for group in labels]
     return _interleave(in_turn)[:cap]
 
 
-def _label(row: _Row) -> str:
-    return row.example.gold if isinstance(row.example.gold, str) else ""
-
-
 def _groups(rows: Iterable[_Row], key: Callable[[_Row], str]) -> list[list[_Row]]:
-    groups: dict[str, list[_Row]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return [groups[name] for name in sorted(groups)]
+    return [list(group) for _, group in groupby(sorted(rows, key=key), key)]
 
 
 def _interleave(groups: Sequence[Sequence[_Row]]) -> list[_Row]:

@@ -15,8 +15,7 @@ from memmcl.suite.overlap import Blocklist
 from memmcl.suite.sources import SOURCE_SPLITS
 from memmcl.suite.subtasks import Subtask
 
-Pools = Mapping[str, Mapping[str, Sequence[Example]]]
-"""Subtask -> split of `sources.SOURCE_SPLITS` -> rows."""
+Pools = Mapping[str, Mapping[str, Sequence[Example]]]  # subtask -> split of `sources.SOURCE_SPLITS` -> rows
 
 
 @dataclass(frozen=True)
@@ -77,12 +76,11 @@ def describe(subtasks: Sequence[Subtask], pools: Pools) -> list[SplitStats]:
     """Return what the rows of each subtask, data set and split are like; splits without rows are left out."""
     described = []
     for subtask in subtasks:
-        groups: dict[tuple[str, str], list[Example]] = {}
-        for split in SOURCE_SPLITS:
-            for example in pools[subtask.name][split]:
-                groups.setdefault((example.dataset, split), []).append(example)
-        by_dataset = sorted(groups.items(), key=lambda group: group[0][0])
-        described += [_describe_split(subtask, dataset, split, rows) for (dataset, split), rows in by_dataset]
+        splits = pools[subtask.name]
+        for dataset in sorted({example.dataset for rows in splits.values() for example in rows}):
+            for split in SOURCE_SPLITS:
+                rows = [example for example in splits[split] if example.dataset == dataset]
+                described += [_describe_split(subtask, dataset, split, rows)] if rows else []
     return described
 
 
@@ -139,8 +137,5 @@ def leakage(pools: Pools) -> list[Leak]:
 
 def constants(subtasks: Sequence[Subtask], pools: Pools) -> list[Constant]:
     """Return the best constant answer of each subtask that has training and test rows."""
-    return [
-        Constant(subtask.name, *best_constant(subtask, pools[subtask.name]["train"], pools[subtask.name]["test"]))
-        for subtask in subtasks
-        if pools[subtask.name]["train"] and pools[subtask.name]["test"]
-    ]
+    rows = [(subtask, pools[subtask.name]["train"], pools[subtask.name]["test"]) for subtask in subtasks]
+    return [Constant(one.name, *best_constant(one, train, test)) for one, train, test in rows if train and test]

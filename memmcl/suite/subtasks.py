@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 from memmcl.errors import ConfigError, shown
 
@@ -11,6 +12,7 @@ Metric = Literal["accuracy", "macro_f1", "label_f1", "tuple_f1"]
 
 GROUPS = ("SC", "ABSA", "MAST")
 POLARITIES = ("positive", "negative", "neutral")
+BINARY = ("positive", "negative")
 GRADES = ("very negative", "negative", "neutral", "positive", "very positive")
 
 
@@ -77,64 +79,36 @@ PAIRS = Pairs(
     datasets=("pairs",),
 )
 
+
+def _choice(
+    group: str, name: str, title: str, question: str, labels: tuple[str, ...], *datasets: str, **more: Any
+) -> Subtask:
+    """Return a subtask whose answer is one of `labels`; its instruction is the question, followed by them.
+
+    datasets: one of the subtask's name where none is named. more: other fields of `Subtask`.
+    """
+    unit = "label" if " " in labels[0] else "word"
+    instruction = f"{question} Answer with one {unit}: {', '.join(labels[:-1])} or {labels[-1]}."
+    more["datasets"] = datasets or (name,)
+    return Subtask(group=group, name=name, title=title, instruction=instruction, labels=labels, **more)
+
+
+_sc = partial(_choice, "SC", metric="accuracy")
+_mast = partial(_choice, "MAST", metric="macro_f1")
 _ROWS = (
-    Subtask(
-        name="doc2",
-        group="SC",
-        title="Document polarity",
-        instruction="Classify the sentiment of the review. Answer with one word: positive or negative.",
-        labels=("positive", "negative"),
-        metric="accuracy",
-        datasets=("imdb", "yelp2"),
-    ),
-    Subtask(
-        name="doc5",
-        group="SC",
-        title="Document polarity, five classes",
-        instruction="Classify the sentiment of the review. "
-        "Answer with one label: very negative, negative, neutral, positive or very positive.",
-        labels=GRADES,
-        metric="accuracy",
-        datasets=("yelp5",),
-    ),
-    Subtask(
-        name="sent2",
-        group="SC",
-        title="Sentence polarity",
-        instruction="Classify the sentiment of the text. Answer with one word: positive or negative.",
-        labels=("positive", "negative"),
-        metric="accuracy",
-        datasets=("mr", "sst2"),
-    ),
-    Subtask(
-        name="sent3",
-        group="SC",
-        title="Sentence polarity, three classes",
-        instruction="Classify the sentiment of the text. Answer with one word: positive, negative or neutral.",
-        labels=POLARITIES,
-        metric="accuracy",
-        datasets=("twitter",),
-    ),
-    Subtask(
-        name="sent5",
-        group="SC",
-        title="Sentence polarity, five classes",
-        instruction="Classify the sentiment of the text. "
-        "Answer with one label: very negative, negative, neutral, positive or very positive.",
-        labels=GRADES,
-        metric="accuracy",
-        datasets=("sst5",),
-    ),
-    Subtask(
-        name="asc",
-        group="SC",
-        title="Aspect polarity",
-        instruction="Classify the sentiment of the text towards the aspect. "
-        "Answer with one word: positive, negative or neutral.",
-        labels=POLARITIES,
+    _sc("doc2", "Document polarity", "Classify the sentiment of the review.", BINARY, "imdb", "yelp2"),
+    _sc("doc5", "Document polarity, five classes", "Classify the sentiment of the review.", GRADES, "yelp5"),
+    _sc("sent2", "Sentence polarity", "Classify the sentiment of the text.", BINARY, "mr", "sst2"),
+    _sc("sent3", "Sentence polarity, three classes", "Classify the sentiment of the text.", POLARITIES, "twitter"),
+    _sc("sent5", "Sentence polarity, five classes", "Classify the sentiment of the text.", GRADES, "sst5"),
+    _sc(
+        "asc",
+        "Aspect polarity",
+        "Classify the sentiment of the text towards the aspect.",
+        POLARITIES,
+        "asc_lap14",
+        "asc_rest14",
         needs=("aspect",),
-        metric="accuracy",
-        datasets=("asc_lap14", "asc_rest14"),
     ),
     Subtask(
         name="uabsa",
@@ -169,77 +143,42 @@ _ROWS = (
         metric="tuple_f1",
         datasets=("asqp_rest15", "asqp_rest16"),
     ),
-    Subtask(
-        name="implicit",
-        group="MAST",
-        title="Implicit sentiment",
-        instruction="Classify the implied sentiment of the text towards the aspect. "
-        "Answer with one word: positive, negative or neutral.",
-        labels=POLARITIES,
+    _mast(
+        "implicit",
+        "Implicit sentiment",
+        "Classify the implied sentiment of the text towards the aspect.",
+        POLARITIES,
+        metric="accuracy",
         needs=("aspect",),
-        metric="accuracy",
         figurative=True,
-        datasets=("implicit",),
     ),
-    Subtask(
-        name="compsent",
-        group="MAST",
-        title="Comparative opinion",
-        instruction="Decide whether the text finds object a better or worse than object b. "
-        "Answer with one word: better or worse.",
-        labels=("better", "worse"),
-        needs=("object_a", "object_b"),
+    _mast(
+        "compsent",
+        "Comparative opinion",
+        "Decide whether the text finds object a better or worse than object b.",
+        ("better", "worse"),
+        "compsent19",
         metric="accuracy",
-        datasets=("compsent19",),
+        needs=("object_a", "object_b"),
     ),
-    Subtask(
-        name="irony",
-        group="MAST",
-        title="Irony",
-        instruction="Decide whether the text is ironic. Answer with one word: irony or non_irony.",
-        labels=("irony", "non_irony"),
+    _mast(
+        "irony",
+        "Irony",
+        "Decide whether the text is ironic.",
+        ("irony", "non_irony"),
         metric="label_f1",
         positive_label="irony",
         figurative=True,
-        datasets=("irony",),
     ),
-    Subtask(
-        name="emotion",
-        group="MAST",
-        title="Emotion",
-        instruction="Name the emotion of the text. Answer with one word: anger, joy, optimism or sadness.",
-        labels=("anger", "joy", "optimism", "sadness"),
-        metric="macro_f1",
-        datasets=("emotion",),
-    ),
-    Subtask(
-        name="hate",
-        group="MAST",
-        title="Hate speech",
-        instruction="Decide whether the text is hate speech. Answer with one word: hate or non-hate.",
-        labels=("hate", "non-hate"),
-        metric="macro_f1",
-        datasets=("hate",),
-    ),
-    Subtask(
-        name="offensive",
-        group="MAST",
-        title="Offensive language",
-        instruction="Decide whether the text is offensive. Answer with one word: offensive or non-offensive.",
-        labels=("offensive", "non-offensive"),
-        metric="macro_f1",
-        datasets=("offensive",),
-    ),
-    Subtask(
-        name="stance",
-        group="MAST",
-        title="Stance",
-        instruction="Decide which stance the text takes towards the target. "
-        "Answer with one word: against, favor or none.",
-        labels=("against", "favor", "none"),
+    _mast("emotion", "Emotion", "Name the emotion of the text.", ("anger", "joy", "optimism", "sadness")),
+    _mast("hate", "Hate speech", "Decide whether the text is hate speech.", ("hate", "non-hate")),
+    _mast("offensive", "Offensive language", "Decide whether the text is offensive.", ("offensive", "non-offensive")),
+    _mast(
+        "stance",
+        "Stance",
+        "Decide which stance the text takes towards the target.",
+        ("against", "favor", "none"),
         needs=("target",),
-        metric="macro_f1",
-        datasets=("stance",),
         unscored_labels=("none",),
     ),
 )
@@ -248,11 +187,7 @@ SUBTASKS: dict[str, Subtask] = {subtask.name: subtask for subtask in _ROWS}
 
 
 def get_subtask(name: str) -> Subtask:
-    """Return the subtask called `name`.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """Return the subtask called `name`. Raises ConfigError if there is none."""
     if name not in SUBTASKS:
         raise ConfigError(
             f"unknown subtask {shown(name)}; known ones: {', '.join(SUBTASKS)}; one of your own goes under data.custom"

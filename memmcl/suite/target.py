@@ -29,11 +29,7 @@ class Target:
     local: bool
 
     def read(self, path: str) -> bytes | None:
-        """Return the content, or None when there is no such file.
-
-        Raises:
-            StoreAccessError: the place cannot be read.
-        """
+        """Return the content, None if there is no such file. Raises StoreAccessError if it cannot be read."""
         with self._translated():
             try:
                 return bytes(self.fs.cat_file(f"{self.root}/{path}"))
@@ -43,11 +39,7 @@ class Target:
                 return None
 
     def write(self, path: str, data: bytes) -> None:
-        """Store the content; a reader sees what was there before or all of `data`.
-
-        Raises:
-            StoreAccessError, StoreFull: it could not be written; what was there is unchanged.
-        """
+        """Store the content, whole or not at all. Raises StoreAccessError or StoreFull if it cannot."""
         with self._translated():
             if self.local:
                 replace_file(Path(self.root, path), data)
@@ -58,21 +50,13 @@ class Target:
             self.fs.pipe_file(whole, data)
 
     def remove(self, path: str) -> None:
-        """Remove a file if it is there.
-
-        Raises:
-            StoreAccessError: it could not be removed.
-        """
+        """Remove a file if it is there. Raises StoreAccessError if that fails."""
         with self._translated():
             if self.read(path) is not None:
                 self.fs.rm_file(f"{self.root}/{path}")
 
     def prepare(self, paths: Iterable[str]) -> None:
-        """Make a directory that is missing, and remove the temporary files that killed writers of `paths` left there.
-
-        Raises:
-            StoreAccessError, StoreFull: the directory cannot be made or written.
-        """
+        """Make a missing directory; remove what killed writers of `paths` left. Raises StoreAccessError, StoreFull."""
         if not self.local:
             return
         oldest = time.time() - ABANDONED

@@ -66,7 +66,9 @@ def read_weak_rows(
     )
 
     def read(row: Row) -> tuple[tuple[str, str | None], Example]:
-        subtask, expert = _subtask(row, catalogue), _expert(row, experts)
+        subtask, expert = _subtask(row, catalogue), row.values.get("expert")
+        if expert is not None and not (isinstance(expert, str) and expert in experts):
+            raise RowError("missing value", f"unknown expert {short(expert)}; the experts are {', '.join(experts)}")
         if subtask is PAIRS:
             return (subtask.name, expert), _pair(row, shape)
         return (subtask.name, expert), example_of(row, subtask, subtask.name, shape, labelled=labelled)
@@ -99,15 +101,6 @@ def _subtask(row: Row, catalogue: Mapping[str, Subtask]) -> Subtask:
             f"unknown subtask {short(name)}; known ones: {', '.join(catalogue)}; your own go under data.custom",
         )
     return catalogue[name]
-
-
-def _expert(row: Row, experts: Collection[str]) -> str | None:
-    name = row.values.get("expert")
-    if name is None:
-        return None
-    if not isinstance(name, str) or name not in experts:
-        raise RowError("missing value", f"unknown expert {short(name)}; the experts are {', '.join(experts)}")
-    return name
 
 
 def _pair(row: Row, shape: Shape) -> Example:
