@@ -28,8 +28,8 @@ from memmcl.search.local import LocalDriver
 from memmcl.search.plan import SearchPlan
 from memmcl.search.problem import REFERENCE, SearchProblem
 from memmcl.search.records import progress_of
+from memmcl.search.reference import measure_references
 from memmcl.search.spec import SearchSpec
-from memmcl.search.user_references import measure_references
 from memmcl.store import Lease, Store
 
 

@@ -26,9 +26,8 @@ from memmcl.merge.table import check_search
 from memmcl.search.course import Driver, OnResult
 from memmcl.search.plan import SearchPlan, make_spec
 from memmcl.search.problem import SearchProblem
-from memmcl.search.reference import reference_key
+from memmcl.search.reference import BASE, REFERENCE_VERSION, reference_key
 from memmcl.search.spec import Parts
-from memmcl.search.user_references import BASE, REFERENCE_VERSION
 from memmcl.store import ArtifactRef, StageSettings, Store, cache_key
 from memmcl.suite.configured import lenders, reading_of
 from memmcl.suite.examples import to_table

@@ -80,6 +80,10 @@ class EvaluationConfig(Section):
         description="Test rows of each subtask that every expert is scored on, at most; 0: no interference matrix",
     )
 
+    def key(self) -> dict[str, Any]:
+        """Return what decides the scores of a search's candidates and references, as plain JSON."""
+        return self.model_dump(mode="json", include={"batch_size", "max_new_tokens", "calibration"})
+
 
 class PromotionConfig(Section):
     """When a retrained model takes the champion's place."""

@@ -83,8 +83,8 @@ class Driver(Protocol):
 class Dispatcher:
     """Hands out the candidates of several courses in turn, and gives results back to them.
 
-    Every result is in the store before a strategy hears of it, so that a search that is killed loses only what was in
-    flight. Of a course that ends for lack of time, the candidates that are listed (`fixed`) are evaluated nevertheless.
+    Every result is in the store before a strategy is told of it, so that a search that is killed loses only candidates
+    that are being evaluated. The end of the time stops no phase whose candidates are fixed.
     """
 
     def __init__(self, problem: SearchProblem, courses: Sequence[Course], on_result: OnResult) -> None:
@@ -103,17 +103,15 @@ class Dispatcher:
         self._look_at_the_clock()
         self.active = [course for course in self.active if course.advance(self._problem, self._store)]
         handed_out: list[tuple[int, Phase, Proposal]] = []
-        turns = deque(self.active)
+        turns = deque(course.phases[-1] for course in self.active)
         while turns:
-            course = turns.popleft()
-            phase = course.phases[-1]
+            phase = turns.popleft()
             proposal = phase.core.next()
-            if proposal is None:
-                continue
-            turns.append(course)
-            self._handed_out += 1
-            self.open[self._handed_out] = phase, proposal
-            handed_out.append((self._handed_out, phase, proposal))
+            if proposal is not None:
+                turns.append(phase)
+                self._handed_out += 1
+                self.open[self._handed_out] = phase, proposal
+                handed_out.append((self._handed_out, phase, proposal))
         return handed_out
 
     def keep(self, number: int, record: Mapping[str, Any]) -> None:

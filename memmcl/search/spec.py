@@ -18,6 +18,7 @@ class SearchSpec(BaseModel):
     """One search: what its genes stand for, what it is scored on, what is tried first.
 
     key: of the log in the store that its records lie in. seeds: (origin, genome) of the candidates that come first.
+    blocks: of layers, each with coefficients of its own. mask_seed: of the merge method's random masks.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -30,11 +31,9 @@ class SearchSpec(BaseModel):
     seeds: tuple[tuple[str, tuple[float, ...]], ...]
     evaluations: int
     blocks: int
-    """Layer blocks with a coefficient of their own."""
     bounds: tuple[float, float]
     """Lowest and highest coefficient."""
     mask_seed: int
-    """Seed of the random masks of the merge method."""
     method: str = "linear"
     parameters: dict[str, float | str] = {}
     varied: tuple[tuple[str, float, float], ...] = ()
@@ -59,8 +58,7 @@ class SearchSpec(BaseModel):
         if self.recipes:
             chosen = self.space.decode(genome)
             return next(self.recipes[part] for part, values in chosen.items() if any(values))
-        parameters = {**self.parameters, **self.space.decode_parameters(genome)}
-        return Recipe(self.method, parameters, self.mask_seed)
+        return Recipe(self.method, {**self.parameters, **self.space.decode_parameters(genome)}, self.mask_seed)
 
     def coefficients(self, genome: Sequence[float]) -> dict[str, tuple[float, ...]]:
         """Return the coefficients over experts that a genome stands for."""
