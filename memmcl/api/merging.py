@@ -13,7 +13,7 @@ from memmcl.adapters.format import Adapter
 from memmcl.adapters.load import UserAdapter, check_fit, other_base, read_user_adapter
 from memmcl.api.notebook import html_table, numbers
 from memmcl.api.writing import write
-from memmcl.backbone.load import BaseRef, resolve_base, resolve_device, resolve_dtype
+from memmcl.backbone.load import BaseRef, resolve_base, resolve_dtype
 from memmcl.backbone.shapes import Shapes, read_shapes
 from memmcl.config.methods import METHODS
 from memmcl.errors import ModelError, UsageError, shown
@@ -24,7 +24,7 @@ from memmcl.merge.table import check_parameters
 
 STAGE_VERSION = 1
 RECORD = "merge.json"
-"""The record file beside the model: its inputs, its method, and the digests of its files."""
+"""The file beside the model that says its inputs, its method, and the digests of its files."""
 
 
 @dataclass(frozen=True)
@@ -184,17 +184,13 @@ def merge_experts(
     merged = [name for name, values in coefficients.items() if any(values)]
     texts = check_texts(recipe, options.get("texts") or {}, merged)
     shapes, adapters, warnings = read_experts(base, experts)
-    run_texts = Texts()
-    if texts:
-        device = resolve_device("auto", 0)
-        run_texts = Texts(texts, options.get("text_tokens", 512), resolve_dtype("auto", device), device)
     return Merge(
         shapes,
         adapters,
         coefficients,
         recipe,
         output_of(shapes, rank, full, dtype),
-        run_texts,
+        Texts(texts, options.get("text_tokens", 512), resolve_dtype("auto", "cpu")) if texts else Texts(),
         resolve_base(base) if full or texts else None,
         warnings=tuple(warnings),
     )

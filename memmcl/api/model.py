@@ -72,16 +72,9 @@ class Predictions(list[Prediction]):
         return pa.Table.from_pylist([{**row, "tuples": json.dumps(row["tuples"])} for row in rows])
 
     def _rows(self) -> list[tuple[str, ...]]:
-        return [
-            (
-                one.input[:80],
-                one.subtask,
-                ", ".join(one.about.values()),
-                one.answer,
-                "" if one.probability is None else f"{one.probability:.2f}",
-            )
-            for one in self
-        ]
+        shares = ["" if one.probability is None else f"{one.probability:.2f}" for one in self]
+        words = [(one.input[:80], one.subtask, ", ".join(one.about.values()), one.answer) for one in self]
+        return [(*row, share) for row, share in zip(words, shares, strict=True)]
 
     def __repr__(self) -> str:
         lines = [", ".join(filter(None, row)) for row in self._rows()[:SHOWN]]
@@ -114,10 +107,10 @@ class SentimentModel:
         aspects: Sequence[str] = (),
         targets: Sequence[str] = (),
     ) -> Predictions:
-        """Answer subtasks about texts.
+        """Answer subtasks about one text or several.
 
         Args:
-            texts: one text, or several.
+            texts: the texts.
             subtasks: names of the run's; None: all.
             aspects: what aspect polarity is asked about; without it, the aspects that the model itself finds.
             targets: for a subtask that needs something else, as stance; as many as it needs are taken.
@@ -176,18 +169,17 @@ class SentimentModel:
     def _answers(
         self, model: tuple[Backbone, Prompter], subtask: Subtask, rows: Sequence[Example]
     ) -> list[dict[str, Any]]:
-        prompt = self.file.prompts[subtask.name]
+        prompt, fields = self.file.prompts[subtask.name], subtask.tuple_fields
         shots = [(self.subtasks[shot.subtask], shot.example) for shot in prompt.demonstrations]
         probe = make_probe(self.config.evaluation, model, subtask, rows, shots)
         if subtask.is_tuple:
-            return [_tuples(subtask, text) for text in probe.answers()]
+            parsed = [(text, parse_tuples(text, len(fields), fields)) for text in probe.answers()]
+            return [{"text": text, "tuples": None if one.rejected else tuple(one.tuples)} for text, one in parsed]
         scores = probe.label_scores() - (np.array(prompt.offsets) if prompt.offsets else 0.0)
         shares = np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
         best = shares.argmax(axis=1)
-        return [
-            {"label": subtask.labels[one], "probability": float(row[one])}
-            for one, row in zip(best, shares, strict=True)
-        ]
+        pairs = zip(best, shares, strict=True)
+        return [{"label": subtask.labels[one], "probability": float(row[one])} for one, row in pairs]
 
     @contextmanager
     def _adapted(self) -> Iterator[tuple[Backbone, Prompter]]:
@@ -242,8 +234,3 @@ def _model(file: ModelFile, adapter: Adapter) -> SentimentModel:
     )
     subtasks = catalogue(config)
     return SentimentModel(file, config, adapter, spec, {name: subtasks[name] for name in file.prompts})
-
-
-def _tuples(subtask: Subtask, text: str) -> dict[str, Any]:
-    parsed = parse_tuples(text, len(subtask.tuple_fields), subtask.tuple_fields)
-    return {"text": text, "tuples": None if parsed.rejected else tuple(parsed.tuples)}

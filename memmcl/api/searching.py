@@ -124,16 +124,24 @@ def plan(
     """Publish adapters and rows that were read, and return their search; see `plan_search`."""
     cfg = config.search
     model = _model_of(config, base, shapes, adapters)
-    _check_prompts(model, weak)
+    prompter = resident_prompter(model)
+    for one in weak:  # find rows that no prompt has room for before any worker starts
+        if not isinstance(one.subtask, Pairs):
+            prompter.check(one.subtask)
+            continue
+        for row in one.rows:
+            prompter.prompt(one.subtask, row)
     names = [adapter.name for adapter in adapters]
     published = {adapter.name: _publish_adapter(store, adapter) for adapter in adapters}
     rows = {one.name: _publish_rows(store, one) for one in weak}
     rivals = {one.name: (one.expert,) if one.expert else (BASE, *names) for one in weak}
     settings = reference_key(cfg, config.evaluation, model.key())
-    references = {
-        name: _reference_ref(name, models, [*(published[one] for one in models if one != BASE), rows[name]], settings)
-        for name, models in rivals.items()
-    }
+    references = {}
+    for name, models in rivals.items():
+        depends_on = [*(published[model] for model in models if model != BASE), rows[name]]
+        key_of = {"brought": list(models), **settings}
+        key = cache_key("reference", inputs=depends_on, config=key_of, stage_version=REFERENCE_VERSION, seed=0)
+        references[name] = ArtifactRef(kind="reference", key=key, name=f"reference {name}")
     problem = SearchProblem(
         store=store.spec,
         model=model,
@@ -184,25 +192,6 @@ def _model_of(config: RunConfig, base: BaseRef, shapes: Shapes, adapters: Sequen
     return ModelSpec(
         base=described, revision=config.model.revision, threads=threads, max_prompt_tokens=config.data.max_prompt_tokens
     )
-
-
-def _check_prompts(model: ModelSpec, weak: Sequence[WeakRows]) -> None:
-    """Find rows that no prompt has room for before any worker starts."""
-    prompter = resident_prompter(model)
-    for one in weak:
-        if isinstance(one.subtask, Pairs):
-            for row in one.rows:
-                prompter.prompt(one.subtask, row)
-        else:
-            prompter.check(one.subtask)
-
-
-def _reference_ref(
-    name: str, models: Sequence[str], inputs: Sequence[ArtifactRef], settings: Mapping[str, Any]
-) -> ArtifactRef:
-    config = {"brought": list(models), **settings}
-    key = cache_key("reference", inputs=inputs, config=config, stage_version=REFERENCE_VERSION, seed=0)
-    return ArtifactRef(kind="reference", key=key, name=f"reference {name}")
 
 
 def _publish_adapter(store: Store, adapter: UserAdapter) -> ArtifactRef:

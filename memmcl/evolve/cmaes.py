@@ -125,12 +125,8 @@ class CmaEs(SeededStrategy):
             return
         if not optimizer.should_stop():
             worst = min(finite) - 1.0
-            optimizer.tell(
-                [
-                    (point, -(fitness if math.isfinite(fitness) else worst))  # cmaes minimises
-                    for _, point, fitness in told
-                ]
-            )
+            # with the sign turned: cmaes minimises
+            optimizer.tell([(point, -(value if math.isfinite(value) else worst)) for _, point, value in told])
         if self._arguments.restarts and (optimizer.should_stop() or len({genome for genome, _, _ in told}) == 1):
             self._restart += 1
             self._past += optimizer.generation

@@ -121,10 +121,7 @@ def della(
     Reference: DELLA, Deep et al. 2024, section 3. mergekit 0.1.5 rescales by `l1`, and refuses an epsilon that is cut.
     """
     return scale * _consensus(
-        vectors,
-        weights,
-        lambda index, vector: dropped_by_rank(vector, density, epsilon, seeds[index], rescale),
-        election,
+        vectors, weights, lambda at, vector: dropped_by_rank(vector, density, epsilon, seeds[at], rescale), election
     )
 
 

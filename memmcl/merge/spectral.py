@@ -274,7 +274,8 @@ def _procrustes(vectors: Tensor) -> Tensor:
     """Return the orthogonal matrix nearest to `vectors`, or the nearest partial isometry where they are dependent."""
     left, values, right = torch.linalg.svd(vectors, full_matrices=False)
     kept = int((values > DEPENDENT * values[0]).sum())
-    return left[:, :kept] @ right[:kept]  # P D Q^T -> P Q^T
+    nearest: Tensor = left[:, :kept] @ right[:kept]  # P D Q^T -> P Q^T
+    return nearest
 
 
 def _divide(outputs: Tensor, gram: Tensor, shrink: float) -> Tensor:
