@@ -40,9 +40,7 @@ class CurriculumConfig(Section):
     own_shots: int = Field(4, ge=0, description="Demonstrations of the subtask itself, at most")
     shots_per_subtask: int = Field(1, ge=0, description="Demonstrations of each easier subtask, at most")
     budget_tokens: int = Field(512, ge=0, description="Tokens that demonstrations may take")
-    gate_margin: float = Field(
-        1.0, ge=0, description="Paired standard errors by which a context must beat zero-shot on weak rows"
-    )
+    gate_margin: float = Field(1.0, ge=0, description="Paired standard errors by which a context must beat zero-shot")
     weights: dict[str, float] | None = Field(
         None, description="Weights of the difficulty's meta features by name; empty: the documented defaults"
     )
@@ -60,24 +58,16 @@ class EvaluationConfig(Section):
 
     batch_size: int = Field(16, ge=1, description="Rows run at once")
     max_new_tokens: int = Field(64, ge=1, le=1024, description="Where a generated tuple answer is cut off")
-    calibration: bool = Field(
-        True, description="Take from the label scores of every model and context their median over the weak rows"
-    )
+    calibration: bool = Field(True, description="Subtract from label scores their median over the weak rows")
     bootstrap_samples: int = Field(1000, ge=100, description="Bootstrap samples of each standard error")
     joint_lora: bool = Field(
-        True,
-        title="Joint LoRA",
-        description="Also train the rival: one joint LoRA on all subtasks, with as many steps as all experts",
+        True, title="Joint LoRA", description="Also train the rival: one LoRA on all subtasks, with all experts' steps"
     )
     weak_lora: bool = Field(
-        False,
-        title="Weak LoRA",
-        description="Also train one LoRA on the pooled weak rows alone, with as many steps as all experts",
+        False, title="Weak LoRA", description="Also train one LoRA on the weak rows alone, with all experts' steps"
     )
     interference_rows: int = Field(
-        32,
-        ge=0,
-        description="Test rows of each subtask that every expert is scored on, at most; 0: no interference matrix",
+        32, ge=0, description="Test rows of each subtask that every expert is scored on; 0: no interference matrix"
     )
 
     def key(self) -> dict[str, Any]:
@@ -89,13 +79,9 @@ class PromotionConfig(Section):
     """When a retrained model takes the champion's place."""
 
     champion: str = Field(
-        "champion",
-        pattern=r"^[a-z0-9][a-z0-9-]{0,59}$",
-        description="Name of the champion that a retrain challenges; a store may keep several",
+        "champion", pattern=r"^[a-z0-9][a-z0-9-]{0,59}$", description="The champion that a retrain challenges, by name"
     )
-    margin: float = Field(
-        2.0, ge=0, le=100, description="Paired standard errors by which a challenger must beat the champion"
-    )
+    margin: float = Field(2.0, ge=0, le=100, description="Paired standard errors that a challenger must be ahead")
 
 
 class StoreConfig(Section):
@@ -112,9 +98,7 @@ class RayConfig(Section):
     address: Place | None = Field(None, description="Address of a running Ray cluster; empty: a local one for this run")
     workers: int = Field(2, ge=1, description="Workers at once: experts in training, candidates in a search")
     cpus_per_worker: float = Field(1.0, gt=0, title="CPUs per worker", description="CPUs, and threads, of a worker")
-    gpus_per_worker: float = Field(
-        0.0, ge=0, title="GPUs per worker", description="GPUs of a worker; a share is allowed"
-    )
+    gpus_per_worker: float = Field(0.0, ge=0, title="GPUs per worker", description="GPUs of a worker; shares allowed")
 
 
 class RunConfig(Section):
