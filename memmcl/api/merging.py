@@ -220,12 +220,7 @@ def weights_of(weights: Mapping[str, float] | Sequence[float] | None, names: Seq
 
 
 def check_form(recipe: Recipe, rank: int | None, full: bool, dtype: str) -> None:
-    """Refuse a method's parameters, or forms of the result, that do not go together or that the method has not.
-
-    Raises:
-        ConfigError: an unknown method or parameter.
-        UsageError: a form of the result that cannot be.
-    """
+    """Raise ConfigError for an unknown method or parameter, UsageError for a form of the result that cannot be."""
     check_parameters(recipe.method, recipe.parameters)
     if rank is not None and full:
         raise UsageError("rank makes an adapter and full a whole model; give one of them")
@@ -240,11 +235,7 @@ def check_form(recipe: Recipe, rank: int | None, full: bool, dtype: str) -> None
 
 
 def check_texts(recipe: Recipe, texts: Mapping[str, Sequence[str]], names: Sequence[str]) -> dict[str, Sequence[str]]:
-    """Return the texts of each expert that takes part, for a method that needs them.
-
-    Raises:
-        UsageError: texts that are missing, or that are not needed.
-    """
+    """Return the texts of each expert that takes part; raise UsageError for missing ones and those not needed."""
     if not METHODS[recipe.method].grams:
         if texts:
             raise UsageError(f"texts is for regmean; {recipe.method} needs none")
@@ -258,11 +249,7 @@ def check_texts(recipe: Recipe, texts: Mapping[str, Sequence[str]], names: Seque
 
 
 def read_experts(base: str, places: Mapping[str, str]) -> tuple[Shapes, list[UserAdapter], list[str]]:
-    """Return the base's shapes, the adapters, and warnings about them; refuse what does not fit.
-
-    Raises:
-        MemmclError: the base or an adapter cannot be read, or they do not fit.
-    """
+    """Return the base's shapes, the adapters, and warnings; raise MemmclError for what cannot be read, or not fit."""
     adapters = [read_user_adapter(name, place) for name, place in places.items()]
     shapes = read_shapes(base)
     for adapter in adapters:
@@ -271,11 +258,7 @@ def read_experts(base: str, places: Mapping[str, str]) -> tuple[Shapes, list[Use
 
 
 def output_of(base: Shapes, rank: int | None, full: bool, dtype: str) -> Output:
-    """Return what is to be written.
-
-    Raises:
-        ModelError: a whole model of a quantised base.
-    """
+    """Return what is to be written; raise ModelError for a whole model of a quantised base."""
     if full and base.quantised:
         raise ModelError(
             f"{base.name} is quantised, and memmcl writes plain weights; name the model that it was quantised from"

@@ -7,8 +7,8 @@ records serve both. A search that was killed goes on when it is asked for again.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -72,18 +72,9 @@ def search_merge(
         MemmclError: adapters, rows or settings that cannot be used; a candidate that cannot be evaluated.
     """
     config = settings if isinstance(settings, RunConfig) else parse_config(dict(settings or {}), "settings")
-    with _store_of(store, config) as opened:
-        planned = plan_search(config, opened, base, experts, weak, evaluations)
-        return planned.run(driver, on_result)
-
-
-@contextmanager
-def _store_of(store: str | None, config: RunConfig) -> Iterator[Store]:
-    if store is not None:
-        yield Store.open(store, endpoint_url=config.store.endpoint_url, region=config.store.region)
-        return
-    with tempfile.TemporaryDirectory(prefix="memmcl-search-") as folder:
-        yield Store.open(folder)
+    with tempfile.TemporaryDirectory(prefix="memmcl-search-") if store is None else nullcontext(store) as url:
+        opened = Store.open(url, endpoint_url=config.store.endpoint_url, region=config.store.region)
+        return plan_search(config, opened, base, experts, weak, evaluations).run(driver, on_result)
 
 
 def plan_search(
@@ -177,8 +168,7 @@ def _check_fitness(kinds: Mapping[str, float], weak: Sequence[WeakRows]) -> None
 
 
 def _model_of(config: RunConfig, base: BaseRef, shapes: Shapes, adapters: Sequence[UserAdapter]) -> ModelSpec:
-    device = resolve_device(config.model.device, config.ray.gpus_per_worker)
-    local = Path(base.name).expanduser()
+    device, local = resolve_device(config.model.device, config.ray.gpus_per_worker), Path(base.name).expanduser()
     described = Base(
         name=str(local.absolute()) if local.exists() else base.name,  # workers work in folders of their own
         digest=base.digest,
@@ -188,9 +178,11 @@ def _model_of(config: RunConfig, base: BaseRef, shapes: Shapes, adapters: Sequen
         layers=shapes.layers,
         split=lowest_layer([adapter.factors for adapter in adapters]),
     )
-    threads = max(1, int(config.ray.cpus_per_worker))
     return ModelSpec(
-        base=described, revision=config.model.revision, threads=threads, max_prompt_tokens=config.data.max_prompt_tokens
+        base=described,
+        revision=config.model.revision,
+        threads=max(1, int(config.ray.cpus_per_worker)),
+        max_prompt_tokens=config.data.max_prompt_tokens,
     )
 
 

@@ -88,19 +88,18 @@ class Dispatcher:
     """
 
     def __init__(self, problem: SearchProblem, courses: Sequence[Course], on_result: OnResult) -> None:
-        self._problem = problem
+        self._problem, self._on_result = problem, on_result
         self._store = problem.open_store()
-        self._on_result = on_result
         self._handed_out = 0
         self.open: dict[int, tuple[Phase, Proposal]] = {}
-        """By number, the candidates that are out."""
+        """By number, the candidates that are being evaluated."""
         minutes = problem.search.minutes
         self._deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
         self.active = list(courses)
 
     def hand_out(self) -> list[tuple[int, Phase, Proposal]]:
         """Return all that the courses have now, numbered."""
-        self._look_at_the_clock()
+        self._stop_after_the_deadline()
         self.active = [course for course in self.active if course.advance(self._problem, self._store)]
         handed_out: list[tuple[int, Phase, Proposal]] = []
         turns = deque(course.phases[-1] for course in self.active)
@@ -116,7 +115,7 @@ class Dispatcher:
 
     def keep(self, number: int, record: Mapping[str, Any]) -> None:
         """Store the result of a candidate, and tell its course."""
-        self._look_at_the_clock()
+        self._stop_after_the_deadline()
         phase, proposal = self.open.pop(number)
         stored = self._store.append(f"searches/{phase.spec.key}", proposal.index, record)
         if stored.get("genome") != list(proposal.genome):  # the first record stands, and says nothing of this genome
@@ -124,7 +123,7 @@ class Dispatcher:
         phase.core.done(proposal.index, stored)
         self._on_result(phase.spec, proposal, stored)
 
-    def _look_at_the_clock(self) -> None:
+    def _stop_after_the_deadline(self) -> None:
         for course in self.active if time.monotonic() > self._deadline else ():
             if course.phases and not course.phases[-1].spec.fixed and not course.core.stopped_early:
                 course.core.stop()
