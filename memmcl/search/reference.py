@@ -33,7 +33,7 @@ REFERENCE_VERSION = 3
 BASE = "base"
 """The plain base among the models that rows may be measured in."""
 Rivals = Mapping[str, Sequence[str]]
-"""By name of the rows, the models of which the best is the unit of retention."""
+"""By name of the rows, the models of which the best is the reference: its score counts as 1."""
 Measured = dict[str, tuple[dict[str, Any], dict[str, bytes]]]
 """By name of the rows, the reference document and the files stored with it."""
 
@@ -56,12 +56,12 @@ def values_of(
     rows: Sequence[Example],
     model: str,
 ) -> ReferenceValues:
-    """Return what the current weights, those of `model`, reach on rows; label scores are computed once for all of it.
+    """Return what the current weights, those of `model`, reach on rows.
 
-    Of generated answers the metric is left out unless the fitness needs it, because decoding is what costs.
+    The metric of generated answers is computed only where the fitness needs it, since decoding is slow.
 
     Raises:
-        ModelError: a likelihood that is not finite: nothing can be measured in it.
+        ModelError: a likelihood that is not finite.
     """
     kinds = search.weights
     (forced,) = golds.segments()
@@ -125,9 +125,9 @@ def measure_references(problem: SearchProblem, rivals: Rivals, driver: Driver) -
 
 
 def measure(problem: SearchProblem, rivals: Rivals) -> Measured | str:
-    """Return, by name of the rows, the values of the best of their models; or what is wrong.
+    """Return the values of the best model for the rows of each name, or the message of an error.
 
-    Rows without labels, measured in what their one expert expects, have neither likelihood nor score.
+    Without labels there is neither likelihood nor score, only the answers of the rows' one expert.
     """
     search, evaluation = problem.search, problem.evaluation
     try:
