@@ -134,14 +134,13 @@ class DataConfig(Section):
         own = [subtask.name for subtask in self.custom]
         if len(set(own)) != len(own):
             raise ValueError("each subtask of your own needs a name of its own")
-        named = set(self.subtasks)
         for name in own:
-            if name not in named:
+            if name not in self.subtasks:
                 raise ValueError(f"custom subtask {shown(name)} is not in data.subtasks: add it there, or remove it")
             if name in self.sources:
                 raise ValueError(f"custom subtask {shown(name)} has its data with it: remove it from data.sources")
         for name in self.sources:
-            if name not in named:
+            if name not in self.subtasks:
                 raise ValueError(
                     f"data.sources names {shown(name)}, which is not in data.subtasks: add it, or remove it"
                 )

@@ -27,7 +27,7 @@ Kinds = dict[str, float]
 """By kind of fitness, the value of one subtask."""
 GOLD, EXPERT = "gold", "expert"
 SMOOTH = {"choice": GOLD, "loglik": GOLD, "agree": EXPERT}
-"""Kinds of fitness that are likelihoods of one answer a row, and which answer: the gold one, or the expert's."""
+"""Kinds of fitness that need no generated text, and the answers that they score: the gold ones, or the expert's."""
 
 
 class Scorer:
@@ -65,7 +65,8 @@ class Scorer:
         self._merger.reset()
 
     def _race(self, spec: SearchSpec, hurdles: Sequence[Hurdle | None]) -> dict[str, Any]:
-        subtasks, weights = {name: self._subtask(spec.rows, name) for name in spec.subtasks}, self._search.weights
+        weights = self._search.weights
+        subtasks = {name: self._subtask(spec.rows, name) for name in spec.subtasks}
         streams = {name: subtask.smooth(bool(hurdles)) for name, subtask in subtasks.items()}
         rungs: list[float] = []
         for hurdle in hurdles:
