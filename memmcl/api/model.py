@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from memmcl.backbone.resident import ModelSpec, resident
 from memmcl.config import RunConfig, parse_config
 from memmcl.errors import UsageError
 from memmcl.evaluate.asking import make_probe
-from memmcl.merge.build import Merger
+from memmcl.merge.build import added
 from memmcl.store import Store
 from memmcl.suite.configured import catalogue
 from memmcl.suite.examples import Example
@@ -126,7 +125,8 @@ class SentimentModel:
         if unknown:
             raise UsageError(f"unknown subtask {unknown[0]}; those of the run are {', '.join(self.subtasks)}")
         answered: dict[tuple[int, str], list[Prediction]] = {}
-        with self._adapted() as model:
+        model = resident(self.spec)
+        with added(model[0], {"unified": self.adapter}):
             spoken_of = [list(aspects) for _ in asked]
             for name in sorted(names, key=lambda name: (name != ASPECTS, names.index(name))):
                 questions = [(at, about) for at, of in enumerate(spoken_of) for about in self._about(name, of, targets)]
@@ -180,17 +180,6 @@ class SentimentModel:
         best = shares.argmax(axis=1)
         pairs = zip(best, shares, strict=True)
         return [{"label": subtask.labels[one], "probability": float(row[one])} for one, row in pairs]
-
-    @contextmanager
-    def _adapted(self) -> Iterator[tuple[Backbone, Prompter]]:
-        """Hold the unified model in the resident backbone's weights; put the base back at the end."""
-        backbone, prompter = resident(self.spec)
-        merger = Merger(backbone, {"unified": self.adapter}, blocks=1)
-        try:
-            merger.apply({"unified": (1.0,)})
-            yield backbone, prompter
-        finally:
-            merger.reset()
 
     def __repr__(self) -> str:
         return f"SentimentModel(run {self.file.run[:8]} on {self.spec.base.name}: {', '.join(self.subtasks)})"

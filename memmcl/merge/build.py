@@ -7,7 +7,8 @@ memory: the base once, the factors, and what one module's merge needs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -112,6 +113,17 @@ class Merger:
         weight = layer.weight
         assert isinstance(weight, Tensor)
         return weight
+
+
+@contextmanager
+def added(backbone: Backbone, adapters: Mapping[str, Adapter]) -> Iterator[None]:
+    """Add adapters to the backbone's weights, each with the coefficient 1; put the base back at the end."""
+    merger = Merger(backbone, adapters, 1)
+    try:
+        merger.apply(dict.fromkeys(adapters, (1.0,)))
+        yield
+    finally:
+        merger.reset()
 
 
 def lowest_layer(adapters: Sequence[Adapter]) -> int:
