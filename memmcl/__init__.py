@@ -30,20 +30,15 @@ if TYPE_CHECKING:
     from memmcl.api.search_result import SearchResult as SearchResult
     from memmcl.api.searching import search_merge as search_merge
 
-_HOMES = {
-    "AnchorSettings": "memmcl.api.anchoring",
-    "FinishedRun": "memmcl.api.runs",
-    "Merge": "memmcl.api.merging",
-    "MergeOptions": "memmcl.api.merging",
-    "Prediction": "memmcl.api.model",
-    "SearchResult": "memmcl.api.search_result",
-    "SentimentModel": "memmcl.api.model",
-    "anchor_expert": "memmcl.api.anchoring",
-    "load_model": "memmcl.api.model",
-    "merge_experts": "memmcl.api.merging",
-    "open_run": "memmcl.api.runs",
-    "search_merge": "memmcl.api.searching",
+_MODULES = {
+    "anchoring": ("AnchorSettings", "anchor_expert"),
+    "merging": ("Merge", "MergeOptions", "merge_experts"),
+    "model": ("Prediction", "SentimentModel", "load_model"),
+    "runs": ("FinishedRun", "open_run"),
+    "search_result": ("SearchResult",),
+    "searching": ("search_merge",),
 }
+_HOMES = {name: f"memmcl.api.{module}" for module, names in _MODULES.items() for name in names}
 """Public name -> the module that it is loaded from (PEP 562)."""
 __all__ = ["__version__", *sorted(_HOMES)]
 

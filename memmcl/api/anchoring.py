@@ -34,10 +34,10 @@ Say = Callable[[str], None]
 class AnchorSettings:
     """How an adapter is anchored.
 
-    steps: of the optimiser. weight: mu of the anchor, mu * KL(base || adapter). batch_size: rows a step, of its own and
-    of another subtask each. learning_rate: the peak of AdamW. every: an anchor on every so many steps, weighted by as
-    much. rows: texts for each other subtask, at most; its own prompts get four times as many. max_prompt_tokens: a
-    longer text is cut at its end.
+    steps: of the optimiser. weight: mu in mu * KL(base || adapter). batch_size: rows a step of its own subtask, and as
+    many of another. learning_rate: the peak of AdamW. every: one step in so many has the KL term, with a weight as many
+    times larger. rows: texts for each other subtask, at most; its own prompts get four times as many.
+    max_prompt_tokens: a longer text is cut at its end.
     """
 
     steps: int = 60
@@ -59,10 +59,7 @@ class AnchorSettings:
 
 @dataclass(frozen=True)
 class AnchoredExpert:
-    """An adapter that is to be anchored; `save` does the work and writes the result.
-
-    Of subtask and template one is None.
-    """
+    """An adapter that is to be anchored; `save` does it and writes the result. Of subtask and template one is None."""
 
     base: BaseRef
     files: Mapping[str, bytes]
@@ -107,16 +104,16 @@ class AnchoredExpert:
         Raises:
             MemmclError: the adapter or the base cannot be used, or the disk refuses.
         """
-        record = self.saved(folder)
-        if record is not None:
-            return record
+        earlier = self.saved(folder)
+        if earlier is not None:
+            return earlier
         with new_folder(Path(folder).absolute()) as scratch:
             anchored, files = self._anchor(progress, say)
-            kl = {"before": asdict(anchored.before), "after": asdict(anchored.after)}
-            record = {"made_from": self.provenance(), "held_out": len(self.dealt.held_out), "kl": kl}
             for name, data in files.items():
                 put(scratch, name, data)
-            return seal(scratch, after.RECORD, record)
+            kl = {"before": asdict(anchored.before), "after": asdict(anchored.after)}
+            facts = {"made_from": self.provenance(), "held_out": len(self.dealt.held_out), "kl": kl}
+            return seal(scratch, after.RECORD, facts)
 
     def _anchor(self, progress: StepCallback, say: Say) -> tuple[after.Anchored, dict[str, bytes]]:
         cfg, dealt = self.settings, self.dealt
@@ -142,16 +139,14 @@ class AnchoredExpert:
         for other in self.others:
             prompter.check(other)
         own = after.answered_rows(backbone, factors, prompts, end=tokenizer.eos_token_id)
-        cut, everywhere = len(dealt.own), dict.fromkeys(dealt.others, dealt.held_out)
-        training, held_out = (
-            after.AnchoringRows(rows, after.anchor_rows(prompter, self.others, texts, cfg.seed))
-            for rows, texts in ((own[:cut], dealt.others), (own[cut:], everywhere))
-        )
+        cut, held_out = len(dealt.own), dict.fromkeys(dealt.others, dealt.held_out)
         anchored = after.anchor_adapter(
             backbone,
             factors,
-            training,
-            held_out,
+            *(
+                after.AnchoringRows(rows, after.anchor_rows(prompter, self.others, texts, cfg.seed))
+                for rows, texts in ((own[:cut], dealt.others), (own[cut:], held_out))
+            ),
             optimisation=Optimisation(cfg.steps, cfg.batch_size, cfg.learning_rate),
             anchoring=Anchoring(cfg.weight, cfg.batch_size, cfg.every),
             seed=cfg.seed,
@@ -206,7 +201,13 @@ def anchor_expert(
     Raises:
         MemmclError: arguments that do not go together, or an adapter or base that cannot be read.
     """
-    _check_prompt(subtask, template)
+    if (subtask is None) == (template is None):
+        raise UsageError(
+            f"expected one of subtask and template, got {'neither' if subtask is None else 'both'}; "
+            "name the adapter's subtask, or give its prompt with {text} in it"
+        )
+    if template is not None and PLACE not in template:
+        raise UsageError(f"template: expected {PLACE} in it, found none; write it where the text goes")
     cfg = settings or AnchorSettings()
     own = None if subtask is None else _known_subtasks([subtask], "subtask")[0]
     asked_of = _other_subtasks(others, own)
@@ -218,19 +219,7 @@ def anchor_expert(
     return AnchoredExpert(resolve_base(base), files, texts, own, template, asked_of, dealt, cfg, device)
 
 
-def _check_prompt(subtask: str | None, template: str | None) -> None:
-    """Refuse neither and both of an adapter's subtask and its own prompt, and a prompt without a place for the text."""
-    if (subtask is None) == (template is None):
-        raise UsageError(
-            f"expected one of subtask and template, got {'neither' if subtask is None else 'both'}; "
-            "name the adapter's subtask, or give its prompt with {text} in it"
-        )
-    if template is not None and PLACE not in template:
-        raise UsageError(f"template: expected {PLACE} in it, found none; write it where the text goes")
-
-
 def _known_subtasks(names: Sequence[str], argument: str) -> list[Subtask]:
-    """Return subtasks of the catalogue; an error names the argument."""
     unknown = [name for name in names if name not in SUBTASKS]
     if unknown:
         raise UsageError(f"{argument}: unknown subtask {shown(unknown[0])}; known ones: {', '.join(SUBTASKS)}")

@@ -13,7 +13,7 @@ from memmcl.adapters.format import Adapter
 from memmcl.adapters.load import UserAdapter, check_fit, other_base, read_user_adapter
 from memmcl.api.notebook import html_table, numbers
 from memmcl.api.writing import write
-from memmcl.backbone.load import BaseRef, resolve_base, resolve_device, resolve_dtype
+from memmcl.backbone.load import BaseRef, resolve_base, resolve_dtype
 from memmcl.backbone.shapes import Shapes, read_shapes
 from memmcl.config.methods import METHODS
 from memmcl.errors import ModelError, UsageError, shown
@@ -24,7 +24,7 @@ from memmcl.merge.table import check_parameters
 
 STAGE_VERSION = 1
 RECORD = "merge.json"
-"""The record file beside the model: its inputs, its method, and the digests of its files."""
+"""The file beside the model that says its inputs, its method, and the digests of its files."""
 
 
 @dataclass(frozen=True)
@@ -184,17 +184,13 @@ def merge_experts(
     merged = [name for name, values in coefficients.items() if any(values)]
     texts = check_texts(recipe, options.get("texts") or {}, merged)
     shapes, adapters, warnings = read_experts(base, experts)
-    run_texts = Texts()
-    if texts:
-        device = resolve_device("auto", 0)
-        run_texts = Texts(texts, options.get("text_tokens", 512), resolve_dtype("auto", device), device)
     return Merge(
         shapes,
         adapters,
         coefficients,
         recipe,
         output_of(shapes, rank, full, dtype),
-        run_texts,
+        Texts(texts, options.get("text_tokens", 512), resolve_dtype("auto", "cpu")) if texts else Texts(),
         resolve_base(base) if full or texts else None,
         warnings=tuple(warnings),
     )
@@ -224,12 +220,7 @@ def weights_of(weights: Mapping[str, float] | Sequence[float] | None, names: Seq
 
 
 def check_form(recipe: Recipe, rank: int | None, full: bool, dtype: str) -> None:
-    """Refuse a method's parameters, or forms of the result, that do not go together or that the method has not.
-
-    Raises:
-        ConfigError: an unknown method or parameter.
-        UsageError: a form of the result that cannot be.
-    """
+    """Raise ConfigError for an unknown method or parameter, UsageError for a form of the result that cannot be."""
     check_parameters(recipe.method, recipe.parameters)
     if rank is not None and full:
         raise UsageError("rank makes an adapter and full a whole model; give one of them")
@@ -244,11 +235,7 @@ def check_form(recipe: Recipe, rank: int | None, full: bool, dtype: str) -> None
 
 
 def check_texts(recipe: Recipe, texts: Mapping[str, Sequence[str]], names: Sequence[str]) -> dict[str, Sequence[str]]:
-    """Return the texts of each expert that takes part, for a method that needs them.
-
-    Raises:
-        UsageError: texts that are missing, or that are not needed.
-    """
+    """Return the texts of each expert that takes part; raise UsageError for missing ones and those not needed."""
     if not METHODS[recipe.method].grams:
         if texts:
             raise UsageError(f"texts is for regmean; {recipe.method} needs none")
@@ -262,11 +249,7 @@ def check_texts(recipe: Recipe, texts: Mapping[str, Sequence[str]], names: Seque
 
 
 def read_experts(base: str, places: Mapping[str, str]) -> tuple[Shapes, list[UserAdapter], list[str]]:
-    """Return the base's shapes, the adapters, and warnings about them; refuse what does not fit.
-
-    Raises:
-        MemmclError: the base or an adapter cannot be read, or they do not fit.
-    """
+    """Return the base's shapes, the adapters, and warnings; raise MemmclError for what cannot be read, or not fit."""
     adapters = [read_user_adapter(name, place) for name, place in places.items()]
     shapes = read_shapes(base)
     for adapter in adapters:
@@ -275,11 +258,7 @@ def read_experts(base: str, places: Mapping[str, str]) -> tuple[Shapes, list[Use
 
 
 def output_of(base: Shapes, rank: int | None, full: bool, dtype: str) -> Output:
-    """Return what is to be written.
-
-    Raises:
-        ModelError: a whole model of a quantised base.
-    """
+    """Return what is to be written; raise ModelError for a whole model of a quantised base."""
     if full and base.quantised:
         raise ModelError(
             f"{base.name} is quantised, and memmcl writes plain weights; name the model that it was quantised from"

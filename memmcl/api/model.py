@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from memmcl.backbone.resident import ModelSpec, resident
 from memmcl.config import RunConfig, parse_config
 from memmcl.errors import UsageError
 from memmcl.evaluate.asking import make_probe
-from memmcl.merge.build import Merger
+from memmcl.merge.build import added
 from memmcl.store import Store
 from memmcl.suite.configured import catalogue
 from memmcl.suite.examples import Example
@@ -72,16 +71,9 @@ class Predictions(list[Prediction]):
         return pa.Table.from_pylist([{**row, "tuples": json.dumps(row["tuples"])} for row in rows])
 
     def _rows(self) -> list[tuple[str, ...]]:
-        return [
-            (
-                one.input[:80],
-                one.subtask,
-                ", ".join(one.about.values()),
-                one.answer,
-                "" if one.probability is None else f"{one.probability:.2f}",
-            )
-            for one in self
-        ]
+        shares = ["" if one.probability is None else f"{one.probability:.2f}" for one in self]
+        words = [(one.input[:80], one.subtask, ", ".join(one.about.values()), one.answer) for one in self]
+        return [(*row, share) for row, share in zip(words, shares, strict=True)]
 
     def __repr__(self) -> str:
         lines = [", ".join(filter(None, row)) for row in self._rows()[:SHOWN]]
@@ -114,10 +106,10 @@ class SentimentModel:
         aspects: Sequence[str] = (),
         targets: Sequence[str] = (),
     ) -> Predictions:
-        """Answer subtasks about texts.
+        """Answer subtasks about one text or several.
 
         Args:
-            texts: one text, or several.
+            texts: the texts.
             subtasks: names of the run's; None: all.
             aspects: what aspect polarity is asked about; without it, the aspects that the model itself finds.
             targets: for a subtask that needs something else, as stance; as many as it needs are taken.
@@ -133,7 +125,8 @@ class SentimentModel:
         if unknown:
             raise UsageError(f"unknown subtask {unknown[0]}; those of the run are {', '.join(self.subtasks)}")
         answered: dict[tuple[int, str], list[Prediction]] = {}
-        with self._adapted() as model:
+        model = resident(self.spec)
+        with added(model[0], {"unified": self.adapter}):
             spoken_of = [list(aspects) for _ in asked]
             for name in sorted(names, key=lambda name: (name != ASPECTS, names.index(name))):
                 questions = [(at, about) for at, of in enumerate(spoken_of) for about in self._about(name, of, targets)]
@@ -176,29 +169,17 @@ class SentimentModel:
     def _answers(
         self, model: tuple[Backbone, Prompter], subtask: Subtask, rows: Sequence[Example]
     ) -> list[dict[str, Any]]:
-        prompt = self.file.prompts[subtask.name]
+        prompt, fields = self.file.prompts[subtask.name], subtask.tuple_fields
         shots = [(self.subtasks[shot.subtask], shot.example) for shot in prompt.demonstrations]
         probe = make_probe(self.config.evaluation, model, subtask, rows, shots)
         if subtask.is_tuple:
-            return [_tuples(subtask, text) for text in probe.answers()]
+            parsed = [(text, parse_tuples(text, len(fields), fields)) for text in probe.answers()]
+            return [{"text": text, "tuples": None if one.rejected else tuple(one.tuples)} for text, one in parsed]
         scores = probe.label_scores() - (np.array(prompt.offsets) if prompt.offsets else 0.0)
         shares = np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
         best = shares.argmax(axis=1)
-        return [
-            {"label": subtask.labels[one], "probability": float(row[one])}
-            for one, row in zip(best, shares, strict=True)
-        ]
-
-    @contextmanager
-    def _adapted(self) -> Iterator[tuple[Backbone, Prompter]]:
-        """Hold the unified model in the resident backbone's weights; put the base back at the end."""
-        backbone, prompter = resident(self.spec)
-        merger = Merger(backbone, {"unified": self.adapter}, blocks=1)
-        try:
-            merger.apply({"unified": (1.0,)})
-            yield backbone, prompter
-        finally:
-            merger.reset()
+        pairs = zip(best, shares, strict=True)
+        return [{"label": subtask.labels[one], "probability": float(row[one])} for one, row in pairs]
 
     def __repr__(self) -> str:
         return f"SentimentModel(run {self.file.run[:8]} on {self.spec.base.name}: {', '.join(self.subtasks)})"
@@ -242,8 +223,3 @@ def _model(file: ModelFile, adapter: Adapter) -> SentimentModel:
     )
     subtasks = catalogue(config)
     return SentimentModel(file, config, adapter, spec, {name: subtasks[name] for name in file.prompts})
-
-
-def _tuples(subtask: Subtask, text: str) -> dict[str, Any]:
-    parsed = parse_tuples(text, len(subtask.tuple_fields), subtask.tuple_fields)
-    return {"text": text, "tuples": None if parsed.rejected else tuple(parsed.tuples)}

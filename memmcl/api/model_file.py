@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,10 +19,12 @@ from memmcl.suite.examples import Example, from_table
 from memmcl.suite.prompts import Prompter
 
 
-class Shown(BaseModel):
-    """A demonstration: a row of a subtask, with its gold answer."""
-
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Shown(_Strict):
+    """A demonstration: a row of a subtask, with its gold answer."""
 
     subtask: str
     text: str
@@ -35,24 +37,20 @@ class Shown(BaseModel):
         return Example.create("demonstration", self.text, self.gold, self.fields)
 
 
-class SubtaskPrompt(BaseModel):
+class SubtaskPrompt(_Strict):
     """How a subtask is asked.
 
     context: its kind, as the gate chose it. demonstrations: those before the question. offsets: of its labels'
     log-probabilities, (labels,), that are taken from them; None where they are not calibrated.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     context: str
     demonstrations: tuple[Shown, ...]
     offsets: tuple[FiniteFloat, ...] | None
 
 
-class ModelFile(BaseModel):
+class ModelFile(_Strict):
     """The content of the file. run: its id. config: its settings. prompts: by subtask, the easiest subtask first."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: Literal[1] = 1
     run: str
@@ -96,8 +94,7 @@ def read_model_file(path: Path) -> ModelFile:
         DataError: it cannot be read, or is no such file.
     """
     try:
-        document: Mapping[str, JsonValue] = parse_json(read_within(path, JSON_BYTES))
-        return ModelFile.model_validate(document)
+        return ModelFile.model_validate(parse_json(read_within(path, JSON_BYTES)))
     except (OSError, ValueError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise DataError(

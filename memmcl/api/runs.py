@@ -192,12 +192,7 @@ def open_run(
 
 
 def find_run(store: Store, run: str = LATEST, champion: str = CHAMPION) -> Manifest:
-    """Return the manifest of a finished run; see `open_run`.
-
-    Raises:
-        UsageError: no such run.
-        CorruptArtifact: its manifest is damaged.
-    """
+    """Return the manifest of a finished run; arguments and errors are those of `open_run`."""
     start = "" if run == LATEST else run
     if run == CHAMPION:
         start = current_reign(store, read_champions(store, champion)).run_id
@@ -224,7 +219,7 @@ def current_reign(store: Store, champions: Champions) -> Reign:
 
 
 def damaged(store: Store, run_id: str, what: str) -> CorruptArtifact:
-    """Return the error for a run of which something is damaged; it says how to repair it."""
+    """Return the error for a damaged run; it says how to repair it."""
     return CorruptArtifact(
         f"run {run_id[:8]} is damaged: {what}; run its command again, or `memmcl store verify --repair {run_id[:8]} "
         f"--store {shlex.quote(store.url)}`: what is damaged is made again"
@@ -233,7 +228,7 @@ def damaged(store: Store, run_id: str, what: str) -> CorruptArtifact:
 
 @contextmanager
 def repairable(store: Store, run_id: str) -> Iterator[None]:
-    """Say of what is missing or damaged in the block that it belongs to a run, and how to repair that."""
+    """Add to errors of missing or damaged artifacts to which run they belong, and how to repair it."""
     try:
         yield
     except (ArtifactNotFound, CorruptArtifact) as error:

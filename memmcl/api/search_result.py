@@ -28,8 +28,8 @@ from memmcl.search.local import LocalDriver
 from memmcl.search.plan import SearchPlan
 from memmcl.search.problem import REFERENCE, SearchProblem
 from memmcl.search.records import progress_of
+from memmcl.search.reference import measure_references
 from memmcl.search.spec import SearchSpec
-from memmcl.search.user_references import measure_references
 from memmcl.store import Lease, Store
 
 
@@ -130,7 +130,7 @@ class MergeSearch:
     """A search that is ready to run: its adapters and rows are in the store.
 
     shapes, base: of the base model. adapters: the user's. rivals: by name of the rows, the models of which the best is
-    the unit of retention. counts: how many weak rows there are by name.
+    the reference. counts: how many weak rows there are by name.
     """
 
     problem: SearchProblem
@@ -159,7 +159,7 @@ class MergeSearch:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """How far it is, in whatever process; see `memmcl.search.records.progress_of`."""
+        """How far it is, also when another process runs it; see `memmcl.search.records.progress_of`."""
         return progress_of(self.store.records(f"searches/{self.spec.key}"))
 
     def __repr__(self) -> str:

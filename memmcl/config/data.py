@@ -11,18 +11,14 @@ from memmcl.errors import shown
 class SourceConfig(Section):
     """Where the rows of one subtask lie: one file of all rows, a file per split, or a Hugging Face data set."""
 
-    path: Place | None = Field(
-        None, description="JSONL, CSV or Parquet: path, glob or URL; its rows are dealt to the splits by content"
-    )
+    path: Place | None = Field(None, description="JSONL, CSV or Parquet: path, glob or URL; dealt to splits by content")
     train: Place | None = Field(None, description="File of training rows; with dataset, the name of that split")
     weak: Place | None = Field(None, description="File of weak rows; with dataset, the name of that split")
     test: Place | None = Field(None, description="File of test rows; with dataset, the name of that split")
     dataset: Place | None = Field(None, description="Hugging Face data set by name, or a local directory of one")
     subset: str | None = Field(None, description="Configuration of the Hugging Face data set")
     revision: str | None = Field(None, description="Branch, tag or commit of the Hugging Face data set")
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="Our field (text, label, aspect, ...) to the name of its column"
-    )
+    columns: dict[str, str] = Field(default_factory=dict, description="Column of each of our fields (text, label, ...)")
     labels: dict[str, str] = Field(default_factory=dict, description="A label as it is in the data to the one it means")
 
     @model_validator(mode="after")
@@ -43,9 +39,7 @@ class SubtaskConfig(Section):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$", description="Short, lower case, unlike those of the catalogue")
     group: Literal["SC", "ABSA", "MAST"] = Field(description="The group that it is merged with in stage 1")
     title: str = Field("", max_length=60, description="For tables and the report; the name if empty")
-    instruction: str = Field(
-        min_length=1, max_length=4000, description="What the model is told; say which answers there are"
-    )
+    instruction: str = Field(min_length=1, max_length=4000, description="The instruction; say which answers there are")
     labels: tuple[str, ...] = Field((), description="Every label that an answer may be; or tuple_fields")
     tuple_fields: tuple[str, ...] = Field(
         (), description="What each tuple of an answer holds, in order; a field called polarity is checked"
@@ -92,7 +86,7 @@ class DataConfig(Section):
     source: Place = Field(
         "embedded",
         min_length=1,
-        description="'embedded' (the corpus that ships with memmcl), or a directory or URL in SentiEval's layout",
+        description="'embedded' (memmcl's corpus), or a directory or URL in SentiEval's layout",
     )
     subtasks: tuple[str, ...] = Field(
         ("sent2", "asc", "uabsa", "aste", "irony", "emotion"),
@@ -106,9 +100,7 @@ class DataConfig(Section):
     train_rows: int = Field(400, ge=1, description="Training rows a subtask, at most")
     weak_rows: int = Field(48, ge=1, description="Weak rows a subtask, for the search and the context gate, at most")
     selection_rows: int = Field(
-        0,
-        ge=0,
-        description="Further weak rows that no search sees: they decide between its finalists; 0: the weak rows do",
+        0, ge=0, description="Further weak rows, unseen by searches, that decide between finalists; 0: the weak rows do"
     )
     weak_source: Literal["labelled", "pseudo"] = Field(
         "labelled",
@@ -142,14 +134,13 @@ class DataConfig(Section):
         own = [subtask.name for subtask in self.custom]
         if len(set(own)) != len(own):
             raise ValueError("each subtask of your own needs a name of its own")
-        named = set(self.subtasks)
         for name in own:
-            if name not in named:
+            if name not in self.subtasks:
                 raise ValueError(f"custom subtask {shown(name)} is not in data.subtasks: add it there, or remove it")
             if name in self.sources:
                 raise ValueError(f"custom subtask {shown(name)} has its data with it: remove it from data.sources")
         for name in self.sources:
-            if name not in named:
+            if name not in self.subtasks:
                 raise ValueError(
                     f"data.sources names {shown(name)}, which is not in data.subtasks: add it, or remove it"
                 )

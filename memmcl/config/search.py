@@ -21,18 +21,12 @@ class SearchConfig(Section):
     update: Annotated[str, OneOf(UPDATES)] = Field(
         "generational", description="Genetic and nsga2: a population is replaced as a whole, or child by child"
     )
-    restarts: bool = Field(
-        False, description="CMA-ES that has converged starts anew, with twice the population, until the budget is spent"
-    )
+    restarts: bool = Field(False, description="CMA-ES that has converged restarts with twice the population")
     objectives: Literal["groups", "subtasks"] = Field(
         "groups", description="What nsga2 trades off: the mean retention of each group, or that of each subtask"
     )
-    method: Annotated[str, OneOf(SEARCHED)] = Field(
-        "linear", description="How task vectors are merged; docs/merge.md tells of each"
-    )
-    parameters: dict[str, float | str] = Field(
-        {}, description="Parameters of the method, by name; those left out have its defaults"
-    )
+    method: Annotated[str, OneOf(SEARCHED)] = Field("linear", description="How task vectors are merged (docs/merge.md)")
+    parameters: dict[str, float | str] = Field({}, description="Parameters of the method; its defaults for the others")
     genes: dict[str, tuple[float, float]] = Field(
         {}, description="Parameters of the method that the search varies, each with its lowest and highest value"
     )
@@ -41,9 +35,7 @@ class SearchConfig(Section):
         (), description="Other methods whose scale is tuned beside the search; the best of each is among the finalists"
     )
     adapter_rank: int = Field(
-        64,
-        ge=1,
-        description="Rank of the unified adapter where the method's merges have no exact one (ties and the like)",
+        64, ge=1, description="Rank of the unified adapter where the method's merges have no exact one (as ties)"
     )
     stage1_evaluations: int = Field(
         40, ge=1, title="Stage 1 evaluations", description="Candidates per group in stage 1, seeds included, at most"
@@ -61,9 +53,7 @@ class SearchConfig(Section):
         None, ge=1, description="A search ends after so many candidates that brought nothing better; empty: its budget"
     )
     minutes: float | None = Field(
-        None,
-        gt=0,
-        description="A stage asks for no more after so many minutes; what it finds then depends on the machine",
+        None, gt=0, description="A stage asks for no more after so many minutes; results then depend on the machine"
     )
     blocks: int = Field(1, ge=1, description="Layer blocks with a coefficient of their own")
     bounds: tuple[float, float] = Field((0.0, 1.5), description="Lowest and highest coefficient")
@@ -78,12 +68,8 @@ class SearchConfig(Section):
         "probability of all labels (choice; of tuples, loglik), its metric, or what it expects at its own answers "
         "(agree; needs no labels)",
     )
-    blend: dict[FitnessKind, float] = Field(
-        {}, description="Weights of several kinds of fitness; empty: `fitness` alone"
-    )
-    shrink: float = Field(
-        0.0, ge=0, description="Taken from a fitness per unit of the mean squared coefficient: against over-fitting"
-    )
+    blend: dict[FitnessKind, float] = Field({}, description="Weights of kinds of fitness; empty: `fitness` alone")
+    shrink: float = Field(0.0, ge=0, description="Penalty on the mean squared coefficient, against over-fitting")
     rungs: tuple[float, ...] = Field(
         (0.15, 0.4),
         description="Shares of the weak rows after which candidates that are clearly worse are stopped; none: no race",

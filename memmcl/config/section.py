@@ -24,7 +24,6 @@ class OneOf:
     names: Iterable[str]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
-        """Return the schema of a literal."""
         return core_schema.literal_schema(list(self.names))
 
 

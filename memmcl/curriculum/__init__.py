@@ -1,6 +1,6 @@
 """The curriculum: how hard subtasks are, in which order they are met, with which context. numpy only."""
 
-from memmcl.config.curriculum import CONTEXTS
+from memmcl.config.run import CONTEXTS
 from memmcl.curriculum.context import Context, Shots, build_context
 from memmcl.curriculum.difficulty import DEFAULT_WEIGHTS, DifficultyReport, difficulties, order_subtasks
 from memmcl.curriculum.gate import Option, choose

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from memmcl.config.curriculum import CONTEXTS, CurriculumConfig
+from memmcl.config.run import CONTEXTS, CurriculumConfig
 from memmcl.errors import ConfigError, DataError
 from memmcl.seeds import derive
 

@@ -1,8 +1,4 @@
-"""The merge search without workers: strategies (ask / tell / state), seeds, look-ahead, fitness. numpy only.
-
-The functions of `memmcl.evolve.fitness` are imported from there, since one of them has the module's name; those of
-`memmcl.evolve.pareto` are called as `pareto.fronts`, `pareto.front`, `pareto.crowding`.
-"""
+"""The merge search without workers: strategies (ask / tell / state), seeds, look-ahead, fitness. numpy only."""
 
 from memmcl.config.strategies import STRATEGIES, UPDATES
 from memmcl.evolve import pareto

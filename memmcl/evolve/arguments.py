@@ -60,8 +60,7 @@ class Arguments:
         binary = _binary(self.binary, pairs)
         seeds = tuple((name, _seed(name, genome, pairs, binary)) for name, genome in self.seeds)
         normal = {"bounds": pairs, "population": population, "sigma": float(self.sigma), "binary": binary}
-        for name, value in {**normal, "seeds": seeds}.items():
-            object.__setattr__(self, name, value)
+        vars(self).update(normal, seeds=seeds)  # frozen for all others
 
     @cached_property
     def low(self) -> Floats:

@@ -1,14 +1,14 @@
-"""Bayesian optimisation: a Gaussian process through all results, asked where it expects the most."""
+"""Random search, and Bayesian optimisation: a Gaussian process through all results, asked where it expects the most."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from memmcl.evolve.strategy import Floats, Genome
-from memmcl.evolve.uniform import RandomSearch
+from memmcl.evolve.strategy import Floats, Genome, Proposal, SeededStrategy
+from memmcl.seeds import derive
 
 LENGTHS = np.geomspace(0.1, 2.5, 10)
 """Length scales that the likelihood chooses from, in units of the diagonal of a unit cube."""
@@ -23,6 +23,23 @@ DRAWS, LEADERS, NEAR, REFINED = 256, 5, 128, 64
 of these."""
 
 
+class RandomSearch(SeededStrategy):
+    """The seeds, then uniform draws from the bounds, each from a seed of its own index; `population` a generation.
+
+    The baseline at equal budget of every other strategy.
+    """
+
+    name = "random"
+
+    def _propose(self, index: int, recorded: Genome | None) -> Proposal:
+        rng = np.random.default_rng(derive(self._arguments.seed, self.name, index))
+        generation = 1 + (index - len(self._arguments.seeds)) // self._arguments.population
+        return self._history.ask(self._genome(rng, recorded), f"{self.name}:g{generation}", generation)
+
+    def _genome(self, rng: np.random.Generator, recorded: Genome | None) -> Genome:
+        return self._arguments.uniform(rng)
+
+
 class Bayesian(RandomSearch):
     """The seeds, then the genomes of which a Gaussian process expects the most, in bounds scaled to 0 and 1.
 
@@ -34,8 +51,8 @@ class Bayesian(RandomSearch):
 
     A genome that was proposed before is proposed again only if everything compared was.
 
-    An ask is a function of the results told and of the genomes asked before it, and draws from a generator of its own
-    index. So one whose genome is on record takes it from there, and no process is fitted.
+    An ask depends only on the results told, the genomes asked before it, and its index. So one whose genome is on
+    record takes it from there, and no process is fitted.
 
     Reference: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, chapters 2, 4 and 5; mean plus
     standard deviations: Srinivas et al., arXiv 0912.3995; open proposals: Ginsbourger et al., Kriging is well-suited to
@@ -132,27 +149,18 @@ class Process:
     def hope(self, points: Floats) -> Floats:
         """Return mean plus `EXPLORE` standard deviations at points (k, genes), (k,)."""
         mean, deviation = self.expect(points)
-        hoped: Floats = mean + EXPLORE * deviation
-        return hoped
+        return mean + EXPLORE * deviation
 
     def believing(self, points: Floats) -> Process:
         """Return the process to which the points were told, with what is expected of them."""
-        mean, _ = self.expect(points)
-        return Process(
-            np.concatenate([self.points, points]),
-            np.concatenate([self.values, mean]),
-            self.length,
-            self.noise,
-            self.mean,
-            self.variance,
-        )
+        points, values = np.concatenate([self.points, points]), np.concatenate([self.values, self.expect(points)[0]])
+        return replace(self, points=points, values=values)
 
 
 def _without_outliers(values: Floats) -> Floats:
     """Return values; those more than three times as far below the median as the best is above, as just so far."""
     middle, best = np.median(values), values.max()
-    near: Floats = np.maximum(values, middle - 3 * (best - middle))
-    return near if best > middle else values
+    return np.maximum(values, middle - 3 * (best - middle)) if best > middle else values
 
 
 def _distances(left: Floats, right: Floats) -> Floats:
@@ -165,5 +173,4 @@ def _distances(left: Floats, right: Floats) -> Floats:
 def _matern(distances: Floats) -> Floats:
     """Return the Matérn 5/2 correlation of points so many lengths apart (Rasmussen and Williams 2006, eq. 4.17)."""
     scaled = math.sqrt(5) * distances
-    correlations: Floats = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
-    return correlations
+    return (1 + scaled + scaled**2 / 3) * np.exp(-scaled)

@@ -33,15 +33,9 @@ class CmaEs(SeededStrategy):
     default above 64 genes, none of them on or off.
 
     A distribution whose `should_stop()` holds is updated no more. With `restarts` another starts instead, with
-    twice the population, at a mean drawn uniformly (IPOP); so it does once a whole population is one genome,
-    since a smaller step is lost in rounding. Proposals of a distribution that is gone teach the new one nothing,
-    whenever they are told: asks may run ahead over a restart. `origin` counts generations per restart
-    ("cmaes:r1g1"), `Proposal.generation` over all of them.
-
-        strategy = build_strategy("cmaes", genes=2, bounds=(0.0, 1.5), seeds=[], seed=1)
-        for _ in range(60):
-            proposal = strategy.ask()
-            strategy.tell(proposal.index, -sum((gene - 0.5) ** 2 for gene in proposal.genome))
+    twice the population, at a mean drawn uniformly (IPOP); also once a whole population is one genome, since a smaller
+    step is lost in rounding. Results of earlier distributions are not told to the new one: asks may run ahead over a
+    restart. `origin` counts generations per restart ("cmaes:r1g1"), `Proposal.generation` over all of them.
 
     Raises:
         ConfigError: separable with one gene, or with genes that are on or off.
@@ -125,12 +119,8 @@ class CmaEs(SeededStrategy):
             return
         if not optimizer.should_stop():
             worst = min(finite) - 1.0
-            optimizer.tell(
-                [
-                    (point, -(fitness if math.isfinite(fitness) else worst))  # cmaes minimises
-                    for _, point, fitness in told
-                ]
-            )
+            # with the sign turned: cmaes minimises
+            optimizer.tell([(point, -(value if math.isfinite(value) else worst)) for _, point, value in told])
         if self._arguments.restarts and (optimizer.should_stop() or len({genome for genome, _, _ in told}) == 1):
             self._restart += 1
             self._past += optimizer.generation

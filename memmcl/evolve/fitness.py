@@ -22,7 +22,7 @@ def retention(score: float, reference: float, floor: float = FLOOR, clip: float 
     The floor keeps a useless expert from making every candidate look excellent; the clip keeps one subtask
     from paying for the loss of another. NaN in, NaN out (it becomes -inf where fitness is told).
     """
-    return _clipped(score / max(reference, floor), clip)  # [ours] `metric` retention
+    return min(score / max(reference, floor), clip)  # [ours] `metric` retention; min of NaN and a number is NaN
 
 
 def loglik_retention(mean_logprob: float, reference_logprob: float, clip: float = CLIP) -> float:
@@ -30,10 +30,8 @@ def loglik_retention(mean_logprob: float, reference_logprob: float, clip: float 
 
     Both are mean gold log-probabilities per answer token (nats): the candidate's and its expert's.
     """
-    difference = mean_logprob - reference_logprob
-    if difference >= math.log(clip):
-        return clip  # also where exp would overflow
-    return math.exp(difference)  # [ours] `loglik` retention
+    difference = mean_logprob - reference_logprob  # [ours] `loglik` retention
+    return clip if difference >= math.log(clip) else math.exp(difference)  # the clip before exp can overflow
 
 
 def fitness(values: Mapping[str, float]) -> float:
@@ -76,7 +74,3 @@ def nai(merged: float, base: float, expert: float) -> float | None:
     if not all(math.isfinite(score) for score in (merged, base, expert)) or abs(expert - base) < 1e-9:
         return None
     return (merged - base) / (expert - base)
-
-
-def _clipped(value: float, clip: float) -> float:
-    return value if math.isnan(value) else min(value, clip)

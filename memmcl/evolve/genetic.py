@@ -1,4 +1,4 @@
-"""A genetic algorithm whose asks never wait: tournaments, SBX, polynomial mutation, elitism."""
+"""A genetic algorithm whose asks never wait (tournaments, SBX, polynomial mutation, elitism), and NSGA-II by it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memmcl.errors import SearchError
+from memmcl.errors import ConfigError, SearchError
+from memmcl.evolve import pareto
 from memmcl.evolve.arguments import Arguments
 from memmcl.evolve.operators import cross, mutate, perturb
 from memmcl.evolve.strategy import Floats, Genome, Objectives, Proposal, SeededStrategy, maximised
@@ -37,8 +38,25 @@ def by_fitness(individuals: Sequence[Individual]) -> list[Individual]:
     return sorted(able, key=lambda individual: (-individual.fitness, individual.index))
 
 
+def by_dominance(individuals: Sequence[Individual]) -> list[Individual]:
+    """Return `individuals` without failures, by front, falling crowding distance, falling fitness, and index.
+
+    Reference: Deb et al. 2002, section III.C, the crowded-comparison operator; fitness and index are ours.
+    """
+    able = [each for each in individuals if np.isfinite([each.fitness, *each.objectives]).all()]
+    points = np.array([each.objectives for each in able])
+    ranked: list[Individual] = []
+    for members in pareto.fronts(points) if able else []:
+        keys = [
+            (-distance, -able[i].fitness, able[i].index, i)
+            for i, distance in zip(members, pareto.crowding(points[members]), strict=True)
+        ]
+        ranked += [able[key[-1]] for key in sorted(keys)]
+    return ranked
+
+
 class Genetic(SeededStrategy):
-    """A genetic algorithm with (mu + lambda) elitism, over whichever `ranking` its population has, best first.
+    """A genetic algorithm with (mu + lambda) elitism. ranking: sorts its population, the best first.
 
     Generation 0 is the seeds, filled up to `population` with seeds that are perturbed (by `sigma` of the range)
     and uniform draws in turn; without seeds, with uniform draws. Every later ask is a child: two parents, each
@@ -148,3 +166,19 @@ class Genetic(SeededStrategy):
     @staticmethod
     def _tournament(ranked: Sequence[Individual], rng: np.random.Generator) -> Individual:
         return ranked[int(rng.integers(len(ranked), size=2).min())]  # of two, the better
+
+
+def nsga2(arguments: Arguments) -> Genetic:
+    """Return NSGA-II: `Genetic`, but survivors and tournaments go by Pareto front, then by crowding distance.
+
+    Every tell with a finite fitness brings `objectives` numbers, all maximised; one that is not finite makes the
+    proposal a failure. The fitness itself takes no part but in ties.
+
+    Raises:
+        ConfigError: no objectives.
+
+    Reference: Deb et al., A fast and elitist multiobjective genetic algorithm: NSGA-II, IEEE TEC 6(2), 2002.
+    """
+    if arguments.objectives < 1:
+        raise ConfigError(f"nsga2 needs objectives, got {arguments.objectives}; say how many a tell brings")
+    return Genetic(arguments, "nsga2", by_dominance, arguments.objectives)

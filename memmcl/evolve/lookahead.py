@@ -1,10 +1,9 @@
 """The asynchronous search without workers: what to evaluate next, in an order that timing cannot change.
 
-Generation barriers idle workers; free-running workers lose reproducibility. The rule here keeps both: ask i
-happens after exactly max(0, i - lookahead) tells, and tells happen strictly in ask order through a reorder
-buffer. So the sequence of genomes is a function of strategy, fitness values and `lookahead`; the number of
-workers, the order in which they finish and how often the search was killed have no part in it. At most
-lookahead + 1 proposals are open, so `lookahead` >= workers keeps all of them busy most of the time.
+Ask i happens after exactly max(0, i - lookahead) tells, and tells happen strictly in ask order through a reorder
+buffer. So the sequence of genomes is a function of strategy, fitness values and `lookahead`; the number of workers, the
+order in which they finish and how often the search was killed have no part in it. At most lookahead + 1 proposals are
+open, so `lookahead` >= workers keeps all of them busy most of the time, without the barrier of a generation.
 """
 
 from __future__ import annotations
@@ -172,11 +171,10 @@ class LookAhead:
         Raises:
             SearchError: nothing has a finite fitness.
         """
-        ranked = self.ranked()
-        if not ranked:
-            count = len(self._records)
-            raise SearchError(f"none of {count} candidates has a finite fitness; see the log for their genomes")
-        return ranked[0], dict(self._records[ranked[0].index])
+        for proposal in self.ranked():
+            return proposal, dict(self._records[proposal.index])
+        count = len(self._records)
+        raise SearchError(f"none of {count} candidates has a finite fitness; see the log for their genomes")
 
     def ranked(self) -> list[Proposal]:
         """Return the proposals that were scored on all rows, each genome once, the best first (ties: the earlier)."""
@@ -190,25 +188,18 @@ class LookAhead:
     def _advance(self) -> None:
         """Tell and ask as far as the rule allows."""
         with one_blas_thread():
-            self._tell_and_ask()
-
-    def _tell_and_ask(self) -> None:
-        while True:
-            index = len(self._proposals)
-            tells = index if self._asked_all else max(0, index - self._lookahead)
-            while self._told < tells and self._told in self._records:
-                self._tell(self._told)
-            if self._asked_all or self._told < tells:
-                return
-            if self._stagnation is not None and self._since_best >= self._stagnation:
-                self._closed = True
-            else:
-                self._admit(self._strategy.ask(self._recorded(index)))
-
-    def _recorded(self, index: int) -> Genome | None:
-        """Return the genome that an earlier process was given at this ask, None where that is not known."""
-        genome = tuple(self._earlier.get(index, {}).get("genome", ()))
-        return genome if genome and self._fitting else None
+            while True:
+                index = len(self._proposals)
+                tells = index if self._asked_all else max(0, index - self._lookahead)
+                while self._told < tells and self._told in self._records:
+                    self._tell(self._told)
+                if self._asked_all or self._told < tells:
+                    return
+                if self._stagnation is not None and self._since_best >= self._stagnation:
+                    self._closed = True
+                    continue
+                recorded = tuple(self._earlier.get(index, {}).get("genome", ())) if self._fitting else ()
+                self._admit(self._strategy.ask(recorded or None))
 
     def _tell(self, index: int) -> None:
         """Tell one result; seeds, which come first, do not count as steps without improvement."""
@@ -226,12 +217,12 @@ class LookAhead:
         if index != len(self._proposals):
             raise SearchError(f"expected a fresh strategy's proposal {len(self._proposals)}, got {index}")
         self._proposals.append(proposal)
-        # told by now: all that the rule wants told before this ask, and nothing else
-        told = [self._records[i] for i in range(self._told)] if self._race is not None else []
-        self._hurdles.append(self._race.hurdles(told) if self._race is not None else ())
+        told = (self._records[i] for i in range(self._told))  # all that the rule wants told before this ask, no more
+        self._hurdles.append(self._race.hurdles(list(told)) if self._race is not None else ())
         first = self._first.setdefault(proposal.genome, index)
         earlier = self._earlier.get(index)
-        if earlier is not None and not _fits(earlier, proposal):
+        if earlier is not None and ("fitness" not in earlier or tuple(earlier.get("genome", ())) != proposal.genome):
+            log.warning("saved record of proposal %d is of another genome; it is ignored", index)
             earlier, self._fitting = None, False
         if first in self._records:
             self._reuse(index, first)
@@ -253,10 +244,3 @@ class LookAhead:
         if not 0 <= index < len(self._proposals) or self._first[self._proposals[index].genome] != index:
             raise SearchError(f"proposal {index} was never handed out for evaluation; use indices that next() gave")
         return self._proposals[index]
-
-
-def _fits(record: Mapping[str, Any], proposal: Proposal) -> bool:
-    if "fitness" in record and tuple(record.get("genome", ())) == proposal.genome:
-        return True
-    log.warning("saved record of proposal %d is of another genome; it is ignored", proposal.index)
-    return False

@@ -1,11 +1,10 @@
 """Racing: a candidate that is clearly worse on the first weak rows is not scored on the others.
 
 Successive halving without a barrier: what a candidate must reach at each rung is fixed when it is asked for, from the
-records that are told by then. So one worker takes a candidate through all its rungs, nothing waits for a rung to fill,
-and the look-ahead rule makes hurdles, like genomes, a function of the order of asks alone. All candidates see the same
-rows in the same order (common random numbers; weak rows are drawn in turn from labels and data sets, so that the first
-of them are balanced), so that what a stopped one would have reached is its score at the rung
-plus what whole candidates gained, or lost, from that rung to the end.
+records that are told by then. So one worker takes a candidate through all its rungs, and hurdles, like genomes, are a
+function of the order of asks alone. All candidates see the same rows in the same order, the first of them balanced by
+label and data set. So the fitness of a stopped candidate is estimated as its score at the rung plus what whole
+candidates gained, or lost, from that rung to the end.
 
 Reference: Karnin, Koren, Somekh, Almost Optimal Exploration in Multi-Armed Bandits, ICML 2013 (successive halving);
 Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020 (without a barrier).

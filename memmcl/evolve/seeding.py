@@ -34,17 +34,15 @@ def seed_genomes(
     count = len(experts)
     pairs = expand_bounds(bounds, count * blocks)
 
-    def genome(coefficients: Sequence[float]) -> list[float]:
-        return [coefficient for coefficient in coefficients for _ in range(blocks)]
-
-    wanted = [("base", genome([0.0] * count))]
-    for i, name in enumerate(experts):
-        wanted.append((f"expert:{name}", genome([1.0 if j == i else 0.0 for j in range(count)])))
-    wanted.append(("uniform", genome([1.0 / count] * count)))
-    wanted += [(f"arithmetic:{value:g}", genome([float(value)] * count)) for value in grid]
-
+    merges = [
+        ("base", [0.0] * count),
+        *((f"expert:{name}", [float(other == name) for other in experts]) for name in experts),
+        ("uniform", [1.0 / count] * count),
+        *((f"arithmetic:{value:g}", [float(value)] * count) for value in grid),
+    ]
     seeds: dict[Genome, str] = {}
-    for name, genes in wanted:
+    for name, coefficients in merges:
+        genes = [coefficient for coefficient in coefficients for _ in range(blocks)]
         if all(low <= gene <= high for gene, (low, high) in zip(genes, pairs, strict=True)):
             seeds.setdefault(round_genome(genes, pairs), name)
         else:

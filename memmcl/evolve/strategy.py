@@ -1,9 +1,8 @@
 """What a search strategy is: ask / tell / state, and the notes every strategy keeps.
 
-A strategy knows no workers and no time. Fitness is maximised everywhere; only the line that talks to a
-minimiser flips the sign. A strategy is a function of its arguments and of the order of its asks and tells, so
-`state()` holds exactly these and `memmcl.evolve.restore` goes through them again: no pickle, no generator state. What
-was asked need not be computed again where that is costly: `ask` is told what it was.
+A strategy knows no workers and no time. Fitness is maximised everywhere. A strategy is a function of its arguments and
+of the order of its asks and tells, so `state()` holds exactly these, and `restore` repeats them: no pickle, no state of
+a random generator. Costly asks are not computed again: `ask` can be passed the genome that it returned then.
 """
 
 from __future__ import annotations
@@ -57,18 +56,15 @@ class Strategy(Protocol):
         recorded: what an earlier process was given at this ask, after the same asks and tells. A strategy whose asks
         are costly takes it, if it can be one of its genomes, instead of computing it again; others may pass over it.
         """
-        ...
 
     def tell(self, index: int, fitness: float | None, objectives: Objectives | None = None) -> None:
         """Tell the fitness (higher is better) of proposal `index`; None or a non-finite one is a failure.
 
         objectives: higher is better too; strategies of one objective note them and learn from `fitness` alone.
         """
-        ...
 
     def state(self) -> dict[str, Any]:
         """Return the JSON-ready arguments and ordered history from which `restore` rebuilds this strategy."""
-        ...
 
 
 def expand_bounds(bounds: Bounds, genes: int) -> tuple[tuple[float, float], ...]:

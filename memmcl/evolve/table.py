@@ -8,12 +8,10 @@ from typing import Any
 from memmcl.config.strategies import STRATEGIES
 from memmcl.errors import ConfigError, SearchError
 from memmcl.evolve.arguments import Arguments
-from memmcl.evolve.bayesian import Bayesian
+from memmcl.evolve.bayesian import Bayesian, RandomSearch
 from memmcl.evolve.cmaes import CmaEs
-from memmcl.evolve.genetic import Genetic
-from memmcl.evolve.nsga2 import nsga2
+from memmcl.evolve.genetic import Genetic, nsga2
 from memmcl.evolve.strategy import Strategy
-from memmcl.evolve.uniform import RandomSearch
 
 _CLASSES: dict[str, Callable[[Arguments], Strategy]] = {
     "bayesian": Bayesian,
@@ -45,14 +43,12 @@ def build_strategy(name: str, **arguments: Any) -> Strategy:
 
 
 def restore(state: Mapping[str, Any]) -> Strategy:
-    """Return the strategy whose `state()` this is, by going through its asks and tells; costly asks are not repeated.
+    """Return the strategy whose `state()` this is, by repeating its asks (without what is costly) and tells.
 
     Raises:
         SearchError: an ask proposes another genome than the history holds (other code or library version).
     """
-    arguments = dict(state["arguments"])
-    arguments["seeds"] = [(name, tuple(genome)) for name, genome in arguments["seeds"]]
-    strategy = build_strategy(state["strategy"], **arguments)
+    strategy = build_strategy(state["strategy"], **state["arguments"])
     for event in state["history"]:
         if event[0] == "tell":
             strategy.tell(*event[1:])  # index, fitness, objectives; earlier versions wrote no objectives

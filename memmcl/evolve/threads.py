@@ -1,8 +1,7 @@
 """One thread of numpy's BLAS while a strategy asks and learns: the cores are the workers'.
 
-More than one gains nothing on matrices of a few hundred rows, and costs twice: a search's threads wait, spinning, for
-cores that evaluate candidates, and sums in another order are other numbers, so that a proposal would depend on how many
-cores the driver has.
+More than one gains nothing on matrices of a few hundred rows, takes cores from the evaluation of candidates, and adds
+up in another order, so that a proposal would depend on how many cores the driver has.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ _LOCK = threading.Lock()
 def one_blas_thread() -> Iterator[None]:
     """Give BLAS one thread, and at the end as many as before.
 
-    The limit is the process's, and threadpoolctl lets one thread of the process set it at a time: any other's is
-    silently without effect, and ends with the first one's. So searches of one process ask by turns.
+    The limit is the process's, and threadpoolctl silently ignores a second thread that sets it meanwhile. So searches
+    of one process ask by turns.
     """
     with _LOCK, _controller().limit(limits=1, user_api="blas"):
         yield

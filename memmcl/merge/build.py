@@ -1,13 +1,14 @@
 """From base, experts, coefficients and a recipe to a running model.
 
-W^m = W_0^m + sum_i lambda_{i, block(m)} * s_i B_i^m A_i^m, or another merge of the same task vectors, rebuilt from the
-pristine W_0 for every candidate: nothing is added and subtracted in place, so nothing drifts. The sum is float32 and
-cast once. In memory: the base once, the factors, and what one module's merge needs.
+W^m = W_0^m + sum_i lambda_{i, block(m)} * s_i B_i^m A_i^m, or another merge of the same task vectors, computed anew
+from the base's W_0 for every candidate, so that rounding errors do not add up. The sum is float32 and cast once. In
+memory: the base once, the factors, and what one module's merge needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -49,17 +50,15 @@ class Merger:
         self._deltas = Deltas(
             adapters, lowest=backbone.split, layers=backbone.layers, pinned=pinned, grams=grams, device=backbone.device
         )
-        weights: dict[str, Tensor] = {}
+        weights = {module: self._weight(module) for module in self._deltas.modules}
         for module, by_expert in self._deltas.modules.items():
-            weight = self._weight(module)
             for expert, factors in by_expert.items():
-                shape = (len(factors.b), factors.a.shape[1])
-                if shape != tuple(weight.shape):
+                here, there = tuple(weights[module].shape), (len(factors.b), factors.a.shape[1])
+                if here != there:
                     raise ModelError(
-                        f"expert {expert} was trained on another base: {module} is {tuple(weight.shape)} here, "
-                        f"{shape} there; train it on this base"
+                        f"expert {expert} was trained on another base: {module} is {here} here, {there} there; train "
+                        "it on this base"
                     )
-            weights[module] = weight
         self._pristine = Pristine(weights, Path(backbone.model.name_or_path))
         largest = max((weight.numel() for weight in weights.values()), default=0)
         self._total = torch.empty(largest, device=backbone.device)
@@ -85,10 +84,8 @@ class Merger:
             )
         check_parameters(recipe.method, recipe.parameters)
         if recipe.method != "linear" or self._values is None:
-            self._write(coefficients, recipe)
-            return
-        absent = (0.0,) * self.blocks
-        self._values.copy_(torch.tensor([coefficients.get(expert, absent) for expert in self.experts]))
+            return self._write(coefficients, recipe)
+        self._values.copy_(torch.tensor([coefficients.get(name, (0.0,) * self.blocks) for name in self.experts]))
         self._recordings.run("linear", partial(self._write_linear, self._values))
 
     def _write_linear(self, values: Tensor) -> None:
@@ -116,6 +113,17 @@ class Merger:
         weight = layer.weight
         assert isinstance(weight, Tensor)
         return weight
+
+
+@contextmanager
+def added(backbone: Backbone, adapters: Mapping[str, Adapter]) -> Iterator[None]:
+    """Add adapters to the backbone's weights, each with the coefficient 1; put the base back at the end."""
+    merger = Merger(backbone, adapters, 1)
+    try:
+        merger.apply(dict.fromkeys(adapters, (1.0,)))
+        yield
+    finally:
+        merger.reset()
 
 
 def lowest_layer(adapters: Sequence[Adapter]) -> int:

@@ -1,8 +1,8 @@
 """How the task vectors of experts relate: their length, their direction, and where their signs clash.
 
-T_i = scale_i * b_i @ a_i per module, (d_out, d_in); a module that an expert does not adapt is zero. Task vectors are
-compared as experts give them, at the coefficient 1. Lengths and directions come from the factors alone; signs need the
-entries, which are computed for one module, one block of rows and one expert at a time.
+T_i = scale_i * b_i @ a_i per module, (d_out, d_in), at the coefficient 1; a module that an expert does not adapt is
+zero. Lengths and directions come from the factors alone; signs need the entries, which are computed for one module, one
+block of rows and one expert at a time.
 """
 
 from __future__ import annotations

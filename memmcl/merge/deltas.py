@@ -1,8 +1,7 @@
 """What a merge adds to each module of the base, one module at a time, out of the factors of the experts.
 
-Linear merges never leave the factors: one matrix product of the concatenated ranks. Methods of matrices work in the
-small basis of the stacked factors, which is found once for each module. All others see one expert's task vector at a
-time, written out when it is read.
+Linear merges are one matrix product of the concatenated factors. Methods of matrices work in the small basis of the
+stacked factors, which is computed once for each module. For all others one expert's task vector at a time is computed.
 """
 
 from __future__ import annotations
@@ -99,14 +98,13 @@ class Deltas:
         return Factors(torch.cat(a), torch.cat(b, dim=1), 1.0) if a else None, dense
 
     def _present(self, module: str, coefficients: Values) -> dict[str, Any]:
-        """Return the coefficients in this module's block of the experts that change it, without zeros known as such."""
+        """Return the coefficients, in this module's block, of the experts that change it; the number 0 is left out."""
         present = {}
-        for expert in self.modules[module]:
-            if expert in coefficients:
-                values = coefficients[expert]
-                value = values[block_of(layer_of(module), self._lowest, self._layers, len(values))]
-                if isinstance(value, Tensor) or value:
-                    present[expert] = value
+        for expert in (name for name in self.modules[module] if name in coefficients):
+            values = coefficients[expert]
+            value = values[block_of(layer_of(module), self._lowest, self._layers, len(values))]
+            if isinstance(value, Tensor) or value:
+                present[expert] = value
         return present
 
     def _dense(self, module: str, coefficients: Mapping[str, float], recipe: Recipe) -> Tensor:
@@ -114,7 +112,9 @@ class Deltas:
         if method.seeded:
             parameters["seeds"] = [seeds.derive(recipe.seed, "mask", module, expert) for expert in coefficients]
         if method.grams:
-            parameters["grams"] = [self._gram(expert, module) for expert in coefficients]
+            if self._grams is None:
+                raise ConfigError(f"{recipe.method} needs the second moments of the experts' inputs: give rows of each")
+            parameters["grams"] = [self._grams[expert][module].to(self._device) for expert in coefficients]
         vectors = WrittenOut([self.modules[module][expert] for expert in coefficients])
         return run_method(recipe.method, vectors, torch.tensor(list(coefficients.values())), **parameters)
 
@@ -125,11 +125,6 @@ class Deltas:
             self._cores[module] = core_space(merged)
         return self._cores[module]
 
-    def _gram(self, expert: str, module: str) -> Tensor:
-        if self._grams is None:
-            raise ConfigError("regmean needs the second moments of the experts' inputs: give unlabelled rows of each")
-        return self._grams[expert][module].to(self._device)
-
 
 class WrittenOut:
     """Task vectors of one module, (d_out, d_in) float32: each is written out when it is read, and not kept."""
@@ -138,10 +133,8 @@ class WrittenOut:
         self._factors = factors
 
     def __len__(self) -> int:
-        """Return how many there are."""
         return len(self._factors)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Return one of them."""
         pair = self._factors[index]
         return torch.mm(pair.b * pair.scale, pair.a)

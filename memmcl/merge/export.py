@@ -57,15 +57,14 @@ def merged_adapter(
     factors, errors = {}, {}
     for module, pairs in sorted(deltas.modules.items()):
         exact, dense = deltas.delta(module, coefficients, recipe)
-        if exact is None and dense is None:
-            first = next(iter(pairs.values()))
-            exact = Factors(torch.zeros_like(first.a[:1]), torch.zeros_like(first.b[:, :1]), 1.0)
         if dense is not None:
             whole = dense if exact is None else torch.addmm(dense, exact.b, exact.a)
             factors[module], errors[module] = _nearest(whole, rank or 1)
-        else:
-            assert exact is not None
-            factors[module], errors[module] = (exact, 0.0) if rank is None else compressed(exact, rank)
+            continue
+        if exact is None:
+            first = next(iter(pairs.values()))
+            exact = Factors(torch.zeros_like(first.a[:1]), torch.zeros_like(first.b[:, :1]), 1.0)
+        factors[module], errors[module] = (exact, 0.0) if rank is None else compressed(exact, rank)
     return MergedAdapter(factors, {} if rank is None else errors)
 
 

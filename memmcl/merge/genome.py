@@ -1,8 +1,8 @@
 """The genome of a merge: one coefficient per (part, layer block), on/off genes, and parameters of its method.
 
-A part is what a stage merges: an expert in stage 1, a group model in stage 2. A group model is itself a table of
-coefficients over experts, so that stage 2 composes into one table over all experts: for linear merges exactly. Other
-methods merge all experts at once with the composed coefficients and stage 2's own parameters.
+A part is what a stage merges: an expert in stage 1, a group model in stage 2. A group model is a table of coefficients
+over experts, and so is a merge of group models: for linear merges exactly. Other methods merge all experts at once with
+these coefficients and stage 2's own parameters.
 """
 
 from __future__ import annotations

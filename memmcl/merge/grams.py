@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -26,22 +26,16 @@ def input_moments(model: nn.Module, modules: Iterable[str], rows: Iterable[Seque
     names = list(modules)
     leaders: dict[str, str] = {}
     moments: dict[str, Tensor] = {}
-    seen: list[tuple[Tensor, str]] = []  # inputs of the first row; held, so that no other takes their place in memory
+    seen: list[tuple[Tensor, str]] = []  # inputs of the first row, held while their identity is compared
 
-    def first(name: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            leaders[name] = next((leader for tensor, leader in seen if tensor is inputs[0]), name)
-            if leaders[name] == name:
-                seen.append((inputs[0], name))
+    def first(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        leaders[name] = next((leader for tensor, leader in seen if tensor is inputs[0]), name)
+        if leaders[name] == name:
+            seen.append((inputs[0], name))
 
-        return hook
-
-    def add(name: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            features = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
-            moments[name] = moments.get(name, torch.zeros((), device=features.device)) + features.T @ features
-
-        return hook
+    def add(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        features = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
+        moments[name] = moments.get(name, torch.zeros((), device=features.device)) + features.T @ features
 
     device = next(model.parameters()).device
     for row in rows:
@@ -49,17 +43,17 @@ def input_moments(model: nn.Module, modules: Iterable[str], rows: Iterable[Seque
         if not tokens.numel():
             continue
         if not leaders:
-            _run(model, tokens, {name: first(name) for name in names})
+            _run(model, tokens, names, first)
             seen.clear()
-        _run(model, tokens, {name: add(name) for name in names if leaders[name] == name})
+        _run(model, tokens, [name for name in names if leaders[name] == name], add)
     if not leaders:
         raise DataError("second moments need texts with at least one token, got none")
     kept = {name: moment.cpu() for name, moment in moments.items()}
     return {name: kept[leaders[name]] for name in names}
 
 
-def _run(model: nn.Module, tokens: Tensor, hooks: dict[str, Any]) -> None:
+def _run(model: nn.Module, tokens: Tensor, names: Iterable[str], hook: Callable[..., None]) -> None:
     with ExitStack() as stack:
-        for name, hook in hooks.items():
-            stack.callback(model.get_submodule(name).register_forward_pre_hook(hook).remove)
+        for name in names:
+            stack.callback(model.get_submodule(name).register_forward_pre_hook(partial(hook, name)).remove)
         model(input_ids=tokens, use_cache=False, logits_to_keep=1)

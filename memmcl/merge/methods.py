@@ -1,11 +1,9 @@
 """Merge methods: pure functions from task vectors and weights to one merged task vector.
 
 Shared by all: `vectors` holds n task vectors of one shape and one floating dtype. Items may be computed on access
-(`vectors[i]`): every function holds one of them at a time, beside sums of the same shape, so that sixteen experts
-take the memory of one. `weights`: (n,), any sign unless said otherwise. Returned: shape and dtype of one task vector.
-
-Sparsifiers work on each task vector by itself. Random ones take one uniform field per expert, drawn from `seeds[i]`:
-the same expert, the same mask, whatever the others are and in whatever order.
+(`vectors[i]`): every function holds one of them at a time, beside sums of the same shape. `weights`: (n,), any sign
+unless said otherwise. Returned: shape and dtype of one task vector. Random masks are drawn from `seeds[i]`: the same
+expert, the same mask, whatever the others are and in whatever order.
 """
 
 from __future__ import annotations
@@ -46,13 +44,9 @@ class Election:
 class Vectors(Protocol):
     """Some task vectors of one shape: a list, or an object that computes each on access."""
 
-    def __len__(self) -> int:
-        """Return how many there are."""
-        ...
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> Tensor:
-        """Return one."""
-        ...
+    def __getitem__(self, index: int, /) -> Tensor: ...
 
 
 def linear(vectors: Vectors, weights: Tensor) -> Tensor:
@@ -73,11 +67,7 @@ def ties(
 
     Reference: TIES, Yadav et al. 2023, algorithm 1. Defaults as in mergekit 0.1.5; PEFT 0.21 is `unweighted`, `count`.
     """
-
-    def trim(_: int, vector: Tensor) -> Tensor:
-        return largest(vector, density)
-
-    return scale * _consensus(vectors, weights, trim, election)
+    return scale * _consensus(vectors, weights, lambda _, vector: largest(vector, density), election)
 
 
 def dare_linear(
@@ -107,11 +97,9 @@ def dare_ties(
     Reference: DARE, Yu et al. 2024, with TIES. Defaults as in mergekit 0.1.5, which does not average, but for
     `rescale`; PEFT 0.21 is `kept`, `unweighted` and `count`.
     """
-
-    def drop(index: int, vector: Tensor) -> Tensor:
-        return dropped(vector, density, seeds[index], rescale)
-
-    return scale * _consensus(vectors, weights, drop, election)
+    return scale * _consensus(
+        vectors, weights, lambda index, vector: dropped(vector, density, seeds[index], rescale), election
+    )
 
 
 def della(
@@ -132,11 +120,9 @@ def della(
 
     Reference: DELLA, Deep et al. 2024, section 3. mergekit 0.1.5 rescales by `l1`, and refuses an epsilon that is cut.
     """
-
-    def drop(index: int, vector: Tensor) -> Tensor:
-        return dropped_by_rank(vector, density, epsilon, seeds[index], rescale)
-
-    return scale * _consensus(vectors, weights, drop, election)
+    return scale * _consensus(
+        vectors, weights, lambda at, vector: dropped_by_rank(vector, density, epsilon, seeds[at], rescale), election
+    )
 
 
 def breadcrumbs(vectors: Vectors, weights: Tensor, *, density: float = 0.9, gamma: float = 0.01) -> Tensor:
@@ -250,22 +236,18 @@ def _consensus(
     factors = weights.tolist()
     weighted = election.election == "weighted"
     # With a weighted vote an expert of weight 0 has no sign: it neither votes nor counts. Unweighted, it does both.
-    there = [index for index, weight in enumerate(factors) if weight or not weighted]
-
-    def voter(index: int, voted: Tensor) -> Tensor:
-        return voted * factors[index] if weighted else voted
-
+    voters = [(index, factor) for index, factor in enumerate(factors) if factor or not weighted]
     votes = torch.zeros_like(vectors[0])
-    for index in there:
-        vote = voter(index, change(index, vectors[index]))
+    for index, factor in voters:
+        vote = change(index, vectors[index]) * (factor if weighted else 1.0)
         votes += vote.sign() if election.majority == "count" else vote
     elected = torch.where(votes >= 0, 1, -1)  # mergekit and PEFT: a tie is positive
     total, divisor = torch.zeros_like(votes), torch.zeros_like(votes)
-    for index in there:
-        voted = change(index, vectors[index])
-        agrees = voter(index, voted).sign() == elected
-        total.add_(torch.where(agrees, voted, 0), alpha=factors[index])
-        divisor.add_(agrees, alpha=factors[index] if election.divide_by == "weights" else 1.0)
+    for index, factor in voters:
+        changed = change(index, vectors[index])
+        agrees = (changed * (factor if weighted else 1.0)).sign() == elected
+        total.add_(torch.where(agrees, changed, 0), alpha=factor)
+        divisor.add_(agrees, alpha=factor if election.divide_by == "weights" else 1.0)
     if election.divide_by == "none":
         return total
     return total / torch.where(divisor == 0, 1, divisor)

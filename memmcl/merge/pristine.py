@@ -2,8 +2,7 @@
 
 On a CPU the weights that adapters change are read again from the base's own safetensors files, one module at a time:
 the files lie in the page cache, which all workers of a machine share and the system takes back when it needs memory.
-Each is compared with the resident weight first; what the files do not hold bit for bit, and all of it on a GPU, is
-copied.
+Weights that differ in the files, and all weights on a GPU, are copied.
 """
 
 from __future__ import annotations
@@ -48,9 +47,8 @@ class Pristine:
 
     def _read(self, modules: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield the weights that files hold; a file is mapped for WINDOW bytes at a time."""
-        opened: Path | None = None
         handle: Any = None
-        left = 0
+        opened, left = Path(), 0
         for module in modules:
             path = self._files[module]
             if path != opened or left <= 0:
@@ -75,7 +73,7 @@ def _files_of(directory: Path) -> dict[str, Path]:
         try:
             with safe_open(path, framework="pt") as file:
                 held |= dict.fromkeys(file.keys(), path)
-        except (OSError, SafetensorError):  # not one of the base's: what is not found is copied
+        except (OSError, SafetensorError):  # not one of the base's: its weights are copied
             continue
     return held
 

@@ -45,11 +45,9 @@ class _Components:
 
     @property
     def scaled(self) -> Tensor:
-        """Return the left singular vectors times their singular values."""
         return self.left * self.values
 
     def top(self, count: int) -> _Components:
-        """Return the `count` largest components, or all where there are fewer."""
         return _Components(self.left[:, :count], self.values[:count], self.right[:count])
 
 
@@ -57,14 +55,14 @@ class _Components:
 def tsv(task_vectors: Sequence[Tensor] | Tensor, weights: Tensor, *, rank: int | None = None) -> Tensor:
     """Merge the leading singular vectors of each expert, made orthogonal to those of all others.
 
-    task_vectors: (experts, d_out, d_in) float32; weights: (experts,); returns (d_out, d_in) float32. `rank` is how many
-    components there are to share out, by default the dimension of the stack: the smaller rank of the task vectors
-    side by side and on top of each other. Each expert gets rank // experts of them, and one at least.
+    task_vectors: (experts, d_out, d_in) float32; weights: (experts,); returns (d_out, d_in) float32. `rank`: components
+    to share out, by default the smaller of the ranks of the task vectors side by side and on top of each other. Each
+    expert gets rank // experts of them, and one at least.
 
-    An expert whose weight or task vector is zero drops out and counts as no expert; a negative weight turns its task
-    vector round. Directions that experts share exactly count once: only what has a non-negligible D in U = P D Q^T is
-    used, so that two equal experts give the mean of both, not the sum. One expert comes back as it is, to 1e-5 of its
-    norm. The result is arbitrary only where the last component kept is as large as the first one cut.
+    An expert whose weight or task vector is zero does not count as one; a negative weight turns its task vector round.
+    Directions that experts share exactly count once: only what has a non-negligible D in U = P D Q^T is used, so that
+    two equal experts give the mean of both, not the sum. One expert comes back as it is, to 1e-5 of its norm. The
+    result is arbitrary only where the last component kept is as large as the first one cut.
 
     Raises:
         ModelError: a task vector that is not a finite matrix, or not of the same shape as the others.
@@ -96,8 +94,7 @@ def iso_cts(
     Zero, negative and equal experts are treated as in `tsv`; negligible components are left out, also of the mean.
 
     Raises:
-        ModelError: a task vector that is not a finite matrix, or not of the same shape as the others.
-        GenomeError: not one finite weight per expert.
+        ModelError, GenomeError: as `tsv`.
         ConfigError: `common` outside [0, 1], or `rank` below 1.
 
     Reference: Iso-CTS, Marczak et al. 2025, "No Task Left Behind: Isotropic Model Merging with Common and Task-Specific
@@ -142,8 +139,7 @@ def regmean(
     task_vectors: (experts, d_out, d_in) float32; weights: (experts,), not negative; grams: per expert (d_in, d_in),
     X^T X of its inputs X: (tokens, d_in); returns (d_out, d_in) float32. `shrink` multiplies what is off the diagonal
     of a Gram matrix. A common factor of the weights vanishes, `scale` is of the result; all zero give zero. Each row
-    is merged by itself: with a Core Space, core.left @ (regmean of all core.matrices[i] @ core.right) is the same from
-    fewer rows.
+    is merged by itself.
 
     Merging task vectors is merging weights: the base cancels. An input that is zero for all experts gets zero. With
     `shrink` near 1 the sum of Grams may be singular: inputs are then scaled to unit norm, and what lies along an
@@ -165,12 +161,14 @@ def regmean(
         raise ConfigError(f"expected a shrink in [0, 1], got {shrink}; the paper uses 0.9")
     if len(grams) != len(factors):
         raise ModelError(f"expected one Gram matrix per expert, got {len(grams)} for {len(factors)} experts")
-    kept = [expert for expert, factor in enumerate(factors) if factor] or [0]
     outputs: Tensor | None = None
     inputs: Tensor | None = None
-    for expert in kept:
+    for expert in [expert for expert, factor in enumerate(factors) if factor] or [0]:
         gram = _matrix(grams[expert], expert, "regmean", inputs, "Gram matrix")
-        output = _shrunk_product(_matrix(task_vectors[expert], expert, "regmean", outputs), gram, shrink)
+        vector = _matrix(task_vectors[expert], expert, "regmean", outputs)
+        if gram.shape != (vector.shape[1],) * 2:
+            raise ModelError(f"expected a Gram matrix of {vector.shape[1]} inputs, got one of {tuple(gram.shape)}")
+        output = shrink * (vector @ gram) + (1 - shrink) * vector * gram.diagonal()  # times `shrink` off its diagonal
         outputs = output.mul_(factors[expert]) if outputs is None else outputs.add_(output, alpha=factors[expert])
         inputs = factors[expert] * gram if inputs is None else inputs.add_(gram, alpha=factors[expert])
     assert outputs is not None and inputs is not None
@@ -212,7 +210,7 @@ def _factors(task_vectors: Sequence[Tensor] | Tensor, weights: Tensor) -> list[f
             f"expected one finite weight for each of {len(task_vectors)} experts, got {weights.tolist()}; "
             "does the genome belong to other experts?"
         )
-    return [float(weight) for weight in weights.tolist()]
+    return list(map(float, weights.tolist()))
 
 
 def _matrix(tensor: Tensor, expert: int, method: str, like: Tensor | None, what: str = "task vector") -> Tensor:
@@ -230,10 +228,9 @@ def _matrix(tensor: Tensor, expert: int, method: str, like: Tensor | None, what:
 def _read(task_vectors: Sequence[Tensor] | Tensor, weights: Tensor, method: str) -> tuple[Tensor, list[_Components]]:
     """Return zeros of the result's shape, and the components of each weighted task vector that is not zero."""
     factors = _factors(task_vectors, weights)
-    kept = [expert for expert, factor in enumerate(factors) if factor] or [0]
     nothing: Tensor | None = None
     experts: list[_Components] = []
-    for expert in kept:
+    for expert in [expert for expert, factor in enumerate(factors) if factor] or [0]:
         components = _decompose(_matrix(task_vectors[expert], expert, method, nothing))
         if nothing is None:
             nothing = components.left.new_zeros(len(components.left), components.right.shape[1], dtype=torch.float32)
@@ -279,13 +276,6 @@ def _procrustes(vectors: Tensor) -> Tensor:
     kept = int((values > DEPENDENT * values[0]).sum())
     nearest: Tensor = left[:, :kept] @ right[:kept]  # P D Q^T -> P Q^T
     return nearest
-
-
-def _shrunk_product(task_vector: Tensor, gram: Tensor, shrink: float) -> Tensor:
-    """Return task_vector @ gram, with what is off the diagonal of `gram` times `shrink`."""
-    if gram.shape != (task_vector.shape[1],) * 2:
-        raise ModelError(f"expected a Gram matrix of {task_vector.shape[1]} inputs, got one of {tuple(gram.shape)}")
-    return shrink * (task_vector @ gram) + (1 - shrink) * task_vector * gram.diagonal()
 
 
 def _divide(outputs: Tensor, gram: Tensor, shrink: float) -> Tensor:

@@ -83,42 +83,39 @@ class Driver(Protocol):
 class Dispatcher:
     """Hands out the candidates of several courses in turn, and gives results back to them.
 
-    Every result is in the store before a strategy hears of it, so that a search that is killed loses only what was in
-    flight. Of a course that ends for lack of time, the candidates that are listed (`fixed`) are evaluated nevertheless.
+    Every result is in the store before a strategy is told of it, so that a search that is killed loses only candidates
+    that are being evaluated. The end of the time stops no phase whose candidates are fixed.
     """
 
     def __init__(self, problem: SearchProblem, courses: Sequence[Course], on_result: OnResult) -> None:
-        self._problem = problem
+        self._problem, self._on_result = problem, on_result
         self._store = problem.open_store()
-        self._on_result = on_result
         self._handed_out = 0
         self.open: dict[int, tuple[Phase, Proposal]] = {}
-        """By number, the candidates that are out."""
+        """By number, the candidates that are being evaluated."""
         minutes = problem.search.minutes
         self._deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
         self.active = list(courses)
 
     def hand_out(self) -> list[tuple[int, Phase, Proposal]]:
         """Return all that the courses have now, numbered."""
-        self._look_at_the_clock()
+        self._stop_after_the_deadline()
         self.active = [course for course in self.active if course.advance(self._problem, self._store)]
         handed_out: list[tuple[int, Phase, Proposal]] = []
-        turns = deque(self.active)
+        turns = deque(course.phases[-1] for course in self.active)
         while turns:
-            course = turns.popleft()
-            phase = course.phases[-1]
+            phase = turns.popleft()
             proposal = phase.core.next()
-            if proposal is None:
-                continue
-            turns.append(course)
-            self._handed_out += 1
-            self.open[self._handed_out] = phase, proposal
-            handed_out.append((self._handed_out, phase, proposal))
+            if proposal is not None:
+                turns.append(phase)
+                self._handed_out += 1
+                self.open[self._handed_out] = phase, proposal
+                handed_out.append((self._handed_out, phase, proposal))
         return handed_out
 
     def keep(self, number: int, record: Mapping[str, Any]) -> None:
         """Store the result of a candidate, and tell its course."""
-        self._look_at_the_clock()
+        self._stop_after_the_deadline()
         phase, proposal = self.open.pop(number)
         stored = self._store.append(f"searches/{phase.spec.key}", proposal.index, record)
         if stored.get("genome") != list(proposal.genome):  # the first record stands, and says nothing of this genome
@@ -126,7 +123,7 @@ class Dispatcher:
         phase.core.done(proposal.index, stored)
         self._on_result(phase.spec, proposal, stored)
 
-    def _look_at_the_clock(self) -> None:
+    def _stop_after_the_deadline(self) -> None:
         for course in self.active if time.monotonic() > self._deadline else ():
             if course.phases and not course.phases[-1].spec.fixed and not course.core.stopped_early:
                 course.core.stop()

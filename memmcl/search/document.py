@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from memmcl.evaluate.choice import Choices
 from memmcl.merge.genome import Recipe
@@ -18,6 +18,10 @@ from memmcl.search.spec import SearchSpec
 
 def _finite(value: float | None) -> float | None:
     return value if value is None or math.isfinite(value) else None
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 Score = Annotated[float | None, BeforeValidator(_finite)]
@@ -46,14 +50,9 @@ class EvaluatedCandidate(_Document):
     rungs: tuple[float | None, ...]
     stopped: bool
     rows: int
-    objectives: tuple[float | None, ...] | None = None
+    objectives: tuple[float | None, ...] | None = Field(None, exclude_if=_is_none)
     seconds: dict[str, float]
-    reused_from: int | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        absent = {name for name in ("objectives", "reused_from") if getattr(self, name) is None}
-        return {name: value for name, value in handler(self).items() if name not in absent}
+    reused_from: int | None = Field(None, exclude_if=_is_none)
 
 
 class ReferenceValues(_Document):
@@ -69,11 +68,7 @@ class ReferenceValues(_Document):
     score: float | None = None
     logprobs: tuple[float, ...] = ()
     choices: dict[str, list[Any]] | None = None
-    answers: tuple[str, ...] | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in handler(self).items() if value is not None or name != "answers"}
+    answers: tuple[str, ...] | None = Field(None, exclude_if=_is_none)
 
     @property
     def brief(self) -> dict[str, float | None]:
@@ -122,8 +117,7 @@ class SearchDocument(SearchedPhase):
     def candidates_table(self) -> bytes:
         """Return all candidates as Parquet, those of the joint search too; the same document, the same bytes.
 
-        Per candidate: genome by gene, origin, fitness (null: failed; an estimate where `stopped` is true), values by
-        subtask, weak rows that it was scored on, seconds.
+        One row each; genome by gene, values by subtask, the rest as in `EvaluatedCandidate`.
         """
         real, text, whole, truth = pa.float64(), pa.string(), pa.int64(), pa.bool_()
         schema = {

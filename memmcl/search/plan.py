@@ -9,7 +9,6 @@ from typing import Literal
 
 from memmcl.config.strategies import STRATEGIES
 from memmcl.errors import SearchError
-from memmcl.evolve import Proposal
 from memmcl.merge.genome import Coefficients, Recipe
 from memmcl.search.course import Course, Phase
 from memmcl.search.document import EvaluatedCandidate, FinalistScore, SearchDocument, SearchedPhase
@@ -58,12 +57,12 @@ class SearchPlan:
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """That of the search itself."""
         return self.first.name
 
     @property
     def key(self) -> str:
-        """The key of the artifact that it ends in."""
+        """The key of the artifact that `publish` writes."""
         cfg = self.problem.search
         config = {
             "first": self.first.key,
@@ -81,32 +80,25 @@ class SearchPlan:
         """Return the next phase: the search itself, the joint one, the decision between finalists."""
         if not phases:
             return self.first
-        names = [phase.spec.name for phase in phases]
-        if self.joint and self._joint_name not in names:
+        if self.joint and len(phases) == 1:
             return self._joint_spec(phases)
         if self.selection and phases[-1].spec.rows != "selection":
             return self._final_spec(self.finalists(phases))
         return None
-
-    @property
-    def _joint_name(self) -> str:
-        return f"{self.name} {JOINT_PHASE}"
 
     def _joint_spec(self, phases: Sequence[Phase]) -> SearchSpec:
         """Return the search of all coefficients at once, which starts from the finalists so far."""
         experts = sorted({name for inner in self.first.parts.values() for name in inner})
         blocks, (low, high) = self.problem.search.blocks, self.problem.search.bounds
         alone: Parts = {name: {name: (1.0,) * blocks} for name in experts}
-        compatible = [one for one in self.finalists(phases) if one.recipe.method == self.first.method]
-        starts = {
-            one.title: tuple(
-                min(max(value, low), high) for name in experts for value in one.coefficients.get(name, (0.0,) * blocks)
-            )
-            for one in compatible
-        }
+        starts = {}
+        for one in self.finalists(phases):
+            if one.recipe.method == self.first.method:
+                values = (value for name in experts for value in one.coefficients.get(name, (0.0,) * blocks))
+                starts[one.title] = tuple(min(max(value, low), high) for value in values)
         return make_spec(
             self.problem,
-            self._joint_name,
+            f"{self.name} {JOINT_PHASE}",
             alone,
             self.first.subtasks,
             list(starts.items()),
@@ -117,35 +109,31 @@ class SearchPlan:
 
     def _final_spec(self, finalists: Sequence[Finalist]) -> SearchSpec:
         """Return the decision: every finalist on the selection rows."""
-        blocks, names = self.problem.search.blocks, [f"{place} {one.title}" for place, one in enumerate(finalists)]
-        ones = {name: [1.0 if other == name else 0.0 for other in names for _ in range(blocks)] for name in names}
+        blocks, by_name = self.problem.search.blocks, {f"{at} {one.title}": one for at, one in enumerate(finalists)}
+        ones = [(name, [float(other == name) for other in by_name for _ in range(blocks)]) for name in by_name]
         return make_spec(
             self.problem,
             f"{self.name} {FINAL}",
-            {name: dict(one.coefficients) for name, one in zip(names, finalists, strict=True)},
+            {name: dict(one.coefficients) for name, one in by_name.items()},
             self.first.subtasks,
-            list(ones.items()),
-            len(names),
+            ones,
+            len(by_name),
             [*self.inputs, self.first.key],
-            SpecVariant(
-                fixed=True,
-                rows="selection",
-                recipes={name: one.recipe for name, one in zip(names, finalists, strict=True)},
-            ),
+            SpecVariant(fixed=True, rows="selection", recipes={name: one.recipe for name, one in by_name.items()}),
         )
 
     def finalists(self, phases: Sequence[Phase]) -> list[Finalist]:
-        """Return who may win after these searches: the best and the best seed of each, and those of other searches."""
+        """Return who may win after these searches: the best and the best seed of each, and `others`."""
         finalists: list[Finalist] = []
         for phase in phases:
             records = phase.core.records
             ranked = phase.core.ranked()
             best = ranked[: self.problem.search.finalists]
-            seeds = [proposal for proposal in ranked if proposal.generation == 0][:1]
-            finalists += [
-                self._finalist(phase.spec, one, records[one.index]["fitness"])
-                for one in [*best, *(one for one in seeds if one not in best)]
-            ]
+            best_seed = next((one for one in ranked if one.generation == 0), None)
+            for proposal in [*best, *([best_seed] if best_seed and best_seed not in best else [])]:
+                origin, index, genome = proposal.origin, proposal.index, proposal.genome
+                merge = phase.spec.coefficients(genome), phase.spec.recipe(genome)
+                finalists.append(Finalist(phase.spec.name, origin, index, *merge, records[index]["fitness"]))
         if not finalists:
             raise SearchError(f"search {self.name}: no candidate has a finite fitness; see the log for their genomes")
         finalists += self.others
@@ -154,20 +142,15 @@ class SearchPlan:
             merges.setdefault(json.dumps([one.coefficients, asdict(one.recipe)], sort_keys=True), one)
         return list(merges.values())
 
-    def _finalist(self, spec: SearchSpec, one: Proposal, fitness: float) -> Finalist:
-        coefficients, recipe = spec.coefficients(one.genome), spec.recipe(one.genome)
-        return Finalist(spec.name, one.origin, one.index, coefficients, recipe, fitness)
-
     def publish(self, phases: Sequence[Phase], seconds: float) -> Manifest:
         """Publish the result: candidates of all phases, finalists, the winner and its merge."""
         searched = [phase for phase in phases if phase.spec.rows != "selection"]
         finalists = self.finalists(searched)
         final = phases[-1].core.records if phases[-1].spec.rows == "selection" else {}
         scores = [final[place]["fitness"] for place in range(len(finalists))] if final else []
-        place = max(range(len(scores)), key=lambda one: (scores[one], -one)) if scores else 0
+        place = scores.index(max(scores)) if scores else 0  # of equals the first
         winner = finalists[place]
-        inside = next((number for number, one in enumerate(searched) if one.spec.name == winner.search), None)
-        itself, *joint = [_searched(one, winner.index if inside == at else None) for at, one in enumerate(searched)]
+        itself, *joint = [_searched(one, winner.index if one.spec.name == winner.search else None) for one in searched]
         document = SearchDocument(
             **dict(itself),
             joint=joint[0] if joint else None,
@@ -231,7 +214,6 @@ def make_spec(
     if varied is None:
         genes = cfg.genes if same_method and not fixed else {}
         varied = tuple((gene, low, high) for gene, (low, high) in sorted(genes.items()))
-    asked = problem.evaluation.model_dump(mode="json", include={"batch_size", "max_new_tokens", "calibration"})
     config = {
         "name": name,
         "search": cfg.model_dump(mode="json", exclude=NOT_IN_KEYS),
@@ -243,7 +225,7 @@ def make_spec(
         "seeds": seeds,
         "recipes": {part: asdict(recipe) for part, recipe in variant.recipes.items()},
         "parts": parts,
-        "evaluation": asked,
+        "evaluation": problem.evaluation.key(),
         "model": problem.model.key(),
         "first": [one for one in inputs if isinstance(one, str)],
     }
@@ -274,18 +256,13 @@ def make_spec(
 
 def _objectives(problem: SearchProblem, subtasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Return the objectives of a multi-objective search, by name; a single group is traded off by its subtasks."""
-    groups = {
-        group: tuple(name for name in subtasks if problem.subtasks[name].group == group)
-        for group in GROUPS
-        if any(problem.subtasks[name].group == group for name in subtasks)
-    }
-    if problem.search.objectives == "groups" and len(groups) > 1:
-        return groups
-    return {name: (name,) for name in subtasks}
+    members = {group: tuple(name for name in subtasks if problem.subtasks[name].group == group) for group in GROUPS}
+    groups = {group: names for group, names in members.items() if names}
+    several = problem.search.objectives == "groups" and len(groups) > 1
+    return groups if several else {name: (name,) for name in subtasks}
 
 
 def _searched(phase: Phase, winner: int | None) -> SearchedPhase:
-    """Return a phase with all its candidates."""
     records = phase.core.records
     return SearchedPhase(
         spec=phase.spec,

@@ -27,7 +27,7 @@ Kinds = dict[str, float]
 """By kind of fitness, the value of one subtask."""
 GOLD, EXPERT = "gold", "expert"
 SMOOTH = {"choice": GOLD, "loglik": GOLD, "agree": EXPERT}
-"""Kinds of fitness that a pass over one answer a row gives, and which answer: the gold one, or the expert's."""
+"""Kinds of fitness that need no generated text, and the answers that they score: the gold ones, or the expert's."""
 
 
 class Scorer:
@@ -65,23 +65,21 @@ class Scorer:
         self._merger.reset()
 
     def _race(self, spec: SearchSpec, hurdles: Sequence[Hurdle | None]) -> dict[str, Any]:
+        weights = self._search.weights
         subtasks = {name: self._subtask(spec.rows, name) for name in spec.subtasks}
         streams = {name: subtask.smooth(bool(hurdles)) for name, subtask in subtasks.items()}
         rungs: list[float] = []
         for hurdle in hurdles:
-            values = {name: self._blend(next(stream)) for name, stream in streams.items()}
+            values = {name: blended(next(stream), weights) for name, stream in streams.items()}
             rungs.append(fitness(values))
             if not math.isfinite(rungs[-1]):  # it has failed, whatever the other rows would say
                 return self._record(spec, subtasks, values, rungs, math.nan)
             if hurdle is not None and rungs[-1] < hurdle.least:
                 return self._record(spec, subtasks, values, rungs, hurdle.offset)
         kinds = {name: next(stream) for name, stream in streams.items()}
-        if "metric" in self._search.weights:
+        if "metric" in weights:
             kinds = {name: {**kinds[name], "metric": subtask.metric()} for name, subtask in subtasks.items()}
-        return self._record(spec, subtasks, {name: self._blend(one) for name, one in kinds.items()}, rungs, None)
-
-    def _blend(self, kinds: Kinds) -> float:
-        return blended(kinds, self._search.weights)
+        return self._record(spec, subtasks, {name: blended(one, weights) for name, one in kinds.items()}, rungs, None)
 
     def _record(
         self,
@@ -92,21 +90,18 @@ class Scorer:
         offset: float | None,
     ) -> dict[str, Any]:
         """Return what is known of a candidate; offset: what is added to the values of one that was stopped."""
-        more = 0.0 if offset is None else offset
-        segments = len(rungs) if offset is not None else 0  # of one that was not stopped, all
-        rows = sum(one.ends[segments - 1] for one in subtasks.values())
-        record: dict[str, Any] = {
+        more = offset or 0.0
+        segment = -1 if offset is None else len(rungs) - 1
+        several = spec.objectives.values()
+        objectives = [fitness({one: values[one] for one in members}) + more for members in several]
+        return {
             "fitness": fitness(values) + more,
             "values": dict(values),
             "rungs": list(rungs),
             "stopped": offset is not None,
-            "rows": rows,
+            "rows": sum(one.ends[segment] for one in subtasks.values()),
+            **({"objectives": objectives} if objectives else {}),
         }
-        if spec.objectives:
-            record["objectives"] = [
-                fitness({one: values[one] for one in members}) + more for members in spec.objectives.values()
-            ]
-        return record
 
     def _subtask(self, rows: str, name: str) -> _Rows:
         if (rows, name) not in self._subtasks:
@@ -161,16 +156,15 @@ class _Rows:
             agreement = [segment.agreement for segment in segments if segment.agreement is not None]
             return float(np.concatenate(agreement).mean())
         if kind == "choice" and self._choices is not None:
-            return self._choice([segment.choices for segment in segments if segment.choices is not None], self._choices)
+            calibrated = self._evaluation.calibration
+            choices = [segment.choices for segment in segments if segment.choices is not None]
+            logshares = Choices.joined(choices).logshares(calibrated)
+            expected = self._choices.head(len(logshares)).logshares(calibrated)
+            return loglik_retention(logshares.mean(), expected.mean())
         tokens = int(sum(segment.tokens.sum() for segment in segments))
         rows = sum(len(segment.logprobs) for segment in segments)
         logprob = float(sum(segment.logprobs.sum() for segment in segments))
         return loglik_retention(logprob / tokens, float(self._sums[rows - 1]) / tokens)
-
-    def _choice(self, segments: Sequence[Choices], expert: Choices) -> float:
-        calibrated = self._evaluation.calibration
-        logshares = Choices.joined(segments).logshares(calibrated)
-        return loglik_retention(logshares.mean(), expert.head(len(logshares)).logshares(calibrated).mean())
 
     def metric(self) -> float:
         """Return the retention of the metric; NaN where label scores are not numbers."""
@@ -184,7 +178,7 @@ class _Rows:
 
 
 def _plain(value: Any) -> Any:
-    """Return a record, or a value of one, as JSON has it: a number that is not finite is None."""
+    """Return a record as JSON has it: a number that is not finite is None."""
     if isinstance(value, Mapping):
         return {name: _plain(one) for name, one in value.items()}
     if isinstance(value, list):

@@ -18,6 +18,11 @@ class SearchSpec(BaseModel):
     """One search: what its genes stand for, what it is scored on, what is tried first.
 
     key: of the log in the store that its records lie in. seeds: (origin, genome) of the candidates that come first.
+    blocks: of layers, each with coefficients of its own. bounds: of coefficients. mask_seed: of the merge method's
+    random masks. varied: (name, low, high) of the method's parameters that are genes. mask: whether every coefficient
+    has a gene that switches it on and off. recipes: by part, where each merges in a way of its own: then a genome is
+    one part at 1, and the others at 0. objectives: by name, the subtasks whose mean is one objective; empty: fitness
+    alone counts. fixed: only the seeds are evaluated, all of them on all rows: no race, no stagnation.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -30,24 +35,16 @@ class SearchSpec(BaseModel):
     seeds: tuple[tuple[str, tuple[float, ...]], ...]
     evaluations: int
     blocks: int
-    """Layer blocks with a coefficient of their own."""
     bounds: tuple[float, float]
-    """Lowest and highest coefficient."""
     mask_seed: int
-    """Seed of the random masks of the merge method."""
     method: str = "linear"
     parameters: dict[str, float | str] = {}
     varied: tuple[tuple[str, float, float], ...] = ()
-    """(name, low, high) of the method's parameters that are genes."""
     mask: bool = False
-    """Whether every coefficient has a gene that switches it on and off."""
     recipes: dict[str, Recipe] = {}
-    """By part, where each merges in a way of its own: then a genome is one part at 1, and the others at 0."""
     objectives: dict[str, tuple[str, ...]] = {}
-    """By name, the subtasks whose mean is one objective; empty: fitness alone counts."""
     rows: Literal["weak", "selection"] = "weak"
     fixed: bool = False
-    """Whether only the seeds are evaluated, all of them on all rows: no race, no stagnation."""
 
     @property
     def space(self) -> GenomeSpace:
@@ -59,8 +56,7 @@ class SearchSpec(BaseModel):
         if self.recipes:
             chosen = self.space.decode(genome)
             return next(self.recipes[part] for part, values in chosen.items() if any(values))
-        parameters = {**self.parameters, **self.space.decode_parameters(genome)}
-        return Recipe(self.method, parameters, self.mask_seed)
+        return Recipe(self.method, {**self.parameters, **self.space.decode_parameters(genome)}, self.mask_seed)
 
     def coefficients(self, genome: Sequence[float]) -> dict[str, tuple[float, ...]]:
         """Return the coefficients over experts that a genome stands for."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.resident import resident
 from memmcl.errors import ModelError
-from memmcl.merge.build import Merger
+from memmcl.merge.build import added
 from memmcl.merge.genome import Coefficients
 from memmcl.store import ArtifactRef, Refs
 from memmcl.suite.prompts import Prompter
@@ -54,10 +54,5 @@ def adapted_model(run: Run, trained: ArtifactRef) -> Iterator[tuple[Backbone, Pr
 def folded(run: Run, adapters: Sequence[ArtifactRef]) -> Iterator[tuple[Backbone, Prompter]]:
     """Add the adapters to the resident backbone's weights; put the base back at the end."""
     backbone, prompter = resident(run.model)
-    loaded = {str(number): load_adapter(run, ref) for number, ref in enumerate(adapters)}
-    merger = Merger(backbone, loaded, blocks=1)
-    try:
-        merger.apply(dict.fromkeys(loaded, (1.0,)))
+    with added(backbone, {str(number): load_adapter(run, ref) for number, ref in enumerate(adapters)}):
         yield backbone, prompter
-    finally:
-        merger.reset()

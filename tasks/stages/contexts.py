@@ -147,9 +147,7 @@ def context_key(run: Run) -> dict[str, Any]:
     """Return what contexts and their scores read of the configuration."""
     return {
         "curriculum": run.config.curriculum.model_dump(mode="json", exclude={"weights"}),
-        "evaluation": run.config.evaluation.model_dump(
-            mode="json", include={"batch_size", "max_new_tokens", "calibration"}
-        ),
+        "evaluation": run.config.evaluation.key(),
         "model": run.model.key(),
     }
 

@@ -38,7 +38,7 @@ def label_weak(run: Run, subtask: str, split: str, expert: ArtifactRef, texts: A
         log().info("%s: %d of %d texts labelled by the expert are weak rows", subtask, len(kept), len(rows))
         return {"rows.parquet": to_table(kept)}, {"rows": len(kept), "texts": len(rows)}
 
-    evaluation = cfg.evaluation.model_dump(mode="json", include={"batch_size", "max_new_tokens", "calibration"})
+    evaluation = cfg.evaluation.key()
     return reuse_or_make(
         run,
         "weak",
