@@ -79,22 +79,18 @@ def build_context(
     if list(order).count(subtask_name) != 1 or len(set(order)) != len(order):
         raise DataError(f"the curriculum {list(order)} must hold every subtask once, and {subtask_name} among them")
 
+    easier = (
+        order[: list(order).index(subtask_name)][::-1] if kind != "own-shots" else ()
+    )  # nearest in difficulty first
+    sources = [] if kind == "zero-shot" else [subtask_name, *easier]
     left = shots.tokens
-    own: list[Demonstration] = []
-    others: list[list[Demonstration]] = []  # one list per easier subtask, nearest in difficulty first
-    if kind != "zero-shot":
-        sources = [subtask_name]
-        if kind != "own-shots":
-            sources += reversed(order[: list(order).index(subtask_name)])
-        for source in sources:
-            rows = demonstrations.get(source, ())
-            count = shots.own if source == subtask_name else shots.others
-            chosen, used = _choose(source, rows, count, left, count_tokens, derive(seed, "context", subtask_name))
-            left -= used
-            if source == subtask_name:
-                own = chosen
-            else:
-                others.append(chosen)
+    chosen: list[list[Demonstration]] = []  # one list per source
+    for source in sources:
+        rows, count = demonstrations.get(source, ()), shots.own if source == subtask_name else shots.others
+        taken, used = _choose(source, rows, count, left, count_tokens, derive(seed, "context", subtask_name))
+        chosen.append(taken)
+        left -= used
+    own, *others = chosen or [[]]
     arranged = _arrange(kind, others, derive(seed, "context", subtask_name, "random"))
     return Context(kind, subtask_name, (*arranged, *own), shots.tokens - left)
 
@@ -126,13 +122,11 @@ def context_of(
 
 def _arrange(kind: str, others: list[list[Demonstration]], seed: int) -> list[Demonstration]:
     """Flatten `others` (nearest in difficulty first): here alone the curriculum and its ablations differ."""
-    if kind == "reversed":  # descending difficulty is the order they come in
-        return [demonstration for chosen in others for demonstration in chosen]
-    ascending = [demonstration for chosen in reversed(others) for demonstration in chosen]
+    by_subtask = others if kind == "reversed" else reversed(others)
+    arranged = [demonstration for chosen in by_subtask for demonstration in chosen]
     if kind == "random":
-        shuffled = np.random.default_rng(seed).permutation(len(ascending))
-        return [ascending[i] for i in shuffled]
-    return ascending
+        return [arranged[i] for i in np.random.default_rng(seed).permutation(len(arranged))]
+    return arranged
 
 
 def _choose(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,11 @@ from memmcl.evaluate.scoring import Probe
 from memmcl.suite.examples import Example
 from memmcl.suite.prompts import Demonstration, Prompter
 from memmcl.suite.subtasks import Subtask
+
+
+def evaluation_key(cfg: EvaluationConfig) -> dict[str, Any]:
+    """Return the settings that decide answers, for cache keys."""
+    return cfg.model_dump(mode="json", include={"batch_size", "max_new_tokens", "calibration"})
 
 
 def make_probe(

@@ -9,6 +9,7 @@ from typing import Literal
 
 from memmcl.config.strategies import STRATEGIES
 from memmcl.errors import SearchError
+from memmcl.evaluate.asking import evaluation_key
 from memmcl.evolve import Proposal
 from memmcl.merge.genome import Coefficients, Recipe
 from memmcl.search.course import Course, Phase
@@ -231,7 +232,6 @@ def make_spec(
     if varied is None:
         genes = cfg.genes if same_method and not fixed else {}
         varied = tuple((gene, low, high) for gene, (low, high) in sorted(genes.items()))
-    asked = problem.evaluation.model_dump(mode="json", include={"batch_size", "max_new_tokens", "calibration"})
     config = {
         "name": name,
         "search": cfg.model_dump(mode="json", exclude=NOT_IN_KEYS),
@@ -243,7 +243,7 @@ def make_spec(
         "seeds": seeds,
         "recipes": {part: asdict(recipe) for part, recipe in variant.recipes.items()},
         "parts": parts,
-        "evaluation": asked,
+        "evaluation": evaluation_key(problem.evaluation),
         "model": problem.model.key(),
         "first": [one for one in inputs if isinstance(one, str)],
     }

@@ -11,7 +11,7 @@ from safetensors.torch import save as save_tensors
 from memmcl.backbone.forward import Backbone
 from memmcl.config import EvaluationConfig, SearchConfig
 from memmcl.errors import ModelError
-from memmcl.evaluate.asking import weak_answers
+from memmcl.evaluate.asking import evaluation_key, weak_answers
 from memmcl.evaluate.scoring import Probe
 from memmcl.evaluate.teacher_forced import TeacherForced
 from memmcl.search.document import ReferenceValues
@@ -24,8 +24,7 @@ from memmcl.suite.subtasks import Subtask
 
 def reference_key(search: SearchConfig, evaluation: EvaluationConfig, model: Mapping[str, object]) -> dict[str, Any]:
     """Return the settings that decide a reference; `model` is `ModelSpec.key()`."""
-    asked = evaluation.model_dump(mode="json", include={"batch_size", "max_new_tokens", "calibration"})
-    return {"evaluation": asked, "fitness": sorted(search.weights), "model": model}
+    return {"evaluation": evaluation_key(evaluation), "fitness": sorted(search.weights), "model": model}
 
 
 def gold_answers(model: tuple[Backbone, Prompter], subtask: Subtask, rows: Sequence[Example]) -> TeacherForced:

@@ -25,19 +25,18 @@ SECONDS = 120.0
 ROOM_SECONDS = 10.0
 """For how long nodes may be on their way: just started, or lost and coming back."""
 GROUP = "ray.io/node-group"
-"""Ray's label of nodes that a group of theirs has, as KubeRay and Ray's launcher give it: there may be more of them."""
+"""The label that KubeRay and Ray's launcher give to nodes of a group, which may grow."""
 
 
 def check_nodes(cfg: RayConfig, spec: dict[str, str | None], model: ModelSpec) -> None:
     """Make sure that every node that can take work has this memmcl, the store and the base model.
 
-    Nodes share no disk, so a `file://` store that only this machine sees would lose every expert trained elsewhere;
-    a mark written here and read on each node tells. Nodes that come later are not checked: their tasks fail and are
-    retried elsewhere. spec: of the store, as `Store.spec` has it.
+    Nodes share no disk, so a `file://` store that only this machine sees would lose every expert trained elsewhere:
+    each node reads a mark that is written here. Nodes that join later are not checked; what fails there is retried
+    elsewhere. spec: of the store, as `Store.spec` has it.
 
     Raises:
-        ServiceError: a node lacks something; the message names the node and what it lacks. Or no node can hold a
-            worker, nor ever will.
+        ServiceError: a node lacks something, which the message names; or no node can hold a worker, nor ever will.
     """
     check_room(cfg)
     mark = uuid.uuid4().hex
@@ -65,8 +64,7 @@ def check_room(cfg: RayConfig) -> None:
     """Make sure that a worker has room on some node, or may have it once the cluster grows: Ray would wait for ever.
 
     Raises:
-        ServiceError: no node is large enough, and none belongs to a group: nodes that were started by hand are all
-            there are.
+        ServiceError: no node is large enough, and no node group of an autoscaler could add one.
     """
     deadline = time.monotonic() + ROOM_SECONDS
     while True:
@@ -74,12 +72,11 @@ def check_room(cfg: RayConfig) -> None:
         if _with_room(nodes, cfg) or any(node["Labels"].get(GROUP) for node in nodes):
             return
         if time.monotonic() > deadline:
-            break
+            raise ServiceError(
+                f"{_lack(cfg, nodes)}; lower ray.cpus_per_worker or ray.gpus_per_worker, or start such a node, then "
+                "run the same command again: no result is lost"
+            )
         time.sleep(0.5)
-    raise ServiceError(
-        f"{_lack(cfg, nodes)}; lower ray.cpus_per_worker or ray.gpus_per_worker, or start such a node, then run the "
-        "same command again: no result is lost"
-    )
 
 
 def place() -> str:

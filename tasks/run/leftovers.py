@@ -1,8 +1,8 @@
 """Folders for what a process needs while it works, and the removal of those whose process died.
 
 They lie in $TMPDIR/memmcl-UID, which only this user can read; those of Ray in $RAY_TMPDIR where that is set. Each has a
-file that the process keeps locked; the kernel frees the lock when the process ends, in whatever way. Each process that
-makes a folder removes those that are not locked: never one that is in use, nor a folder of another kind.
+file that its process keeps locked; the kernel frees the lock when the process ends, in whatever way. A process that
+makes a folder first removes those that nobody locks.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def home() -> Path:
 def work_folder(kind: str, place: Path | None = None, *, keep: bool = False) -> Iterator[Path]:
     """Make a folder that is locked while the block runs, and removed at its end; remove those whose owners died.
 
-    kind: ray, prefect, tune, export. place: its parent; `home()` by default. keep: leave it after an error
-    until the next start, for the logs in it.
+    kind: ray, prefect, tune, export. place: its parent; `home()` by default. keep: leave it after an error, for its
+    logs, until the next start.
 
     Raises:
         ServiceError: there is no place to make it in.
@@ -98,11 +98,7 @@ def tidy(place: Path) -> None:
 
 
 def keep_error(text: str) -> Path:
-    """Write the traceback of an unexpected error to a new file, and return its path.
-
-    Raises:
-        ServiceError | OSError: it cannot be written.
-    """
+    """Write the traceback of an unexpected error to a new file, and return its path; raises what `new_file` does."""
     path = new_file(ERRORS, ".txt")
     path.write_text(text)
     return path

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,7 @@ _OBITUARIES = ("Raylet is terminated", "The node with node id")
 
 @contextmanager
 def local_ray(**options: Any) -> Iterator[None]:
-    """Start a Ray in a new folder; its processes end with the block, or with this process, however that ends.
-
-    options: of `ray.init`.
+    """Start a Ray in a new folder, with these options of `ray.init`; its processes end with the block or this process.
 
     Raises:
         ServiceDied: one of its daemons is gone.
@@ -63,9 +62,7 @@ def local_ray(**options: Any) -> Iterator[None]:
 
 @contextmanager
 def joined_ray(**options: Any) -> Iterator[None]:
-    """Join a cluster until the block ends.
-
-    options: of `ray.init`.
+    """Join a cluster until the block ends, with these options of `ray.init`.
 
     Raises:
         ServiceDied: its head, or its node on this machine, is gone.
@@ -117,11 +114,7 @@ def _until_lost(*services: Service) -> Iterator[None]:
 
 
 def _place() -> Path:
-    """Return the parent of a local Ray's folder: unix sockets lie in there, so that the path has to be short.
-
-    Raises:
-        ServiceError: $RAY_TMPDIR is too long.
-    """
+    """Return the parent of a local Ray's folder, or refuse a $RAY_TMPDIR too long for the unix sockets in it."""
     chosen = os.environ.get("RAY_TMPDIR")
     place = Path(chosen).absolute() if chosen else home()
     longest = SOCKET_PATH - len("/ray-12345678") - len(_SOCKET)
@@ -137,10 +130,9 @@ def _place() -> Path:
 def _own_node() -> psutil.Process | None:
     """Return the raylet that this process is connected to; None where it is not seen."""
     node: Any = ray._private.worker._global_node
+    socket = str(node.raylet_socket_name)
     for process in psutil.process_iter(["name", "cmdline"]):
-        if process.info["name"] == "raylet" and any(
-            str(node.raylet_socket_name) in word for word in process.info["cmdline"] or []
-        ):
+        if process.info["name"] == "raylet" and any(socket in word for word in process.info["cmdline"] or []):
             return process
     return None
 
@@ -164,9 +156,9 @@ def _no_obituaries() -> Iterator[None]:
 
 @contextmanager
 def _reaped(*marks: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """End the processes that carry the marks when the block has ended, or this process.
+    """End the processes that carry the marks when the block, or this process, has ended (see `reaper`).
 
-    Yields a function that takes the message to print should Ray end this process when its raylet has died.
+    Yields a function that takes the raylet's pid, and the message to print if Ray ends this process when it dies.
     """
     child = subprocess.Popen(
         [sys.executable, "-I", "-S", reaper.__file__, *marks],
@@ -182,9 +174,7 @@ def _reaped(*marks: str) -> Iterator[Callable[[dict[str, Any]], None]]:
             pipe.write(line)
             pipe.flush()
 
-    def farewell() -> None:
-        write(reaper.FAREWELL)
-
+    farewell = partial(write, reaper.FAREWELL)
     try:
         with before_exit(farewell):
             yield lambda line: write(json.dumps(line).encode() + b"\n")

@@ -34,7 +34,7 @@ def base_adapters_of(run: Run, experts: Refs) -> dict[str, ArtifactRef]:
     starts = {warm_start_of(run, ref) for ref in experts.values()}
     if len(starts) > 1:
         raise ModelError("the experts have different warm starts, so that their task vectors do not add up")
-    start = next(iter(starts), None)
+    (start,) = starts or {None}
     return {WARM: start} if start is not None else {}
 
 

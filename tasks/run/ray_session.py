@@ -32,25 +32,22 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
         return
     if cfg.address:
         _check_reachable(cfg.address)
+        session = joined_ray(address=cfg.address, logging_level="warning", namespace="memmcl")
+    else:
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # they hold the model
+        session = local_ray(
+            num_cpus=math.ceil(cfg.workers * cfg.cpus_per_worker),
+            include_dashboard=False,
+            logging_level="warning",
+            object_store_memory=256 * 2**20,
+            namespace="memmcl",
+        )
     plain_worker_lines()
     in_main = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    with ExitStack() as stack:
-        stack.enter_context(receive_updates())
+    with receive_updates(), ExitStack() as stack:
         try:
-            if cfg.address:
-                stack.enter_context(joined_ray(address=cfg.address, logging_level="warning", namespace="memmcl"))
-            else:
-                os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # they hold the model
-                stack.enter_context(
-                    local_ray(
-                        num_cpus=math.ceil(cfg.workers * cfg.cpus_per_worker),
-                        include_dashboard=False,
-                        logging_level="warning",
-                        object_store_memory=256 * 2**20,
-                        namespace="memmcl",
-                    )
-                )
+            stack.enter_context(session)
         except MemmclError:
             raise
         except Exception as error:  # for a node that is not up in time Ray has no class

@@ -4,8 +4,7 @@
 
 Its standard input is a pipe from that process: the end of the pipe is the end of the process. Ray's own daemons end
 with their parent, its workers two seconds later, its agents a minute later; nothing would end a worker that hangs.
-All of them carry MARK, `NAME=VALUE`, in their environment; a Ray that was joined has no MARK. It imports nothing but
-the standard library: it stays small.
+All of them carry MARK, `NAME=VALUE`, in their environment; a Ray that was joined has no MARK.
 
 Through the pipe comes a line of JSON, {"pid": ..., "message": ...}, when Ray is up, and FAREWELL when the process
 leaves it in good order. Ray itself ends a process that talks to a raylet that has died (`_exit(1)` in its plasma

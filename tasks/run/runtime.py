@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from prefect import State, Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from memmcl import seeds
 from memmcl.adapters.format import Adapter
@@ -38,10 +38,8 @@ T = TypeVar("T")
 clean_logs()  # Ray's workers import this module before they run anything
 
 
-class Run(BaseModel):
+class Run(BaseModel, frozen=True):
     """One run, as small JSON that travels to every task."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     config: RunConfig
@@ -74,12 +72,8 @@ def worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
     """Return whether a failed task run may succeed at a second try: a MemmclError would come again."""
     try:
         state.result()
-    except StoreAccessError:
-        return True
-    except MemmclError:
-        return False
-    except Exception:
-        return True
+    except Exception as error:
+        return isinstance(error, StoreAccessError) or not isinstance(error, MemmclError)
     return False
 
 
@@ -151,7 +145,6 @@ def reuse_or_make(
     started = time.perf_counter()
     with working(name, kind):
         files, metrics = make()
-        seconds = time.perf_counter() - started
         manifest = store.publish(
             kind,
             key,
@@ -159,11 +152,11 @@ def reuse_or_make(
             files=files,
             inputs=inputs,
             settings=StageSettings(config, run.config.seed, stage_version),
-            seconds=seconds,
+            seconds=time.perf_counter() - started,
             metrics=metrics,
         )
     log().info("%s: done in %.0f s", name, manifest.seconds)
-    return Completed(message=f"{manifest.ref} made in {seconds:.0f} s", data=manifest.ref)
+    return Completed(message=f"{manifest.ref} made in {manifest.seconds:.0f} s", data=manifest.ref)
 
 
 def publish_once(run: Run, kind: str, key: str, *, files: Callable[[], Files], **manifest: Any) -> ArtifactRef:

@@ -116,26 +116,26 @@ def watched(*services: Service, stop: Callable[[], object] = lambda: None) -> It
             watch.blame(error)
             raise
         finally:
-            watch.dismiss()
+            watch.dismissed.set()
             try:
                 stop()
             finally:
                 watch.end()
     except BaseException as error:
-        watch.unmute()
         if watch.died is None:
             raise
         raise ServiceDied(watch.died) from error
-    watch.unmute()
+    finally:
+        watch.unmute()
 
 
 class _Watch:
-    """The thread; died: the message of the service that is gone."""
+    """The thread. died: the message of the service that is gone; dismissed: look no more, services are stopped now."""
 
     def __init__(self, services: tuple[Service, ...]) -> None:
         self.died: str | None = None
         self._services = services
-        self._dismissed = threading.Event()
+        self.dismissed = threading.Event()
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._outputs: dict[int, int] = {}
@@ -150,10 +150,6 @@ class _Watch:
             if time.monotonic() >= deadline:
                 return
             time.sleep(LOOK_EVERY)
-
-    def dismiss(self) -> None:
-        """Look no more: the services are about to be stopped."""
-        self._dismissed.set()
 
     def end(self) -> None:
         """The block has ended: it is interrupted no more."""
@@ -179,7 +175,7 @@ class _Watch:
                 return
             if _say is not None:
                 self._mute()
-            if self._in_main and not self._dismissed.is_set():
+            if self._in_main and not self.dismissed.is_set():
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # ends a blocking call, too
         if not self._ended.wait(UNWIND) and _say is not None:
             self.unmute()
@@ -191,12 +187,12 @@ class _Watch:
     def _look(self) -> None:
         """Wait until a service is gone for longer than it may be, or there is no more need to look."""
         since: dict[Service, float] = {}
-        while not self._dismissed.wait(min(one.every for one in self._services)):
+        while not self.dismissed.wait(min(one.every for one in self._services)):
             now = time.monotonic()
             for one in self._services:
                 if not one.gone():
                     since.pop(one, None)
-                elif now - since.setdefault(one, now) >= one.patience and not self._dismissed.is_set():
+                elif now - since.setdefault(one, now) >= one.patience and not self.dismissed.is_set():
                     self.died = self.died or one.message
                     return
 

@@ -26,6 +26,7 @@ from memmcl.errors import ConfigError, MemmclError, SearchError
 from memmcl.files.failures import FULL
 from memmcl.search.course import Course, Dispatcher, OnResult
 from memmcl.search.problem import SearchProblem
+from memmcl.urls import first_line
 from tasks.run.cluster import check_nodes, check_room
 from tasks.run.leftovers import work_folder
 from tasks.run.ray_session import ray_session
@@ -97,9 +98,7 @@ class Multiplexer(Searcher):
                 "number": number,
                 "spec": phase.spec.model_dump_json(),
                 "genome": list(proposal.genome),
-                "hurdles": [
-                    None if one is None else [one.least, one.offset] for one in phase.core.hurdles(proposal.index)
-                ],
+                "hurdles": phase.core.hurdles(proposal.index),
             }
             self._queue.put(candidate, first)
 
@@ -185,10 +184,9 @@ class RayDriver:
         try:
             result: T = ray.get(worker.call.remote(function, *arguments))
         except (RayActorError, OutOfMemoryError) as error:
-            first = str(error).strip().splitlines()[0]
             raise SearchError(
-                f"the worker that measures references was lost ({first}); look for memory limits in the Ray log, then "
-                "run the same command again"
+                f"the worker that measures references was lost ({first_line(error)}); look for memory limits in the "
+                "Ray log, then run the same command again"
             ) from error
         finally:
             ray.kill(worker)

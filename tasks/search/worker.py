@@ -14,7 +14,6 @@ from typing import Any
 from ray import tune
 
 from memmcl.errors import MemmclError
-from memmcl.evolve.racing import Hurdle
 from memmcl.search.problem import SearchProblem
 from memmcl.search.scorer import Scorer
 from memmcl.search.spec import SearchSpec
@@ -64,8 +63,7 @@ class Worker(tune.Trainable):
         self._scorer = Scorer(problem)
 
     def _evaluate(self, spec: SearchSpec, candidate: Candidate) -> dict[str, Any]:
-        hurdles = [None if hurdle is None else Hurdle(*hurdle) for hurdle in candidate["hurdles"]]
-        return self._scorer.evaluate(spec, candidate["genome"], hurdles)
+        return self._scorer.evaluate(spec, candidate["genome"], candidate["hurdles"])
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing to save: the store has every result."""

@@ -76,9 +76,8 @@ def anchors_of(run: Run, rows: RowsBySubtask) -> Anchors:
 
 def anchors_key(run: Run, anchors: Anchors | None) -> str | None:
     """Return the key of the anchor rows that the run uses: the pinned ones, or else `anchors`; None for none."""
-    if run.pinned.anchors is not None:
-        return run.pinned.anchors.key
-    return anchors.key if anchors is not None else None
+    used = run.pinned.anchors or anchors
+    return used.key if used else None
 
 
 def publish_anchors(run: Run, splits: Splits, anchors: Anchors | None) -> ArtifactRef | None:

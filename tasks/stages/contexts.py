@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 from prefect import State
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from memmcl.backbone.forward import Backbone
 from memmcl.curriculum.context import Context, context_of
 from memmcl.curriculum.gate import Option, choose
 from memmcl.evaluate import bootstrap, calibration
-from memmcl.evaluate.asking import make_probe
+from memmcl.evaluate.asking import evaluation_key, make_probe
 from memmcl.evaluate.scoring import Probe
 from memmcl.store import ArtifactRef
 from memmcl.suite import metrics
@@ -30,14 +30,12 @@ from tasks.ui.logs import log
 GATE_VERSION = 3
 
 
-class ContextualModel(BaseModel):
+class ContextualModel(BaseModel, frozen=True):
     """The unified model, and the rows that its contexts are built from.
 
     train: by subtask, the training rows that demonstrations are taken from. order: of the curriculum, the easiest
     subtask first.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     unified: ArtifactRef
     train: dict[str, ArtifactRef]
@@ -79,9 +77,8 @@ def _measure(
     """Return the entries of every form of every context in the gate's document, and the options to choose from."""
     entries, options = [], []
     score = partial(metrics.score_from_counts, subtask, metrics.datasets_of(rows))
-    with adapted_model(run, model.unified) as (backbone, prompter):
-        for context in contexts_of(run, subtask, prompter, model):
-            probe = context_probe(run, backbone, prompter, subtask, rows, context)
+    with adapted_model(run, model.unified) as adapted:
+        for context, probe in _probes(run, adapted, subtask, rows, model, run.config.curriculum.contexts):
             for calibrated, answers, offsets in _forms(probe, run.config.evaluation.calibration):
                 counts = metrics.row_counts(subtask, rows, answers)
                 value = float(score(counts.sum(axis=0)))
@@ -100,19 +97,21 @@ def _measure(
     return entries, options
 
 
-def contexts_of(run: Run, subtask: Subtask, prompter: Prompter, model: ContextualModel) -> list[Context]:
-    """Return the run's contexts of one subtask; demonstrations are training rows."""
+def _probes(
+    run: Run,
+    adapted: tuple[Backbone, Prompter],
+    subtask: Subtask,
+    rows: Sequence[Example],
+    model: ContextualModel,
+    kinds: Collection[str],
+) -> Iterator[tuple[Context, Probe]]:
+    """Yield the run's contexts of these kinds, each with the rows behind its demonstrations: training rows."""
     cfg, order = run.config.curriculum, model.order
     train, known = {name: read_rows(run, model.train[name]) for name in order}, catalogue(run.config)
-    return [context_of(kind, cfg, known, subtask, prompter, train, order, run.config.seed) for kind in cfg.contexts]
-
-
-def context_probe(
-    run: Run, backbone: Backbone, prompter: Prompter, subtask: Subtask, rows: Sequence[Example], context: Context
-) -> Probe:
-    """Return the rows behind the demonstrations of a context."""
-    shots = [(run.subtask(name), row) for name, row in context.demonstrations]
-    return make_probe(run.config.evaluation, (backbone, prompter), subtask, rows, shots)
+    for kind in filter(kinds.__contains__, cfg.contexts):
+        context = context_of(kind, cfg, known, subtask, adapted[1], train, order, run.config.seed)
+        shots = [(known[name], row) for name, row in context.demonstrations]
+        yield context, make_probe(run.config.evaluation, adapted, subtask, rows, shots)
 
 
 def read_gate(run: Run, gate: ArtifactRef) -> list[dict[str, Any]]:
@@ -129,13 +128,10 @@ def context_answers(
     entries: of the gate's document, the forms that are wanted. The form that the gate chose is `gated` as well.
     """
     answers: dict[str, list[str]] = {}
-    with adapted_model(run, model.unified) as (backbone, prompter):
-        for context in contexts_of(run, subtask, prompter, model):
-            forms = [entry for entry in entries if entry["context"] == context.kind]
-            if not forms:
-                continue
-            probe = context_probe(run, backbone, prompter, subtask, rows, context)
-            for form in forms:
+    kinds = {entry["context"] for entry in entries}
+    with adapted_model(run, model.unified) as adapted:
+        for context, probe in _probes(run, adapted, subtask, rows, model, kinds):
+            for form in (entry for entry in entries if entry["context"] == context.kind):
                 name = f"context:{context.kind}" + (":calibrated" if form["calibrated"] else "")
                 answers[name] = probe.answers(None if form["offsets"] is None else np.array(form["offsets"]))
                 if form["chosen"]:
@@ -147,9 +143,7 @@ def context_key(run: Run) -> dict[str, Any]:
     """Return what contexts and their scores read of the configuration."""
     return {
         "curriculum": run.config.curriculum.model_dump(mode="json", exclude={"weights"}),
-        "evaluation": run.config.evaluation.model_dump(
-            mode="json", include={"batch_size", "max_new_tokens", "calibration"}
-        ),
+        "evaluation": evaluation_key(run.config.evaluation),
         "model": run.model.key(),
     }
 

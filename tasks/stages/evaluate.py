@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from prefect import State
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from memmcl.backbone.resident import resident
 from memmcl.evaluate import bootstrap
@@ -37,13 +37,11 @@ Tables = dict[str, dict[str, tuple[float, ...]]]
 """By model, the coefficients of adapters, one a block."""
 
 
-class EvaluatedModels(BaseModel):
+class EvaluatedModels(BaseModel, frozen=True):
     """The models that answer a subtask's test rows.
 
     interference: those that answer the first rows alone: the base, and every expert by itself.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     models: Tables
     interference: Tables
@@ -69,8 +67,8 @@ def models_to_evaluate(
         "experts": {subtask: ones},
         "uniform": {name: (1.0 / len(names),) * blocks for name in names},
         "sum": dict.fromkeys(names, ones),
+        **{name: winners[search][0] for name, search in tuned.items()},
     }
-    merges |= {name: winners[search][0] for name, search in tuned.items()}
     models: Tables = {"base": {}}
     models |= {name: with_base_adapters(table, start, blocks) for name, table in merges.items()}
     models |= {name: {name: ones} for name in trained.rivals}

@@ -9,7 +9,6 @@ from prefect import State
 from prefect.states import Completed
 
 from memmcl.backbone.batches import TokenizedRow
-from memmcl.experts.settings import RowsBySubtask
 from memmcl.experts.train import STAGE_VERSION
 from memmcl.store import ArtifactRef, Refs, cache_key
 from memmcl.suite.configured import lenders
@@ -61,11 +60,10 @@ def train_expert(
         anchored=cfg.anchor_weight > 0 and not afterwards,
     )
     first_anchors = anchors if first.anchored or cfg.init == "osrm" else None
-    start = [warm] if warm else []
     state = train_or_reuse(
         run,
         first,
-        inputs=[train, *([first_anchors] if first_anchors else []), *start],
+        inputs=[ref for ref in (train, first_anchors, warm) if ref is not None],
         gather=lambda prompter: _expert_material(run, prompter, subtask, train, first_anchors),
         warm=warm,
     )
@@ -84,7 +82,7 @@ def train_expert(
     return train_or_reuse(
         run,
         second,
-        inputs=[train, plain, anchors, *start],
+        inputs=[train, plain, anchors, *([warm] if warm else [])],
         gather=lambda prompter: _expert_material(run, prompter, subtask, train, anchors, plain),
         warm=warm,
     )
@@ -146,8 +144,9 @@ def _train_on_all(
             examples = read_rows(run, ref)
             used, kept = split_rows(run, examples, name) if plan.keeps_rows else (examples, [])
             rows[name] = token_rows(prompter, run.subtask(name), used)
-            validation[name] = token_rows(prompter, run.subtask(name), kept)
-        return Material(rows, validation=_filled(validation))
+            if kept:
+                validation[name] = token_rows(prompter, run.subtask(name), kept)
+        return Material(rows, validation=validation)
 
     return train_or_reuse(run, plan, inputs=[ref for _, ref in sorted(refs.items())], gather=gather, config=config)
 
@@ -168,10 +167,6 @@ def _expert_material(
     return Material(
         rows={subtask: token_rows(prompter, asked, used)},
         anchors={name: token_rows(prompter, known[name], rows) for name, rows in others.items() if name != subtask},
-        validation=_filled({subtask: token_rows(prompter, asked, kept)}) if plain is None else {},
+        validation={subtask: token_rows(prompter, asked, kept)} if kept and plain is None else {},
         start=load_adapter(run, plain) if plain else None,
     )
-
-
-def _filled(rows: RowsBySubtask) -> RowsBySubtask:
-    return {name: tokenized for name, tokenized in rows.items() if tokenized}

@@ -33,14 +33,8 @@ def export_full(run: Run, unified: ArtifactRef) -> State[ArtifactRef]:
         base = find_base(run.base, run.config.model.revision)
         directory = scratch / "model"
         directory.mkdir()
-        write_merge(
-            directory,
-            base,
-            {"unified": load_adapter(run, unified)},
-            {"unified": (1.0,)},
-            dtype=run.base.dtype,
-            split=run.base.split,
-        )
+        adapters, ones = {"unified": load_adapter(run, unified)}, {"unified": (1.0,)}
+        write_merge(directory, base, adapters, ones, dtype=run.base.dtype, split=run.base.split)
         return {path.name: path for path in sorted(directory.iterdir())}, {}
 
     with work_folder("export") as scratch:
@@ -76,8 +70,7 @@ def publish_report(run: Run, artifacts: RunArtifacts, started: float, peak_memor
         "model.md": model_card(results, base_model=run.base.name, adapter=False).encode(),
         **write_tables(results),
     }
-    unified = results.mean_of("unified")
-    base = results.mean_of("base")
+    unified, base = results.mean_of("unified"), results.mean_of("base")
     assert unified is not None and base is not None
     log().info("unified %.3f ± %.3f, base %.3f ± %.3f", unified.mean, unified.se, base.mean, base.se)
     show_results(results)

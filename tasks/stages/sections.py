@@ -6,7 +6,6 @@ import importlib.metadata
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,12 +13,10 @@ import psutil
 
 from memmcl.backbone.resident import resident_prompter
 from memmcl.curriculum.difficulty import DifficultyReport
-from memmcl.merge.compare import compare
-from memmcl.store import ArtifactRef, Manifest, Refs
+from memmcl.store import ArtifactRef, Manifest
 from memmcl.suite.examples import Example
 from tasks.run.models import WARM
-from tasks.run.runtime import Run, load_adapter, open_store
-from tasks.stages.evaluate import INTERFERENCE
+from tasks.run.runtime import Run, open_store
 from tasks.stages.merge import ARITHMETIC, STAGE_2, read_search, winner_of
 from tasks.stages.run_artifacts import RunArtifacts, TrainedArtifacts
 from tasks.ui.history import root_flow_run_id
@@ -54,7 +51,6 @@ def subtask_section(
 ) -> dict[str, Any]:
     """Return one subtask with its rows, its difficulty and an example."""
     subtask = run.subtask(name)
-    prompter = resident_prompter(run.model)
     refs = artifacts.splits[name] | {"weak": artifacts.trained.weak[name]}
     return {
         "name": name,
@@ -64,7 +60,7 @@ def subtask_section(
         "labels": subtask.labels,
         "rows": {split: open_store(run).load(ref).metrics["rows"] for split, ref in refs.items()},
         "difficulty": report.difficulty,
-        "example": {"prompt": prompter.text(subtask, shown), "answer": shown.answer},
+        "example": {"prompt": resident_prompter(run.model).text(subtask, shown), "answer": shown.answer},
     }
 
 
@@ -167,20 +163,6 @@ def _training(run: Run, name: str, ref: ArtifactRef, reference: ArtifactRef | No
         "constant_weak_score": weak.get("constant", {}).get("score"),
         "gpu_memory_gb": round(gpu / GIB, 2) if gpu else None,
     }
-
-
-def interference_section(order: Sequence[str], scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return what the base and every single expert score on every subtask, where that was measured."""
-    return [
-        {"expert": expert, "subtask": name, **score}
-        for name in order
-        for expert, score in scores[name][INTERFERENCE].items()
-    ]
-
-
-def task_vectors_section(run: Run, experts: Refs) -> dict[str, Any]:
-    """Return how the experts' task vectors relate."""
-    return asdict(compare({name: load_adapter(run, ref) for name, ref in sorted(experts.items())}))
 
 
 def context_section(

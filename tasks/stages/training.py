@@ -163,8 +163,8 @@ def _train(run: Run, plan: TrainingPlan, material: Material, key: str) -> Traine
 def _session(
     run: Run, plan: TrainingPlan, material: Material, key: str, resume: bytes | None, done: int
 ) -> TrainedAdapter:
-    cfg = run.config.experts
-    moved = False
+    cfg, moved = run.config.experts, False
+    anchoring = Anchoring(cfg.anchor_weight, cfg.anchor_batch_size, cfg.anchor_every, cfg.anchor_delay)
 
     def save(data: bytes) -> None:
         try:
@@ -187,7 +187,7 @@ def _session(
                     lora=LoraShape(cfg.target_modules, cfg.rank, cfg.alpha, cfg.rslora, cfg.dropout, plan.init),
                     optimisation=_optimisation(cfg, plan.steps),
                     seed=run.seed(*plan.seed),
-                    anchoring=_anchoring(cfg) if plan.anchored else None,
+                    anchoring=anchoring if plan.anchored else None,
                     stopping=Stopping(cfg.validate_every, cfg.patience) if material.validation else None,
                     teacher=plan.teacher,
                 ),
@@ -215,10 +215,6 @@ def _optimisation(cfg: ExpertsConfig, steps: int) -> Optimisation:
         micro_batch=cfg.micro_batch_size,
         recompute=cfg.gradient_checkpointing,
     )
-
-
-def _anchoring(cfg: ExpertsConfig) -> Anchoring:
-    return Anchoring(cfg.anchor_weight, cfg.anchor_batch_size, cfg.anchor_every, cfg.anchor_delay)
 
 
 def _files(run: Run, plan: TrainingPlan, trained: TrainedAdapter, warm: ArtifactRef | None) -> dict[str, bytes]:
