@@ -79,10 +79,9 @@ def build_context(
     if list(order).count(subtask_name) != 1 or len(set(order)) != len(order):
         raise DataError(f"the curriculum {list(order)} must hold every subtask once, and {subtask_name} among them")
 
-    easier = (
-        order[: list(order).index(subtask_name)][::-1] if kind != "own-shots" else ()
-    )  # nearest in difficulty first
-    sources = [] if kind == "zero-shot" else [subtask_name, *easier]
+    sources = [] if kind == "zero-shot" else [subtask_name]
+    if kind not in ("zero-shot", "own-shots"):
+        sources += reversed(order[: list(order).index(subtask_name)])  # the nearest in difficulty first
     left = shots.tokens
     chosen: list[list[Demonstration]] = []  # one list per source
     for source in sources:

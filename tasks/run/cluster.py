@@ -61,11 +61,7 @@ def check_nodes(cfg: RayConfig, spec: dict[str, str | None], model: ModelSpec) -
 
 
 def check_room(cfg: RayConfig) -> None:
-    """Make sure that a worker has room on some node, or may have it once the cluster grows: Ray would wait for ever.
-
-    Raises:
-        ServiceError: no node is large enough, and no node group of an autoscaler could add one.
-    """
+    """Raise a ServiceError if no node has room for a worker, nor may one be added: Ray would wait for ever."""
     deadline = time.monotonic() + ROOM_SECONDS
     while True:
         nodes = [node for node in ray.nodes() if node["Alive"]]

@@ -34,11 +34,7 @@ _UNFINISHED_SECONDS = 3600.0
 
 
 def home() -> Path:
-    """Return this user's folder in the temporary directory; it is created where it is missing.
-
-    Raises:
-        ServiceError: it cannot be created, or something else has its name.
-    """
+    """Return this user's folder in the temporary directory, created if missing; ServiceError if that cannot be."""
     folder = Path(tempfile.gettempdir()).absolute() / f"memmcl-{os.geteuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -105,11 +101,7 @@ def keep_error(text: str) -> Path:
 
 
 def new_file(folder: str, suffix: str) -> Path:
-    """Make an empty file in one of our folders, `ERRORS` or `LOGS`, which nobody else can read.
-
-    Raises:
-        ServiceError | OSError: it cannot be made.
-    """
+    """Make an empty file, for this user alone, in `ERRORS` or `LOGS`; ServiceError or OSError if it cannot be."""
     place = home() / folder
     place.mkdir(mode=0o700, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=time.strftime("%Y-%m-%d-"), suffix=suffix, dir=place)

@@ -26,11 +26,7 @@ def warm_start_of(run: Run, trained: ArtifactRef) -> ArtifactRef | None:
 
 
 def base_adapters_of(run: Run, experts: Refs) -> dict[str, ArtifactRef]:
-    """Return the warm start of these experts as {WARM: reference}; empty where they are deltas on the plain base.
-
-    Raises:
-        ModelError: they have different ones.
-    """
+    """Return the experts' warm start as {WARM: reference}, empty without one; ModelError if theirs differ."""
     starts = {warm_start_of(run, ref) for ref in experts.values()}
     if len(starts) > 1:
         raise ModelError("the experts have different warm starts, so that their task vectors do not add up")

@@ -21,7 +21,7 @@ from tasks.ui.updates import plain_worker_lines, receive_updates
 
 @contextmanager
 def ray_session(cfg: RayConfig) -> Iterator[None]:
-    """Join the Ray cluster at `cfg.address`, or start one here that ends with the block. One that was joined stays.
+    """Join the Ray cluster at `cfg.address`, which stays, or start one here that ends with the block.
 
     Raises:
         ServiceError: the cluster cannot be reached, or a local one cannot start.

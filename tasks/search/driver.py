@@ -161,11 +161,7 @@ class RayDriver:
 
     @contextmanager
     def session(self, problem: SearchProblem) -> Iterator[None]:
-        """Join the cluster at `ray.address`, or start a Ray that ends with the block.
-
-        Raises:
-            ServiceError: the cluster cannot be reached or lacks something; a local one cannot start.
-        """
+        """Open `ray_session`, and check that every node of a cluster has what workers need."""
         with ray_session(self._cfg):
             if self._cfg.address:
                 with disable_run_logger():  # there is no Prefect run
@@ -173,11 +169,7 @@ class RayDriver:
             yield
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function in a process that is ended by force: the model that it loads leaves with it.
-
-        Raises:
-            SearchError: the process was lost again and again.
-        """
+        """Call a function in a process that ends with it, model and all; SearchError if it is lost repeatedly."""
         cpus, gpus = self._cfg.cpus_per_worker, self._cfg.gpus_per_worker
         caller = ray.remote(_Caller).options(num_cpus=cpus, num_gpus=gpus, max_restarts=2, max_task_retries=2)
         worker: Any = caller.remote()
@@ -235,11 +227,7 @@ class _Caller:
 
 
 def check_store(url: str) -> None:
-    """Refuse a store that workers cannot see.
-
-    Raises:
-        ConfigError: it is neither of files nor a bucket.
-    """
+    """Raise a ConfigError for a store that other processes cannot see."""
     if not url.startswith(("file://", "s3://")):
         raise ConfigError(f"store.url: workers are processes of their own and cannot see {url}; use file or s3")
 

@@ -49,7 +49,7 @@ def reads_anchors(cfg: ExpertsConfig) -> bool:
 def choose_anchors(run: Run, splits: Splits) -> Anchors | None:
     """Return anchor rows from this run's data and settings; None where its experts need none.
 
-    A run of one subtask has no training rows of others: then the corpus has them.
+    A run of one subtask has no training rows of others: then they come from the shipped corpus.
 
     Raises:
         DataError: no such texts, or too few of them.

@@ -73,11 +73,7 @@ class Champion:
 
 
 def find_champion(store: Store, name: str) -> Champion | None:
-    """Return the champion; None when there never was one.
-
-    Raises:
-        ServiceError: its report is damaged or gone: nothing can be compared with it.
-    """
+    """Return the champion, None when there never was one; ServiceError where its report is damaged or gone."""
     champions = read_champions(store, name)
     if champions.current is None:
         return None
@@ -89,11 +85,7 @@ def find_champion(store: Store, name: str) -> Champion | None:
 
 
 def check_whole(store: Store, champion: Champion) -> None:
-    """Make sure that the champion can be scored, before a challenger is trained.
-
-    Raises:
-        ServiceError: one of its artifacts is damaged: nothing can be compared with it.
-    """
+    """Raise a ServiceError if an artifact of the champion is damaged, before a challenger is trained."""
     problems = closure_of(store, champion.run.id).problems
     if problems:
         raise _not_whole(store, champion.run.id, f"{problems[0].where}: {problems[0].what}")
@@ -213,11 +205,7 @@ def read_judgement(store: Store, run: Run, champion: Champion) -> Judgement | No
 
 
 def take_place(run: Run, challenger: Manifest, champion: Champion | None, why: str) -> None:
-    """Make the challenger champion, and emit the event `memmcl.champion.promoted`.
-
-    Raises:
-        Conflict: the champion changed since it was read.
-    """
+    """Make the challenger champion, and emit `memmcl.champion.promoted`; Conflict if the champion has changed."""
     store, name = open_store(run), run.config.promotion.champion
     champions = champion.champions if champion else Champions(name, (), None)
     reign = Reign(

@@ -55,10 +55,7 @@ def measure_reference(
 def measure_rows(
     run: Run, subtask: Subtask, by_split: Mapping[str, Sequence[Example]], expert: ArtifactRef
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Return base and expert on weak rows, and on selection rows where there are any; with files, if any.
-
-    The document has "base" and "expert" for weak rows, and the same under "selection".
-    """
+    """Return a document, "base" and "expert" on weak rows and the same under "selection", and files, if any."""
     search, evaluation, model = run.config.search, run.config.evaluation, resident(run.model)
     probes = {split: make_probe(evaluation, model, subtask, rows) for split, rows in by_split.items()}
     golds = {split: gold_answers(model, subtask, rows) for split, rows in by_split.items()}

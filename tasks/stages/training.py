@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -55,8 +55,8 @@ class TrainingPlan:
     """One training, apart from its rows.
 
     label: its name in logs and tables; title: of its artifact. seed: the names that its seed is derived from.
-    keeps_rows: whether rows are kept out for validation; with gold answers they decide which step is kept.
-    teacher: see `TrainingSettings`.
+    subtasks: those whose rows it mixes, if that decides its key. keeps_rows: whether rows are kept out for validation;
+    with gold answers they decide which step is kept. teacher: see `TrainingSettings`.
     """
 
     label: str
@@ -64,20 +64,11 @@ class TrainingPlan:
     seed: tuple[str, ...]
     steps: int
     kind: str = "expert"
+    subtasks: tuple[str, ...] = ()
     init: Init = "kaiming"
     anchored: bool = False
     keeps_rows: bool = True
     teacher: Teacher = "gold"
-
-    def reads(self, cfg: ExpertsConfig) -> dict[str, Any]:
-        """Return the settings that decide the result; nothing else may change its key."""
-        names = _ADAPTER | _OPTIMISER | _BATCH
-        if self.anchored:
-            names |= _ANCHOR
-        if self.keeps_rows and cfg.validation_rows:
-            names |= {"validation_rows"} | (_VALIDATION if self.teacher == "gold" else set())
-        settings = cfg.model_dump(mode="json", include=names)
-        return {"experts": {**settings, "init": self.init}, "steps": self.steps, "teacher": self.teacher}
 
 
 @dataclass(frozen=True)
@@ -87,9 +78,21 @@ class Material(TrainingData):
     start: adapter.Adapter | None = None
 
 
-def describe(run: Run, plan: TrainingPlan, **more: Any) -> dict[str, Any]:
-    """Return the configuration of the artifact of a training."""
-    return {"training": list(plan.seed), **plan.reads(run.config.experts), **more, "model": run.model.key()}
+def describe(run: Run, plan: TrainingPlan) -> dict[str, Any]:
+    """Return the settings that decide the result of a training; nothing else may change its key."""
+    cfg, names = run.config.experts, _ADAPTER | _OPTIMISER | _BATCH
+    if plan.anchored:
+        names |= _ANCHOR
+    if plan.keeps_rows and cfg.validation_rows:
+        names |= {"validation_rows"} | (_VALIDATION if plan.teacher == "gold" else set())
+    return {
+        "training": list(plan.seed),
+        "experts": {**cfg.model_dump(mode="json", include=names), "init": plan.init},
+        "steps": plan.steps,
+        "teacher": plan.teacher,
+        **({"subtasks": list(plan.subtasks)} if plan.subtasks else {}),
+        "model": run.model.key(),
+    }
 
 
 def train_or_reuse(
@@ -98,15 +101,13 @@ def train_or_reuse(
     *,
     inputs: Sequence[ArtifactRef],
     gather: Callable[[Prompter], Material],
-    config: Mapping[str, Any] | None = None,
     warm: ArtifactRef | None = None,
 ) -> State[ArtifactRef]:
     """Return the artifact of a training: from the store if it is there, else trained, from its last checkpoint.
 
-    gather: returns its rows. config: of its artifact; None: `describe(run, plan)`.
-    warm: the warm start that the adapter is a delta on; it is folded into the base during the training.
+    gather: returns its rows. warm: the warm start that the adapter is a delta on; it is folded into the base meanwhile.
     """
-    config = describe(run, plan) if config is None else config
+    config = describe(run, plan)
     key = cache_key(plan.kind, inputs=inputs, config=config, stage_version=STAGE_VERSION, seed=run.config.seed)
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -124,11 +125,7 @@ def train_or_reuse(
 
 
 def split_rows(run: Run, examples: Sequence[Example], subtask: str) -> tuple[Sequence[Example], Sequence[Example]]:
-    """Return the training rows that are trained on, and those that are kept for validation: the last ones.
-
-    Raises:
-        TrainingError: nothing is left to train on.
-    """
+    """Return the rows to train on, and the last ones, kept for validation; TrainingError where all would be kept."""
     kept = run.config.experts.validation_rows
     if kept >= len(examples):
         raise TrainingError(
