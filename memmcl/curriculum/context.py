@@ -1,9 +1,8 @@
 """The demonstrations that a subtask's prompt begins with: the published curriculum and its ablations.
 
-A curriculum context holds demonstrations from the easier subtasks in ascending difficulty, then the subtask's
-own, then the query. `curriculum`, `reversed` and `random` hold the same demonstrations and differ in nothing
-but the order of the other subtasks' demonstrations, so that the ablation isolates order. How many fit, and which go
-first, is our decision.
+A curriculum context has demonstrations from the easier subtasks in ascending difficulty, then the subtask's own, then
+the query. `curriculum`, `reversed` and `random` differ in the order of the other subtasks' demonstrations alone: the
+ablation isolates order. How many fit, and which go first, is our decision.
 """
 
 from __future__ import annotations
@@ -62,11 +61,10 @@ def build_context(
     order: all subtask names, easiest first. demonstrations: candidates per subtask name (train rows). count_tokens:
     the tokens of an example of a subtask, by its name.
 
-    Demonstrations are one per label in turn, drawn by `seed` and the names, whatever the order of the
-    candidates. The subtask's own come first into the budget, then those of the easier subtasks, nearest in
-    difficulty first; one that does not fit is skipped, never cut, and the next of its label takes its place
-    (`TRIES`). The subtask's own stand last, next to the query. For the easiest subtask `curriculum` equals
-    `own-shots`: nothing is easier.
+    Demonstrations are one per label in turn, drawn by `seed` and the names, whatever the order of the candidates. The
+    subtask's own are chosen first and stand last, next to the query; then come those of the easier subtasks, nearest in
+    difficulty first. One that does not fit the budget is skipped, and the next of its label takes its place (`TRIES`).
+    For the easiest subtask `curriculum` equals `own-shots`.
 
     Raises:
         ConfigError: an unknown kind, or a negative count or budget.

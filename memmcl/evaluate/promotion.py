@@ -49,8 +49,7 @@ class Judgement:
 def judge(pairs: Mapping[str, Pair], *, margin: float, samples: int, seed: int) -> Judgement:
     """Compare the means over subtasks on the same rows; promote when difference > margin * standard error.
 
-    pairs: by subtask, at least one. The standard error is that of the paired bootstrap over rows, see
-    `bootstrap.paired_mean_difference`. A difference of zero is never enough, whatever the margin.
+    pairs: by subtask. The error is that of `bootstrap.paired_mean_difference`. Equal means are never enough.
 
     Raises:
         DataError: no pairs, or counts over different rows.

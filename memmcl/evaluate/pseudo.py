@@ -24,10 +24,9 @@ Labelled = tuple[str, float]
 def label_rows(probe: Probe, offsets: npt.ArrayLike | None = None) -> list[Labelled]:
     """Return an answer and its confidence for every row of `probe`, under the current weights.
 
-    Labels: the best label by scores less `offsets` ((labels,), None for none), and its softmax share over the label
-    space. Tuples: the generated answer as `format_tuples` writes it, and the mean probability of the generated text
-    per token, exp(mean log p), end token included. An answer that cannot be read as tuples, or names a polarity that
-    there is none of, has confidence 0. The examples' own golds play no part.
+    Labels: the best label by scores less `offsets` ((labels,), None for none), and its softmax share over the labels.
+    Tuples: the generated answer as `format_tuples` writes it, and exp of its mean log-probability per token, end token
+    included; 0 for one that cannot be read, or has an unknown polarity. The examples' own golds play no part.
 
     Raises:
         DataError: scores that are not finite, or offsets of another shape.

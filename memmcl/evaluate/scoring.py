@@ -52,17 +52,14 @@ class Probe:
 
     def label_scores(self) -> np.ndarray:
         """Return (rows, labels) float64: the log-probability of each whole label with its end token."""
-        sums = self._sums()
-        return np.array([[sums[row, label] for label in range(len(self.subtask.labels))] for row in self._rows()])
+        sums, labels = self._sums(), range(len(self.subtask.labels))
+        return np.array([[sums[row, label] for label in labels] for row in range(len(self._prompts))])
 
     def gold_logprob(self) -> float:
         """Return the mean log-probability per token of the gold answers, end tokens included."""
-        sums = self._sums()
-        labels = self.subtask.labels
-        total = sum(
-            sums[row, 0 if self.subtask.is_tuple else labels.index(str(self._gold_labels[row]))] for row in self._rows()
-        )
-        return float(total / sum(len(ids) for ids in self._golds))
+        sums, labels = self._sums(), self.subtask.labels
+        golds = [0 if self.subtask.is_tuple else labels.index(str(gold)) for gold in self._gold_labels]
+        return float(sum(sums[row, gold] for row, gold in enumerate(golds)) / sum(map(len, self._golds)))
 
     def answer_logprobs(self, answers: Sequence[str]) -> np.ndarray:
         """Return (rows,) float64: the mean log-probability per token of one answer a row, end token included."""
@@ -86,9 +83,6 @@ class Probe:
             raise DataError(f"label scores of {self.subtask.name} are no numbers; look whether the model's weights are")
         best = (scores if offsets is None else scores - offsets).argmax(axis=1)
         return [self.subtask.labels[index] for index in best]
-
-    def _rows(self) -> range:
-        return range(len(self._prompts))
 
     def _prepared(self, continuations: Sequence[tuple[tuple[int, ...], ...]]) -> Prepared:
         """Return the prompts as batches, with the continuations of each."""

@@ -29,14 +29,11 @@ GROUP = "ray.io/node-group"
 
 
 def check_nodes(cfg: RayConfig, spec: dict[str, str | None], model: ModelSpec) -> None:
-    """Make sure that every node that can take work has this memmcl, the store and the base model.
+    """Make sure that every node that can take work has this memmcl, the store of this spec, and the base model.
 
-    Nodes share no disk, so a `file://` store that only this machine sees would lose every expert trained elsewhere:
-    each node reads a mark that is written here. Nodes that join later are not checked; what fails there is retried
-    elsewhere. spec: of the store, as `Store.spec` has it.
-
-    Raises:
-        ServiceError: a node lacks something, which the message names; or no node can hold a worker, nor ever will.
+    Nodes share no disk: each reads a mark that is written here, or a `file://` store would lose what they train. A node
+    that joins later is not checked; what fails there is retried elsewhere. A ServiceError names what a node lacks, or
+    says that none has room (`check_room`).
     """
     check_room(cfg)
     mark = uuid.uuid4().hex

@@ -57,11 +57,7 @@ def note_search(store: Store, run: Run, spec: SearchSpec) -> None:
 
 
 def read_journal(store: Store, run_id: str) -> Journal:
-    """Return the journal of the run whose id starts so; damaged settings come from the report of a finished run.
-
-    Raises:
-        DataError: no such run, or more than one.
-    """
+    """Return the journal of the one run whose id starts so, or raise a DataError; the report mends damaged settings."""
     finished = {Path(path).stem for path in store.objects.sizes("manifests/run") if path.endswith(".json")}
     started = sorted({*store.objects.folders("logs/runs")} | finished)
     fitting = [

@@ -52,13 +52,10 @@ def home() -> Path:
 
 @contextmanager
 def work_folder(kind: str, place: Path | None = None, *, keep: bool = False) -> Iterator[Path]:
-    """Make a folder that is locked while the block runs, and removed at its end; remove those whose owners died.
+    """Make a folder, locked while the block runs and removed at its end; remove those whose owners died.
 
     kind: ray, prefect, tune, export. place: its parent; `home()` by default. keep: leave it after an error, for its
-    logs, until the next start.
-
-    Raises:
-        ServiceError: there is no place to make it in.
+    logs, until the next start. Raises a ServiceError where it cannot be made.
     """
     ours = place or home()
     tidy(ours)

@@ -39,11 +39,7 @@ _OBITUARIES = ("Raylet is terminated", "The node with node id")
 
 @contextmanager
 def local_ray(**options: Any) -> Iterator[None]:
-    """Start a Ray in a new folder, with these options of `ray.init`; its processes end with the block or this process.
-
-    Raises:
-        ServiceDied: one of its daemons is gone.
-    """
+    """Start a Ray in a new folder, by options of `ray.init`, for the block or this process; ServiceDied if it dies."""
     with work_folder("ray", _place(), keep=True) as folder, _reaped(f"{MARK}={folder}") as tell, _no_obituaries():
         # SPT_NOENV: or titles are written over the environment.
         with _private(), _environment({MARK: str(folder), "SPT_NOENV": "1"}):
@@ -62,11 +58,7 @@ def local_ray(**options: Any) -> Iterator[None]:
 
 @contextmanager
 def joined_ray(**options: Any) -> Iterator[None]:
-    """Join a cluster until the block ends, with these options of `ray.init`.
-
-    Raises:
-        ServiceDied: its head, or its node on this machine, is gone.
-    """
+    """Join a cluster until the block ends, by options of `ray.init`; ServiceDied if its head or the node here dies."""
     ray.init(**options)
     where = options["address"]
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
@@ -85,9 +77,8 @@ def joined_ray(**options: Any) -> Iterator[None]:
 def _private() -> Iterator[None]:
     """Have `ray.init` in this block start a Ray on 127.0.0.1 alone, with a token that is in no file.
 
-    Ray listens on all interfaces where it supports clusters of several nodes, exports its metrics to anybody, and
-    keeps the token that its processes know each other by in the home folder, readable by all. It has no public settings
-    for this: internal ones are set, and tests look at the sockets and files of a run.
+    By default Ray listens on all interfaces, exports its metrics to anybody, and keeps its token in the home folder,
+    readable by all. Only internal settings change that; tests look at the sockets and files of a run.
     """
     supported = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -103,13 +94,13 @@ def _private() -> Iterator[None]:
 
 @contextmanager
 def _until_lost(*services: Service) -> Iterator[None]:
-    """Leave Ray at the end of the block, or when a service is gone; an error of Ray itself becomes one line."""
+    """Leave Ray at the end of the block; ServiceDied, in one line, if a service dies or Ray itself fails."""
     try:
         with watched(*services, stop=ray.shutdown):
             yield
+    except RayTaskError:  # of a function that Ray ran
+        raise
     except RayError as error:
-        if isinstance(error, RayTaskError):  # of a function that Ray ran
-            raise
         raise ServiceDied(f"Ray failed ({type(error).__name__}: {first_line(error)}); {AGAIN}") from error
 
 
@@ -187,13 +178,11 @@ def _reaped(*marks: str) -> Iterator[Callable[[dict[str, Any]], None]]:
 @contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
     """Set variables for the processes that are started in the block."""
-    before = {name: os.environ.get(name) for name in variables}
+    before = {name: os.environ[name] for name in variables if name in os.environ}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in variables:
+            os.environ.pop(name, None)
+        os.environ.update(before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.resident import resident
@@ -39,11 +39,9 @@ def with_base_adapters(coefficients: Coefficients, names: Iterable[str], blocks:
     return {**coefficients, **dict.fromkeys(names, (1.0,) * blocks)}
 
 
-@contextmanager
-def adapted_model(run: Run, trained: ArtifactRef) -> Iterator[tuple[Backbone, Prompter]]:
-    """Put one adapter, and its warm start, into the resident backbone; put the base back at the end."""
-    with folded(run, [ref for ref in (trained, warm_start_of(run, trained)) if ref is not None]) as model:
-        yield model
+def adapted_model(run: Run, trained: ArtifactRef) -> AbstractContextManager[tuple[Backbone, Prompter]]:
+    """Put one adapter, and its warm start, into the resident backbone; see `folded`."""
+    return folded(run, [ref for ref in (trained, warm_start_of(run, trained)) if ref is not None])
 
 
 @contextmanager

@@ -21,11 +21,11 @@ from tasks.ui.updates import plain_worker_lines, receive_updates
 
 @contextmanager
 def ray_session(cfg: RayConfig) -> Iterator[None]:
-    """Join the Ray cluster at `cfg.address`, which stays, or start one here that ends with the block.
+    """Join the Ray cluster at `cfg.address`, which stays, or start a Ray here that ends with the block.
 
     Raises:
-        ServiceError: the cluster cannot be reached, or a local one cannot start.
-        ServiceDied: it is gone in the midst of the work.
+        ServiceError: it cannot be reached, or cannot start.
+        ServiceDied: it died during the work.
     """
     if ray.is_initialized():
         yield
@@ -55,18 +55,13 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
             raise ServiceError(f"cannot {where}: {first_line(error)}; check ray.address and free memory") from error
         if in_main:
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler would keep Prefect from cancelling
-        if not cfg.address:
-            _check_gpus(cfg)
+        gpus = float(ray.cluster_resources().get("GPU", 0))
+        if gpus < cfg.gpus_per_worker and not cfg.address:
+            raise ServiceError(
+                f"ray.gpus_per_worker is {cfg.gpus_per_worker:g}, but Ray sees {gpus:g} GPUs on this machine; "
+                "set it to 0, or name a cluster with GPUs as ray.address"
+            )
         yield
-
-
-def _check_gpus(cfg: RayConfig) -> None:
-    gpus = float(ray.cluster_resources().get("GPU", 0))
-    if gpus < cfg.gpus_per_worker:
-        raise ServiceError(
-            f"ray.gpus_per_worker is {cfg.gpus_per_worker:g}, but Ray sees {gpus:g} GPUs on this machine; "
-            "set it to 0, or name a cluster with GPUs as ray.address"
-        )
 
 
 def _check_reachable(address: str, seconds: float = 10.0) -> None:

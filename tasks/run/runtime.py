@@ -80,7 +80,7 @@ def worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
 def stage_task(
     name: str, *, run_name: str | None = None, retries: int = 0
 ) -> Callable[[Callable[P, State[T]]], Task[P, T]]:
-    """Return the decorator of a Prefect task that returns the state it ends in; Prefect hands on what is in the state.
+    """Return the decorator of a Prefect task that returns its final state, whose data goes to the tasks that follow.
 
     run_name: of its task runs, with its parameters in braces; None: its name.
     """
@@ -132,8 +132,8 @@ def reuse_or_make(
 ) -> State[ArtifactRef]:
     """Return the artifact of a stage: from the store if it is there and whole, else from `make`, and published.
 
-    The key is the digest of the inputs, of `config` (the settings that the stage reads) and of `stage_version`, so a
-    rerun after any crash repeats nothing that was published. The state is called Reused or Completed accordingly.
+    Its key is the digest of the inputs, of `config` (the settings that the stage reads) and of `stage_version`, so a
+    rerun repeats nothing that was published. The state is called Reused or Completed.
     """
     store = open_store(run)
     key = cache_key(kind, inputs=inputs, config=config, stage_version=stage_version, seed=run.config.seed)

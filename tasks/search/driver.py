@@ -137,7 +137,7 @@ class Multiplexer(Searcher):
 class _Ended(tune.Stopper):
     """Ends Tune, and workers that are still starting, as soon as all searches have their results.
 
-    Of a search that failed, workers first finish the candidates that they have: their results are kept.
+    After a failure, workers first finish the candidates that they have: their results are kept.
     """
 
     def __init__(self, searcher: Multiplexer) -> None:
@@ -161,7 +161,7 @@ class RayDriver:
 
     @contextmanager
     def session(self, problem: SearchProblem) -> Iterator[None]:
-        """Open `ray_session`, and check that every node of a cluster has what workers need."""
+        """Open a `ray_session`, and check that every node of a cluster has what workers need, as `check_nodes` does."""
         with ray_session(self._cfg):
             if self._cfg.address:
                 with disable_run_logger():  # there is no Prefect run
@@ -185,11 +185,10 @@ class RayDriver:
         return result
 
     def run(self, problem: SearchProblem, courses: Sequence[Course], on_result: OnResult) -> None:
-        """Run all courses to their end; see `memmcl.search.course.Driver`.
+        """Run all courses to their end; see `memmcl.search.course.Driver`. The results so far are kept after an error.
 
         Raises:
-            SearchError: a candidate cannot be evaluated, or keeps losing its worker, or there is no space left for
-                Ray's own files; results so far are kept.
+            SearchError: a candidate fails or keeps losing its worker, or no space is left for Ray's files.
             ServiceError: no worker has room in the Ray cluster, nor ever will.
         """
         queue = RayQueue()

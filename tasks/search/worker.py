@@ -27,8 +27,7 @@ class Worker(tune.Trainable):
         self, config: dict[str, Any], problem: SearchProblem | None = None, queue: RayQueue | None = None
     ) -> None:
         """Load the model and the experts."""
-        assert problem is not None
-        assert queue is not None
+        assert problem is not None and queue is not None
         logging.getLogger("memmcl").setLevel(logging.WARNING)
         if threading.current_thread() is threading.main_thread():
             # Tune ends its workers by SIGTERM; Ray's handler prints a traceback where it strikes in a finaliser.

@@ -33,8 +33,7 @@ GATE_VERSION = 3
 class ContextualModel(BaseModel, frozen=True):
     """The unified model, and the rows that its contexts are built from.
 
-    train: by subtask, the training rows that demonstrations are taken from. order: of the curriculum, the easiest
-    subtask first.
+    train: the subtasks' training rows, for demonstrations. order: of the curriculum, the easiest subtask first.
     """
 
     unified: ArtifactRef
@@ -81,19 +80,10 @@ def _measure(
         for context, probe in _probes(run, adapted, subtask, rows, model, run.config.curriculum.contexts):
             for calibrated, answers, offsets in _forms(probe, run.config.evaluation.calibration):
                 counts = metrics.row_counts(subtask, rows, answers)
-                value = float(score(counts.sum(axis=0)))
-                per_row = bootstrap.row_values(counts, score)
+                value, per_row = float(score(counts.sum(axis=0))), bootstrap.row_values(counts, score)
                 options.append(Option(context.kind, calibrated, value, per_row, context.tokens))
-                entries.append(
-                    {
-                        "context": context.kind,
-                        "calibrated": calibrated,
-                        "weak_score": value,
-                        "offsets": offsets,
-                        "tokens": context.tokens,
-                        "demonstrations": len(context.demonstrations),
-                    }
-                )
+                entry = {"context": context.kind, "calibrated": calibrated, "weak_score": value, "offsets": offsets}
+                entries.append({**entry, "tokens": context.tokens, "demonstrations": len(context.demonstrations)})
     return entries, options
 
 
@@ -125,7 +115,7 @@ def context_answers(
 ) -> dict[str, list[str]]:
     """Return the unified model's answers by form of context, `context:KIND` or `context:KIND:calibrated`.
 
-    entries: of the gate's document, the forms that are wanted. The form that the gate chose is `gated` as well.
+    entries: the forms that are wanted, of the gate's document; the answers of the one it chose are `gated` as well.
     """
     answers: dict[str, list[str]] = {}
     kinds = {entry["context"] for entry in entries}

@@ -55,10 +55,7 @@ class EvaluatedModels(BaseModel, frozen=True):
 def models_to_evaluate(
     run: Run, trained: TrainedArtifacts, winners: Mapping[str, Winner], subtask: str
 ) -> EvaluatedModels:
-    """Return the models that are compared on a subtask; the warm start is part of experts and merges.
-
-    winners: by the name of the search.
-    """
+    """Return the models to compare on a subtask, the warm start added to experts and merges; winners: by search."""
     blocks, start = run.config.search.blocks, trained.warm_start
     ones, names = (1.0,) * blocks, sorted(trained.experts)
     rivals: list[str] = list(run.config.search.rivals)
@@ -136,7 +133,7 @@ def _model_answers(
 ) -> tuple[Answers, Answers]:
     """Return every model's answers to all rows, and those for the table of interference to the first of them.
 
-    Label scores are calibrated on the weak rows where the run's settings say so. A model of both is asked once.
+    Label scores are calibrated on the weak rows if so configured. A model that is in both is asked once.
     """
     model, cfg = resident(run.model), run.config.evaluation
     probe, weak_probe = (make_probe(cfg, model, subtask, examples) for examples in (rows, weak))
@@ -187,11 +184,11 @@ def _table(rows: Sequence[Example], answers: Mapping[str, Sequence[str]]) -> byt
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns: dict[str, list[str]] = {
+    columns = {
         "id": [row.id for row in rows],
         "text": [row.text for row in rows],
         "gold": [row.answer for row in rows],
-        **{name: list(column) for name, column in answers.items()},
+        **answers,
     }
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink)

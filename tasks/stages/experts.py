@@ -25,8 +25,7 @@ from tasks.stages.training import Material, TrainingPlan, describe, split_rows, 
 def train_warm(run: Run, train: Refs) -> State[ArtifactRef]:
     """Train the adapter that all experts start from, on all subtasks' rows, with its share of all their steps.
 
-    One that is pinned from an earlier run is used as it is; CorruptArtifact if it is damaged and would come out
-    otherwise today.
+    A pinned one is used as it is; CorruptArtifact if it is damaged and this run's rows would give another.
     """
     pinned, rows = run.pinned.warm, [train[name] for name in sorted(train)]
     if pinned is not None:
@@ -152,8 +151,7 @@ def _expert_material(
 ) -> Material:
     """Return the training rows of one subtask, and the anchor rows of all others."""
     used, kept = split_rows(run, read_rows(run, train), subtask)
-    known = lenders(run.config)
-    others = read_anchors(run, anchors) if anchors else {}
+    known, others = lenders(run.config), read_anchors(run, anchors) if anchors else {}
     asked = run.subtask(subtask)
     return Material(
         rows={subtask: token_rows(prompter, asked, used)},

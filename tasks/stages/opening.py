@@ -45,13 +45,10 @@ STAGE_VERSIONS = {
 
 
 def open_run(config: RunConfig, inputs: Inputs | None = None, pins: Callable[[Run], Pinned] | None = None) -> Run:
-    """Return the run of this configuration, data and base; inputs: where they have been read already.
+    """Return the run of this configuration, data and base; a MemmclError says what is missing or wrong.
 
-    The run's id is the digest of the configuration (but for where it runs), the rows, the base's weights, and the
-    anchor rows and the warm start that its experts are trained with. pins: returns those to take from an earlier run.
-
-    Raises:
-        MemmclError: anything that is missing or wrong, before any work begins.
+    Its id is the digest of the configuration (but for where it runs), the rows, the base's weights, and the anchor rows
+    and the warm start that its experts are trained with. inputs: if read already. pins: those of an earlier run.
     """
     search = config.search
     check_search(search.method, search.parameters, search.genes, search.bounds[0])

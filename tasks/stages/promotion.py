@@ -44,7 +44,7 @@ SPLITS = ("train", "weak", "test")
 
 @dataclass(frozen=True)
 class Champion:
-    """The champion as a retrain needs it: the history of champions, the run with its artifacts by `kind:name`.
+    """The champion as a retrain needs it: the history of champions, the run and its artifacts by `kind:name`.
 
     done: its last artifact. order: of its curriculum.
     """
@@ -152,9 +152,9 @@ def score_champion(
         asked, rows = champion.subtask(subtask), read_rows(champion, test)
         chosen = [entry for entry in read_gate(champion, gate) if entry["chosen"]]
         answers = context_answers(champion, asked, rows, model, chosen)["gated"]
-        scores = {"gated": score_answers(champion, asked, rows, answers)}
-        log().info("champion on %s: %.3f", subtask, scores["gated"]["score"])
-        return {"scores.json": json.dumps(scores).encode()}, {}
+        score = score_answers(champion, asked, rows, answers)
+        log().info("champion on %s: %.3f", subtask, score["score"])
+        return {"scores.json": json.dumps({"gated": score}).encode()}, {}
 
     return reuse_or_make(
         champion,
@@ -169,10 +169,7 @@ def score_champion(
 
 @task(name="champion gate", task_run_name="champion gate", cache_policy=NO_CACHE)
 def judge_challenger(run: Run, challenger: Manifest, champion: Champion, scored: Refs) -> Judgement:
-    """Compare both on the same test rows, and publish the judgement.
-
-    scored: the champion's evaluation by subtask, for the subtasks that both have.
-    """
+    """Compare both on the same test rows, and publish the judgement; scored: the champion's evaluations, by subtask."""
     store = open_store(run)
     ours = {f"{ref.kind}:{ref.name}": ref for ref in challenger.inputs}
     pairs = {}

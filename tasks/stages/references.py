@@ -71,7 +71,7 @@ def measure_rows(
         if "agree" in search.weights:
             answers = {split: (rows, experts[split].answers or ()) for split, rows in by_split.items()}
             files = expectations(model, subtask, answers)
-    both: dict[str, dict[str, Any]] = {}
+    both: dict[str, Any] = {}
     for split, base in measured("the base").items():
         both[split] = {"base": base.model_dump(mode="json"), "expert": experts[split].model_dump(mode="json")}
     return both.pop(WEAK) | both, files

@@ -69,11 +69,11 @@ def score_section(
 ) -> dict[str, Any]:
     """Return one model's score on one subtask."""
     chosen = next(entry for entry in gate if entry["chosen"])
-    context = chosen["context"] + (", calibrated" if chosen["calibrated"] else "")
+    gated = chosen["context"] + (", calibrated" if chosen["calibrated"] else "")
     return {
         "model": model,
         "subtask": subtask,
-        "context": context if model == "unified+context" else "none" if model == "constant" else "zero-shot",
+        "context": {"unified+context": gated, "constant": "none"}.get(model, "zero-shot"),
         "metric": run.subtask(subtask).metric,
         **_only(score, "score", "se", "n", "balanced_accuracy", "rejected", "strict_score"),
     }
@@ -188,21 +188,17 @@ def context_section(
 def timings_section(manifests: Sequence[Manifest]) -> list[dict[str, Any]]:
     """Return the seconds that each artifact took; searches of one stage ran at once and count once."""
     stages = {
-        WARM: "experts",
-        "expert": "experts",
-        "reference": "experts",
-        "search": "search",
-        "unified": "search",
+        **dict.fromkeys((WARM, "expert", "reference"), "experts"),
+        **dict.fromkeys(("search", "unified"), "search"),
         "gate": "contexts",
         "evaluation": "evaluation",
     }
     timings: dict[tuple[str, str], float] = {}
     for manifest in manifests:
-        if manifest.kind in stages:
+        if stage := stages.get(manifest.kind):
             name = manifest.name
             if manifest.kind == "search":
                 name = "stage 2" if name == f"search {STAGE_2}" else "stage 1"
-            stage = stages[manifest.kind]
             timings[stage, name] = max(timings.get((stage, name), 0.0), manifest.seconds)
     return [{"stage": stage, "name": name, "seconds": seconds} for (stage, name), seconds in timings.items()]
 

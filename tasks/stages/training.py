@@ -13,7 +13,6 @@ from memmcl.adapters import format as adapter
 from memmcl.backbone.activations import prune_activations
 from memmcl.backbone.batches import TokenizedRow
 from memmcl.backbone.resident import resident, resident_activations
-from memmcl.config import ExpertsConfig
 from memmcl.errors import StoreError, TrainingError
 from memmcl.experts import checkpoint
 from memmcl.experts.settings import (
@@ -42,7 +41,6 @@ from tasks.ui.progress import shown
 
 STANDALONE = "standalone"
 """The folder in an expert's artifact that holds it with its warm start, as one adapter on the plain base."""
-
 _ADAPTER = {"target_modules", "rank", "alpha", "rslora", "dropout"}
 _OPTIMISER = {"learning_rate", "schedule", "warmup", "weight_decay", "clip"}
 _BATCH = {"batch_size", "micro_batch_size", "gradient_checkpointing"}
@@ -105,7 +103,7 @@ def train_or_reuse(
 ) -> State[ArtifactRef]:
     """Return the artifact of a training: from the store if it is there, else trained, from its last checkpoint.
 
-    gather: returns its rows. warm: the warm start that the adapter is a delta on; it is folded into the base meanwhile.
+    gather: returns its rows. warm: the warm start that the adapter is a delta on, added to the base meanwhile.
     """
     config = describe(run, plan)
     key = cache_key(plan.kind, inputs=inputs, config=config, stage_version=STAGE_VERSION, seed=run.config.seed)
@@ -142,26 +140,23 @@ def token_rows(prompter: Prompter, subtask: Subtask, examples: Sequence[Example]
 
 def _train(run: Run, plan: TrainingPlan, material: Material, key: str) -> TrainedAdapter:
     """Train from the last checkpoint that can be used; where there is none, from the first step."""
-    store, cfg = open_store(run), run.config.experts
-    rows = sum(map(len, material.rows.values()))
-    log().info("%s: training on %d rows, %d steps of %d; on %s", plan.label, rows, plan.steps, cfg.batch_size, place())
-    data = store.read_checkpoint(key)
-    if data is not None:
+    rows, batch = sum(map(len, material.rows.values())), run.config.experts.batch_size
+    log().info("%s: training on %d rows, %d steps of %d; on %s", plan.label, rows, plan.steps, batch, place())
+    resume, done = open_store(run).read_checkpoint(key), 0
+    if resume is not None:
         try:
-            done = checkpoint.decode(data)[0].step
+            done = checkpoint.decode(resume)[0].step
+            log().info("%s: goes on from step %d of %d", plan.label, done, plan.steps)
         except TrainingError as error:
             log().warning("%s: trained anew: %s", plan.label, error)
-        else:
-            log().info("%s: goes on from step %d of %d", plan.label, done, plan.steps)
-            return _session(run, plan, material, key, data, done)
-    return _session(run, plan, material, key, None, 0)
+            resume = None
+    return _session(run, plan, material, key, resume, done)
 
 
 def _session(
     run: Run, plan: TrainingPlan, material: Material, key: str, resume: bytes | None, done: int
 ) -> TrainedAdapter:
-    cfg, moved = run.config.experts, False
-    anchoring = Anchoring(cfg.anchor_weight, cfg.anchor_batch_size, cfg.anchor_every, cfg.anchor_delay)
+    moved = False
 
     def save(data: bytes) -> None:
         try:
@@ -180,17 +175,10 @@ def _session(
             return train_adapter(
                 resident(run.model)[0],
                 material,
-                TrainingSettings(
-                    lora=LoraShape(cfg.target_modules, cfg.rank, cfg.alpha, cfg.rslora, cfg.dropout, plan.init),
-                    optimisation=_optimisation(cfg, plan.steps),
-                    seed=run.seed(*plan.seed),
-                    anchoring=anchoring if plan.anchored else None,
-                    stopping=Stopping(cfg.validate_every, cfg.patience) if material.validation else None,
-                    teacher=plan.teacher,
-                ),
+                _settings(run, plan, material),
                 start=material.start,
                 activations=resident_activations(run.model),
-                checkpointing=Checkpointing(save, cfg.checkpoint_every, resume),
+                checkpointing=Checkpointing(save, run.config.experts.checkpoint_every, resume),
                 progress=progress,
             )
         except TrainingError as error:
@@ -200,17 +188,26 @@ def _session(
     return _session(run, plan, material, key, None, 0)
 
 
-def _optimisation(cfg: ExpertsConfig, steps: int) -> Optimisation:
-    return Optimisation(
-        steps=steps,
-        batch_size=cfg.batch_size,
-        learning_rate=cfg.learning_rate,
-        warmup=cfg.warmup,
-        curve=cfg.schedule,
-        weight_decay=cfg.weight_decay,
-        clip=cfg.clip,
-        micro_batch=cfg.micro_batch_size,
-        recompute=cfg.gradient_checkpointing,
+def _settings(run: Run, plan: TrainingPlan, material: Material) -> TrainingSettings:
+    cfg = run.config.experts
+    anchoring = Anchoring(cfg.anchor_weight, cfg.anchor_batch_size, cfg.anchor_every, cfg.anchor_delay)
+    return TrainingSettings(
+        lora=LoraShape(cfg.target_modules, cfg.rank, cfg.alpha, cfg.rslora, cfg.dropout, plan.init),
+        optimisation=Optimisation(
+            steps=plan.steps,
+            batch_size=cfg.batch_size,
+            learning_rate=cfg.learning_rate,
+            warmup=cfg.warmup,
+            curve=cfg.schedule,
+            weight_decay=cfg.weight_decay,
+            clip=cfg.clip,
+            micro_batch=cfg.micro_batch_size,
+            recompute=cfg.gradient_checkpointing,
+        ),
+        seed=run.seed(*plan.seed),
+        anchoring=anchoring if plan.anchored else None,
+        stopping=Stopping(cfg.validate_every, cfg.patience) if material.validation else None,
+        teacher=plan.teacher,
     )
 
 
