@@ -47,7 +47,11 @@ def check_nodes(cfg: RayConfig, spec: dict[str, str | None], model: ModelSpec) -
             look = _look.options(num_cpus=0, scheduling_strategy=there, max_retries=1)
             checks.append(look.remote(spec, model, mark, __version__))
         for node, check in zip(nodes, checks, strict=True):
-            if lacking := _answer(check):
+            try:
+                lacking = ray.get(check, timeout=SECONDS)
+            except (ray.exceptions.RayError, TimeoutError) as error:
+                lacking = f"its check failed ({str(error).strip().splitlines()[-1]}); is memmcl installed there?"
+            if lacking:
                 raise ServiceError(f"Ray node {node['NodeManagerHostname']}: {lacking}")
     finally:
         store.delete_pointer(f"checks/{mark}", token)
@@ -92,13 +96,6 @@ def _lack(cfg: RayConfig, nodes: Sequence[dict[str, Any]]) -> str:
         f"no Ray node has {cfg.cpus_per_worker:g} CPUs and {cfg.gpus_per_worker:g} GPUs for a worker; "
         f"the nodes there are have {there or 'nothing'}"
     )
-
-
-def _answer(check: Any) -> str:
-    try:
-        return str(ray.get(check, timeout=SECONDS))
-    except (ray.exceptions.RayError, TimeoutError) as error:
-        return f"its check failed ({str(error).strip().splitlines()[-1]}); is memmcl installed there?"
 
 
 @ray.remote

@@ -55,8 +55,7 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
             raise ServiceError(f"cannot {where}: {first_line(error)}; check ray.address and free memory") from error
         if in_main:
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler would keep Prefect from cancelling
-        gpus = float(ray.cluster_resources().get("GPU", 0))
-        if gpus < cfg.gpus_per_worker and not cfg.address:
+        if not cfg.address and (gpus := float(ray.cluster_resources().get("GPU", 0))) < cfg.gpus_per_worker:
             raise ServiceError(
                 f"ray.gpus_per_worker is {cfg.gpus_per_worker:g}, but Ray sees {gpus:g} GPUs on this machine; "
                 "set it to 0, or name a cluster with GPUs as ray.address"

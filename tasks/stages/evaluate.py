@@ -165,8 +165,7 @@ def score_answers(run: Run, subtask: Subtask, rows: Sequence[Example], answers: 
     tolerant, rejected = parsing.read_answers(subtask, answers)
     counts = metrics.row_counts(subtask, rows, tolerant)
     score = partial(metrics.score_from_counts, subtask, metrics.datasets_of(rows))
-    seed = run.seed("bootstrap", subtask.name)
-    samples = run.config.evaluation.bootstrap_samples
+    seed, samples = run.seed("bootstrap", subtask.name), run.config.evaluation.bootstrap_samples
     labels = [] if subtask.is_tuple else [str(row.gold) for row in rows]
     return {
         "score": float(score(counts.sum(axis=0))),

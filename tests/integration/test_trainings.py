@@ -83,7 +83,7 @@ def _without_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks are called as functions here: they log as any module does, and show no progress."""
 
     @contextmanager
-    def unseen(title: str, total: int, *, start: int = 0) -> Iterator[Callable[..., None]]:
+    def unseen(title: str, total: int, *, kind: str, start: int = 0) -> Iterator[Callable[..., None]]:
         yield lambda done, in_all, words: None
 
     for module in (data, experts, runtime, training, weak):
