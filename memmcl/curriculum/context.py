@@ -1,9 +1,8 @@
 """The demonstrations that a subtask's prompt begins with: the published curriculum and its ablations.
 
-A curriculum context holds demonstrations from the easier subtasks in ascending difficulty, then the subtask's
-own, then the query. `curriculum`, `reversed` and `random` hold the same demonstrations and differ in nothing
-but the order of the other subtasks' demonstrations, so that the ablation isolates order. How many fit, and which go
-first, is our decision.
+A curriculum context has demonstrations from the easier subtasks in ascending difficulty, then the subtask's own, then
+the query. `curriculum`, `reversed` and `random` differ in the order of the other subtasks' demonstrations alone: the
+ablation isolates order. How many fit, and which go first, is our decision.
 """
 
 from __future__ import annotations
@@ -62,11 +61,10 @@ def build_context(
     order: all subtask names, easiest first. demonstrations: candidates per subtask name (train rows). count_tokens:
     the tokens of an example of a subtask, by its name.
 
-    Demonstrations are one per label in turn, drawn by `seed` and the names, whatever the order of the
-    candidates. The subtask's own come first into the budget, then those of the easier subtasks, nearest in
-    difficulty first; one that does not fit is skipped, never cut, and the next of its label takes its place
-    (`TRIES`). The subtask's own stand last, next to the query. For the easiest subtask `curriculum` equals
-    `own-shots`: nothing is easier.
+    Demonstrations are one per label in turn, drawn by `seed` and the names, whatever the order of the candidates. The
+    subtask's own are chosen first and stand last, next to the query; then come those of the easier subtasks, nearest in
+    difficulty first. One that does not fit the budget is skipped, and the next of its label takes its place (`TRIES`).
+    For the easiest subtask `curriculum` equals `own-shots`.
 
     Raises:
         ConfigError: an unknown kind, or a negative count or budget.
@@ -79,22 +77,17 @@ def build_context(
     if list(order).count(subtask_name) != 1 or len(set(order)) != len(order):
         raise DataError(f"the curriculum {list(order)} must hold every subtask once, and {subtask_name} among them")
 
+    sources = [] if kind == "zero-shot" else [subtask_name]
+    if kind not in ("zero-shot", "own-shots"):
+        sources += reversed(order[: list(order).index(subtask_name)])  # the nearest in difficulty first
     left = shots.tokens
-    own: list[Demonstration] = []
-    others: list[list[Demonstration]] = []  # one list per easier subtask, nearest in difficulty first
-    if kind != "zero-shot":
-        sources = [subtask_name]
-        if kind != "own-shots":
-            sources += reversed(order[: list(order).index(subtask_name)])
-        for source in sources:
-            rows = demonstrations.get(source, ())
-            count = shots.own if source == subtask_name else shots.others
-            chosen, used = _choose(source, rows, count, left, count_tokens, derive(seed, "context", subtask_name))
-            left -= used
-            if source == subtask_name:
-                own = chosen
-            else:
-                others.append(chosen)
+    chosen: list[list[Demonstration]] = []  # one list per source
+    for source in sources:
+        rows, count = demonstrations.get(source, ()), shots.own if source == subtask_name else shots.others
+        taken, used = _choose(source, rows, count, left, count_tokens, derive(seed, "context", subtask_name))
+        chosen.append(taken)
+        left -= used
+    own, *others = chosen or [[]]
     arranged = _arrange(kind, others, derive(seed, "context", subtask_name, "random"))
     return Context(kind, subtask_name, (*arranged, *own), shots.tokens - left)
 
@@ -126,13 +119,11 @@ def context_of(
 
 def _arrange(kind: str, others: list[list[Demonstration]], seed: int) -> list[Demonstration]:
     """Flatten `others` (nearest in difficulty first): here alone the curriculum and its ablations differ."""
-    if kind == "reversed":  # descending difficulty is the order they come in
-        return [demonstration for chosen in others for demonstration in chosen]
-    ascending = [demonstration for chosen in reversed(others) for demonstration in chosen]
+    by_subtask = others if kind == "reversed" else reversed(others)
+    arranged = [demonstration for chosen in by_subtask for demonstration in chosen]
     if kind == "random":
-        shuffled = np.random.default_rng(seed).permutation(len(ascending))
-        return [ascending[i] for i in shuffled]
-    return ascending
+        return [arranged[i] for i in np.random.default_rng(seed).permutation(len(arranged))]
+    return arranged
 
 
 def _choose(

@@ -59,8 +59,8 @@ def difficulties(
 ) -> dict[str, DifficultyReport]:
     """Return a report per subtask name, in the order of `subtasks`.
 
-    examples: train rows per subtask name. weights: replaces entries of `DEFAULT_WEIGHTS`. A feature that is
-    the same for all subtasks scales to 0 (in a suite of one subtask all are: its difficulty is 0).
+    examples: train rows per subtask name. weights: replaces entries of `DEFAULT_WEIGHTS`. A feature that all subtasks
+    share scales to 0, so that a single subtask has the difficulty 0.
 
     Raises:
         ConfigError: a weight of an unknown feature, a negative or non-finite one, or only zeros.
@@ -101,14 +101,12 @@ def label_entropy(labels: Sequence[str]) -> float:
 
 def _features(subtask: Subtask, rows: Sequence[Example], words: Sequence[str]) -> dict[str, float]:
     """Raw features; `words` are as many for every subtask, since type/token falls with the amount of text."""
-    labels: list[str] = []
     if subtask.is_tuple:
+        fields = subtask.tuple_fields
         items = [item for row in rows if not isinstance(row.gold, str) for item in row.gold]
-        if "polarity" in subtask.tuple_fields:
-            position = subtask.tuple_fields.index("polarity")
-            labels = [item[position] for item in items]
-        classes = len(POLARITIES) if "polarity" in subtask.tuple_fields else 0
-        arity, per_row = len(subtask.tuple_fields), len(items) / len(rows)
+        places = [place for place, field in enumerate(fields) if field == "polarity"]
+        labels = [item[place] for item in items for place in places]
+        classes, arity, per_row = len(POLARITIES) if places else 0, len(fields), len(items) / len(rows)
     else:
         labels = [row.gold for row in rows if isinstance(row.gold, str)]
         classes, arity, per_row = len(subtask.labels), 1, 1.0

@@ -17,10 +17,9 @@ DEFAULT = "zero-shot"
 class Option:
     """A context as measured on a subtask's weak rows.
 
-    kind: of `CONTEXTS`; calibrated: whether its label scores are; score: the subtask's metric; per_row:
-    (rows,) each row's contribution, the same rows in the same order for every option, with a mean near
-    `score` (0/1 for accuracy; `evaluate.bootstrap.row_values` for a pooled metric); tokens: the context's
-    length, which prompts pay for.
+    kind: of `CONTEXTS`; calibrated: whether its label scores are; score: the subtask's metric; per_row: (rows,) what
+    each row is worth (0/1 for accuracy, else `evaluate.bootstrap.row_values`), in the same order for all; tokens: the
+    length of its demonstrations.
     """
 
     kind: str
@@ -35,14 +34,12 @@ def choose(options: Sequence[Option], *, margin: float, calibrated: bool = False
 
     calibrated: whether the zero-shot option to beat is the calibrated one, as models are scored without a gate.
 
-    To beat it, an option's score must be higher by more than `margin` standard errors of the paired
-    difference over rows. Of those that do, the highest score wins; ties go to fewer tokens, then to the
-    uncalibrated one, then to the earlier. The chosen score is never below that of zero-shot.
+    To beat it, a score must be higher by more than `margin` standard errors of the paired difference over rows. Of such
+    scores the highest wins; ties go to fewer tokens, then to the uncalibrated one, then to the earlier.
 
     Raises:
         ConfigError: a negative margin.
-        DataError: not exactly one zero-shot option of that form, no rows, or options over different numbers
-        of rows.
+        DataError: not exactly one zero-shot option of that form, no rows, or options over different numbers of rows.
     """
     if margin < 0:
         raise ConfigError(f"gate margin is a number of standard errors of 0 or more, got {margin}")

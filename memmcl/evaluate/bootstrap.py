@@ -1,10 +1,9 @@
 """Standard errors by bootstrap over rows, for every metric that is a function of summed counts.
 
-A metric is given as `counts`, (rows, k) float64: what each row adds (correct and 1 for accuracy; true
-positives, predicted and gold tuples for micro-F1; the same per class for macro-F1), and `score`, which maps
-summed counts (samples, k) to scores (samples,). A resample of rows is then a vector of multinomial weights,
-and all resamples are one matrix product. Reference: Efron and Tibshirani, An Introduction to the Bootstrap,
-ch. 6.
+`counts`, (rows, k) float64, has what each row adds (for accuracy: correct, and 1; for micro-F1: true positives,
+predicted and gold tuples; for macro-F1: these per class); `score` maps summed counts (samples, k) to scores (samples,).
+A resample of rows is a vector of multinomial weights, and all resamples are one matrix product.
+Reference: Efron and Tibshirani, An Introduction to the Bootstrap, ch. 6.
 """
 
 from __future__ import annotations
@@ -99,11 +98,10 @@ def mean_with_error(scores: Sequence[tuple[float, float]]) -> tuple[float, float
 
 
 def row_values(counts: npt.ArrayLike, score: ScoreFunction) -> Floats:
-    """Return what each row is worth, (rows,): jackknife pseudo-values n S - (n - 1) S_without_row.
+    """Return what each row is worth, (rows,): jackknife pseudo-values n S - (n - 1) S_without_row, S for one row.
 
-    For accuracy these are the 0/1 of the rows; for a pooled metric such as micro-F1 their mean is near the
-    score and their spread gives its standard error, so paired tests over rows work for it too. A single row
-    is worth the score.
+    For accuracy these are the rows' 0/1; for a pooled metric such as micro-F1 their mean is near the score, and their
+    spread gives its standard error, so that paired tests over rows work for it too.
 
     Raises:
         DataError: no rows, or not two axes.

@@ -24,7 +24,10 @@ def fit(scores: npt.ArrayLike) -> Floats:
     Raises:
         DataError: no rows, no labels, or scores that are not finite.
     """
-    return np.asarray(np.median(_normalised(_checked(scores)), axis=0), dtype=np.float64)
+    rows = _checked(scores)
+    shifted = rows - rows.max(axis=1, keepdims=True)
+    logshares = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))  # log-softmax over labels
+    return np.asarray(np.median(logshares, axis=0), dtype=np.float64)
 
 
 def apply(scores: npt.ArrayLike, offsets: npt.ArrayLike) -> Floats:
@@ -38,12 +41,6 @@ def apply(scores: npt.ArrayLike, offsets: npt.ArrayLike) -> Floats:
     if shift.shape != (rows.shape[1],):
         raise DataError(f"calibration has offsets of shape {shift.shape}, the scores have {rows.shape[1]} labels")
     return rows - shift
-
-
-def _normalised(scores: Floats) -> Floats:
-    """Return log-probabilities given that the answer is one of the labels: log-softmax over axis 1."""
-    shifted = scores - scores.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), dtype=np.float64)
 
 
 def _checked(scores: npt.ArrayLike) -> Floats:

@@ -1,13 +1,12 @@
-"""What one label has of the probability of all labels, from a pass over that label alone.
+"""What share of the probability of all labels one label has, from a pass over that label alone.
 
-Whoever may answer with labels alone chooses among the tokens that labels begin with, then among those that labels with
-this beginning go on with, and so on. The probabilities of these choices come from the logits at the answer's own
-tokens: no other label is run. Where all labels begin with tokens of their own there is one choice, the first, and the
-labels' shares are those of their first tokens.
+A model that answers with labels alone chooses among the tokens that labels begin with, then among those that continue
+the labels with this beginning, and so on. The logits at the answer's tokens give the probabilities of these choices: no
+other label is run. Where no two labels begin with the same token, there is one choice, and the share is that of the
+first token.
 
-[ours] The shares stand for those of whole labels; what a whole label's further tokens lose to tokens that no label has
-is left out. A first choice is calibrated by the median of each option over rows; unlike `calibration.fit`, not of rows
-that were normalised first.
+[ours] The share stands for that of the whole label: what its later tokens lose to tokens of no label is left out. The
+first choice is calibrated by each option's median over rows, which are not normalised first as in `calibration.fit`.
 """
 
 from __future__ import annotations
@@ -59,8 +58,7 @@ class Choices:
 class Branches:
     """Where the tokens of labels are choices, and among which tokens.
 
-    labels: the ids of every label, end token included; answers: one of them a row, whose tokens lie one behind the
-    other.
+    labels: the ids of every label, end token included; answers: of each row, one of them, in the order of the tokens.
 
     Raises:
         SearchError: an answer that is no label.

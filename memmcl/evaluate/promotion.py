@@ -49,8 +49,7 @@ class Judgement:
 def judge(pairs: Mapping[str, Pair], *, margin: float, samples: int, seed: int) -> Judgement:
     """Compare the means over subtasks on the same rows; promote when difference > margin * standard error.
 
-    pairs: by subtask, at least one. The standard error is that of the paired bootstrap over rows, see
-    `bootstrap.paired_mean_difference`. A difference of zero is never enough, whatever the margin.
+    pairs: by subtask. The error is that of `bootstrap.paired_mean_difference`. Equal means are never enough.
 
     Raises:
         DataError: no pairs, or counts over different rows.
@@ -61,28 +60,14 @@ def judge(pairs: Mapping[str, Pair], *, margin: float, samples: int, seed: int) 
     overall = bootstrap.paired_mean_difference([pairs[name] for name in names], samples=samples, seed=seed)
     duels = tuple(_duel(name, pairs[name], samples, seed) for name in names)
     promoted = overall.difference > max(margin * overall.standard_error, 1e-12)
-    return Judgement(
-        promoted=promoted,
-        reason=_reason(promoted, overall, margin, duels),
-        difference=overall.difference,
-        se=overall.standard_error,
-        p=overall.p_value,
-        margin=margin,
-        duels=duels,
-    )
+    return Judgement(promoted, _reason(promoted, overall, margin, duels), *overall, margin, duels)
 
 
 def _duel(name: str, pair: Pair, samples: int, seed: int) -> SubtaskDuel:
-    paired = bootstrap.paired_difference(pair.challenger, pair.champion, pair.score, samples=samples, seed=seed)
-    ours, theirs = (np.asarray(counts, dtype=np.float64) for counts in (pair.challenger, pair.champion))
-    return SubtaskDuel(
-        subtask=name,
-        rows=len(ours),
-        challenger=float(pair.score(ours.sum(axis=0, keepdims=True))[0]),
-        champion=float(pair.score(theirs.sum(axis=0, keepdims=True))[0]),
-        difference=paired.difference,
-        se=paired.standard_error,
-    )
+    paired = bootstrap.paired_difference(*pair, samples=samples, seed=seed)
+    counts = [np.asarray(one, dtype=np.float64) for one in (pair.challenger, pair.champion)]
+    challenger, champion = (float(pair.score(rows.sum(axis=0, keepdims=True))[0]) for rows in counts)
+    return SubtaskDuel(name, len(counts[0]), challenger, champion, paired.difference, paired.standard_error)
 
 
 def _reason(promoted: bool, overall: bootstrap.Difference, margin: float, duels: tuple[SubtaskDuel, ...]) -> str:

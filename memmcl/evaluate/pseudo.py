@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from memmcl.errors import DataError
 from memmcl.evaluate import calibration
-from memmcl.suite.examples import Example, Tuples, format_tuples
+from memmcl.suite.examples import Example, format_tuples
 from memmcl.suite.parsing import parse_tuples, read_list
 from memmcl.suite.subtasks import POLARITIES
 
@@ -24,10 +24,9 @@ Labelled = tuple[str, float]
 def label_rows(probe: Probe, offsets: npt.ArrayLike | None = None) -> list[Labelled]:
     """Return an answer and its confidence for every row of `probe`, under the current weights.
 
-    Labels: the best label by scores less `offsets` ((labels,), None for none), and its softmax share over the label
-    space. Tuples: the generated answer as `format_tuples` writes it, and the mean probability of the generated text
-    per token, exp(mean log p), end token included. An answer that cannot be read as tuples, or names a polarity that
-    there is none of, has confidence 0. The examples' own golds play no part.
+    Labels: the best label by scores less `offsets` ((labels,), None for none), and its softmax share over the labels.
+    Tuples: the generated answer as `format_tuples` writes it, and exp of its mean log-probability per token, end token
+    included; 0 for one that cannot be read, or has an unknown polarity. The examples' own golds play no part.
 
     Raises:
         DataError: scores that are not finite, or offsets of another shape.
@@ -54,9 +53,8 @@ def keep_confident(
     """
     if len(examples) != len(labelled):
         raise DataError(f"expected one answer per row; got {len(labelled)} for {len(examples)} rows")
-    by_confidence = sorted(range(len(labelled)), key=lambda row: -labelled[row][1])
     queues: dict[str | bool, list[int]] = {}
-    for row in by_confidence:
+    for row in sorted(range(len(labelled)), key=lambda row: -labelled[row][1]):
         answer, confidence = labelled[row]
         if confidence > 0:
             queues.setdefault(answer == format_tuples(()) if is_tuple else answer, []).append(row)
@@ -67,17 +65,14 @@ def keep_confident(
 
 def _label_tuples(probe: Probe) -> list[Labelled]:
     fields, texts = probe.subtask.tuple_fields, probe.answers()
+    polarities = [place for place, name in enumerate(fields) if name == "polarity"]
     labelled: list[Labelled] = []
     for text, logprob in zip(texts, probe.answer_logprobs(texts), strict=True):
         parsed = parse_tuples(text, len(fields), fields)
-        usable = not parsed.rejected and _known_polarities(fields, parsed.tuples)
+        known = all(item[place] in POLARITIES for item in parsed.tuples for place in polarities)
+        usable = known and not parsed.rejected
         labelled.append((format_tuples(parsed.tuples), float(np.exp(logprob)) if usable else 0.0))
     return labelled
-
-
-def _known_polarities(fields: Sequence[str], tuples: Tuples) -> bool:
-    places = [place for place, name in enumerate(fields) if name == "polarity"]
-    return all(item[place] in POLARITIES for item in tuples for place in places)
 
 
 def _answered(example: Example, answer: str, is_tuple: bool) -> Example:

@@ -52,24 +52,19 @@ class Probe:
 
     def label_scores(self) -> np.ndarray:
         """Return (rows, labels) float64: the log-probability of each whole label with its end token."""
-        sums = self._sums()
-        return np.array([[sums[row, label] for label in range(len(self.subtask.labels))] for row in self._rows()])
+        sums, labels = self._sums(), range(len(self.subtask.labels))
+        return np.array([[sums[row, label] for label in labels] for row in range(len(self._prompts))])
 
     def gold_logprob(self) -> float:
         """Return the mean log-probability per token of the gold answers, end tokens included."""
-        sums = self._sums()
-        labels = self.subtask.labels
-        total = sum(
-            sums[row, 0 if self.subtask.is_tuple else labels.index(str(self._gold_labels[row]))] for row in self._rows()
-        )
-        return float(total / sum(len(ids) for ids in self._golds))
+        sums, labels = self._sums(), self.subtask.labels
+        golds = [0 if self.subtask.is_tuple else labels.index(str(gold)) for gold in self._gold_labels]
+        return float(sum(sums[row, gold] for row, gold in enumerate(golds)) / sum(map(len, self._golds)))
 
     def answer_logprobs(self, answers: Sequence[str]) -> np.ndarray:
         """Return (rows,) float64: the mean log-probability per token of one answer a row, end token included."""
         ids = [self._prompter.answer(answer) for answer in answers]
-        rows = [TokenizedRow(prompt, (answer,)) for prompt, answer in zip(self._prompts, ids, strict=True)]
-        prepared = self._backbone.prepare(rows, batch_size=self._batch_size, prefix=self.prefix_tokens)
-        sums = continuation_sums(self._backbone, prepared)
+        sums = continuation_sums(self._backbone, self._prepared([(answer,) for answer in ids]))
         return np.array([sums[row, 0] / len(answer) for row, answer in enumerate(ids)])
 
     def answers(self, offsets: np.ndarray | None = None) -> list[str]:
@@ -89,24 +84,21 @@ class Probe:
         best = (scores if offsets is None else scores - offsets).argmax(axis=1)
         return [self.subtask.labels[index] for index in best]
 
-    def _rows(self) -> range:
-        return range(len(self._prompts))
+    def _prepared(self, continuations: Sequence[tuple[tuple[int, ...], ...]]) -> Prepared:
+        """Return the prompts as batches, with the continuations of each."""
+        rows = [TokenizedRow(prompt, ids) for prompt, ids in zip(self._prompts, continuations, strict=True)]
+        return self._backbone.prepare(rows, batch_size=self._batch_size, prefix=self.prefix_tokens)
 
     def _sums(self) -> dict[tuple[int, int], float]:
         """Return the summed log-probability of every continuation, by (row, continuation)."""
         if self._scored is None:
             labels = tuple(self._prompter.answer(label) for label in self.subtask.labels)
-            rows = [
-                TokenizedRow(prompt, (gold,) if self.subtask.is_tuple else labels)
-                for prompt, gold in zip(self._prompts, self._golds, strict=True)
-            ]
-            self._scored = self._backbone.prepare(rows, batch_size=self._batch_size, prefix=self.prefix_tokens)
+            self._scored = self._prepared([(gold,) if self.subtask.is_tuple else labels for gold in self._golds])
         return continuation_sums(self._backbone, self._scored)
 
     def _generate(self) -> list[str]:
         if self._generated is None:
-            rows = [TokenizedRow(prompt) for prompt in self._prompts]
-            self._generated = self._backbone.prepare(rows, batch_size=self._batch_size, prefix=self.prefix_tokens)
+            self._generated = self._prepared([()] * len(self._prompts))
         (end,) = self._prompter.answer("")[-1:]
         decoded = greedy(self._backbone, self._generated, end=end, max_new_tokens=self._max_new_tokens)
         return [self._prompter.decode(ids) for ids in decoded]

@@ -25,19 +25,15 @@ SECONDS = 120.0
 ROOM_SECONDS = 10.0
 """For how long nodes may be on their way: just started, or lost and coming back."""
 GROUP = "ray.io/node-group"
-"""Ray's label of nodes that a group of theirs has, as KubeRay and Ray's launcher give it: there may be more of them."""
+"""The label that KubeRay and Ray's launcher give to nodes of a group, which may grow."""
 
 
 def check_nodes(cfg: RayConfig, spec: dict[str, str | None], model: ModelSpec) -> None:
-    """Make sure that every node that can take work has this memmcl, the store and the base model.
+    """Make sure that every node that can take work has this memmcl, the store of this spec, and the base model.
 
-    Nodes share no disk, so a `file://` store that only this machine sees would lose every expert trained elsewhere;
-    a mark written here and read on each node tells. Nodes that come later are not checked: their tasks fail and are
-    retried elsewhere. spec: of the store, as `Store.spec` has it.
-
-    Raises:
-        ServiceError: a node lacks something; the message names the node and what it lacks. Or no node can hold a
-            worker, nor ever will.
+    Nodes share no disk: each reads a mark that is written here, or a `file://` store would lose what they train. A node
+    that joins later is not checked; what fails there is retried elsewhere. A ServiceError names what a node lacks, or
+    says that none has room (`check_room`).
     """
     check_room(cfg)
     mark = uuid.uuid4().hex
@@ -51,7 +47,11 @@ def check_nodes(cfg: RayConfig, spec: dict[str, str | None], model: ModelSpec) -
             look = _look.options(num_cpus=0, scheduling_strategy=there, max_retries=1)
             checks.append(look.remote(spec, model, mark, __version__))
         for node, check in zip(nodes, checks, strict=True):
-            if lacking := _answer(check):
+            try:
+                lacking = ray.get(check, timeout=SECONDS)
+            except (ray.exceptions.RayError, TimeoutError) as error:
+                lacking = f"its check failed ({str(error).strip().splitlines()[-1]}); is memmcl installed there?"
+            if lacking:
                 raise ServiceError(f"Ray node {node['NodeManagerHostname']}: {lacking}")
     finally:
         store.delete_pointer(f"checks/{mark}", token)
@@ -62,24 +62,18 @@ def check_nodes(cfg: RayConfig, spec: dict[str, str | None], model: ModelSpec) -
 
 
 def check_room(cfg: RayConfig) -> None:
-    """Make sure that a worker has room on some node, or may have it once the cluster grows: Ray would wait for ever.
-
-    Raises:
-        ServiceError: no node is large enough, and none belongs to a group: nodes that were started by hand are all
-            there are.
-    """
+    """Raise a ServiceError if no node has room for a worker, nor may one be added: Ray would wait for ever."""
     deadline = time.monotonic() + ROOM_SECONDS
     while True:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         if _with_room(nodes, cfg) or any(node["Labels"].get(GROUP) for node in nodes):
             return
         if time.monotonic() > deadline:
-            break
+            raise ServiceError(
+                f"{_lack(cfg, nodes)}; lower ray.cpus_per_worker or ray.gpus_per_worker, or start such a node, then "
+                "run the same command again: no result is lost"
+            )
         time.sleep(0.5)
-    raise ServiceError(
-        f"{_lack(cfg, nodes)}; lower ray.cpus_per_worker or ray.gpus_per_worker, or start such a node, then run the "
-        "same command again: no result is lost"
-    )
 
 
 def place() -> str:
@@ -102,13 +96,6 @@ def _lack(cfg: RayConfig, nodes: Sequence[dict[str, Any]]) -> str:
         f"no Ray node has {cfg.cpus_per_worker:g} CPUs and {cfg.gpus_per_worker:g} GPUs for a worker; "
         f"the nodes there are have {there or 'nothing'}"
     )
-
-
-def _answer(check: Any) -> str:
-    try:
-        return str(ray.get(check, timeout=SECONDS))
-    except (ray.exceptions.RayError, TimeoutError) as error:
-        return f"its check failed ({str(error).strip().splitlines()[-1]}); is memmcl installed there?"
 
 
 @ray.remote

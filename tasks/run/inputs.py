@@ -22,11 +22,7 @@ class Inputs:
 
 
 def find_inputs(config: RunConfig) -> Inputs:
-    """Open the store, read the rows, find the base model.
-
-    Raises:
-        MemmclError: one of them is missing or wrong.
-    """
+    """Open the store, read the rows, find the base model; raise a MemmclError for what is missing or wrong."""
     store = Store.open(config.store.url, endpoint_url=config.store.endpoint_url, region=config.store.region)
     splits = read_splits(config)
     base = resolve_base(config.model.name_or_path, config.model.revision)

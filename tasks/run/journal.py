@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from memmcl.errors import DataError, shown
 from memmcl.store import ArtifactRef, Store
@@ -17,19 +17,15 @@ if TYPE_CHECKING:  # who only looks at a run loads no model
     from tasks.run.runtime import Run
 
 
-class Pinned(BaseModel):
+class Pinned(BaseModel, frozen=True):
     """Artifacts of an earlier run that this one uses: rows that change in one subtask then retrain no other expert."""
-
-    model_config = ConfigDict(frozen=True)
 
     anchors: ArtifactRef | None = None
     warm: ArtifactRef | None = None
 
 
-class SearchEntry(BaseModel):
+class SearchEntry(BaseModel, frozen=True, from_attributes=True):
     """One search of a run: its name, the key of its records, and how many there may be."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     key: str
@@ -38,10 +34,8 @@ class SearchEntry(BaseModel):
     subtasks: tuple[str, ...]
 
 
-class Journal(BaseModel):
+class Journal(BaseModel, frozen=True):
     """A run that was started, finished or not, and the searches that it has begun."""
-
-    model_config = ConfigDict(frozen=True)
 
     run_id: str
     started: str
@@ -58,19 +52,13 @@ def note_run(store: Store, run: Run) -> None:
 
 def note_search(store: Store, run: Run, spec: SearchSpec) -> None:
     """Write down that a search of a run has begun."""
-    entry = SearchEntry(
-        name=spec.name, key=spec.key, evaluations=spec.evaluations, rows=spec.rows, subtasks=spec.subtasks
-    )
+    entry = SearchEntry.model_validate(spec)
     store.append(_log(run.id), 1 + int(spec.key[:6], 16), entry.model_dump(mode="json"))
 
 
 def read_journal(store: Store, run_id: str) -> Journal:
-    """Return the journal of the run whose id starts so; damaged settings come from the report of a finished run.
-
-    Raises:
-        DataError: no such run, or more than one.
-    """
-    finished = _finished(store)
+    """Return the journal of the one run whose id starts so, or raise a DataError; the report mends damaged settings."""
+    finished = {Path(path).stem for path in store.objects.sizes("manifests/run") if path.endswith(".json")}
     started = sorted({*store.objects.folders("logs/runs")} | finished)
     fitting = [
         name
@@ -102,11 +90,6 @@ def searches_of(store: Store, run_id: str) -> list[str]:
 def restore_journal(store: Store, journal: Journal) -> None:
     """Write the settings of a run again, where they were damaged or never written."""
     store.append(_log(journal.run_id), 0, journal.model_dump(mode="json", include={"config", "pinned", "started"}))
-
-
-def _finished(store: Store) -> set[str]:
-    """Return the ids of all finished runs, whole or not."""
-    return {Path(path).stem for path in store.objects.sizes("manifests/run") if path.endswith(".json")}
 
 
 def _settings_in_report(store: Store, run_id: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Folders for what a process needs while it works, and the removal of those whose process died.
 
 They lie in $TMPDIR/memmcl-UID, which only this user can read; those of Ray in $RAY_TMPDIR where that is set. Each has a
-file that the process keeps locked; the kernel frees the lock when the process ends, in whatever way. Each process that
-makes a folder removes those that are not locked: never one that is in use, nor a folder of another kind.
+file that its process keeps locked; the kernel frees the lock when the process ends, in whatever way. A process that
+makes a folder first removes those that nobody locks.
 """
 
 from __future__ import annotations
@@ -34,11 +34,7 @@ _UNFINISHED_SECONDS = 3600.0
 
 
 def home() -> Path:
-    """Return this user's folder in the temporary directory; it is created where it is missing.
-
-    Raises:
-        ServiceError: it cannot be created, or something else has its name.
-    """
+    """Return this user's folder in the temporary directory, created if missing; ServiceError if that cannot be."""
     folder = Path(tempfile.gettempdir()).absolute() / f"memmcl-{os.geteuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -56,13 +52,10 @@ def home() -> Path:
 
 @contextmanager
 def work_folder(kind: str, place: Path | None = None, *, keep: bool = False) -> Iterator[Path]:
-    """Make a folder that is locked while the block runs, and removed at its end; remove those whose owners died.
+    """Make a folder, locked while the block runs and removed at its end; remove those whose owners died.
 
-    kind: ray, prefect, tune, export. place: its parent; `home()` by default. keep: leave it after an error
-    until the next start, for the logs in it.
-
-    Raises:
-        ServiceError: there is no place to make it in.
+    kind: ray, prefect, tune, export. place: its parent; `home()` by default. keep: leave it after an error, for its
+    logs, until the next start. Raises a ServiceError where it cannot be made.
     """
     ours = place or home()
     tidy(ours)
@@ -98,22 +91,14 @@ def tidy(place: Path) -> None:
 
 
 def keep_error(text: str) -> Path:
-    """Write the traceback of an unexpected error to a new file, and return its path.
-
-    Raises:
-        ServiceError | OSError: it cannot be written.
-    """
+    """Write the traceback of an unexpected error to a new file, and return its path; raises what `new_file` does."""
     path = new_file(ERRORS, ".txt")
     path.write_text(text)
     return path
 
 
 def new_file(folder: str, suffix: str) -> Path:
-    """Make an empty file in one of our folders, `ERRORS` or `LOGS`, which nobody else can read.
-
-    Raises:
-        ServiceError | OSError: it cannot be made.
-    """
+    """Make an empty file, for this user alone, in `ERRORS` or `LOGS`; ServiceError or OSError if it cannot be."""
     place = home() / folder
     place.mkdir(mode=0o700, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=time.strftime("%Y-%m-%d-"), suffix=suffix, dir=place)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,7 @@ _OBITUARIES = ("Raylet is terminated", "The node with node id")
 
 @contextmanager
 def local_ray(**options: Any) -> Iterator[None]:
-    """Start a Ray in a new folder; its processes end with the block, or with this process, however that ends.
-
-    options: of `ray.init`.
-
-    Raises:
-        ServiceDied: one of its daemons is gone.
-    """
+    """Start a Ray in a new folder, by options of `ray.init`, for the block or this process; ServiceDied if it dies."""
     with work_folder("ray", _place(), keep=True) as folder, _reaped(f"{MARK}={folder}") as tell, _no_obituaries():
         # SPT_NOENV: or titles are written over the environment.
         with _private(), _environment({MARK: str(folder), "SPT_NOENV": "1"}):
@@ -63,13 +58,7 @@ def local_ray(**options: Any) -> Iterator[None]:
 
 @contextmanager
 def joined_ray(**options: Any) -> Iterator[None]:
-    """Join a cluster until the block ends.
-
-    options: of `ray.init`.
-
-    Raises:
-        ServiceDied: its head, or its node on this machine, is gone.
-    """
+    """Join a cluster until the block ends, by options of `ray.init`; ServiceDied if its head or the node here dies."""
     ray.init(**options)
     where = options["address"]
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
@@ -88,9 +77,8 @@ def joined_ray(**options: Any) -> Iterator[None]:
 def _private() -> Iterator[None]:
     """Have `ray.init` in this block start a Ray on 127.0.0.1 alone, with a token that is in no file.
 
-    Ray listens on all interfaces where it supports clusters of several nodes, exports its metrics to anybody, and
-    keeps the token that its processes know each other by in the home folder, readable by all. It has no public settings
-    for this: internal ones are set, and tests look at the sockets and files of a run.
+    By default Ray listens on all interfaces, exports its metrics to anybody, and keeps its token in the home folder,
+    readable by all. Only internal settings change that; tests look at the sockets and files of a run.
     """
     supported = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -106,22 +94,18 @@ def _private() -> Iterator[None]:
 
 @contextmanager
 def _until_lost(*services: Service) -> Iterator[None]:
-    """Leave Ray at the end of the block, or when a service is gone; an error of Ray itself becomes one line."""
+    """Leave Ray at the end of the block; ServiceDied, in one line, if a service dies or Ray itself fails."""
     try:
         with watched(*services, stop=ray.shutdown):
             yield
+    except RayTaskError:  # of a function that Ray ran
+        raise
     except RayError as error:
-        if isinstance(error, RayTaskError):  # of a function that Ray ran
-            raise
         raise ServiceDied(f"Ray failed ({type(error).__name__}: {first_line(error)}); {AGAIN}") from error
 
 
 def _place() -> Path:
-    """Return the parent of a local Ray's folder: unix sockets lie in there, so that the path has to be short.
-
-    Raises:
-        ServiceError: $RAY_TMPDIR is too long.
-    """
+    """Return the parent of a local Ray's folder, or refuse a $RAY_TMPDIR too long for the unix sockets in it."""
     chosen = os.environ.get("RAY_TMPDIR")
     place = Path(chosen).absolute() if chosen else home()
     longest = SOCKET_PATH - len("/ray-12345678") - len(_SOCKET)
@@ -137,10 +121,9 @@ def _place() -> Path:
 def _own_node() -> psutil.Process | None:
     """Return the raylet that this process is connected to; None where it is not seen."""
     node: Any = ray._private.worker._global_node
+    socket = str(node.raylet_socket_name)
     for process in psutil.process_iter(["name", "cmdline"]):
-        if process.info["name"] == "raylet" and any(
-            str(node.raylet_socket_name) in word for word in process.info["cmdline"] or []
-        ):
+        if process.info["name"] == "raylet" and any(socket in word for word in process.info["cmdline"] or []):
             return process
     return None
 
@@ -164,9 +147,9 @@ def _no_obituaries() -> Iterator[None]:
 
 @contextmanager
 def _reaped(*marks: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """End the processes that carry the marks when the block has ended, or this process.
+    """End the processes that carry the marks when the block, or this process, has ended (see `reaper`).
 
-    Yields a function that takes the message to print should Ray end this process when its raylet has died.
+    Yields a function that takes the raylet's pid, and the message to print if Ray ends this process when it dies.
     """
     child = subprocess.Popen(
         [sys.executable, "-I", "-S", reaper.__file__, *marks],
@@ -182,9 +165,7 @@ def _reaped(*marks: str) -> Iterator[Callable[[dict[str, Any]], None]]:
             pipe.write(line)
             pipe.flush()
 
-    def farewell() -> None:
-        write(reaper.FAREWELL)
-
+    farewell = partial(write, reaper.FAREWELL)
     try:
         with before_exit(farewell):
             yield lambda line: write(json.dumps(line).encode() + b"\n")
@@ -197,13 +178,11 @@ def _reaped(*marks: str) -> Iterator[Callable[[dict[str, Any]], None]]:
 @contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
     """Set variables for the processes that are started in the block."""
-    before = {name: os.environ.get(name) for name in variables}
+    before = {name: os.environ[name] for name in variables if name in os.environ}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in variables:
+            os.environ.pop(name, None)
+        os.environ.update(before)

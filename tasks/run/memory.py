@@ -8,11 +8,10 @@ import psutil
 
 
 class PeakMemory:
-    """Samples the memory of this process and all below it (proportional set size, GiB) while the block runs."""
+    """Samples the memory of this process and all below it (proportional set size, GiB) every 3 s of the block."""
 
-    def __init__(self, every: float = 3.0) -> None:
+    def __init__(self) -> None:
         self.gib = 0.0
-        self._every = every
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
 
@@ -27,7 +26,7 @@ class PeakMemory:
     def _sample(self) -> None:
         while True:
             self.gib = max(self.gib, tree_memory())
-            if self._stop.wait(self._every):
+            if self._stop.wait(3.0):
                 return
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.resident import resident
@@ -26,15 +26,11 @@ def warm_start_of(run: Run, trained: ArtifactRef) -> ArtifactRef | None:
 
 
 def base_adapters_of(run: Run, experts: Refs) -> dict[str, ArtifactRef]:
-    """Return the warm start of these experts as {WARM: reference}; empty where they are deltas on the plain base.
-
-    Raises:
-        ModelError: they have different ones.
-    """
+    """Return the experts' warm start as {WARM: reference}, empty without one; ModelError if theirs differ."""
     starts = {warm_start_of(run, ref) for ref in experts.values()}
     if len(starts) > 1:
         raise ModelError("the experts have different warm starts, so that their task vectors do not add up")
-    start = next(iter(starts), None)
+    (start,) = starts or {None}
     return {WARM: start} if start is not None else {}
 
 
@@ -43,11 +39,9 @@ def with_base_adapters(coefficients: Coefficients, names: Iterable[str], blocks:
     return {**coefficients, **dict.fromkeys(names, (1.0,) * blocks)}
 
 
-@contextmanager
-def adapted_model(run: Run, trained: ArtifactRef) -> Iterator[tuple[Backbone, Prompter]]:
-    """Put one adapter, and its warm start, into the resident backbone; put the base back at the end."""
-    with folded(run, [ref for ref in (trained, warm_start_of(run, trained)) if ref is not None]) as model:
-        yield model
+def adapted_model(run: Run, trained: ArtifactRef) -> AbstractContextManager[tuple[Backbone, Prompter]]:
+    """Put one adapter, and its warm start, into the resident backbone; see `folded`."""
+    return folded(run, [ref for ref in (trained, warm_start_of(run, trained)) if ref is not None])
 
 
 @contextmanager

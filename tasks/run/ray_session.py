@@ -21,36 +21,33 @@ from tasks.ui.updates import plain_worker_lines, receive_updates
 
 @contextmanager
 def ray_session(cfg: RayConfig) -> Iterator[None]:
-    """Join the Ray cluster at `cfg.address`, or start one here that ends with the block. One that was joined stays.
+    """Join the Ray cluster at `cfg.address`, which stays, or start a Ray here that ends with the block.
 
     Raises:
-        ServiceError: the cluster cannot be reached, or a local one cannot start.
-        ServiceDied: it is gone in the midst of the work.
+        ServiceError: it cannot be reached, or cannot start.
+        ServiceDied: it died during the work.
     """
     if ray.is_initialized():
         yield
         return
     if cfg.address:
         _check_reachable(cfg.address)
+        session = joined_ray(address=cfg.address, logging_level="warning", namespace="memmcl")
+    else:
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # they hold the model
+        session = local_ray(
+            num_cpus=math.ceil(cfg.workers * cfg.cpus_per_worker),
+            include_dashboard=False,
+            logging_level="warning",
+            object_store_memory=256 * 2**20,
+            namespace="memmcl",
+        )
     plain_worker_lines()
     in_main = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    with ExitStack() as stack:
-        stack.enter_context(receive_updates())
+    with receive_updates(), ExitStack() as stack:
         try:
-            if cfg.address:
-                stack.enter_context(joined_ray(address=cfg.address, logging_level="warning", namespace="memmcl"))
-            else:
-                os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # they hold the model
-                stack.enter_context(
-                    local_ray(
-                        num_cpus=math.ceil(cfg.workers * cfg.cpus_per_worker),
-                        include_dashboard=False,
-                        logging_level="warning",
-                        object_store_memory=256 * 2**20,
-                        namespace="memmcl",
-                    )
-                )
+            stack.enter_context(session)
         except MemmclError:
             raise
         except Exception as error:  # for a node that is not up in time Ray has no class
@@ -58,18 +55,12 @@ def ray_session(cfg: RayConfig) -> Iterator[None]:
             raise ServiceError(f"cannot {where}: {first_line(error)}; check ray.address and free memory") from error
         if in_main:
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler would keep Prefect from cancelling
-        if not cfg.address:
-            _check_gpus(cfg)
+        if not cfg.address and (gpus := float(ray.cluster_resources().get("GPU", 0))) < cfg.gpus_per_worker:
+            raise ServiceError(
+                f"ray.gpus_per_worker is {cfg.gpus_per_worker:g}, but Ray sees {gpus:g} GPUs on this machine; "
+                "set it to 0, or name a cluster with GPUs as ray.address"
+            )
         yield
-
-
-def _check_gpus(cfg: RayConfig) -> None:
-    gpus = float(ray.cluster_resources().get("GPU", 0))
-    if gpus < cfg.gpus_per_worker:
-        raise ServiceError(
-            f"ray.gpus_per_worker is {cfg.gpus_per_worker:g}, but Ray sees {gpus:g} GPUs on this machine; "
-            "set it to 0, or name a cluster with GPUs as ray.address"
-        )
 
 
 def _check_reachable(address: str, seconds: float = 10.0) -> None:

@@ -1,8 +1,7 @@
 """What runs Prefect tasks on Ray, imported after Ray itself; all other modules import it from here.
 
-prefect-ray leaves a lazy module `ray` in `sys.modules` where Ray is not imported yet. `from ray.exceptions import ...`
-would then load that module a second time, and Ray Tune would not know the error of a worker that died: the search
-would end.
+Where Ray is not imported yet, prefect-ray leaves a lazy module `ray` in `sys.modules`. `from ray.exceptions import ...`
+would load Ray a second time, and Ray Tune would not know the error of a worker that died: the search would end.
 """
 
 import ray

@@ -2,13 +2,12 @@
 
     python -I -S reaper.py [MARK]
 
-Its standard input is a pipe from that process: the end of the pipe is the end of the process. Ray's own daemons end
-with their parent, its workers two seconds later, its agents a minute later; nothing would end a worker that hangs.
-All of them carry MARK, `NAME=VALUE`, in their environment; a Ray that was joined has no MARK. It imports nothing but
-the standard library: it stays small.
+Its standard input is a pipe from that process, and ends with it. Ray's daemons end with their parent, its workers two
+seconds later, its agents a minute later; a worker that hangs would stay. All of them have MARK, `NAME=VALUE`, in their
+environment; a Ray that was joined has no MARK.
 
 Through the pipe comes a line of JSON, {"pid": ..., "message": ...}, when Ray is up, and FAREWELL when the process
-leaves it in good order. Ray itself ends a process that talks to a raylet that has died (`_exit(1)` in its plasma
+leaves Ray in good order. Ray itself ends a process that talks to a raylet that has died (`_exit(1)` in its plasma
 client): no farewell comes then, and the message is printed here.
 """
 

@@ -14,10 +14,7 @@ def damage_of(store: Store, run_id: str) -> tuple[Problem, ...]:
 
 
 def clear_damage(store: Store, journal: Journal) -> list[str]:
-    """Remove the damaged records of a run and its searches, and damaged checkpoints; return their paths.
-
-    Manifests and blobs stay: the stage that publishes them again replaces them.
-    """
+    """Remove the damage that no stage replaces by publishing again: in records and checkpoints; return the paths."""
     removed = [*drop_damaged_records(store, journal.run_id), *drop_damaged(store.objects, "checkpoints")]
     restore_journal(store, journal)
     return removed

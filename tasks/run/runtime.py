@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from prefect import State, Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from memmcl import seeds
 from memmcl.adapters.format import Adapter
@@ -38,10 +38,8 @@ T = TypeVar("T")
 clean_logs()  # Ray's workers import this module before they run anything
 
 
-class Run(BaseModel):
+class Run(BaseModel, frozen=True):
     """One run, as small JSON that travels to every task."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     config: RunConfig
@@ -74,19 +72,15 @@ def worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
     """Return whether a failed task run may succeed at a second try: a MemmclError would come again."""
     try:
         state.result()
-    except StoreAccessError:
-        return True
-    except MemmclError:
-        return False
-    except Exception:
-        return True
+    except Exception as error:
+        return isinstance(error, StoreAccessError) or not isinstance(error, MemmclError)
     return False
 
 
 def stage_task(
     name: str, *, run_name: str | None = None, retries: int = 0
 ) -> Callable[[Callable[P, State[T]]], Task[P, T]]:
-    """Return the decorator of a Prefect task that returns the state it ends in; Prefect hands on what is in the state.
+    """Return the decorator of a Prefect task that returns its final state, whose data goes to the tasks that follow.
 
     run_name: of its task runs, with its parameters in braces; None: its name.
     """
@@ -138,8 +132,8 @@ def reuse_or_make(
 ) -> State[ArtifactRef]:
     """Return the artifact of a stage: from the store if it is there and whole, else from `make`, and published.
 
-    The key is the digest of the inputs, of `config` (the settings that the stage reads) and of `stage_version`, so a
-    rerun after any crash repeats nothing that was published. The state is called Reused or Completed accordingly.
+    Its key is the digest of the inputs, of `config` (the settings that the stage reads) and of `stage_version`, so a
+    rerun repeats nothing that was published. The state is called Reused or Completed.
     """
     store = open_store(run)
     key = cache_key(kind, inputs=inputs, config=config, stage_version=stage_version, seed=run.config.seed)
@@ -151,7 +145,6 @@ def reuse_or_make(
     started = time.perf_counter()
     with working(name, kind):
         files, metrics = make()
-        seconds = time.perf_counter() - started
         manifest = store.publish(
             kind,
             key,
@@ -159,11 +152,11 @@ def reuse_or_make(
             files=files,
             inputs=inputs,
             settings=StageSettings(config, run.config.seed, stage_version),
-            seconds=seconds,
+            seconds=time.perf_counter() - started,
             metrics=metrics,
         )
     log().info("%s: done in %.0f s", name, manifest.seconds)
-    return Completed(message=f"{manifest.ref} made in {seconds:.0f} s", data=manifest.ref)
+    return Completed(message=f"{manifest.ref} made in {manifest.seconds:.0f} s", data=manifest.ref)
 
 
 def publish_once(run: Run, kind: str, key: str, *, files: Callable[[], Files], **manifest: Any) -> ArtifactRef:

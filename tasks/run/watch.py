@@ -1,10 +1,9 @@
-"""Ends the work when a service that it needs has died: with one line, whatever the work is waiting in.
+"""Ends the work when a service that it needs has died: with one line, whatever the work is waiting for.
 
-Work waits in Ray, in Tune's loop, in the retries of Prefect's client: each would go on for minutes, and then fail with
-words of its own. A thread looks after the services. When one is gone it interrupts the main thread as Ctrl-C does,
-which all of them let through, and the block raises what died. What does not come to its end then, because it talks to
-the dead service, is ended with the process, where the process is ours (`ends_process`): nothing that is in the store
-is lost by that, as by no `kill -9`.
+Work that waits for Ray, Tune or Prefect's client would go on for minutes, and then fail with words of theirs. A thread
+looks after the services. When one is gone it interrupts the main thread as Ctrl-C does, and the block raises what died.
+Where that does not end the work, because it talks to the dead service, `ends_process` lets the whole process end;
+nothing that is in the store is lost.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ _farewells: list[Callable[[], None]] = []
 class Service:
     """Something that the work cannot do without.
 
-    gone: whether it is; message: for the user, when it is. patience: for how many seconds it may be gone; every:
-    seconds between two looks.
+    gone: whether it has died; message: for the user, then. patience: the seconds that it may be away; every: seconds
+    between two looks.
     """
 
     gone: Callable[[], bool]
@@ -79,9 +78,9 @@ def at_address(name: str, host: str, port: int, patience: float) -> Service:
 
 @contextmanager
 def ends_process(say: Callable[[str], None]) -> Iterator[None]:
-    """Have work in this block that cannot end otherwise end with the process: exit code 1, after `say(line)`.
+    """Have work in this block that cannot be interrupted end with the process: exit code 1, after `say(line)`.
 
-    As soon as a service is gone, what libraries print about it is dropped.
+    What libraries print after the death of a service is dropped.
     """
     global _say
     before, _say = _say, say
@@ -103,11 +102,7 @@ def before_exit(farewell: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def watched(*services: Service, stop: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Watch services while the block runs, and then stop them; what hangs in `stop` is ended, too.
-
-    Raises:
-        ServiceDied: one is gone; the message says which, and what to do.
-    """
+    """Watch services while the block runs, then call `stop`; ServiceDied says which is gone, and what to do."""
     watch = _Watch(services)
     try:
         try:
@@ -116,26 +111,26 @@ def watched(*services: Service, stop: Callable[[], object] = lambda: None) -> It
             watch.blame(error)
             raise
         finally:
-            watch.dismiss()
+            watch.dismissed.set()
             try:
                 stop()
             finally:
                 watch.end()
     except BaseException as error:
-        watch.unmute()
         if watch.died is None:
             raise
         raise ServiceDied(watch.died) from error
-    watch.unmute()
+    finally:
+        watch.unmute()
 
 
 class _Watch:
-    """The thread; died: the message of the service that is gone."""
+    """The thread. died: the message of the service that is gone; dismissed: look no more, services are stopped now."""
 
     def __init__(self, services: tuple[Service, ...]) -> None:
         self.died: str | None = None
         self._services = services
-        self._dismissed = threading.Event()
+        self.dismissed = threading.Event()
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._outputs: dict[int, int] = {}
@@ -150,10 +145,6 @@ class _Watch:
             if time.monotonic() >= deadline:
                 return
             time.sleep(LOOK_EVERY)
-
-    def dismiss(self) -> None:
-        """Look no more: the services are about to be stopped."""
-        self._dismissed.set()
 
     def end(self) -> None:
         """The block has ended: it is interrupted no more."""
@@ -179,7 +170,7 @@ class _Watch:
                 return
             if _say is not None:
                 self._mute()
-            if self._in_main and not self._dismissed.is_set():
+            if self._in_main and not self.dismissed.is_set():
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # ends a blocking call, too
         if not self._ended.wait(UNWIND) and _say is not None:
             self.unmute()
@@ -191,12 +182,12 @@ class _Watch:
     def _look(self) -> None:
         """Wait until a service is gone for longer than it may be, or there is no more need to look."""
         since: dict[Service, float] = {}
-        while not self._dismissed.wait(min(one.every for one in self._services)):
+        while not self.dismissed.wait(min(one.every for one in self._services)):
             now = time.monotonic()
             for one in self._services:
                 if not one.gone():
                     since.pop(one, None)
-                elif now - since.setdefault(one, now) >= one.patience and not self._dismissed.is_set():
+                elif now - since.setdefault(one, now) >= one.patience and not self.dismissed.is_set():
                     self.died = self.died or one.message
                     return
 

@@ -26,6 +26,7 @@ from memmcl.errors import ConfigError, MemmclError, SearchError
 from memmcl.files.failures import FULL
 from memmcl.search.course import Course, Dispatcher, OnResult
 from memmcl.search.problem import SearchProblem
+from memmcl.urls import first_line
 from tasks.run.cluster import check_nodes, check_room
 from tasks.run.leftovers import work_folder
 from tasks.run.ray_session import ray_session
@@ -97,9 +98,7 @@ class Multiplexer(Searcher):
                 "number": number,
                 "spec": phase.spec.model_dump_json(),
                 "genome": list(proposal.genome),
-                "hurdles": [
-                    None if one is None else [one.least, one.offset] for one in phase.core.hurdles(proposal.index)
-                ],
+                "hurdles": phase.core.hurdles(proposal.index),
             }
             self._queue.put(candidate, first)
 
@@ -138,7 +137,7 @@ class Multiplexer(Searcher):
 class _Ended(tune.Stopper):
     """Ends Tune, and workers that are still starting, as soon as all searches have their results.
 
-    Of a search that failed, workers first finish the candidates that they have: their results are kept.
+    After a failure, workers first finish the candidates that they have: their results are kept.
     """
 
     def __init__(self, searcher: Multiplexer) -> None:
@@ -162,11 +161,7 @@ class RayDriver:
 
     @contextmanager
     def session(self, problem: SearchProblem) -> Iterator[None]:
-        """Join the cluster at `ray.address`, or start a Ray that ends with the block.
-
-        Raises:
-            ServiceError: the cluster cannot be reached or lacks something; a local one cannot start.
-        """
+        """Open a `ray_session`, and check that every node of a cluster has what workers need, as `check_nodes` does."""
         with ray_session(self._cfg):
             if self._cfg.address:
                 with disable_run_logger():  # there is no Prefect run
@@ -174,32 +169,26 @@ class RayDriver:
             yield
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function in a process that is ended by force: the model that it loads leaves with it.
-
-        Raises:
-            SearchError: the process was lost again and again.
-        """
+        """Call a function in a process that ends with it, model and all; SearchError if it is lost repeatedly."""
         cpus, gpus = self._cfg.cpus_per_worker, self._cfg.gpus_per_worker
         caller = ray.remote(_Caller).options(num_cpus=cpus, num_gpus=gpus, max_restarts=2, max_task_retries=2)
         worker: Any = caller.remote()
         try:
             result: T = ray.get(worker.call.remote(function, *arguments))
         except (RayActorError, OutOfMemoryError) as error:
-            first = str(error).strip().splitlines()[0]
             raise SearchError(
-                f"the worker that measures references was lost ({first}); look for memory limits in the Ray log, then "
-                "run the same command again"
+                f"the worker that measures references was lost ({first_line(error)}); look for memory limits in the "
+                "Ray log, then run the same command again"
             ) from error
         finally:
             ray.kill(worker)
         return result
 
     def run(self, problem: SearchProblem, courses: Sequence[Course], on_result: OnResult) -> None:
-        """Run all courses to their end; see `memmcl.search.course.Driver`.
+        """Run all courses to their end; see `memmcl.search.course.Driver`. The results so far are kept after an error.
 
         Raises:
-            SearchError: a candidate cannot be evaluated, or keeps losing its worker, or there is no space left for
-                Ray's own files; results so far are kept.
+            SearchError: a candidate fails or keeps losing its worker, or no space is left for Ray's files.
             ServiceError: no worker has room in the Ray cluster, nor ever will.
         """
         queue = RayQueue()
@@ -237,11 +226,7 @@ class _Caller:
 
 
 def check_store(url: str) -> None:
-    """Refuse a store that workers cannot see.
-
-    Raises:
-        ConfigError: it is neither of files nor a bucket.
-    """
+    """Raise a ConfigError for a store that other processes cannot see."""
     if not url.startswith(("file://", "s3://")):
         raise ConfigError(f"store.url: workers are processes of their own and cannot see {url}; use file or s3")
 

@@ -57,7 +57,11 @@ class _Actor:
 
 
 class RayQueue:
-    """A queue in an actor beside this process, from the first candidate until `kill`; it can be sent to workers."""
+    """A queue in an actor beside this process, from the first candidate until `kill`; it can be sent to workers.
+
+    Raises:
+        ServiceError: the actor is lost.
+    """
 
     def __init__(self) -> None:
         self._actor: Any = None
@@ -71,20 +75,12 @@ class RayQueue:
         self._actor.put.remote(candidate, first)
 
     def take(self, worker: str) -> Candidate | None:
-        """Wait for the next candidate; None: there is none for this worker any more.
-
-        Raises:
-            ServiceError: the queue itself is lost.
-        """
+        """Wait for the next candidate; None: there is none for this worker any more."""
         candidate: Candidate | None = self._ask(self._actor.take.remote(worker))
         return candidate
 
     def lost(self, worker: str) -> int | None:
-        """Hand a worker no more candidates; return the number of the one that it took last.
-
-        Raises:
-            ServiceError: the queue itself is lost.
-        """
+        """Hand a worker no more candidates; return the number of the one that it took last."""
         number: int | None = self._ask(self._actor.lost.remote(worker))
         return number
 

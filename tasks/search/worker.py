@@ -14,7 +14,6 @@ from typing import Any
 from ray import tune
 
 from memmcl.errors import MemmclError
-from memmcl.evolve.racing import Hurdle
 from memmcl.search.problem import SearchProblem
 from memmcl.search.scorer import Scorer
 from memmcl.search.spec import SearchSpec
@@ -28,8 +27,7 @@ class Worker(tune.Trainable):
         self, config: dict[str, Any], problem: SearchProblem | None = None, queue: RayQueue | None = None
     ) -> None:
         """Load the model and the experts."""
-        assert problem is not None
-        assert queue is not None
+        assert problem is not None and queue is not None
         logging.getLogger("memmcl").setLevel(logging.WARNING)
         if threading.current_thread() is threading.main_thread():
             # Tune ends its workers by SIGTERM; Ray's handler prints a traceback where it strikes in a finaliser.
@@ -64,8 +62,7 @@ class Worker(tune.Trainable):
         self._scorer = Scorer(problem)
 
     def _evaluate(self, spec: SearchSpec, candidate: Candidate) -> dict[str, Any]:
-        hurdles = [None if hurdle is None else Hurdle(*hurdle) for hurdle in candidate["hurdles"]]
-        return self._scorer.evaluate(spec, candidate["genome"], hurdles)
+        return self._scorer.evaluate(spec, candidate["genome"], candidate["hurdles"])
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing to save: the store has every result."""

@@ -47,12 +47,9 @@ def reads_anchors(cfg: ExpertsConfig) -> bool:
 
 
 def choose_anchors(run: Run, splits: Splits) -> Anchors | None:
-    """Return anchor rows from this run's data and settings; None where its experts need none.
+    """Return anchor rows by this run's data and settings, None where its experts need none; DataError for few texts.
 
-    A run of one subtask has no training rows of others: then the corpus has them.
-
-    Raises:
-        DataError: no such texts, or too few of them.
+    A run of one subtask has no training rows of others: then they come from the shipped corpus.
     """
     cfg = run.config.experts
     if not reads_anchors(cfg):
@@ -76,16 +73,14 @@ def anchors_of(run: Run, rows: RowsBySubtask) -> Anchors:
 
 def anchors_key(run: Run, anchors: Anchors | None) -> str | None:
     """Return the key of the anchor rows that the run uses: the pinned ones, or else `anchors`; None for none."""
-    if run.pinned.anchors is not None:
-        return run.pinned.anchors.key
-    return anchors.key if anchors is not None else None
+    used = run.pinned.anchors or anchors
+    return used.key if used else None
 
 
 def publish_anchors(run: Run, splits: Splits, anchors: Anchors | None) -> ArtifactRef | None:
-    """Return the anchor rows that the run uses as an artifact: the pinned ones, or `anchors`, which are published.
+    """Return the anchor rows that the run uses: the pinned ones, or `anchors`, which are published.
 
-    Raises:
-        CorruptArtifact: the pinned ones are damaged, and this run's rows give others.
+    Pinned ones that are damaged are published again; CorruptArtifact if this run's rows give others.
     """
     pinned = run.pinned.anchors
     if pinned is not None and open_store(run).find(pinned.kind, pinned.key) is None:
@@ -128,10 +123,7 @@ def _of_corpus(run: Run, splits: Splits) -> RowsBySubtask:
 
 
 def _of_texts(run: Run, url: str, splits: Splits) -> RowsBySubtask:
-    """Deal plain texts in the order of a hash of their content, to the run's subtasks in turn, with forced answers.
-
-    Where the run has one subtask alone, they are dealt to those of the catalogue.
-    """
+    """Deal plain texts, in the order of a hash, to the run's subtasks in turn (all known ones, if it has only one)."""
     cfg, known = run.config.experts, lenders(run.config)
     names = sorted(splits.parts) if len(splits.parts) > 1 else sorted(known)
     asked = [known[name] for name in names if _fits(run, known[name])]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 from prefect import State
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from memmcl.backbone.forward import Backbone
 from memmcl.curriculum.context import Context, context_of
@@ -30,14 +30,11 @@ from tasks.ui.logs import log
 GATE_VERSION = 3
 
 
-class ContextualModel(BaseModel):
+class ContextualModel(BaseModel, frozen=True):
     """The unified model, and the rows that its contexts are built from.
 
-    train: by subtask, the training rows that demonstrations are taken from. order: of the curriculum, the easiest
-    subtask first.
+    train: the subtasks' training rows, for demonstrations. order: of the curriculum, the easiest subtask first.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     unified: ArtifactRef
     train: dict[str, ArtifactRef]
@@ -79,40 +76,32 @@ def _measure(
     """Return the entries of every form of every context in the gate's document, and the options to choose from."""
     entries, options = [], []
     score = partial(metrics.score_from_counts, subtask, metrics.datasets_of(rows))
-    with adapted_model(run, model.unified) as (backbone, prompter):
-        for context in contexts_of(run, subtask, prompter, model):
-            probe = context_probe(run, backbone, prompter, subtask, rows, context)
+    with adapted_model(run, model.unified) as adapted:
+        for context, probe in _probes(run, adapted, subtask, rows, model, run.config.curriculum.contexts):
             for calibrated, answers, offsets in _forms(probe, run.config.evaluation.calibration):
                 counts = metrics.row_counts(subtask, rows, answers)
-                value = float(score(counts.sum(axis=0)))
-                per_row = bootstrap.row_values(counts, score)
+                value, per_row = float(score(counts.sum(axis=0))), bootstrap.row_values(counts, score)
                 options.append(Option(context.kind, calibrated, value, per_row, context.tokens))
-                entries.append(
-                    {
-                        "context": context.kind,
-                        "calibrated": calibrated,
-                        "weak_score": value,
-                        "offsets": offsets,
-                        "tokens": context.tokens,
-                        "demonstrations": len(context.demonstrations),
-                    }
-                )
+                entry = {"context": context.kind, "calibrated": calibrated, "weak_score": value, "offsets": offsets}
+                entries.append({**entry, "tokens": context.tokens, "demonstrations": len(context.demonstrations)})
     return entries, options
 
 
-def contexts_of(run: Run, subtask: Subtask, prompter: Prompter, model: ContextualModel) -> list[Context]:
-    """Return the run's contexts of one subtask; demonstrations are training rows."""
+def _probes(
+    run: Run,
+    adapted: tuple[Backbone, Prompter],
+    subtask: Subtask,
+    rows: Sequence[Example],
+    model: ContextualModel,
+    kinds: Collection[str],
+) -> Iterator[tuple[Context, Probe]]:
+    """Yield the run's contexts of these kinds, each with the rows behind its demonstrations: training rows."""
     cfg, order = run.config.curriculum, model.order
     train, known = {name: read_rows(run, model.train[name]) for name in order}, catalogue(run.config)
-    return [context_of(kind, cfg, known, subtask, prompter, train, order, run.config.seed) for kind in cfg.contexts]
-
-
-def context_probe(
-    run: Run, backbone: Backbone, prompter: Prompter, subtask: Subtask, rows: Sequence[Example], context: Context
-) -> Probe:
-    """Return the rows behind the demonstrations of a context."""
-    shots = [(run.subtask(name), row) for name, row in context.demonstrations]
-    return make_probe(run.config.evaluation, (backbone, prompter), subtask, rows, shots)
+    for kind in filter(kinds.__contains__, cfg.contexts):
+        context = context_of(kind, cfg, known, subtask, adapted[1], train, order, run.config.seed)
+        shots = [(known[name], row) for name, row in context.demonstrations]
+        yield context, make_probe(run.config.evaluation, adapted, subtask, rows, shots)
 
 
 def read_gate(run: Run, gate: ArtifactRef) -> list[dict[str, Any]]:
@@ -126,16 +115,13 @@ def context_answers(
 ) -> dict[str, list[str]]:
     """Return the unified model's answers by form of context, `context:KIND` or `context:KIND:calibrated`.
 
-    entries: of the gate's document, the forms that are wanted. The form that the gate chose is `gated` as well.
+    entries: the forms that are wanted, of the gate's document; the answers of the one it chose are `gated` as well.
     """
     answers: dict[str, list[str]] = {}
-    with adapted_model(run, model.unified) as (backbone, prompter):
-        for context in contexts_of(run, subtask, prompter, model):
-            forms = [entry for entry in entries if entry["context"] == context.kind]
-            if not forms:
-                continue
-            probe = context_probe(run, backbone, prompter, subtask, rows, context)
-            for form in forms:
+    kinds = {entry["context"] for entry in entries}
+    with adapted_model(run, model.unified) as adapted:
+        for context, probe in _probes(run, adapted, subtask, rows, model, kinds):
+            for form in (entry for entry in entries if entry["context"] == context.kind):
                 name = f"context:{context.kind}" + (":calibrated" if form["calibrated"] else "")
                 answers[name] = probe.answers(None if form["offsets"] is None else np.array(form["offsets"]))
                 if form["chosen"]:

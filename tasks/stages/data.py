@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from statistics import fmean as mean
+from statistics import fmean
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -60,35 +60,23 @@ def publish_splits(run: Run) -> tuple[SplitRefs, ArtifactRef | None, ArtifactRef
     for fault in splits.faults[:SHOWN_FAULTS]:
         log().warning("left out: %s", fault)
     show_faults(run, splits.faults)
-    read = _publish_read(run, splits)
+    document = {"dropped": splits.dropped, "digests": data_digests(splits)}  # for the report, hours later
+    files = {"data.json": json.dumps(document).encode()}
+    key = _key("data", document)
+    read = publish_once(run, "data", key, name="rows read", files=lambda: files, metrics=splits.dropped)
     return refs, publish_anchors(run, splits, anchors), read
 
 
 def check_unchanged(run: Run, splits: Splits, anchors: Anchors | None) -> None:
-    """Refuse rows that changed since the run was opened: they gave it its id.
-
-    Raises:
-        DataError: they did.
-    """
+    """Raise DataError if the rows changed since the run was opened: its id depends on them."""
     if run.rows and rows_digest(splits, anchors_key(run, anchors)) != run.rows:
         raise DataError(f"the rows changed while run {run.id[:8]} was starting; start it again")
 
 
-def _publish_read(run: Run, splits: Splits) -> ArtifactRef:
-    """Publish what the report says of the rows: by then, hours later, their source may have changed."""
-    document = {"dropped": splits.dropped, "digests": data_digests(splits)}
-    files = {"data.json": json.dumps(document).encode()}
-    key = _key("data", document)
-    return publish_once(run, "data", key, name="rows read", files=lambda: files, metrics=splits.dropped)
-
-
 def longest_first(run: Run, train: Mapping[str, ArtifactRef]) -> list[str]:
-    """Return the subtasks by the mean length of their training rows, the longest first: they take longest to train.
-
-    Starting with the longest work leaves the shortest wait at the end.
-    """
+    """Return the subtasks by the mean length of their training rows, the longest, which train longest, first."""
     rows = {name: read_rows(run, ref) for name, ref in train.items()}
-    lengths = {name: mean(len(row.text) + len(row.answer) for row in examples) for name, examples in rows.items()}
+    lengths = {name: fmean(len(row.text) + len(row.answer) for row in examples) for name, examples in rows.items()}
     return sorted(lengths, key=lambda name: (-lengths[name], name))
 
 

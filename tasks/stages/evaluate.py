@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from prefect import State
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from memmcl.backbone.resident import resident
 from memmcl.evaluate import bootstrap
@@ -37,13 +37,11 @@ Tables = dict[str, dict[str, tuple[float, ...]]]
 """By model, the coefficients of adapters, one a block."""
 
 
-class EvaluatedModels(BaseModel):
+class EvaluatedModels(BaseModel, frozen=True):
     """The models that answer a subtask's test rows.
 
     interference: those that answer the first rows alone: the base, and every expert by itself.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     models: Tables
     interference: Tables
@@ -57,10 +55,7 @@ class EvaluatedModels(BaseModel):
 def models_to_evaluate(
     run: Run, trained: TrainedArtifacts, winners: Mapping[str, Winner], subtask: str
 ) -> EvaluatedModels:
-    """Return the models that are compared on a subtask; the warm start is part of experts and merges.
-
-    winners: by the name of the search.
-    """
+    """Return the models to compare on a subtask, the warm start added to experts and merges; winners: by search."""
     blocks, start = run.config.search.blocks, trained.warm_start
     ones, names = (1.0,) * blocks, sorted(trained.experts)
     rivals: list[str] = list(run.config.search.rivals)
@@ -69,8 +64,8 @@ def models_to_evaluate(
         "experts": {subtask: ones},
         "uniform": {name: (1.0 / len(names),) * blocks for name in names},
         "sum": dict.fromkeys(names, ones),
+        **{name: winners[search][0] for name, search in tuned.items()},
     }
-    merges |= {name: winners[search][0] for name, search in tuned.items()}
     models: Tables = {"base": {}}
     models |= {name: with_base_adapters(table, start, blocks) for name, table in merges.items()}
     models |= {name: {name: ones} for name in trained.rivals}
@@ -138,7 +133,7 @@ def _model_answers(
 ) -> tuple[Answers, Answers]:
     """Return every model's answers to all rows, and those for the table of interference to the first of them.
 
-    Label scores are calibrated on the weak rows where the run's settings say so. A model of both is asked once.
+    Label scores are calibrated on the weak rows if so configured. A model that is in both is asked once.
     """
     model, cfg = resident(run.model), run.config.evaluation
     probe, weak_probe = (make_probe(cfg, model, subtask, examples) for examples in (rows, weak))
@@ -170,8 +165,7 @@ def score_answers(run: Run, subtask: Subtask, rows: Sequence[Example], answers: 
     tolerant, rejected = parsing.read_answers(subtask, answers)
     counts = metrics.row_counts(subtask, rows, tolerant)
     score = partial(metrics.score_from_counts, subtask, metrics.datasets_of(rows))
-    seed = run.seed("bootstrap", subtask.name)
-    samples = run.config.evaluation.bootstrap_samples
+    seed, samples = run.seed("bootstrap", subtask.name), run.config.evaluation.bootstrap_samples
     labels = [] if subtask.is_tuple else [str(row.gold) for row in rows]
     return {
         "score": float(score(counts.sum(axis=0))),
@@ -189,11 +183,11 @@ def _table(rows: Sequence[Example], answers: Mapping[str, Sequence[str]]) -> byt
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns: dict[str, list[str]] = {
+    columns = {
         "id": [row.id for row in rows],
         "text": [row.text for row in rows],
         "gold": [row.answer for row in rows],
-        **{name: list(column) for name, column in answers.items()},
+        **answers,
     }
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 from prefect import State
 from prefect.states import Completed
 
 from memmcl.backbone.batches import TokenizedRow
-from memmcl.experts.settings import RowsBySubtask
 from memmcl.experts.train import STAGE_VERSION
 from memmcl.store import ArtifactRef, Refs, cache_key
 from memmcl.suite.configured import lenders
@@ -26,10 +25,7 @@ from tasks.stages.training import Material, TrainingPlan, describe, split_rows, 
 def train_warm(run: Run, train: Refs) -> State[ArtifactRef]:
     """Train the adapter that all experts start from, on all subtasks' rows, with its share of all their steps.
 
-    One that is pinned from an earlier run is used as it is.
-
-    Raises:
-        CorruptArtifact: the pinned one is damaged, and this run's rows would make another.
+    A pinned one is used as it is; CorruptArtifact if it is damaged and this run's rows would give another.
     """
     pinned, rows = run.pinned.warm, [train[name] for name in sorted(train)]
     if pinned is not None:
@@ -37,7 +33,7 @@ def train_warm(run: Run, train: Refs) -> State[ArtifactRef]:
             return Completed(name="Reused", message=f"{pinned} is pinned", data=pinned)
         if _warm_key(run, rows) != pinned.key:
             raise cannot_remake(run, pinned)
-    return _train_on_all(run, _warm_plan(run), train, warm_config(run))
+    return _train_on_all(run, _warm_plan(run), train)
 
 
 @stage_task("expert", run_name="expert {subtask}", retries=1)
@@ -61,11 +57,10 @@ def train_expert(
         anchored=cfg.anchor_weight > 0 and not afterwards,
     )
     first_anchors = anchors if first.anchored or cfg.init == "osrm" else None
-    start = [warm] if warm else []
     state = train_or_reuse(
         run,
         first,
-        inputs=[train, *([first_anchors] if first_anchors else []), *start],
+        inputs=[ref for ref in (train, first_anchors, warm) if ref is not None],
         gather=lambda prompter: _expert_material(run, prompter, subtask, train, first_anchors),
         warm=warm,
     )
@@ -84,7 +79,7 @@ def train_expert(
     return train_or_reuse(
         run,
         second,
-        inputs=[train, plain, anchors, *start],
+        inputs=[train, plain, anchors, *([warm] if warm else [])],
         gather=lambda prompter: _expert_material(run, prompter, subtask, train, anchors, plain),
         warm=warm,
     )
@@ -93,26 +88,21 @@ def train_expert(
 @stage_task("joint LoRA", retries=1)
 def train_joint(run: Run, train: Refs) -> State[ArtifactRef]:
     """Train the rival of merging: one LoRA on all subtasks' rows, with as many steps as all experts together."""
-    plan = TrainingPlan(
-        label=JOINT, title="joint LoRA", seed=("expert", JOINT), steps=run.config.experts.steps * len(train)
-    )
-    return _train_on_all(run, plan, train)
+    steps = run.config.experts.steps * len(train)
+    return _train_on_all(run, TrainingPlan(JOINT, "joint LoRA", seed=("expert", JOINT), steps=steps), train)
 
 
 @stage_task("weak LoRA", retries=1)
 def train_weak(run: Run, weak: Refs) -> State[ArtifactRef]:
-    """Train a rival of merging on the rows that searches see: one LoRA with as many steps as the joint one.
-
-    None of them is kept for validation.
-    """
+    """Train a rival of merging on all the rows that searches see: one LoRA with as many steps as the joint one."""
     steps = run.config.experts.steps * len(weak)
-    plan = TrainingPlan(label=WEAK_LORA, title="weak LoRA", seed=("expert", WEAK_LORA), steps=steps, keeps_rows=False)
+    plan = TrainingPlan(WEAK_LORA, "weak LoRA", seed=("expert", WEAK_LORA), steps=steps, keeps_rows=False)
     return _train_on_all(run, plan, weak)
 
 
 def warm_config(run: Run) -> dict[str, Any]:
     """Return all that decides the run's warm start but its rows; a pinned one must have the same."""
-    return describe(run, _warm_plan(run), subtasks=sorted(run.config.data.subtasks))
+    return describe(run, _warm_plan(run))
 
 
 def warm_key(run: Run, splits: Splits) -> str | None:
@@ -129,14 +119,12 @@ def _warm_key(run: Run, rows: Sequence[ArtifactRef]) -> str:
 
 
 def _warm_plan(run: Run) -> TrainingPlan:
-    cfg = run.config.experts
-    steps = max(1, round(cfg.warm_start * cfg.steps * len(run.config.data.subtasks)))
-    return TrainingPlan(label=WARM, title="warm start", seed=("expert", WARM), steps=steps, kind=WARM)
+    cfg, names = run.config.experts, tuple(sorted(run.config.data.subtasks))
+    steps = max(1, round(cfg.warm_start * cfg.steps * len(names)))
+    return TrainingPlan(WARM, "warm start", seed=("expert", WARM), steps=steps, kind=WARM, subtasks=names)
 
 
-def _train_on_all(
-    run: Run, plan: TrainingPlan, refs: Refs, config: Mapping[str, Any] | None = None
-) -> State[ArtifactRef]:
+def _train_on_all(run: Run, plan: TrainingPlan, refs: Refs) -> State[ArtifactRef]:
     """Train one adapter on the rows of all subtasks, less those that the plan keeps for validation."""
 
     def gather(prompter: Prompter) -> Material:
@@ -146,10 +134,11 @@ def _train_on_all(
             examples = read_rows(run, ref)
             used, kept = split_rows(run, examples, name) if plan.keeps_rows else (examples, [])
             rows[name] = token_rows(prompter, run.subtask(name), used)
-            validation[name] = token_rows(prompter, run.subtask(name), kept)
-        return Material(rows, validation=_filled(validation))
+            if kept:
+                validation[name] = token_rows(prompter, run.subtask(name), kept)
+        return Material(rows, validation=validation)
 
-    return train_or_reuse(run, plan, inputs=[ref for _, ref in sorted(refs.items())], gather=gather, config=config)
+    return train_or_reuse(run, plan, inputs=[ref for _, ref in sorted(refs.items())], gather=gather)
 
 
 def _expert_material(
@@ -162,16 +151,11 @@ def _expert_material(
 ) -> Material:
     """Return the training rows of one subtask, and the anchor rows of all others."""
     used, kept = split_rows(run, read_rows(run, train), subtask)
-    known = lenders(run.config)
-    others = read_anchors(run, anchors) if anchors else {}
+    known, others = lenders(run.config), read_anchors(run, anchors) if anchors else {}
     asked = run.subtask(subtask)
     return Material(
         rows={subtask: token_rows(prompter, asked, used)},
         anchors={name: token_rows(prompter, known[name], rows) for name, rows in others.items() if name != subtask},
-        validation=_filled({subtask: token_rows(prompter, asked, kept)}) if plain is None else {},
+        validation={subtask: token_rows(prompter, asked, kept)} if kept and plain is None else {},
         start=load_adapter(run, plain) if plain else None,
     )
-
-
-def _filled(rows: RowsBySubtask) -> RowsBySubtask:
-    return {name: tokenized for name, tokenized in rows.items() if tokenized}

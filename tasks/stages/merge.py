@@ -45,9 +45,9 @@ Winner = tuple[dict[str, tuple[float, ...]], Recipe]
 
 @stage_task("stage 1", run_name="stage 1: group models")
 def search_groups(run: Run, trained: TrainedArtifacts) -> State[dict[str, ArtifactRef]]:
-    """Search a group model in every group, and beside them tune the baselines: one coefficient for all experts.
+    """Search a model of every group, and tune the baselines (one coefficient for all experts), on the same workers.
 
-    All of them share the workers of one Tuner. Returns the searches by group, and the baselines' by name.
+    Returns the searches by group, and the baselines' by name.
     """
     cfg, names, problem = run.config.search, sorted(trained.experts), trained.problem(run)
     each: Parts = {name: {name: (1.0,) * cfg.blocks} for name in names}

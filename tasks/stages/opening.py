@@ -41,17 +41,14 @@ STAGE_VERSIONS = {
     "evaluation": evaluate.EVALUATION_VERSION,
     "report": report.REPORT_VERSION,
 }
-"""A finished run of older stages is another run."""
+"""They are part of a run's id, so that a newer stage makes it another run."""
 
 
 def open_run(config: RunConfig, inputs: Inputs | None = None, pins: Callable[[Run], Pinned] | None = None) -> Run:
-    """Return the run of this configuration, data and base; inputs: where they have been read already.
+    """Return the run of this configuration, data and base; a MemmclError says what is missing or wrong.
 
-    The run's id is the digest of the configuration (but for where it runs), the rows, the base's weights, and the
-    anchor rows and the warm start that its experts are trained with. pins: returns those to take from an earlier run.
-
-    Raises:
-        MemmclError: anything that is missing or wrong, before any work begins.
+    Its id is the digest of the configuration (but for where it runs), the rows, the base's weights, and the anchor rows
+    and the warm start that its experts are trained with. inputs: if read already. pins: those of an earlier run.
     """
     search = config.search
     check_search(search.method, search.parameters, search.genes, search.bounds[0])
@@ -86,11 +83,7 @@ def open_run(config: RunConfig, inputs: Inputs | None = None, pins: Callable[[Ru
 
 
 def check_place(config: RunConfig) -> None:
-    """Refuse relative paths in a deployment's run: its worker runs it in a temporary folder.
-
-    Raises:
-        ConfigError: the store, or where rows lie, is relative.
-    """
+    """Refuse a deployment's relative paths by a ConfigError: a worker runs flows in a temporary folder."""
     if not deployment.id:
         return
     for key, place in {"store.url": config.store.url, **_places_of_rows(config)}.items():
@@ -137,11 +130,7 @@ def refuse_second(run: Run) -> None:
 
 @contextmanager
 def held(run: Run) -> Iterator[Lease]:
-    """Hold the run's lease; runs that died with it are closed in the history.
-
-    Raises:
-        LeaseHeld: another live process works on the same run.
-    """
+    """Hold the run's lease, or raise LeaseHeld; flow runs that died with it are closed in the history."""
     store = open_store(run)
     with Lease(store, run.id, {"flow_run_id": history.root_flow_run_id()}) as lease:
         history.close_abandoned(lease)

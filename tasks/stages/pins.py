@@ -18,18 +18,18 @@ from tasks.ui.logs import log
 
 
 def pins_of(run: Run, champion: Champion | None, splits: Splits) -> Pinned:
-    """Return the champion's anchor rows and warm start, each where this run's settings would give the same.
+    """Return the champion's anchor rows and warm start, each if this run's settings give the same.
 
-    One is not taken over, with a warning, when a text that it was made from overlaps with a test text by now.
+    One that was made from a text which overlaps with a test text by now is not taken: a warning says so.
     """
     if champion is None:
         return Pinned()
-    anchors, warm = champion.refs.get("anchors:anchor rows"), champion.refs.get(f"{WARM}:warm start")
-    if anchors and not (reads_anchors(run.config.experts) and _anchors_fit(run, anchors, splits)):
-        anchors = None
-    if warm and not (run.config.experts.warm_start > 0 and _warm_fits(run, warm, splits)):
-        warm = None
-    return Pinned(anchors=anchors, warm=warm)
+    cfg, refs = run.config.experts, champion.refs
+    anchors, warm = refs.get("anchors:anchor rows"), refs.get(f"{WARM}:warm start")
+    return Pinned(
+        anchors=anchors if anchors and reads_anchors(cfg) and _anchors_fit(run, anchors, splits) else None,
+        warm=warm if warm and cfg.warm_start > 0 and _warm_fits(run, warm, splits) else None,
+    )
 
 
 def _anchors_fit(run: Run, pinned: ArtifactRef, splits: Splits) -> bool:

@@ -44,7 +44,7 @@ SPLITS = ("train", "weak", "test")
 
 @dataclass(frozen=True)
 class Champion:
-    """The champion as a retrain needs it: the history of champions, the run with its artifacts by `kind:name`.
+    """The champion as a retrain needs it: the history of champions, the run and its artifacts by `kind:name`.
 
     done: its last artifact. order: of its curriculum.
     """
@@ -73,11 +73,7 @@ class Champion:
 
 
 def find_champion(store: Store, name: str) -> Champion | None:
-    """Return the champion; None when there never was one.
-
-    Raises:
-        ServiceError: its report is damaged or gone: nothing can be compared with it.
-    """
+    """Return the champion, None when there never was one; ServiceError where its report is damaged or gone."""
     champions = read_champions(store, name)
     if champions.current is None:
         return None
@@ -89,11 +85,7 @@ def find_champion(store: Store, name: str) -> Champion | None:
 
 
 def check_whole(store: Store, champion: Champion) -> None:
-    """Make sure that the champion can be scored, before a challenger is trained.
-
-    Raises:
-        ServiceError: one of its artifacts is damaged: nothing can be compared with it.
-    """
+    """Raise a ServiceError if an artifact of the champion is damaged, before a challenger is trained."""
     problems = closure_of(store, champion.run.id).problems
     if problems:
         raise _not_whole(store, champion.run.id, f"{problems[0].where}: {problems[0].what}")
@@ -160,9 +152,9 @@ def score_champion(
         asked, rows = champion.subtask(subtask), read_rows(champion, test)
         chosen = [entry for entry in read_gate(champion, gate) if entry["chosen"]]
         answers = context_answers(champion, asked, rows, model, chosen)["gated"]
-        scores = {"gated": score_answers(champion, asked, rows, answers)}
-        log().info("champion on %s: %.3f", subtask, scores["gated"]["score"])
-        return {"scores.json": json.dumps(scores).encode()}, {}
+        score = score_answers(champion, asked, rows, answers)
+        log().info("champion on %s: %.3f", subtask, score["score"])
+        return {"scores.json": json.dumps({"gated": score}).encode()}, {}
 
     return reuse_or_make(
         champion,
@@ -177,10 +169,7 @@ def score_champion(
 
 @task(name="champion gate", task_run_name="champion gate", cache_policy=NO_CACHE)
 def judge_challenger(run: Run, challenger: Manifest, champion: Champion, scored: Refs) -> Judgement:
-    """Compare both on the same test rows, and publish the judgement.
-
-    scored: the champion's evaluation by subtask, for the subtasks that both have.
-    """
+    """Compare both on the same test rows, and publish the judgement; scored: the champion's evaluations, by subtask."""
     store = open_store(run)
     ours = {f"{ref.kind}:{ref.name}": ref for ref in challenger.inputs}
     pairs = {}
@@ -213,11 +202,7 @@ def read_judgement(store: Store, run: Run, champion: Champion) -> Judgement | No
 
 
 def take_place(run: Run, challenger: Manifest, champion: Champion | None, why: str) -> None:
-    """Make the challenger champion, and emit the event `memmcl.champion.promoted`.
-
-    Raises:
-        Conflict: the champion changed since it was read.
-    """
+    """Make the challenger champion, and emit `memmcl.champion.promoted`; Conflict if the champion has changed."""
     store, name = open_store(run), run.config.promotion.champion
     champions = champion.champions if champion else Champions(name, (), None)
     reign = Reign(

@@ -55,10 +55,7 @@ def measure_reference(
 def measure_rows(
     run: Run, subtask: Subtask, by_split: Mapping[str, Sequence[Example]], expert: ArtifactRef
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Return base and expert on weak rows, and on selection rows where there are any; with files, if any.
-
-    The document has "base" and "expert" for weak rows, and the same under "selection".
-    """
+    """Return a document, "base" and "expert" on weak rows and the same under "selection", and files, if any."""
     search, evaluation, model = run.config.search, run.config.evaluation, resident(run.model)
     probes = {split: make_probe(evaluation, model, subtask, rows) for split, rows in by_split.items()}
     golds = {split: gold_answers(model, subtask, rows) for split, rows in by_split.items()}
@@ -74,7 +71,7 @@ def measure_rows(
         if "agree" in search.weights:
             answers = {split: (rows, experts[split].answers or ()) for split, rows in by_split.items()}
             files = expectations(model, subtask, answers)
-    both: dict[str, dict[str, Any]] = {}
+    both: dict[str, Any] = {}
     for split, base in measured("the base").items():
         both[split] = {"base": base.model_dump(mode="json"), "expert": experts[split].model_dump(mode="json")}
     return both.pop(WEAK) | both, files

@@ -12,7 +12,7 @@ from memmcl.api.model_file import ModelFile, subtask_prompts
 from memmcl.api.runs import MODEL_FILE
 from memmcl.backbone.resident import find_base, resident_prompter
 from memmcl.merge.export import write_merge
-from memmcl.report import Results, model_card, render_html, write_tables
+from memmcl.report import model_card, render_html, write_tables
 from memmcl.store import ArtifactRef, StageSettings
 from tasks.run.leftovers import work_folder
 from tasks.run.runtime import Run, load_adapter, open_store, reuse_or_make, stage_task
@@ -33,14 +33,8 @@ def export_full(run: Run, unified: ArtifactRef) -> State[ArtifactRef]:
         base = find_base(run.base, run.config.model.revision)
         directory = scratch / "model"
         directory.mkdir()
-        write_merge(
-            directory,
-            base,
-            {"unified": load_adapter(run, unified)},
-            {"unified": (1.0,)},
-            dtype=run.base.dtype,
-            split=run.base.split,
-        )
+        adapters, ones = {"unified": load_adapter(run, unified)}, {"unified": (1.0,)}
+        write_merge(directory, base, adapters, ones, dtype=run.base.dtype, split=run.base.split)
         return {path.name: path for path in sorted(directory.iterdir())}, {}
 
     with work_folder("export") as scratch:
@@ -67,17 +61,19 @@ def publish_report(run: Run, artifacts: RunArtifacts, started: float, peak_memor
         log().info("report: in the store, reused")
         return stored.ref
     results = gather(run, artifacts, started, peak_memory_gb)
+    refs, order = {f"{ref.kind}:{ref.name}": ref for ref in artifacts.refs()}, [one.name for one in results.subtasks]
+    prompts = subtask_prompts(store, refs, run.config, order, resident_prompter(run.model))
+    model_file = ModelFile(run=run.id, base=run.base, config=results.run.config, prompts=prompts)
     files: dict[str, bytes] = {
         "report.html": render_html(results).encode(),
         "results.json": results.model_dump_json(indent=1).encode(),
         "base.json": run.base.model_dump_json().encode(),
-        MODEL_FILE: _model_file(run, artifacts, results).model_dump_json(indent=1).encode(),
+        MODEL_FILE: model_file.model_dump_json(indent=1).encode(),
         "adapter.md": model_card(results, base_model=run.base.name, adapter=True).encode(),
         "model.md": model_card(results, base_model=run.base.name, adapter=False).encode(),
         **write_tables(results),
     }
-    unified = results.mean_of("unified")
-    base = results.mean_of("base")
+    unified, base = results.mean_of("unified"), results.mean_of("base")
     assert unified is not None and base is not None
     log().info("unified %.3f ± %.3f, base %.3f ± %.3f", unified.mean, unified.se, base.mean, base.se)
     show_results(results)
@@ -97,10 +93,3 @@ def publish_report(run: Run, artifacts: RunArtifacts, started: float, peak_memor
             "flow_run_id": results.run.flow_run_id,
         },
     ).ref
-
-
-def _model_file(run: Run, artifacts: RunArtifacts, results: Results) -> ModelFile:
-    refs = {f"{ref.kind}:{ref.name}": ref for ref in artifacts.refs()}
-    order = [subtask.name for subtask in results.subtasks]
-    prompts = subtask_prompts(open_store(run), refs, run.config, order, resident_prompter(run.model))
-    return ModelFile(run=run.id, base=run.base, config=results.run.config, prompts=prompts)

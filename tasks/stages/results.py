@@ -1,23 +1,26 @@
-"""The results document of a run, gathered from the artifacts it artifacts."""
+"""The results document of a run, gathered from its artifacts."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from memmcl.curriculum.difficulty import DEFAULT_WEIGHTS
 from memmcl.evaluate import bootstrap
 from memmcl.evolve.fitness import nai
+from memmcl.merge.compare import compare
 from memmcl.report import Results
 from memmcl.suite import metrics
 from memmcl.suite.examples import Example
 from tasks.run.models import JOINT, WEAK_LORA
-from tasks.run.runtime import Run, open_store, read_rows
+from tasks.run.runtime import Run, load_adapter, open_store, read_rows
 from tasks.stages import sections
 from tasks.stages.data import measure_difficulty
+from tasks.stages.evaluate import INTERFERENCE
 from tasks.stages.merge import read_search
 from tasks.stages.run_artifacts import RunArtifacts
 
@@ -51,11 +54,10 @@ COMPARED = (
 
 def gather(run: Run, artifacts: RunArtifacts, started: float, peak_memory_gb: float) -> Results:
     """Return the results document of a run, all read from the store."""
-    store = open_store(run)
+    store, experts = open_store(run), artifacts.trained.experts
     reports, order = measure_difficulty(run, artifacts.splits)
     scores = {name: json.loads(store.read(ref, "scores.json")) for name, ref in artifacts.evaluations.items()}
     gates = {name: json.loads(store.read(ref, "gate.json")) for name, ref in artifacts.gates.items()}
-    manifests = [open_store(run).load(ref) for ref in artifacts.refs()]
     present = [name for name in MODELS if all(_answers(name) in by for by in scores.values())]
     train, test = (
         {name: read_rows(run, refs[split]) for name, refs in artifacts.splits.items()} for split in ("train", "test")
@@ -74,8 +76,12 @@ def gather(run: Run, artifacts: RunArtifacts, started: float, peak_memory_gb: fl
         "means": [_mean(model, [scores[name][_answers(model)] for name in order]) for model in present],
         "comparisons": _comparisons(run, present, scores, test),
         "retention": [_retention(model, name, scores[name]) for model in RETAINING for name in order],
-        "interference": sections.interference_section(order, scores),
-        "task_vectors": sections.task_vectors_section(run, artifacts.trained.experts),
+        "interference": [
+            {"expert": expert, "subtask": name, **score}
+            for name in order
+            for expert, score in scores[name][INTERFERENCE].items()
+        ],
+        "task_vectors": asdict(compare({name: load_adapter(run, ref) for name, ref in sorted(experts.items())})),
         "searches": [
             section
             for name, ref in artifacts.searches.items()
@@ -97,7 +103,7 @@ def gather(run: Run, artifacts: RunArtifacts, started: float, peak_memory_gb: fl
                 for kind in run.config.curriculum.contexts
             ],
         },
-        "timings": sections.timings_section(manifests),
+        "timings": sections.timings_section([store.load(ref) for ref in artifacts.refs()]),
         "wall_seconds": time.time() - started,
         "peak_memory_gb": round(peak_memory_gb, 2),
         "data": {"source": run.config.data.source, **json.loads(store.read(artifacts.data, "data.json"))},

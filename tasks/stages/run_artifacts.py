@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from memmcl.search.problem import SearchProblem
 from memmcl.store import ArtifactRef
@@ -11,10 +11,8 @@ from tasks.run.runtime import Run
 from tasks.stages.data import SplitRefs
 
 
-class TrainedArtifacts(BaseModel):
+class TrainedArtifacts(BaseModel, frozen=True):
     """What trainings leave; `warm`, `joint` and `weak_lora` are single adapters, all else is by subtask."""
-
-    model_config = ConfigDict(frozen=True)
 
     experts: dict[str, ArtifactRef]
     weak: dict[str, ArtifactRef]
@@ -54,10 +52,8 @@ class TrainedArtifacts(BaseModel):
         )
 
 
-class RunArtifacts(BaseModel):
+class RunArtifacts(BaseModel, frozen=True):
     """References to all artifacts of a run."""
-
-    model_config = ConfigDict(frozen=True)
 
     splits: SplitRefs
     data: ArtifactRef

@@ -6,7 +6,6 @@ import importlib.metadata
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,12 +13,10 @@ import psutil
 
 from memmcl.backbone.resident import resident_prompter
 from memmcl.curriculum.difficulty import DifficultyReport
-from memmcl.merge.compare import compare
-from memmcl.store import ArtifactRef, Manifest, Refs
+from memmcl.store import ArtifactRef, Manifest
 from memmcl.suite.examples import Example
 from tasks.run.models import WARM
-from tasks.run.runtime import Run, load_adapter, open_store
-from tasks.stages.evaluate import INTERFERENCE
+from tasks.run.runtime import Run, open_store
 from tasks.stages.merge import ARITHMETIC, STAGE_2, read_search, winner_of
 from tasks.stages.run_artifacts import RunArtifacts, TrainedArtifacts
 from tasks.ui.history import root_flow_run_id
@@ -54,7 +51,6 @@ def subtask_section(
 ) -> dict[str, Any]:
     """Return one subtask with its rows, its difficulty and an example."""
     subtask = run.subtask(name)
-    prompter = resident_prompter(run.model)
     refs = artifacts.splits[name] | {"weak": artifacts.trained.weak[name]}
     return {
         "name": name,
@@ -64,7 +60,7 @@ def subtask_section(
         "labels": subtask.labels,
         "rows": {split: open_store(run).load(ref).metrics["rows"] for split, ref in refs.items()},
         "difficulty": report.difficulty,
-        "example": {"prompt": prompter.text(subtask, shown), "answer": shown.answer},
+        "example": {"prompt": resident_prompter(run.model).text(subtask, shown), "answer": shown.answer},
     }
 
 
@@ -73,11 +69,11 @@ def score_section(
 ) -> dict[str, Any]:
     """Return one model's score on one subtask."""
     chosen = next(entry for entry in gate if entry["chosen"])
-    context = chosen["context"] + (", calibrated" if chosen["calibrated"] else "")
+    gated = chosen["context"] + (", calibrated" if chosen["calibrated"] else "")
     return {
         "model": model,
         "subtask": subtask,
-        "context": context if model == "unified+context" else "none" if model == "constant" else "zero-shot",
+        "context": {"unified+context": gated, "constant": "none"}.get(model, "zero-shot"),
         "metric": run.subtask(subtask).metric,
         **_only(score, "score", "se", "n", "balanced_accuracy", "rejected", "strict_score"),
     }
@@ -169,20 +165,6 @@ def _training(run: Run, name: str, ref: ArtifactRef, reference: ArtifactRef | No
     }
 
 
-def interference_section(order: Sequence[str], scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return what the base and every single expert score on every subtask, where that was measured."""
-    return [
-        {"expert": expert, "subtask": name, **score}
-        for name in order
-        for expert, score in scores[name][INTERFERENCE].items()
-    ]
-
-
-def task_vectors_section(run: Run, experts: Refs) -> dict[str, Any]:
-    """Return how the experts' task vectors relate."""
-    return asdict(compare({name: load_adapter(run, ref) for name, ref in sorted(experts.items())}))
-
-
 def context_section(
     subtask: str, kind: str, gate: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -206,21 +188,17 @@ def context_section(
 def timings_section(manifests: Sequence[Manifest]) -> list[dict[str, Any]]:
     """Return the seconds that each artifact took; searches of one stage ran at once and count once."""
     stages = {
-        WARM: "experts",
-        "expert": "experts",
-        "reference": "experts",
-        "search": "search",
-        "unified": "search",
+        **dict.fromkeys((WARM, "expert", "reference"), "experts"),
+        **dict.fromkeys(("search", "unified"), "search"),
         "gate": "contexts",
         "evaluation": "evaluation",
     }
     timings: dict[tuple[str, str], float] = {}
     for manifest in manifests:
-        if manifest.kind in stages:
+        if stage := stages.get(manifest.kind):
             name = manifest.name
             if manifest.kind == "search":
                 name = "stage 2" if name == f"search {STAGE_2}" else "stage 1"
-            stage = stages[manifest.kind]
             timings[stage, name] = max(timings.get((stage, name), 0.0), manifest.seconds)
     return [{"stage": stage, "name": name, "seconds": seconds} for (stage, name), seconds in timings.items()]
 

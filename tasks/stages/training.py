@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,6 @@ from memmcl.adapters import format as adapter
 from memmcl.backbone.activations import prune_activations
 from memmcl.backbone.batches import TokenizedRow
 from memmcl.backbone.resident import resident, resident_activations
-from memmcl.config import ExpertsConfig
 from memmcl.errors import StoreError, TrainingError
 from memmcl.experts import checkpoint
 from memmcl.experts.settings import (
@@ -42,7 +41,6 @@ from tasks.ui.progress import shown
 
 STANDALONE = "standalone"
 """The folder in an expert's artifact that holds it with its warm start, as one adapter on the plain base."""
-
 _ADAPTER = {"target_modules", "rank", "alpha", "rslora", "dropout"}
 _OPTIMISER = {"learning_rate", "schedule", "warmup", "weight_decay", "clip"}
 _BATCH = {"batch_size", "micro_batch_size", "gradient_checkpointing"}
@@ -55,8 +53,8 @@ class TrainingPlan:
     """One training, apart from its rows.
 
     label: its name in logs and tables; title: of its artifact. seed: the names that its seed is derived from.
-    keeps_rows: whether rows are kept out for validation; with gold answers they decide which step is kept.
-    teacher: see `TrainingSettings`.
+    subtasks: those whose rows it mixes, if that decides its key. keeps_rows: whether rows are kept out for validation;
+    with gold answers they decide which step is kept. teacher: see `TrainingSettings`.
     """
 
     label: str
@@ -64,20 +62,11 @@ class TrainingPlan:
     seed: tuple[str, ...]
     steps: int
     kind: str = "expert"
+    subtasks: tuple[str, ...] = ()
     init: Init = "kaiming"
     anchored: bool = False
     keeps_rows: bool = True
     teacher: Teacher = "gold"
-
-    def reads(self, cfg: ExpertsConfig) -> dict[str, Any]:
-        """Return the settings that decide the result; nothing else may change its key."""
-        names = _ADAPTER | _OPTIMISER | _BATCH
-        if self.anchored:
-            names |= _ANCHOR
-        if self.keeps_rows and cfg.validation_rows:
-            names |= {"validation_rows"} | (_VALIDATION if self.teacher == "gold" else set())
-        settings = cfg.model_dump(mode="json", include=names)
-        return {"experts": {**settings, "init": self.init}, "steps": self.steps, "teacher": self.teacher}
 
 
 @dataclass(frozen=True)
@@ -87,9 +76,21 @@ class Material(TrainingData):
     start: adapter.Adapter | None = None
 
 
-def describe(run: Run, plan: TrainingPlan, **more: Any) -> dict[str, Any]:
-    """Return the configuration of the artifact of a training."""
-    return {"training": list(plan.seed), **plan.reads(run.config.experts), **more, "model": run.model.key()}
+def describe(run: Run, plan: TrainingPlan) -> dict[str, Any]:
+    """Return the settings that decide the result of a training; nothing else may change its key."""
+    cfg, names = run.config.experts, _ADAPTER | _OPTIMISER | _BATCH
+    if plan.anchored:
+        names |= _ANCHOR
+    if plan.keeps_rows and cfg.validation_rows:
+        names |= {"validation_rows"} | (_VALIDATION if plan.teacher == "gold" else set())
+    return {
+        "training": list(plan.seed),
+        "experts": {**cfg.model_dump(mode="json", include=names), "init": plan.init},
+        "steps": plan.steps,
+        "teacher": plan.teacher,
+        **({"subtasks": list(plan.subtasks)} if plan.subtasks else {}),
+        "model": run.model.key(),
+    }
 
 
 def train_or_reuse(
@@ -98,15 +99,13 @@ def train_or_reuse(
     *,
     inputs: Sequence[ArtifactRef],
     gather: Callable[[Prompter], Material],
-    config: Mapping[str, Any] | None = None,
     warm: ArtifactRef | None = None,
 ) -> State[ArtifactRef]:
     """Return the artifact of a training: from the store if it is there, else trained, from its last checkpoint.
 
-    gather: returns its rows. config: of its artifact; None: `describe(run, plan)`.
-    warm: the warm start that the adapter is a delta on; it is folded into the base during the training.
+    gather: returns its rows. warm: the warm start that the adapter is a delta on, added to the base meanwhile.
     """
-    config = describe(run, plan) if config is None else config
+    config = describe(run, plan)
     key = cache_key(plan.kind, inputs=inputs, config=config, stage_version=STAGE_VERSION, seed=run.config.seed)
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -124,11 +123,7 @@ def train_or_reuse(
 
 
 def split_rows(run: Run, examples: Sequence[Example], subtask: str) -> tuple[Sequence[Example], Sequence[Example]]:
-    """Return the training rows that are trained on, and those that are kept for validation: the last ones.
-
-    Raises:
-        TrainingError: nothing is left to train on.
-    """
+    """Return the rows to train on, and the last ones, kept for validation; TrainingError where all would be kept."""
     kept = run.config.experts.validation_rows
     if kept >= len(examples):
         raise TrainingError(
@@ -145,25 +140,22 @@ def token_rows(prompter: Prompter, subtask: Subtask, examples: Sequence[Example]
 
 def _train(run: Run, plan: TrainingPlan, material: Material, key: str) -> TrainedAdapter:
     """Train from the last checkpoint that can be used; where there is none, from the first step."""
-    store, cfg = open_store(run), run.config.experts
-    rows = sum(map(len, material.rows.values()))
-    log().info("%s: training on %d rows, %d steps of %d; on %s", plan.label, rows, plan.steps, cfg.batch_size, place())
-    data = store.read_checkpoint(key)
-    if data is not None:
+    rows, batch = sum(map(len, material.rows.values())), run.config.experts.batch_size
+    log().info("%s: training on %d rows, %d steps of %d; on %s", plan.label, rows, plan.steps, batch, place())
+    resume, done = open_store(run).read_checkpoint(key), 0
+    if resume is not None:
         try:
-            done = checkpoint.decode(data)[0].step
+            done = checkpoint.decode(resume)[0].step
+            log().info("%s: goes on from step %d of %d", plan.label, done, plan.steps)
         except TrainingError as error:
             log().warning("%s: trained anew: %s", plan.label, error)
-        else:
-            log().info("%s: goes on from step %d of %d", plan.label, done, plan.steps)
-            return _session(run, plan, material, key, data, done)
-    return _session(run, plan, material, key, None, 0)
+            resume = None
+    return _session(run, plan, material, key, resume, done)
 
 
 def _session(
     run: Run, plan: TrainingPlan, material: Material, key: str, resume: bytes | None, done: int
 ) -> TrainedAdapter:
-    cfg = run.config.experts
     moved = False
 
     def save(data: bytes) -> None:
@@ -183,17 +175,10 @@ def _session(
             return train_adapter(
                 resident(run.model)[0],
                 material,
-                TrainingSettings(
-                    lora=LoraShape(cfg.target_modules, cfg.rank, cfg.alpha, cfg.rslora, cfg.dropout, plan.init),
-                    optimisation=_optimisation(cfg, plan.steps),
-                    seed=run.seed(*plan.seed),
-                    anchoring=_anchoring(cfg) if plan.anchored else None,
-                    stopping=Stopping(cfg.validate_every, cfg.patience) if material.validation else None,
-                    teacher=plan.teacher,
-                ),
+                _settings(run, plan, material),
                 start=material.start,
                 activations=resident_activations(run.model),
-                checkpointing=Checkpointing(save, cfg.checkpoint_every, resume),
+                checkpointing=Checkpointing(save, run.config.experts.checkpoint_every, resume),
                 progress=progress,
             )
         except TrainingError as error:
@@ -203,22 +188,27 @@ def _session(
     return _session(run, plan, material, key, None, 0)
 
 
-def _optimisation(cfg: ExpertsConfig, steps: int) -> Optimisation:
-    return Optimisation(
-        steps=steps,
-        batch_size=cfg.batch_size,
-        learning_rate=cfg.learning_rate,
-        warmup=cfg.warmup,
-        curve=cfg.schedule,
-        weight_decay=cfg.weight_decay,
-        clip=cfg.clip,
-        micro_batch=cfg.micro_batch_size,
-        recompute=cfg.gradient_checkpointing,
+def _settings(run: Run, plan: TrainingPlan, material: Material) -> TrainingSettings:
+    cfg = run.config.experts
+    anchoring = Anchoring(cfg.anchor_weight, cfg.anchor_batch_size, cfg.anchor_every, cfg.anchor_delay)
+    return TrainingSettings(
+        lora=LoraShape(cfg.target_modules, cfg.rank, cfg.alpha, cfg.rslora, cfg.dropout, plan.init),
+        optimisation=Optimisation(
+            steps=plan.steps,
+            batch_size=cfg.batch_size,
+            learning_rate=cfg.learning_rate,
+            warmup=cfg.warmup,
+            curve=cfg.schedule,
+            weight_decay=cfg.weight_decay,
+            clip=cfg.clip,
+            micro_batch=cfg.micro_batch_size,
+            recompute=cfg.gradient_checkpointing,
+        ),
+        seed=run.seed(*plan.seed),
+        anchoring=anchoring if plan.anchored else None,
+        stopping=Stopping(cfg.validate_every, cfg.patience) if material.validation else None,
+        teacher=plan.teacher,
     )
-
-
-def _anchoring(cfg: ExpertsConfig) -> Anchoring:
-    return Anchoring(cfg.anchor_weight, cfg.anchor_batch_size, cfg.anchor_every, cfg.anchor_delay)
 
 
 def _files(run: Run, plan: TrainingPlan, trained: TrainedAdapter, warm: ArtifactRef | None) -> dict[str, bytes]:

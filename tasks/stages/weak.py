@@ -26,9 +26,9 @@ def label_weak(run: Run, subtask: str, split: str, expert: ArtifactRef, texts: A
 
     def make() -> tuple[dict[str, bytes], dict[str, Any]]:
         asked, rows = run.subtask(subtask), read_rows(run, texts)
-        with adapted_model(run, expert) as (backbone, prompter):
-            probe = make_probe(run.config.evaluation, (backbone, prompter), asked, rows)
-            labelled = label_rows(probe, offsets_of(run.config.evaluation, probe))
+        with adapted_model(run, expert) as model:
+            probe = make_probe(cfg.evaluation, model, asked, rows)
+            labelled = label_rows(probe, offsets_of(cfg.evaluation, probe))
         kept = keep_confident(rows, labelled, keep=keep, is_tuple=asked.is_tuple)
         if not kept:
             raise DataError(
@@ -38,13 +38,12 @@ def label_weak(run: Run, subtask: str, split: str, expert: ArtifactRef, texts: A
         log().info("%s: %d of %d texts labelled by the expert are weak rows", subtask, len(kept), len(rows))
         return {"rows.parquet": to_table(kept)}, {"rows": len(kept), "texts": len(rows)}
 
-    evaluation = cfg.evaluation.key()
     return reuse_or_make(
         run,
         "weak",
         name=f"{split} {subtask}",
         inputs=[expert, texts],
-        config={"weak_rows": keep, "evaluation": evaluation, "model": run.model.key()},
+        config={"weak_rows": keep, "evaluation": cfg.evaluation.key(), "model": run.model.key()},
         stage_version=STAGE_VERSION,
         make=make,
     )
