@@ -36,7 +36,6 @@ def log_output(say: Callable[[str], None] = warn) -> Iterator[Path | None]:
         return
     path = new_file(LOGS, ".log")
     with ExitStack() as stack:
-        stack.callback(_remove_if_empty, path)
         log = stack.enter_context(path.open("a", buffering=1, errors="backslashreplace"))
         out, err = stack.enter_context(_moved(log))
         console.file = notes.file = out
@@ -52,6 +51,9 @@ def log_output(say: Callable[[str], None] = warn) -> Iterator[Path | None]:
         finally:
             console.file, notes.file = None, None  # type: ignore[assignment]  # stdout as it is then
             output.errors = watch.terminal_errors = None
+            with suppress(OSError):
+                if not path.stat().st_size:
+                    path.unlink()
 
 
 @contextmanager
@@ -79,12 +81,6 @@ def _moved(log: TextIO) -> Iterator[tuple[TextIO, TextIO]]:
         for number, descriptor in kept.items():
             os.dup2(descriptor, number)
             os.close(descriptor)
-
-
-def _remove_if_empty(path: Path) -> None:
-    with suppress(OSError):
-        if not path.stat().st_size:
-            path.unlink()
 
 
 def _number(stream: TextIO) -> int | None:
