@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from pydantic import BaseModel
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -41,20 +42,6 @@ class Terminal(Console):
             yield segment if shown == segment.text else Segment(shown, segment.style)
 
 
-class Commands(TyperGroup):
-    """A group of commands whose refusals of arguments, which typer prints by itself, are clean too."""
-
-    def make_context(self, *arguments: Any, **options: Any) -> Any:
-        """Read the arguments of the group itself."""
-        with _clean_refusals():
-            return super().make_context(*arguments, **options)
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run a command, whose arguments are read here."""
-        with _clean_refusals():
-            return super().invoke(ctx)
-
-
 @contextmanager
 def _clean_refusals() -> Iterator[None]:
     try:
@@ -64,6 +51,13 @@ def _clean_refusals() -> Iterator[None]:
         if hasattr(error, "format_message") and isinstance(getattr(error, "message", None), str):
             refusal.message = bounded(clean(refusal.message))
         raise
+
+
+class Commands(TyperGroup):
+    """A group of commands whose refusals of arguments, which typer prints by itself, are clean too."""
+
+    make_context = _clean_refusals()(TyperGroup.make_context)  # reads the arguments of the group
+    invoke = _clean_refusals()(TyperGroup.invoke)  # reads those of the command, and runs it
 
 
 @dataclass
@@ -96,6 +90,14 @@ class Output:
             print(json.dumps(document, ensure_ascii=False, indent=1, default=_plain), file=console.file, flush=True)
 
 
+def table(*columns: str, rows: Iterable[Iterable[str]] = (), title: str | None = None) -> Table:
+    """Return a table without lines."""
+    new = Table(*columns, box=None, header_style="bold", title=title, title_justify="left")
+    for row in rows:
+        new.add_row(*row)
+    return new
+
+
 console = Terminal()
 notes = Terminal()
 output = Output()
@@ -114,8 +116,7 @@ def fail(message: str) -> None:
 
 def _say(label: str, colour: str, message: str) -> None:
     line = Text.assemble((label, colour), " ", bounded(clean(" ".join(message.split()))))
-    terminal = Terminal(stderr=True) if output.errors is None else Terminal(file=output.errors)
-    terminal.print(line, soft_wrap=True)
+    Terminal(stderr=True, file=output.errors).print(line, soft_wrap=True)
 
 
 def _plain(value: object) -> object:

@@ -18,6 +18,7 @@ from memmcl.errors import MemmclError
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
+    from flows.cli.screen import Screen
     from memmcl.store import Store
 
 INTERRUPTED = 130
@@ -91,16 +92,35 @@ def progress_bar(total: int, first: str) -> Iterator[Callable[[int, str, str], N
         yield lambda done, going, said: bar.update(task, completed=done, description=going, words=said)
 
 
+@contextmanager
+def served(seen: Screen, config: RunConfig, facts: Mapping[str, str], port: int | None) -> Iterator[None]:
+    """Say what is known of a run that begins, and where its log and history are; the block has a Prefect server.
+
+    Raises:
+        ServiceError: see `flows.server.prefect_server`.
+    """
+    from flows.server import check_port, prefect_server
+
+    if port is not None:
+        check_port(port)
+    seen.plan(config)
+    for what, text in (facts if seen.log is None else {**facts, "log": str(seen.log)}).items():
+        seen.fact(what, text)
+    with prefect_server(port) as api:
+        seen.fact("Prefect UI", api.removesuffix("/api"))
+        yield
+
+
 def read_texts(place: str, whose: str) -> list[str]:
     """Return the texts of a file; those that cannot be used are left out and counted."""
     from memmcl.experts import forced
     from memmcl.suite.faults import Faults
 
     faults = Faults()
-    found = forced.read_texts(place, faults=faults)
+    texts = forced.read_texts(place, faults=faults)
     if len(faults):
         notes.print(f"left out: {len(faults)} {whose}, first {faults.first[0]}", soft_wrap=True)
-    return found
+    return texts
 
 
 def raise_unless_done(state: State[Any]) -> None:

@@ -9,26 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.table import Table
 
+from flows.cli import merge_common as shared
 from flows.cli.common import Overrides, StoreUrl, open_store_of, our_options, progress_bar, quiet_environment
-from flows.cli.merge_common import (
-    OPTIONS,
-    BaseName,
-    Dtype,
-    Experts,
-    Full,
-    Out,
-    Parameters,
-    Rank,
-    parameters_of,
-    recipe_of,
-    required,
-    save,
-    show_merge,
-)
 from flows.cli.screen import log_output
-from flows.terminal import console, notes
+from flows.terminal import console, notes, table
 from memmcl.config import RunConfig, load_config
 from memmcl.errors import UsageError
 
@@ -38,7 +23,7 @@ if TYPE_CHECKING:
     from memmcl.search.course import Driver, OnResult
     from memmcl.search.spec import SearchSpec
 
-_SETTINGS = OPTIONS | {
+_SETTINGS = shared.OPTIONS | {
     "data.max_prompt_tokens": "--set data.max_prompt_tokens",
     "search.method": "--method",
     "search.strategy": "--strategy",
@@ -80,19 +65,19 @@ Settings = Annotated[
 
 
 def search(
-    base: BaseName = None,
-    expert: Experts = None,
+    base: shared.BaseName = None,
+    expert: shared.Experts = None,
     weak: WeakFile = None,
-    out: Out = None,
+    out: shared.Out = None,
     method: SearchMethod = None,
-    param: Parameters = None,
+    param: shared.Parameters = None,
     evaluations: Evaluations = None,
     strategy: Strategy = None,
     fitness: Fitness = None,
     blocks: Blocks = None,
-    rank: Rank = None,
-    full: Full = False,
-    dtype: Dtype = "auto",
+    rank: shared.Rank = None,
+    full: shared.Full = False,
+    dtype: shared.Dtype = "auto",
     store: StoreUrl = None,
     workers: Workers = None,
     seed: Seed = None,
@@ -110,7 +95,7 @@ def search(
     $ memmcl merge search --base org/model --expert a=lora-a --expert b=lora-b --weak weak.jsonl --out merged
     $ memmcl merge search --base org/model --expert a=a --expert b=b --weak weak.jsonl --method tsv --blocks 2 --out m
     """
-    base, named, out = required(base, expert, out)
+    base, named, out = shared.required(base, expert, out)
     if not weak:
         raise UsageError("expected --weak, a file of weak rows, got none")
     given = {
@@ -127,26 +112,21 @@ def search(
     with our_options(_SETTINGS), log_output():
         settings = _settings(config, set_ or [], given, param or [])
         from memmcl.api.merging import check_form
+        from memmcl.api.searching import plan_search
+        from memmcl.merge.genome import Recipe
+        from tasks.search.driver import check_store
 
-        check_form(recipe_of(settings.search.method), rank, full, dtype)
+        check_form(Recipe(settings.search.method), rank, full, dtype)
         _check_out(out)
-        found = _search(_plan(settings, base, named, weak, evaluations), settings, out)
-        _leaderboard(found)  # also where no merge is better than the base, and none is written
-        record = save(out, found.merge(rank=rank, full=full, dtype=dtype))
-    show_merge(out, record, winner=found.winner, references=found.references)
+        with notes.status("reading adapters and rows"):
+            opened = open_store_of(settings)
+            check_store(opened.url)
+            planned = plan_search(settings, opened, base, named, weak, evaluations)
+        result = _search(planned, settings, out)
+        _leaderboard(result)  # also where no merge is better than the base, and none is written
+        record = shared.save(out, result.merge(rank=rank, full=full, dtype=dtype))
+    shared.show_merge(out, record, winner=result.winner, references=result.references)
     console.print(f"candidates     {out / 'candidates.parquet'}", soft_wrap=True)
-
-
-def _plan(
-    settings: RunConfig, base: str, experts: Mapping[str, str], weak: str, evaluations: int | None
-) -> MergeSearch:
-    from memmcl.api.searching import plan_search
-    from tasks.search.driver import check_store
-
-    with notes.status("reading adapters and rows"):
-        store = open_store_of(settings)
-        check_store(store.url)
-        return plan_search(settings, store, base, experts, weak, evaluations)
 
 
 def _search(planned: MergeSearch, settings: RunConfig, out: Path) -> SearchResult:
@@ -172,7 +152,7 @@ def _settings(
     ours = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)]
     settings = load_config(config, ours)
     if parameters:
-        fixed = settings.search.parameters | parameters_of(settings.search.method, parameters)
+        fixed = settings.search.parameters | shared.parameters_of(settings.search.method, parameters)
         settings = load_config(config, [*ours, f"search.parameters={json.dumps(fixed)}"])
     return settings
 
@@ -186,11 +166,11 @@ def _check_out(out: Path, key: str | None = None) -> None:
     from memmcl.files.folder import made_before
 
     try:
-        found = json.loads((out / RECORD).read_text())["made_from"]["search"]
+        earlier = json.loads((out / RECORD).read_text())["made_from"]["search"]
     except (OSError, ValueError, KeyError, TypeError):
         made_before(out.absolute(), RECORD, {})  # new or empty, or refused
         return
-    if found is None or key not in (None, found):
+    if earlier is None or key not in (None, earlier):
         raise UsageError(f"{out} holds what other arguments made; name a new or empty folder")
 
 
@@ -212,22 +192,17 @@ def _progress(planned: MergeSearch) -> Iterator[OnResult]:
         yield show
 
 
-def _leaderboard(found: SearchResult) -> None:
+def _leaderboard(result: SearchResult) -> None:
     """Print the merges that anyone would try by hand, and the winner; then what retention is measured in."""
-    names, document = list(found.search.spec.subtasks), found.document
-    table = Table("candidate", "fitness", *(names if len(names) > 1 else ()), box=None, header_style="bold")
-    winner = document.winner
-    shown = [one for one in document.candidates if one.origin.startswith("seed:") and one.index != winner]
-    for candidate in [*shown, found.winner]:
+    names, winner = list(result.search.spec.subtasks), result.winner
+    columns = names if len(names) > 1 else []  # the only one is the fitness itself
+    board = table("candidate", "fitness", *columns)
+    seeds = [one for one in result.document.candidates if one.origin.startswith("seed:") and one.index != winner.index]
+    for candidate in [*seeds, winner]:
         origin = candidate.origin.removeprefix("seed:")
-        title = f"winner ({origin})" if candidate.index == winner else origin
-        values = [_number(candidate.values[name]) for name in names] if len(names) > 1 else []
-        fitness = _number(candidate.fitness)
-        table.add_row(title, fitness, *values, style="bold" if candidate.index == winner else None)
-    console.print(table)
-    references = ", ".join(f"{name}: {model}" for name, model in found.references.items())
+        title, style = (f"winner ({origin})", "bold") if candidate is winner else (origin, None)
+        numbers = [candidate.fitness, *(candidate.values[name] for name in columns)]
+        board.add_row(title, *("failed" if one is None else f"{one:.4f}" for one in numbers), style=style)
+    console.print(board)
+    references = ", ".join(f"{name}: {model}" for name, model in result.references.items())
     console.print(f"retention      1 is what this model reaches: {references}", soft_wrap=True)
-
-
-def _number(value: float | None) -> str:
-    return "failed" if value is None else f"{value:.4f}"

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 State = Literal["working", "done", "reused", "failed"]
@@ -80,6 +81,10 @@ def working(title: str, kind: str) -> Iterator[None]:
     announce(Update(title, kind, "done", seconds=time.monotonic() - started))
 
 
+stage = partial(working, kind="stage")
+"""Announces a stage of the run; see `STAGES`."""
+
+
 @contextmanager
 def receive_updates() -> Iterator[None]:
     """Take the updates that Ray brings from its workers while the block runs, in place of Ray's progress bars."""
@@ -97,13 +102,6 @@ def receive_updates() -> Iterator[None]:
         yield
     finally:
         tqdm_ray._manager = before
-
-
-@contextmanager
-def stage(title: str) -> Iterator[None]:
-    """Announce a stage of the run; see `STAGES`."""
-    with working(title, "stage"):
-        yield
 
 
 def _in_worker() -> bool:

@@ -18,7 +18,7 @@ from tasks.ui.updates import STAGES, Update, watched_by
 EVERY = 30.0
 """Seconds between two lines about progress, at first."""
 SHARE = 6
-"""Later, a line comes whenever the run has become longer by 1 / SHARE: a run of hours says little more."""
+"""Later, it is the time that the run has taken, divided by this: a run of hours says little more."""
 WORKS = 3
 """Pieces of work that a line speaks of."""
 
