@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 ALL = "all"
 SIX: tuple[str, ...] = DataConfig.model_fields["subtasks"].default
-_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _OPTIONS = {
     "model.name_or_path": "--base",
     "data.max_prompt_tokens": "--max-prompt-tokens",

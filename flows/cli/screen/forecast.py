@@ -24,14 +24,13 @@ class Piece:
     """A piece of work.
 
     kind: pieces of one kind have one speed; a candidate of a search is merged first, so scoring says nothing of it.
-    size: in optimiser steps, or in rows that a model answers. workers: how many are at it. started: when this process
-    began it (None: not yet, or no longer at work); seconds: what it took, once done. done: the share that is done;
-    restored: the share of it that an earlier process did, None until the first number comes.
+    size: in optimiser steps, or in rows that a model answers. started: when this process began it (None: not yet, or
+    no longer at work); seconds: what it took, once done. done: the share that is done; restored: the share that an
+    earlier process did, None until the first number comes.
     """
 
     kind: Literal["training", "search", "scoring"]
     size: float
-    workers: int = 1
     started: float | None = None
     seconds: float = 0.0
     done: float = 0.0
@@ -39,7 +38,7 @@ class Piece:
 
     @property
     def measured(self) -> float:
-        """How much of it this process did."""
+        """How much of it this process did, in units of its size."""
         return self.size * (self.done - (self.restored or 0.0))
 
 
@@ -78,12 +77,11 @@ class Forecast:
             if done < LEAST * (done + ahead):
                 return None
             spent = sum(
-                piece.workers * (piece.seconds if piece.started is None else now - piece.started)
-                for piece in pieces
-                if piece.measured
+                piece.seconds if piece.started is None else now - piece.started for piece in pieces if piece.measured
             )
-            seconds += ahead * spent / done
-        return seconds / self._workers
+            at_once = 1 if kind == "search" else self._workers  # a search is one piece on all workers
+            seconds += ahead * spent / done / at_once
+        return seconds
 
 
 def pieces_of(config: RunConfig) -> Iterator[tuple[str, Piece]]:
@@ -108,5 +106,5 @@ def pieces_of(config: RunConfig) -> Iterator[tuple[str, Piece]]:
     fixed = (1 + (1 + len(search.rivals)) * len(search.lambdas)) * count
     stage1 = sum(search.stage1_evaluations * members for members in groups.values()) + fixed
     stage2 = (search.stage2_evaluations + search.joint_evaluations) * count
-    yield "search 1", Piece("search", stage1 * weak, config.ray.workers)
-    yield "search 2", Piece("search", stage2 * weak, config.ray.workers)
+    yield "search 1", Piece("search", stage1 * weak)
+    yield "search 2", Piece("search", stage2 * weak)

@@ -7,13 +7,14 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from flows.cli.screen.state import RunState, Screen, Work, clock, name_of, said
+from flows.terminal import Terminal
 
 BAR = 20
 """Columns of a bar."""
@@ -22,15 +23,14 @@ BAR = 20
 class Picture(Screen):
     """Draws the state of a run anew twice a second, in the lines that the terminal has."""
 
-    def __init__(self, console: Console, state: RunState) -> None:
-        super().__init__(state)
-        self._console = console
+    def __init__(self, terminal: Terminal, state: RunState) -> None:
+        super().__init__(terminal, state)
         self._doing = ""
         self.facts: list[tuple[str, str]] = []
         """What is said of the run as a whole: (what, text)."""
         self._live = Live(
             get_renderable=self.draw,
-            console=console,
+            console=terminal,
             refresh_per_second=2,
             transient=True,
             redirect_stdout=False,
@@ -40,7 +40,7 @@ class Picture(Screen):
     def start(self) -> Picture:
         """Begin to draw; the cursor stays visible, for a process that is killed could not show it again."""
         self._live.start()
-        self._console.show_cursor(True)
+        self._terminal.show_cursor(True)
         return self
 
     def doing(self, what: str) -> None:
@@ -53,7 +53,7 @@ class Picture(Screen):
 
     def warn(self, message: str) -> None:
         """Say a warning above the picture."""
-        self._console.print(f"warning: {message}")
+        self._terminal.print(f"warning: {message}")
 
     def close(self) -> None:
         """Remove the picture."""
@@ -62,13 +62,13 @@ class Picture(Screen):
     def draw(self) -> RenderableType:
         """Return the picture as it is now; where lines are few, less of what workers do."""
         with suppress(OSError, ValueError):  # no terminal; else one whose size may have changed
-            size = os.get_terminal_size(self._console.file.fileno())
-            self._console.size = size if size.columns and size.lines else self._console.size
+            size = os.get_terminal_size(self._terminal.file.fileno())
+            self._terminal.size = size if size.columns and size.lines else self._terminal.size
         with self._state.lock:
             works = sorted(self._state.works.values(), key=lambda work: work.began)
             for shown in range(len(works), 0, -1):
                 picture = self._whole(works[:shown], len(works) - shown)
-                if len(self._console.render_lines(picture, pad=False)) < self._console.height:
+                if len(self._terminal.render_lines(picture, pad=False)) < self._terminal.height:
                     return picture
             return self._whole([], len(works))
 

@@ -23,19 +23,7 @@ WORKS = 3
 """Pieces of work that a line speaks of."""
 
 
-class Verbose(Screen):
-    """Says facts; all else is said by libraries (--verbose)."""
-
-    def __init__(self, terminal: Terminal, state: RunState) -> None:
-        super().__init__(state)
-        self._terminal = terminal
-
-    def fact(self, what: str, text: str) -> None:
-        """Say it in one line."""
-        self._terminal.print(f"{what}: {text}", soft_wrap=True)
-
-
-class Lines(Verbose):
+class Lines(Screen):
     """Says the begin and the end of each stage, and how far it is: every 30 s, later less often."""
 
     def __init__(self, terminal: Terminal, state: RunState) -> None:
@@ -81,14 +69,15 @@ def run_screen(titles: Sequence[str] = STAGES) -> Iterator[Screen]:
     titles: of the run's stages.
     """
     state = RunState(titles)
-    seen = Screen(state)
+    seen = Screen(notes, state)
     with log_output(lambda message: seen.warn(message)) as log:
-        terminal = notes if not output.json else Terminal(file=output.errors or sys.stderr)
-        if output.verbose:
-            seen = Verbose(terminal, state)
-        elif not output.quiet:
-            drawn = terminal.is_terminal and not terminal.is_dumb_terminal
-            seen = Picture(terminal, state).start() if drawn else Lines(terminal, state)
+        terminal = Terminal(file=output.errors or sys.stderr, quiet=output.quiet) if output.json else notes
+        if output.verbose or output.quiet:
+            seen = Screen(terminal, state)
+        elif terminal.is_terminal and not terminal.is_dumb_terminal:
+            seen = Picture(terminal, state).start()
+        else:
+            seen = Lines(terminal, state)
         seen.log = log
         output.before_error = seen.close
         try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flows.cli.screen.forecast import Forecast
-from flows.terminal import warn
+from flows.terminal import Terminal, warn
 from memmcl.config import RunConfig
 from memmcl.text import span
 from tasks.ui.updates import Update
@@ -115,12 +115,13 @@ class RunState:
 
 
 class Screen:
-    """Says what a run does: nothing here (--quiet). The command calls it, and it takes the updates of the work.
+    """Says facts and warnings about a run, and is told of all else: a command calls it, the work sends updates.
 
     log: the file that libraries and children print to, None with --verbose.
     """
 
-    def __init__(self, state: RunState) -> None:
+    def __init__(self, terminal: Terminal, state: RunState) -> None:
+        self._terminal = terminal
         self._state = state
         self.log: Path | None = None
 
@@ -139,6 +140,7 @@ class Screen:
 
     def fact(self, what: str, text: str) -> None:
         """Say something of the run as a whole."""
+        self._terminal.print(f"{what}: {text}", soft_wrap=True)
 
     def turn(self, update: Update) -> None:
         """Say that a stage begins or has ended."""
