@@ -16,6 +16,10 @@ from memmcl.errors import UsageError, shown
 
 merge_app = App(invoke_without_command=True)
 
+Weights = Annotated[
+    str | None,
+    typer.Option(metavar="W,... | NAME=W,...", help="Weight of each expert, in their order or by name; 1 by default"),
+]
 TextFiles = Annotated[
     list[str] | None,
     typer.Option(
@@ -31,12 +35,7 @@ def merge(
     base: shared.BaseName = None,
     expert: shared.Experts = None,
     out: shared.Out = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="W,... | NAME=W,...", help="Weight of each expert, in their order or by name; 1 by default"
-        ),
-    ] = None,
+    weights: Weights = None,
     method: shared.Method = "linear",
     param: shared.Parameters = None,
     rank: shared.Rank = None,

@@ -112,28 +112,31 @@ def search(
     with our_options(_SETTINGS), log_output():
         settings = _settings(config, set_ or [], given, param or [])
         from memmcl.api.merging import check_form
-        from memmcl.api.searching import plan_search
         from memmcl.merge.genome import Recipe
-        from tasks.search.driver import check_store
 
         check_form(Recipe(settings.search.method), rank, full, dtype)
         _check_out(out)
-        with notes.status("reading adapters and rows"):
-            opened = open_store_of(settings)
-            check_store(opened.url)
-            planned = plan_search(settings, opened, base, named, weak, evaluations)
-        result = _search(planned, settings, out)
+        result = _search(settings, base, named, weak, evaluations, out)
         _leaderboard(result)  # also where no merge is better than the base, and none is written
         record = shared.save(out, result.merge(rank=rank, full=full, dtype=dtype))
     shared.show_merge(out, record, winner=result.winner, references=result.references)
     console.print(f"candidates     {out / 'candidates.parquet'}", soft_wrap=True)
 
 
-def _search(planned: MergeSearch, settings: RunConfig, out: Path) -> SearchResult:
+def _search(
+    settings: RunConfig, base: str, experts: Mapping[str, str], weak: str, evaluations: int | None, out: Path
+) -> SearchResult:
     """Search on Ray Tune, and say what is searched and how far it is."""
+    from memmcl.api.searching import plan_search
+    from tasks.search.driver import check_store
+
+    with notes.status("reading adapters and rows"):
+        store = open_store_of(settings)
+        check_store(store.url)
+        planned = plan_search(settings, store, base, experts, weak, evaluations)
     counts = ", ".join(f"{count} of {name}" for name, count in planned.counts.items())
     notes.print(f"weak rows      {counts}", soft_wrap=True)
-    notes.print(f"search         {planned.plan.key[:8]}, store {planned.store.url}", soft_wrap=True)
+    notes.print(f"search         {planned.plan.key[:8]}, store {store.url}", soft_wrap=True)
     _check_out(out, planned.plan.key)
     with _progress(planned) as on_result:
         return planned.run(_driver(settings), on_result)

@@ -15,23 +15,19 @@ from memmcl.errors import UsageError
 if TYPE_CHECKING:
     from memmcl.api.model import Prediction
 
-RunId = Annotated[
-    str | None, typer.Option("--run", help="First digits of a run's id, or champion; the latest run by default")
-]
-Aspects = Annotated[
-    list[str] | None,
-    typer.Option("--aspect", help="Ask about this aspect; may be repeated. Without it, about those found in the text"),
-]
-Targets = Annotated[
-    list[str] | None, typer.Option("--target", help="Target of a stance; twice for the two things that are compared")
-]
-
 
 def predict(
     text: Annotated[str, typer.Argument(help="The text to analyse")],
-    aspect: Aspects = None,
-    target: Targets = None,
-    run_id: RunId = None,
+    aspect: Annotated[
+        list[str] | None,
+        typer.Option(help="Ask about this aspect; may be repeated. Without it, about those found in the text"),
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Target of a stance; twice for the two things that are compared")
+    ] = None,
+    run_id: Annotated[
+        str | None, typer.Option("--run", help="First digits of a run's id, or champion; the latest run by default")
+    ] = None,
     store: StoreUrl = None,
     config: ConfigFile = None,
 ) -> None:

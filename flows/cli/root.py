@@ -64,7 +64,7 @@ def version() -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        console.print(__version__)
+        version()
         raise typer.Exit
 
 

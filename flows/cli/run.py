@@ -19,16 +19,14 @@ if TYPE_CHECKING:
     from tasks.run.journal import Journal
     from tasks.run.runtime import Run
 
-OutDirectory = Annotated[
-    Path | None,
-    typer.Option(help="Where report and model are copied to; for a store on this disk, memmcl-runs/ID by default"),
-]
-
 
 def run(
     config: Annotated[Path, typer.Argument(help="YAML file with the run's settings")],
     set_: Overrides = None,
-    out: OutDirectory = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where report and model are copied to; for a store on this disk, memmcl-runs/ID by default"),
+    ] = None,
     port: ServerPort = None,
 ) -> None:
     """Run the whole pipeline: rows, experts, merge search, contexts, evaluation, report.
