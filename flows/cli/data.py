@@ -104,8 +104,8 @@ def data_check(path: DataPath = None, config: RunFile = None, set_: Overrides = 
     for warning in warnings:
         console.print(f"warning: {warning}", soft_wrap=True)
     for file, kinds in sorted(faults.by_file.items()):
-        counted = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-        console.print(f"{file}: {counted}", soft_wrap=True)
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+        console.print(f"{file}: {counts}", soft_wrap=True)
     _show_left_out(left_out)
     console.print(
         f"{len(subtasks)} subtasks, {rows:,} rows that can be used, {len(faults) + len(missing):,} faults, "
@@ -150,7 +150,7 @@ def data_stats(path: DataPath = None, config: RunFile = None, set_: Overrides = 
 class _Listed(Faults):
     """Prints each fault as soon as it is found, and counts by file; keeps all warnings for later.
 
-    listed: the faults, where they are printed as JSON.
+    listed: the faults, with --json.
     """
 
     def __init__(self) -> None:
@@ -217,14 +217,11 @@ def _datasets_in(path: str, storage: Mapping[str, Any] | None) -> set[str]:
     with reading(path):
         fs, root = open_place(path, storage)
         for base in (root.rstrip("/"), f"{root.rstrip('/')}/data"):
-            groups = [group.lower() for group in GROUPS if fs.isdir(f"{base}/{group.lower()}")]
+            groups = [f"{base}/{group.lower()}" for group in GROUPS if fs.isdir(f"{base}/{group.lower()}")]
+            entries = [entry for group in groups for entry in fs.ls(group, detail=True)]
             if groups:
-                return {
-                    f"{group}/{entry['name'].rstrip('/').rpartition('/')[2]}"
-                    for group in groups
-                    for entry in fs.ls(f"{base}/{group}", detail=True)
-                    if entry["type"] == "directory"
-                }
+                folders = (entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory")
+                return {"/".join(folder.split("/")[-2:]) for folder in folders}
     return set()
 
 

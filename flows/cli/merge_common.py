@@ -128,18 +128,17 @@ def show_merge(out: Path, record: Mapping[str, Any], **more: Any) -> None:
     method, result, errors = record["method"], record["output"], record["errors"]
     settings = method["parameters"] | ({} if method["seed"] is None else {"seed": str(method["seed"])})
     words = [f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}" for name, value in settings.items()]
-    console.print(f"method         {', '.join([method['name'], *words])}", soft_wrap=True)
+    lines = {"method": ", ".join([method["name"], *words])}
     if errors is not None:
         worst = errors["worst"]
-        console.print(
-            f"relative error {errors['mean']:.4f} in the mean, {worst['error']:.4f} in the worst ({worst['module']})",
-            soft_wrap=True,
-        )
+        mean, most = f"{errors['mean']:.4f} in the mean", f"{worst['error']:.4f} in the worst ({worst['module']})"
+        lines["relative error"] = f"{mean}, {most}"
     if result["form"] == "full":
-        console.print(f"model          {out} ({result['dtype']})", soft_wrap=True)
+        lines["model"] = f"{out} ({result['dtype']})"
     else:
-        exact = "" if errors is not None else ", exact"
-        console.print(f"adapter        {out} (rank {result['rank']}{exact})", soft_wrap=True)
+        lines["adapter"] = f"{out} (rank {result['rank']}{', exact' if errors is None else ''})"
+    for what, text in lines.items():
+        console.print(f"{what:<14} {text}", soft_wrap=True)
 
 
 def number(text: str, message: str = "") -> float:

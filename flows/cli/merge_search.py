@@ -171,7 +171,7 @@ def _check_out(out: Path, key: str | None = None) -> None:
     try:
         earlier = json.loads((out / RECORD).read_text())["made_from"]["search"]
     except (OSError, ValueError, KeyError, TypeError):
-        made_before(out.absolute(), RECORD, {})  # new or empty, or refused
+        made_before(out.absolute(), RECORD, {})  # raises if it is neither new nor empty
         return
     if earlier is None or key not in (None, earlier):
         raise UsageError(f"{out} holds what other arguments made; name a new or empty folder")
@@ -187,7 +187,8 @@ def _progress(planned: MergeSearch) -> Iterator[OnResult]:
         def show(_: SearchSpec, __: Proposal, record: Mapping[str, Any]) -> None:
             nonlocal best, done
             done += 1
-            best = max(best, record["fitness"] if record["fitness"] is not None and not record["stopped"] else best)
+            if record["fitness"] is not None and not record["stopped"]:
+                best = max(best, record["fitness"])
             move(done, "searching", f"best {best:.4f}")
             if not notes.is_terminal and (done * 10 // total > (done - 1) * 10 // total):
                 notes.print(f"searching      {done} of {total}, best {best:.4f}")

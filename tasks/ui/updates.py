@@ -62,7 +62,9 @@ def announce(update: Update) -> None:
     """Tell whoever watches the run; where nobody does, nothing happens."""
     if _watcher is not None:
         _watcher(update)
-    elif _in_worker():
+        return
+    ray = sys.modules.get("ray")
+    if ray is not None and ray._private.worker.global_worker.mode == ray.WORKER_MODE:
         from ray.experimental.tqdm_ray import RAY_TQDM_MAGIC
 
         print(json.dumps({"__magic_token__": RAY_TQDM_MAGIC, **asdict(update)}), flush=True)
@@ -102,11 +104,6 @@ def receive_updates() -> Iterator[None]:
         yield
     finally:
         tqdm_ray._manager = before
-
-
-def _in_worker() -> bool:
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray._private.worker.global_worker.mode == ray.WORKER_MODE)
 
 
 def plain_worker_lines() -> None:
