@@ -75,14 +75,9 @@ class Output:
     before_error: Callable[[], None] = lambda: None
 
     def choose(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
-        """Print so until the next choice."""
+        """Print so from now on."""
         self.json, self.quiet, self.verbose = json, quiet, verbose
         console.quiet, notes.quiet = json, json or quiet
-
-    @property
-    def chosen(self) -> bool:
-        """Whether any of the options was given."""
-        return self.json or self.quiet or self.verbose
 
     def answer(self, document: object) -> None:
         """With --json, print the one result of a command; without, it has been printed for people."""

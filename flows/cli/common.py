@@ -53,12 +53,12 @@ def open_store_of(settings: RunConfig) -> Store:
 
 def print_columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table of any length; rich's own takes minutes for thousands of rows."""
-    lines = [tuple(header), *rows]
+    lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-    console.print(Text(text[0], style="bold"), soft_wrap=True)
-    if text[1:]:
-        console.out("\n".join(text[1:]), highlight=False)
+    head, *body = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    console.print(Text(head, style="bold"), soft_wrap=True)
+    if body:
+        console.out("\n".join(body), highlight=False)
 
 
 @contextmanager
@@ -134,11 +134,6 @@ def raise_unless_done(state: State[Any]) -> None:
 
 def quiet_environment() -> None:
     """Set what keeps libraries from phoning home and from talking over our own output."""
-    for name, value in {
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AIR_NEW_OUTPUT": "0",
-        "TOKENIZERS_PARALLELISM": "false",
-    }.items():
-        os.environ.setdefault(name, value)
+    phoning = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    talking = {"RAY_AIR_NEW_OUTPUT": "0", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ.update({**phoning, **talking, **os.environ})

@@ -22,19 +22,15 @@ if TYPE_CHECKING:
 
 ALL = "all"
 SIX: tuple[str, ...] = DataConfig.model_fields["subtasks"].default
+_AS_OPTIONS = ("adapter: ", "device: ", "subtask: unknown", "others: unknown", "others names", "template: ")
 _OPTIONS = {
     "model.name_or_path": "--base",
     "data.max_prompt_tokens": "--max-prompt-tokens",
     "experts.learning_rate": "--learning-rate",
     "experts.micro_batch_size": "--batch-size",
-    "adapter: ": "--adapter: ",
-    "device: ": "--device: ",
-    "subtask: unknown": "--subtask: unknown",
-    "others: unknown": "--others: unknown",
-    "others names": "--others names",
-    "template: ": "--template: ",
     "weight must be": "--weight must be",
     "learning_rate must be": "--learning-rate must be",
+    **{words: f"--{words}" for words in _AS_OPTIONS},
 }
 """What messages of memmcl say -> the option that it is here."""
 

@@ -57,7 +57,7 @@ def merge(
     $ memmcl merge --base org/model --expert a=s3://bucket/a --expert b=org/b --method dare_ties --full --out merged
     """
     if context.invoked_subcommand is not None:
-        if base or expert or out or output.chosen:
+        if base or expert or out or output.json or output.quiet or output.verbose:
             raise UsageError(f"options of `memmcl merge {context.invoked_subcommand}` go behind it; move them there")
         return
     base, named, out = shared.required(base, expert, out)

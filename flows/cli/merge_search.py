@@ -25,12 +25,9 @@ if TYPE_CHECKING:
 
 _SETTINGS = shared.OPTIONS | {
     "data.max_prompt_tokens": "--set data.max_prompt_tokens",
-    "search.method": "--method",
-    "search.strategy": "--strategy",
-    "search.fitness": "--fitness",
-    "search.blocks": "--blocks",
     "ray.workers": "--workers",
     "store.url": "--store",
+    **{f"search.{name}": f"--{name}" for name in ("method", "strategy", "fitness", "blocks")},
 }
 
 WeakFile = Annotated[

@@ -80,16 +80,9 @@ def search_resume(run_id: RunArgument, store: StoreUrl = None, config: ConfigFil
 def _view(store: Store, journal: Journal, top: int) -> RenderableType:
     from memmcl.search.records import progress_of
 
-    counts = ("candidates", "stopped", "failed", "rows", "best", "fitness")
     steps = ("merge", "evaluate", "wait")
-    view = [
-        table(
-            "search",
-            *counts,
-            *(f"{step} s" for step in steps),
-            title=f"run {journal.run_id[:8]}, started {journal.started}",
-        )
-    ]
+    columns = ["search", "candidates", "stopped", "failed", "rows", "best", "fitness", *(f"{step} s" for step in steps)]
+    view = [table(*columns, title=f"run {journal.run_id[:8]}, started {journal.started}")]
     for entry in journal.searches:
         records = store.records(f"searches/{entry.key}")
         progress = progress_of(records)
