@@ -47,8 +47,13 @@ def store_gc(
     """
     from memmcl.store import Policy, collect
 
-    policy = Policy(keep_runs, None if older_than is None else seconds_of(older_than))
-    _show(collect(open_store_of(settings_of(store, config)), policy, delete=delete), delete)
+    seconds = None
+    if older_than is not None:
+        match = re.fullmatch(r"(\d{1,9})([smhdw])", older_than)
+        if match is None:
+            raise UsageError(f"expected a duration such as 90m, 12h, 7d or 4w, got {older_than[:40]!r}")
+        seconds = int(match[1]) * UNITS[match[2]]
+    _show(collect(open_store_of(settings_of(store, config)), Policy(keep_runs, seconds), delete=delete), delete)
 
 
 def store_rm(
@@ -67,18 +72,6 @@ def store_rm(
     from memmcl.store import remove_run
 
     _show(remove_run(open_store_of(settings_of(store, config)), run_id, delete=delete), delete, kept=False)
-
-
-def seconds_of(duration: str) -> float:
-    """Return a duration such as 90m, 12h, 7d or 4w in seconds.
-
-    Raises:
-        UsageError: it is none.
-    """
-    match = re.fullmatch(r"(\d{1,9})([smhdw])", duration)
-    if match is None:
-        raise UsageError(f"expected a duration such as 90m, 12h, 7d or 4w, got {duration[:40]!r}")
-    return int(match[1]) * UNITS[match[2]]
 
 
 def _show(plan: RemovalPlan, delete: bool, kept: bool = True) -> None:

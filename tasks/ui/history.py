@@ -10,12 +10,7 @@ from uuid import UUID
 import httpx
 from prefect import State, get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterParentTaskRunId,
-    TaskRunFilter,
-    TaskRunFilterFlowRunId,
-)
+from prefect.client.schemas import filters
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.runtime import deployment, flow_run
@@ -89,12 +84,10 @@ def close_crashed(flow_run_id: UUID) -> None:
 def _close_below(client: SyncPrefectClient, flow_run_id: UUID, state: State, crashed_too: bool = False) -> None:
     """Close what is live below a flow run; crashed_too: also what the interruption itself made Crashed."""
     closed = _LIVE | ({StateType.CRASHED} if crashed_too else set())
-    tasks = client.read_task_runs(task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[flow_run_id])))
-    for task in tasks:
-        children = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(parent_task_run_id=FlowRunFilterParentTaskRunId(any_=[task.id]))
-        )
-        for child in children:
+    of_flow = filters.TaskRunFilter(flow_run_id=filters.TaskRunFilterFlowRunId(any_=[flow_run_id]))
+    for task in client.read_task_runs(task_run_filter=of_flow):
+        of_task = filters.FlowRunFilter(parent_task_run_id=filters.FlowRunFilterParentTaskRunId(any_=[task.id]))
+        for child in client.read_flow_runs(flow_run_filter=of_task):
             _close_below(client, child.id, state, crashed_too)
             if child.state is not None and child.state.type in closed:
                 client.set_flow_run_state(child.id, state, force=True)

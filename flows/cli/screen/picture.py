@@ -10,7 +10,7 @@ from contextlib import suppress
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from flows.cli.screen.state import RunState, Screen, Work, clock, name_of, said
@@ -74,14 +74,10 @@ class Picture(Screen):
 
     def _whole(self, works: Sequence[Work], more: int) -> Group:
         state = self._state
-        head = Table.grid(expand=True)
-        head.add_column(overflow="fold")
-        head.add_column(justify="right", no_wrap=True)
+        head = Table.grid(Column(overflow="fold"), Column(justify="right", no_wrap=True), expand=True)
         elapsed = f"elapsed {clock(time.monotonic() - state.started)}"
         head.add_row(Text("memmcl", style="bold"), elapsed + state.left(", "))
-        facts = Table.grid(padding=(0, 2))
-        facts.add_column(style="dim", no_wrap=True)
-        facts.add_column(overflow="fold")
+        facts = Table.grid(Column(style="dim", no_wrap=True), Column(overflow="fold"), padding=(0, 2))
         for what, text in self.facts:
             facts.add_row(what, text)
         parts: list[RenderableType] = [head, facts, Text()]
@@ -96,10 +92,8 @@ class Picture(Screen):
         return Group(*parts, *(Text(f"  {line}", overflow="fold") for line in state.best))
 
     def _stages(self) -> Table:
-        table = Table.grid(padding=(0, 2))
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold", ratio=1)
-        table.add_column(justify="right", no_wrap=True)
+        columns = Column(no_wrap=True), Column(overflow="fold", ratio=1), Column(justify="right", no_wrap=True)
+        table = Table.grid(*columns, padding=(0, 2))
         count = len(self._state.stages)
         for number, stage in enumerate(self._state.stages, start=1):
             mark, style = ("✓", "green") if stage.ended else ("●", "cyan") if stage.began else ("○", "dim")
@@ -109,10 +103,8 @@ class Picture(Screen):
         return table
 
     def _works(self, works: Sequence[Work]) -> Table:
-        table = Table.grid(padding=(0, 2))
-        table.add_column(overflow="fold", max_width=30)
-        table.add_column(no_wrap=True, width=BAR)
-        table.add_column(overflow="fold")
+        columns = Column(overflow="fold", max_width=30), Column(no_wrap=True, width=BAR), Column(overflow="fold")
+        table = Table.grid(*columns, padding=(0, 2))
         now = time.monotonic()
         for work in works:
             update = work.update

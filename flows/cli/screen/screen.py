@@ -47,19 +47,17 @@ class Lines(Screen):
         self._closed.set()
 
     def _run(self) -> None:
-        while not self._closed.wait(max(EVERY, (time.monotonic() - self._state.started) / SHARE)):
-            line = self._line()
-            if line:
-                self._terminal.print(line, soft_wrap=True)
-
-    def _line(self) -> str:
-        with self._state.lock:
-            works = sorted(self._state.works.values(), key=lambda work: work.began)
-            words = [f"{name_of(work.update)} {said(work.update)}".strip() for work in works[:WORKS]]
-            words += [f"{len(works) - WORKS} more"] if len(works) > WORKS else []
-            words += self._state.best
-            left = self._state.left("; ")
-        return f"  {clock(time.monotonic() - self._state.started)}  {'; '.join(words)}{left}" if words else ""
+        state = self._state
+        while not self._closed.wait(max(EVERY, (time.monotonic() - state.started) / SHARE)):
+            with state.lock:
+                works = sorted(state.works.values(), key=lambda work: work.began)
+                words = [f"{name_of(work.update)} {said(work.update)}".strip() for work in works[:WORKS]]
+                words += [f"{len(works) - WORKS} more"] if len(works) > WORKS else []
+                words += state.best
+                left = state.left("; ")
+            if words:
+                passed = clock(time.monotonic() - state.started)
+                self._terminal.print(f"  {passed}  {'; '.join(words)}{left}", soft_wrap=True)
 
 
 @contextmanager
