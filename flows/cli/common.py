@@ -63,9 +63,9 @@ def print_columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 @contextmanager
 def our_options(names: Mapping[str, str]) -> Iterator[None]:
-    """Let messages name the options of a command where they name settings or arguments: by their words, the option's.
+    """Put a command's options into error messages of the block, in place of settings or arguments: words -> option.
 
-    Words that end in a colon are replaced at the beginning of a message alone.
+    Words that end in a colon and a space are replaced at the beginning of a message only.
     """
     try:
         yield
@@ -94,11 +94,7 @@ def progress_bar(total: int, first: str) -> Iterator[Callable[[int, str, str], N
 
 @contextmanager
 def served(seen: Screen, config: RunConfig, facts: Mapping[str, str], port: int | None) -> Iterator[None]:
-    """Say what is known of a run that begins, and where its log and history are; the block has a Prefect server.
-
-    Raises:
-        ServiceError: see `flows.server.prefect_server`.
-    """
+    """Say facts about a run that begins; while the block runs there is a Prefect server, see `prefect_server`."""
     from flows.server import check_port, prefect_server
 
     if port is not None:

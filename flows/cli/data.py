@@ -81,7 +81,7 @@ def data_check(path: DataPath = None, config: RunFile = None, set_: Overrides = 
     subtasks, reading = _what_to_read(path, config, set_ or [])
     faults = _Listed()
     warnings = _unread(path, reading.storage) if path else []
-    missing: dict[str, None] = {}  # in order
+    missing: list[str] = []
     left_out: Counter[str] = Counter()
     rows = 0
     for subtask in subtasks:  # one by one: what one lacks does not hide what is wrong with the next
@@ -89,8 +89,8 @@ def data_check(path: DataPath = None, config: RunFile = None, set_: Overrides = 
             read = read_sources([subtask], reading, faults=faults)
         except DataError as error:
             if str(error) not in missing:
-                missing[str(error)] = None
-                console.print(str(error), soft_wrap=True)
+                missing.append(str(error))
+                console.print(missing[-1], soft_wrap=True)
             continue
         rows += sum(map(len, read.pools[subtask.name].values()))
         left_out += read.dropped
@@ -111,7 +111,7 @@ def data_check(path: DataPath = None, config: RunFile = None, set_: Overrides = 
         f"{len(subtasks)} subtasks, {rows:,} rows that can be used, {len(faults) + len(missing):,} faults, "
         f"{len(warnings):,} warnings"
     )
-    document = {"subtasks": len(subtasks), "rows": rows, "faults": faults.listed, "missing": list(missing)}
+    document = {"subtasks": len(subtasks), "rows": rows, "faults": faults.listed, "missing": missing}
     output.answer(document | {"warnings": warnings, "left_out": left_out})
     raise typer.Exit(1 if len(faults) or missing else 0)
 

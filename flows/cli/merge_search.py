@@ -83,9 +83,9 @@ def search(
 ) -> None:
     """Search the weights of LoRA adapters of your own on a few rows, and write the best merge.
 
-    It starts with the base, each expert alone, their average and a grid of equal weights. A row is held to the expert
-    that it is for, otherwise to whichever of base and experts does best on such rows. A search that was killed goes on
-    when the same command is given again, with any number of workers.
+    It starts with the base, each expert alone, their average and a grid of equal weights. A row is measured against the
+    expert that it is for, otherwise against whichever of base and experts does best on such rows. A search that was
+    killed goes on when the same command is given again, with any number of workers.
 
     For example:
 

@@ -62,9 +62,9 @@ def search_show(
 
 @search_app.command("resume", works=True)
 def search_resume(run_id: RunArgument, store: StoreUrl = None, config: ConfigFile = None) -> None:
-    """Go on with a run that was killed, with the settings that it was started with; nothing told is evaluated again.
+    """Go on with a run that was killed, with the settings that it was started with; candidates keep their results.
 
-    The same as `memmcl run` with the same file and the same --set, for whom these are no longer at hand.
+    The same as `memmcl run` with the same file and the same --set, for when these are no longer at hand.
 
     For example:
 
