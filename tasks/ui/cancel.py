@@ -103,12 +103,10 @@ class _Watch:
             except TimeoutError:
                 if cancelling_since is None and self._is_cancelling():
                     cancelling_since = time.monotonic()
-            if signal.SIGTERM in signals and not self._ended.wait(SIGNAL_GRACE):
-                self.terminated = True
-                _thread.interrupt_main()
-                return
-            if cancelling_since is not None and time.monotonic() - cancelling_since >= self._worker_grace:
-                self.requested = True
+            self.terminated = signal.SIGTERM in signals and not self._ended.wait(SIGNAL_GRACE)
+            waited = -1.0 if cancelling_since is None else time.monotonic() - cancelling_since
+            self.requested = waited >= self._worker_grace
+            if self.terminated or self.requested:
                 _thread.interrupt_main()
                 return
 

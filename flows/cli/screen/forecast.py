@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from memmcl.config import RunConfig
-from memmcl.suite.configured import catalogue
 from tasks.ui.updates import Update
 
 LEAST = 0.01
@@ -102,9 +100,6 @@ def pieces_of(config: RunConfig) -> Iterator[tuple[str, Piece]]:
         yield f"reference {name}", Piece("scoring", 2 * weak)
         yield f"context gate {name}", Piece("scoring", CONTEXTS * weak)
         yield f"evaluation {name}", Piece("scoring", (MODELS + CONTEXTS) * config.data.test_rows)
-    groups = Counter(subtask.group for subtask in catalogue(config).values())
-    fixed = (1 + (1 + len(search.rivals)) * len(search.lambdas)) * count
-    stage1 = sum(search.stage1_evaluations * members for members in groups.values()) + fixed
-    stage2 = (search.stage2_evaluations + search.joint_evaluations) * count
-    yield "search 1", Piece("search", stage1 * weak)
-    yield "search 2", Piece("search", stage2 * weak)
+    fixed = 1 + (1 + len(search.rivals)) * len(search.lambdas)  # candidates that nothing has to propose
+    yield "search 1", Piece("search", (search.stage1_evaluations + fixed) * count * weak)
+    yield "search 2", Piece("search", (search.stage2_evaluations + search.joint_evaluations) * count * weak)
