@@ -98,13 +98,13 @@ def _show_table(rows: Sequence[dict[str, Any]], key: str, description: str) -> N
 
 
 def _leaderboard(results: Results) -> list[dict[str, Any]]:
-    titles = {model.name: model for model in results.models}
+    models = {model.name: model for model in results.models}
     ranked = sorted(results.means, key=lambda mean: -mean.mean)
     return [
         {
             "place": place,
-            "model": titles[mean.model].title,
-            "kind": titles[mean.model].kind,
+            "model": models[mean.model].title,
+            "kind": models[mean.model].kind,
             "mean": round(mean.mean, 4),
             "se": round(mean.se, 4),
             "subtasks": sum(score.model == mean.model for score in results.scores),

@@ -31,16 +31,18 @@ class Lines(Screen):
         self._closed = threading.Event()
         threading.Thread(target=self._run, name="progress lines", daemon=True).start()
 
-    def turn(self, update: Update) -> None:
-        """Say it, with what came of the stage."""
+    def take(self, update: Update) -> None:
+        """Note an update; say that a stage begins, and what came of one that ended."""
+        super().take(update)
+        if update.kind != "stage" or update.state == "failed":
+            return
         with self._state.lock:
             number, stage = self._state.numbered(update.title)
             facts = stage.facts()
         head = f"stage {number} of {len(self._state.stages)}: {update.title}"
         if update.state == "done":
             head += f", done in {span(update.seconds)}{': ' if facts else ''}{facts}"
-        if update.state != "failed":
-            self._terminal.print(head, soft_wrap=True)
+        self._terminal.print(head, soft_wrap=True)
 
     def close(self) -> None:
         """Say no more."""

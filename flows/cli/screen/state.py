@@ -130,10 +130,8 @@ class Screen:
         self._state.forecast = Forecast(config)
 
     def take(self, update: Update) -> None:
-        """Note and show an update of the run."""
+        """Note an update of the run, and show it."""
         self._state.take(update)
-        if update.kind == "stage":
-            self.turn(update)
 
     def doing(self, what: str) -> None:
         """Say what is going on before the first stage."""
@@ -141,9 +139,6 @@ class Screen:
     def fact(self, what: str, text: str) -> None:
         """Say something of the run as a whole."""
         self._terminal.print(f"{what}: {text}", soft_wrap=True)
-
-    def turn(self, update: Update) -> None:
-        """Say that a stage begins or has ended."""
 
     def warn(self, message: str) -> None:
         """Say a warning."""
