@@ -79,16 +79,15 @@ def deploy(file: Path, config: RunConfig) -> list[Applied]:
 
 def absolute(config: RunConfig) -> RunConfig:
     """Return the configuration with absolute paths: a worker runs flows in another folder than this one."""
+
+    def absolute_path(name: str | None) -> str | None:
+        return str(Path(name).resolve()) if name and Path(name).exists() else name
+
     store = config.store.model_copy(update={"url": normalise(config.store.url)})
-    model = config.model.model_copy(update={"name_or_path": _absolute(config.model.name_or_path)})
-    data = config.data.model_copy(update={"source": _absolute(config.data.source)})
-    texts = config.experts.anchor_texts
-    experts = config.experts.model_copy(update={"anchor_texts": _absolute(texts) if texts else None})
+    model = config.model.model_copy(update={"name_or_path": absolute_path(config.model.name_or_path)})
+    data = config.data.model_copy(update={"source": absolute_path(config.data.source)})
+    experts = config.experts.model_copy(update={"anchor_texts": absolute_path(config.experts.anchor_texts)})
     return config.model_copy(update={"store": store, "model": model, "data": data, "experts": experts})
-
-
-def _absolute(name: str) -> str:
-    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def _entries(file: Path, section: str) -> Iterator[dict[str, Any]]:
@@ -143,9 +142,8 @@ def _automation(client: SyncPrefectClient, entry: Mapping[str, Any], file: Path)
             try:
                 action["deployment_id"] = client.read_deployment_by_name(wanted).id
             except (ObjectNotFound, ValueError) as error:
-                raise ConfigError(
-                    f"{file}: automation {shown(name)}: there is no deployment {shown(wanted)}"
-                ) from error
+                message = f"{file}: automation {shown(name)}: there is no deployment {shown(wanted)}"
+                raise ConfigError(message) from error
     try:
         return AutomationCore.model_validate({**entry, "actions": actions})
     except ValidationError as error:
@@ -165,14 +163,14 @@ def _pool(client: SyncPrefectClient, name: str) -> Applied:
 
 
 def _apply(client: SyncPrefectClient, wanted: RunnerDeployment) -> Applied:
+    done: Literal["created", "updated"] = "updated"
     try:
-        present = client.read_deployment_by_name(wanted.full_name)
+        if client.read_deployment_by_name(wanted.full_name).version == wanted.version:
+            return Applied("deployment", wanted.full_name, "unchanged")
     except ObjectNotFound:
-        present = None
-    if present is not None and present.version == wanted.version:
-        return Applied("deployment", wanted.full_name, "unchanged")
+        done = "created"
     wanted.apply()
-    return Applied("deployment", wanted.full_name, "updated" if present else "created")
+    return Applied("deployment", wanted.full_name, done)
 
 
 def _automate(client: SyncPrefectClient, wanted: AutomationCore) -> Applied:
@@ -187,7 +185,7 @@ def _automate(client: SyncPrefectClient, wanted: AutomationCore) -> Applied:
 
 
 def _plain(automation: AutomationCore) -> dict[str, Any]:
-    """Return what an automation does; ids, and whether a person turned it off, are left out."""
+    """Return what an automation does, without ids, and without whether a person turned it off."""
     plain = automation.model_dump(include={"description", "trigger", "actions"})
     plain["trigger"].pop("id", None)
     return plain

@@ -144,9 +144,9 @@ def train_experts(run: Run, splits: SplitRefs, anchors: ArtifactRef | None) -> T
             for name in order
         }
         return TrainedArtifacts(
-            warm=result(warm),
-            joint=result(joint),
-            weak_lora=result(rival),
+            warm=warm and warm.result(),
+            joint=joint and joint.result(),
+            weak_lora=rival and rival.result(),
             experts=collect(experts),
             weak=collect(weak),
             selection=collect(selection),
@@ -208,8 +208,3 @@ def collect(futures: Mapping[str, PrefectFuture[ArtifactRef] | ArtifactRef]) -> 
         name: future.result() if isinstance(future, PrefectFuture) else future
         for name, future in sorted(futures.items())
     }
-
-
-def result(future: PrefectFuture[ArtifactRef] | None) -> ArtifactRef | None:
-    """Wait for one future and return its artifact; None where there is none."""
-    return None if future is None else future.result()

@@ -26,8 +26,6 @@ from tasks.run.watch import AGAIN, answering, of_process, watched
 
 AWAY_SECONDS = 60.0
 """For how long a server at PREFECT_API_URL may be away: Prefect's client tries about as long."""
-_QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_LOGGING_SERVER_LEVEL": "WARNING"}
-
 _FORGETFUL = {"PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs"}
 """Without it a history of flow runs grows for ever."""
 
@@ -63,13 +61,18 @@ def prefect_server(port: int | None = None) -> Iterator[str]:
         try:
             _wait(child, url, output.fileno())
             os.environ["PREFECT_API_URL"] = url  # for Ray's workers; settings that were read before do not see it
-            message = f"the run's Prefect server died; its log is {output.name}; look for memory limits, then {AGAIN}"
+            died = f"the run's Prefect server died; its log is {output.name}; look for memory limits, then {AGAIN}"
             drain = partial(APILogWorker.drain_all, timeout=5)  # or it goes on trying when the server is gone
-            with temporary_settings({PREFECT_API_URL: url}), watched(of_process(child, message), stop=drain):
+            with temporary_settings({PREFECT_API_URL: url}), watched(of_process(child, died), stop=drain):
                 yield url
         finally:
             os.environ.pop("PREFECT_API_URL", None)
-            _stop(child)
+            child.terminate()
+            try:
+                child.wait(10)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
 
 
 def server_command(port: int) -> list[str]:
@@ -80,12 +83,14 @@ def server_command(port: int) -> list[str]:
 def server_environment(port: int) -> dict[str, str]:
     """Return the environment of a Prefect server on this port: quiet, and its pages, alone, ask it for their data.
 
-    It forgets what ended long ago, as its settings say it: events after a week, flow runs after 90 days.
+    It removes from its history events after a week and flow runs after 90 days, unless the environment says otherwise.
     """
     return {
         **_FORGETFUL,
         **os.environ,
-        **_QUIET,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
         "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api",
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(origins(port)),
     }
@@ -102,9 +107,8 @@ def check_port(port: int) -> int:
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise ServiceError(
-                f"port {port} is in use; name another with --port, or stop what listens there"
-            ) from error
+            message = f"port {port} is in use; name another with --port, or stop what listens there"
+            raise ServiceError(message) from error
         return int(probe.getsockname()[1])
 
 
@@ -123,15 +127,6 @@ def _healthy(url: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError, ValueError):
         return False
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    child.send_signal(signal.SIGTERM)
-    try:
-        child.wait(10)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
 
 
 def _die_with_parent() -> None:

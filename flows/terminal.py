@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from pydantic import BaseModel
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -41,20 +42,6 @@ class Terminal(Console):
             yield segment if shown == segment.text else Segment(shown, segment.style)
 
 
-class Commands(TyperGroup):
-    """A group of commands whose refusals of arguments, which typer prints by itself, are clean too."""
-
-    def make_context(self, *arguments: Any, **options: Any) -> Any:
-        """Read the arguments of the group itself."""
-        with _clean_refusals():
-            return super().make_context(*arguments, **options)
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run a command, whose arguments are read here."""
-        with _clean_refusals():
-            return super().invoke(ctx)
-
-
 @contextmanager
 def _clean_refusals() -> Iterator[None]:
     try:
@@ -64,6 +51,13 @@ def _clean_refusals() -> Iterator[None]:
         if hasattr(error, "format_message") and isinstance(getattr(error, "message", None), str):
             refusal.message = bounded(clean(refusal.message))
         raise
+
+
+class Commands(TyperGroup):
+    """A group of commands whose refusals of arguments, which typer prints by itself, are clean too."""
+
+    make_context = _clean_refusals()(TyperGroup.make_context)  # reads the arguments of the group
+    invoke = _clean_refusals()(TyperGroup.invoke)  # reads those of the command, and runs it
 
 
 @dataclass
@@ -81,19 +75,22 @@ class Output:
     before_error: Callable[[], None] = lambda: None
 
     def choose(self, *, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
-        """Print so until the next choice."""
+        """Print so from now on."""
         self.json, self.quiet, self.verbose = json, quiet, verbose
         console.quiet, notes.quiet = json, json or quiet
-
-    @property
-    def chosen(self) -> bool:
-        """Whether any of the options was given."""
-        return self.json or self.quiet or self.verbose
 
     def answer(self, document: object) -> None:
         """With --json, print the one result of a command; without, it has been printed for people."""
         if self.json:
             print(json.dumps(document, ensure_ascii=False, indent=1, default=_plain), file=console.file, flush=True)
+
+
+def table(*columns: str, rows: Iterable[Iterable[str]] = (), title: str | None = None) -> Table:
+    """Return a table without lines."""
+    new = Table(*columns, box=None, header_style="bold", title=title, title_justify="left")
+    for row in rows:
+        new.add_row(*row)
+    return new
 
 
 console = Terminal()
@@ -114,8 +111,7 @@ def fail(message: str) -> None:
 
 def _say(label: str, colour: str, message: str) -> None:
     line = Text.assemble((label, colour), " ", bounded(clean(" ".join(message.split()))))
-    terminal = Terminal(stderr=True) if output.errors is None else Terminal(file=output.errors)
-    terminal.print(line, soft_wrap=True)
+    Terminal(stderr=True, file=output.errors).print(line, soft_wrap=True)
 
 
 def _plain(value: object) -> object:

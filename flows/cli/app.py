@@ -39,10 +39,10 @@ def with_output(
 
     @wraps(function)
     def command(*arguments: Any, **values: Any) -> Any:
-        chosen = {name: values.pop(name, False) for name in ("as_json", "quiet", "verbose")}
-        if chosen["quiet"] and chosen["verbose"]:
+        as_json, quiet, verbose = (values.pop(name, False) for name in ("as_json", "quiet", "verbose"))
+        if quiet and verbose:
             raise UsageError("--quiet and --verbose exclude each other; leave one out")
-        output.choose(json=chosen["as_json"], quiet=chosen["quiet"], verbose=chosen["verbose"])
+        output.choose(json=as_json, quiet=quiet, verbose=verbose)
         return function(*arguments, **values)
 
     signature = known.replace(parameters=[*known.parameters.values(), *options])

@@ -18,6 +18,7 @@ from memmcl.errors import MemmclError
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
+    from flows.cli.screen import Screen
     from memmcl.store import Store
 
 INTERRUPTED = 130
@@ -52,19 +53,19 @@ def open_store_of(settings: RunConfig) -> Store:
 
 def print_columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table of any length; rich's own takes minutes for thousands of rows."""
-    lines = [tuple(header), *rows]
+    lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-    console.print(Text(text[0], style="bold"), soft_wrap=True)
-    if text[1:]:
-        console.out("\n".join(text[1:]), highlight=False)
+    head, *body = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    console.print(Text(head, style="bold"), soft_wrap=True)
+    if body:
+        console.out("\n".join(body), highlight=False)
 
 
 @contextmanager
 def our_options(names: Mapping[str, str]) -> Iterator[None]:
-    """Let messages name the options of a command where they name settings or arguments: by their words, the option's.
+    """Put a command's options into error messages of the block, in place of settings or arguments: words -> option.
 
-    Words that end in a colon are replaced at the beginning of a message alone.
+    Words that end in a colon and a space are replaced at the beginning of a message only.
     """
     try:
         yield
@@ -91,16 +92,31 @@ def progress_bar(total: int, first: str) -> Iterator[Callable[[int, str, str], N
         yield lambda done, going, said: bar.update(task, completed=done, description=going, words=said)
 
 
+@contextmanager
+def served(seen: Screen, config: RunConfig, facts: Mapping[str, str], port: int | None) -> Iterator[None]:
+    """Say facts about a run that begins; while the block runs there is a Prefect server, see `prefect_server`."""
+    from flows.server import check_port, prefect_server
+
+    if port is not None:
+        check_port(port)
+    seen.plan(config)
+    for what, text in (facts if seen.log is None else {**facts, "log": str(seen.log)}).items():
+        seen.fact(what, text)
+    with prefect_server(port) as api:
+        seen.fact("Prefect UI", api.removesuffix("/api"))
+        yield
+
+
 def read_texts(place: str, whose: str) -> list[str]:
     """Return the texts of a file; those that cannot be used are left out and counted."""
     from memmcl.experts import forced
     from memmcl.suite.faults import Faults
 
     faults = Faults()
-    found = forced.read_texts(place, faults=faults)
+    texts = forced.read_texts(place, faults=faults)
     if len(faults):
         notes.print(f"left out: {len(faults)} {whose}, first {faults.first[0]}", soft_wrap=True)
-    return found
+    return texts
 
 
 def raise_unless_done(state: State[Any]) -> None:
@@ -114,11 +130,6 @@ def raise_unless_done(state: State[Any]) -> None:
 
 def quiet_environment() -> None:
     """Set what keeps libraries from phoning home and from talking over our own output."""
-    for name, value in {
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AIR_NEW_OUTPUT": "0",
-        "TOKENIZERS_PARALLELISM": "false",
-    }.items():
-        os.environ.setdefault(name, value)
+    phoning = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    talking = {"RAY_AIR_NEW_OUTPUT": "0", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ.update({**phoning, **talking, **os.environ})

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from flows.cli.app import App
 from flows.cli.common import Overrides
 from flows.cli.fetch import fetch
-from flows.terminal import console, output
+from flows.terminal import console, output, table
 from memmcl.config import load_config
 from memmcl.errors import DataError, brief
 from memmcl.suite.faults import Fault, Faults
 from memmcl.suite.subtasks import GROUPS, SUBTASKS, Subtask
 
 if TYPE_CHECKING:
-    from memmcl.suite.sources import Reading, RowPools
+    from memmcl.suite.sources import Reading
     from memmcl.suite.stats import Lengths, SplitStats
 
 data_app = App(
     help="The data of a run: which subtasks there are, whether their rows can be used, what the rows are like."
 )
-
 data_app.command("fetch", talks=True)(fetch)
 
 DataPath = Annotated[
@@ -54,14 +52,14 @@ def data_list(config: RunFile = None, set_: Overrides = None) -> None:
 
     chosen = catalogue(load_config(config, set_ or []))
     known = {**SUBTASKS, **chosen}
-    with_run = config is not None or bool(set_)
-    table = _table("name", "group", "answer", "metric", "data sets", *(("in the run",) if with_run else ()))
+    listed = table("name", "group", "answer", "metric", "data sets", "in the run")
     for name, subtask in known.items():
         answer = f"({', '.join(subtask.tuple_fields)}), ..." if subtask.is_tuple else ", ".join(subtask.labels)
         datasets = ", ".join(subtask.datasets) if name in SUBTASKS else "your own"
-        in_run = (("yes" if name in chosen else ""),) if with_run else ()
-        table.add_row(name, subtask.group, answer, subtask.metric, datasets, *in_run)
-    console.print(table)
+        listed.add_row(name, subtask.group, answer, subtask.metric, datasets, "yes" if name in chosen else "")
+    if config is None and not set_:
+        del listed.columns[-1]
+    console.print(listed)
     output.answer([{**asdict(subtask), "in_run": name in chosen} for name, subtask in known.items()])
 
 
@@ -94,7 +92,7 @@ def data_check(path: DataPath = None, config: RunFile = None, set_: Overrides = 
                 missing.append(str(error))
                 console.print(missing[-1], soft_wrap=True)
             continue
-        rows += sum(len(found) for found in read.pools[subtask.name].values())
+        rows += sum(map(len, read.pools[subtask.name].values()))
         left_out += read.dropped
         warnings += [
             f"{leak.dataset}: {leak.equal} {leak.part} rows have a text of its own test part; a run stops there, or "
@@ -102,28 +100,19 @@ def data_check(path: DataPath = None, config: RunFile = None, set_: Overrides = 
             for leak in leakage(read.pools)
             if leak.equal and leak.dataset == leak.test_dataset
         ]
-    warnings += [str(fault) for fault in faults.odd]
+    warnings += map(str, faults.odd)
     for warning in warnings:
         console.print(f"warning: {warning}", soft_wrap=True)
     for file, kinds in sorted(faults.by_file.items()):
-        counted = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-        console.print(f"{file}: {counted}", soft_wrap=True)
-    for reason, count in left_out.items():
-        console.print(f"left out: {count:,} {reason}", soft_wrap=True)
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+        console.print(f"{file}: {counts}", soft_wrap=True)
+    _show_left_out(left_out)
     console.print(
         f"{len(subtasks)} subtasks, {rows:,} rows that can be used, {len(faults) + len(missing):,} faults, "
         f"{len(warnings):,} warnings"
     )
-    output.answer(
-        {
-            "subtasks": len(subtasks),
-            "rows": rows,
-            "faults": faults.listed,
-            "missing": missing,
-            "warnings": warnings,
-            "left_out": left_out,
-        }
-    )
+    document = {"subtasks": len(subtasks), "rows": rows, "faults": faults.listed, "missing": missing}
+    output.answer(document | {"warnings": warnings, "left_out": left_out})
     raise typer.Exit(1 if len(faults) or missing else 0)
 
 
@@ -143,40 +132,36 @@ def data_stats(path: DataPath = None, config: RunFile = None, set_: Overrides = 
 
     subtasks, reading = _what_to_read(path, config, set_ or [])
     read = read_sources(subtasks, reading)
-    parts, leaks = describe(subtasks, read.pools), leakage(read.pools)
+    splits, leaks = describe(subtasks, read.pools), leakage(read.pools)
     best = constants(subtasks, read.pools)
-    left_out = _left_out(read)
-    output.answer({"parts": parts, "leakage": leaks, "constants": best, "left_out": left_out})
-    _show_parts(parts)
+    unusable = {f"rows that cannot be used: {kind}": count for kind, count in sorted(read.faults.counts.items())}
+    left_out = {**unusable, **read.dropped}
+    output.answer({"parts": splits, "leakage": leaks, "constants": best, "left_out": left_out})
+    _show_splits(splits)
     console.print("\nTexts that leak: rows of a part that equal a test text, or share 36 characters with one")
-    table = _table("data set", "part", "test texts of", "equal", "share")
-    for leak in leaks:
-        table.add_row(leak.dataset, leak.part, leak.test_dataset, str(leak.equal), str(leak.sharing))
-    console.print(table if leaks else "none")
+    rows = [(leak.dataset, leak.part, leak.test_dataset, str(leak.equal), str(leak.sharing)) for leak in leaks]
+    console.print(table("data set", "part", "test texts of", "equal", "share", rows=rows) if leaks else "none")
     console.print("\nThe one answer that scores best on the training rows, and its score on the test rows")
-    table = _table("subtask", "answer", "score")
-    for constant in best:
-        table.add_row(constant.subtask, constant.answer, f"{constant.score:.3f}")
-    console.print(table)
-    for reason, count in left_out.items():
-        console.print(f"left out: {count:,} {reason}", soft_wrap=True)
+    answers = [(constant.subtask, constant.answer, f"{constant.score:.3f}") for constant in best]
+    console.print(table("subtask", "answer", "score", rows=answers))
+    _show_left_out(left_out)
 
 
 class _Listed(Faults):
     """Prints each fault as soon as it is found, and counts by file; keeps all warnings for later.
 
-    listed: the faults, where they are printed as JSON.
+    listed: the faults, with --json.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.by_file: dict[str, Counter[str]] = {}
+        self.by_file: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.odd: list[Fault] = []
         self.listed: list[Fault] = []
 
     def add(self, fault: Fault) -> None:
         super().add(fault)
-        self.by_file.setdefault(fault.place.rpartition(", ")[0], Counter())[fault.kind] += 1
+        self.by_file[fault.place.rpartition(", ")[0]][fault.kind] += 1
         console.print(str(fault), soft_wrap=True)
         if output.json:
             self.listed.append(fault)
@@ -201,8 +186,8 @@ def _what_to_read(path: str | None, config: Path | None, overrides: Sequence[str
 
 def _subtasks_in(path: str, storage: Mapping[str, Any] | None) -> list[Subtask]:
     """Return the subtasks of the catalogue that have a data set in a directory of SentiEval's layout."""
-    found = _datasets_in(path, storage)
-    present = [subtask for subtask in SUBTASKS.values() if found & set(_folders_of(subtask))]
+    folders = _datasets_in(path, storage)
+    present = [subtask for subtask in SUBTASKS.values() if folders & _folders_of(subtask)]
     if not present:
         from memmcl.urls import public
 
@@ -214,15 +199,15 @@ def _subtasks_in(path: str, storage: Mapping[str, Any] | None) -> list[Subtask]:
 
 
 def _unread(path: str, storage: Mapping[str, Any] | None) -> list[str]:
-    known = {folder for subtask in SUBTASKS.values() for folder in _folders_of(subtask)}
+    """Return a warning for each folder that belongs to no subtask of the catalogue."""
+    unknown = _datasets_in(path, storage).difference(*map(_folders_of, SUBTASKS.values()))
     return [
-        f"{folder}: no data set of the catalogue is called so; nothing reads this folder"
-        for folder in sorted(_datasets_in(path, storage) - known)
+        f"{folder}: no data set of the catalogue is called so; nothing reads this folder" for folder in sorted(unknown)
     ]
 
 
-def _folders_of(subtask: Subtask) -> list[str]:
-    return [f"{subtask.group.lower()}/{name}" for name in subtask.datasets]
+def _folders_of(subtask: Subtask) -> set[str]:
+    return {f"{subtask.group.lower()}/{name}" for name in subtask.datasets}
 
 
 def _datasets_in(path: str, storage: Mapping[str, Any] | None) -> set[str]:
@@ -232,42 +217,32 @@ def _datasets_in(path: str, storage: Mapping[str, Any] | None) -> set[str]:
     with reading(path):
         fs, root = open_place(path, storage)
         for base in (root.rstrip("/"), f"{root.rstrip('/')}/data"):
-            groups = [group.lower() for group in GROUPS if fs.isdir(f"{base}/{group.lower()}")]
+            groups = [f"{base}/{group.lower()}" for group in GROUPS if fs.isdir(f"{base}/{group.lower()}")]
+            entries = [entry for group in groups for entry in fs.ls(group, detail=True)]
             if groups:
-                return {
-                    f"{group}/{entry['name'].rstrip('/').rpartition('/')[2]}"
-                    for group in groups
-                    for entry in fs.ls(f"{base}/{group}", detail=True)
-                    if entry["type"] == "directory"
-                }
+                folders = (entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory")
+                return {"/".join(folder.split("/")[-2:]) for folder in folders}
     return set()
 
 
-def _left_out(read: RowPools) -> dict[str, int]:
-    """Return reason -> number of rows."""
-    unusable = {f"rows that cannot be used: {kind}": count for kind, count in sorted(read.faults.counts.items())}
-    return {**unusable, **read.dropped}
+def _show_left_out(left_out: Mapping[str, int]) -> None:
+    for reason, count in left_out.items():
+        console.print(f"left out: {count:,} {reason}", soft_wrap=True)
 
 
-def _show_parts(parts: Sequence[SplitStats]) -> None:
-    table = _table("subtask", "data set", "part", "rows", "texts", "repeats", "answers", "missing")
-    for part in parts:
-        answers = ", ".join(f"{count} {label}" for label, count in part.labels.items())
-        if part.tuples is not None:
-            answers = f"{part.tuples:.2f} tuples a row"
-        counts = [f"{count:,}" for count in (part.rows, part.texts, part.repeats)]
-        table.add_row(part.subtask, part.dataset, part.part, *counts, answers, ", ".join(part.missing))
-    console.print(table)
+def _show_splits(splits: Sequence[SplitStats]) -> None:
+    sizes = table("subtask", "data set", "part", "rows", "texts", "repeats", "answers", "missing")
+    for one in splits:
+        answers = ", ".join(f"{count} {label}" for label, count in one.labels.items())
+        if one.tuples is not None:
+            answers = f"{one.tuples:.2f} tuples a row"
+        counts = [f"{count:,}" for count in (one.rows, one.texts, one.repeats)]
+        sizes.add_row(one.subtask, one.dataset, one.part, *counts, answers, ", ".join(one.missing))
+    console.print(sizes)
     console.print("\nLengths of texts: 5th percentile, median, 95th percentile, maximum")
-    table = _table("data set", "part", "characters", "words")
-    for part in parts:
-        table.add_row(part.dataset, part.part, _lengths(part.characters), _lengths(part.words))
-    console.print(table)
+    lengths = [(one.dataset, one.part, _lengths(one.characters), _lengths(one.words)) for one in splits]
+    console.print(table("data set", "part", "characters", "words", rows=lengths))
 
 
 def _lengths(lengths: Lengths) -> str:
-    return " / ".join(f"{value:,.0f}" for value in (lengths.p5, lengths.median, lengths.p95, lengths.max))
-
-
-def _table(*columns: str) -> Table:
-    return Table(*columns, box=None, header_style="bold")
+    return " / ".join(f"{value:,.0f}" for value in astuple(lengths))

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from flows.cli.common import Overrides, quiet_environment
-from flows.terminal import console, notes, output
+from flows.terminal import console, notes, output, table
 from memmcl.config import load_config
 
 
@@ -37,10 +36,7 @@ def deploy(
 
     with notes.status("asking the Prefect server"):
         applied = apply(file, settings)
-    table = Table("what", "name", "", box=None, header_style="bold")
-    for one in applied:
-        table.add_row(one.what, one.name, one.done)
-    console.print(table)
+    console.print(table("what", "name", "", rows=((one.what, one.name, one.done) for one in applied)))
     output.answer(applied)
     for pool in (one.name for one in applied if one.what == "work pool"):
         console.print(f"next           prefect worker start --pool {shlex.quote(pool)} --type process", soft_wrap=True)

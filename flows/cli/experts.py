@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.table import Table
 
 from flows.cli.app import App
 from flows.cli.common import our_options, progress_bar, quiet_environment, read_texts
 from flows.cli.screen import log_output
-from flows.terminal import console, notes, output
+from flows.terminal import console, notes, output, table
 from memmcl.config import DataConfig
 from memmcl.errors import UsageError
 
@@ -22,20 +22,15 @@ if TYPE_CHECKING:
 
 ALL = "all"
 SIX: tuple[str, ...] = DataConfig.model_fields["subtasks"].default
-_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_AS_OPTIONS = ("adapter: ", "device: ", "subtask: unknown", "others: unknown", "others names", "template: ")
 _OPTIONS = {
     "model.name_or_path": "--base",
     "data.max_prompt_tokens": "--max-prompt-tokens",
     "experts.learning_rate": "--learning-rate",
     "experts.micro_batch_size": "--batch-size",
-    "adapter: ": "--adapter: ",
-    "device: ": "--device: ",
-    "subtask: unknown": "--subtask: unknown",
-    "others: unknown": "--others: unknown",
-    "others names": "--others names",
-    "template: ": "--template: ",
     "weight must be": "--weight must be",
     "learning_rate must be": "--learning-rate must be",
+    **{words: f"--{words}" for words in _AS_OPTIONS},
 }
 """What messages of memmcl say -> the option that it is here."""
 
@@ -128,7 +123,7 @@ def anchor(
                 device=device,
             )
         record = _save(anchored, out, steps)
-    _show(subtask, record)
+    _show("its own" if subtask is None else f"{subtask}, its own", record)
     console.print(f"adapter        {out}", soft_wrap=True)
     output.answer({"folder": out, "record": record})
 
@@ -139,15 +134,12 @@ def _save(anchored: AnchoredExpert, out: Path, steps: int) -> Mapping[str, Any]:
     if record is not None:
         notes.print(f"{out} is there already, made with the same arguments; it was:", soft_wrap=True)
         return record
-
-    def say(words: str) -> None:
-        notes.print(f"texts          {words}", soft_wrap=True)
-
     with progress_bar(steps, "measuring") as move:
 
         def moved(now: Moved) -> None:
             move(now.step, "anchoring", f"loss {now.loss:.4f}, {now.tokens_per_second:,.0f} tokens/s")
 
+        say = partial(notes.print, "texts         ", soft_wrap=True)
         return anchored.save(out, progress=moved, say=say)
 
 
@@ -168,17 +160,15 @@ def _prompt_of(subtask: str | None, path: Path | None) -> str | None:
         raise UsageError(f"--template: {path} is not UTF-8; convert it") from error
 
 
-def _show(subtask: str | None, record: Mapping[str, Any]) -> None:
+def _show(own: str, record: Mapping[str, Any]) -> None:
     before, after = record["kl"]["before"], record["kl"]["after"]
-    own = "its own" if subtask is None else f"{subtask}, its own"
-    rows = [
+    means = [sum(kl["others"].values()) / len(kl["others"]) for kl in (before, after)]
+    distances = [
         (own, "itself before || now", before["itself"], after["itself"]),
         (own, "itself || base", before["own"], after["own"]),
+        *((name, "base || itself", value, after["others"][name]) for name, value in before["others"].items()),
+        ("others, mean", "base || itself", *means),
     ]
-    rows += [(name, "base || itself", value, after["others"][name]) for name, value in before["others"].items()]
-    means = [sum(kl["others"].values()) / len(kl["others"]) for kl in (before, after)]
-    table = Table("prompts of", "KL", "before", "after", box=None, header_style="bold")
-    for prompts, between, *values in [*rows, ("others, mean", "base || itself", *means)]:
-        table.add_row(prompts, between, *(f"{value:.4f}" for value in values))
-    console.print(table)
+    rows = [(prompts, between, f"{first:.4f}", f"{last:.4f}") for prompts, between, first, last in distances]
+    console.print(table("prompts of", "KL", "before", "after", rows=rows))
     console.print(f"KL in nats per answer token, on {record['held_out']} texts that were held out", soft_wrap=True)

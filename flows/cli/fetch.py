@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,18 +12,17 @@ from memmcl.errors import UsageError, shown
 
 KNOWN = ("sentieval",)
 
-BenchmarkName = Annotated[str, typer.Argument(metavar="NAME", help="Which benchmark: sentieval")]
-TargetUrl = Annotated[
-    str, typer.Option("--to", metavar="URL", help="Directory or s3://bucket/folder; what differs there is replaced")
-]
-SourceUrl = Annotated[
-    str | None, typer.Option("--from", metavar="URL", help="A mirror of the repository; without it, GitHub")
-]
-Jobs = Annotated[int, typer.Option(min=1, max=64, help="How many files at a time")]
-
 
 def fetch(
-    name: BenchmarkName, to: TargetUrl, from_: SourceUrl = None, jobs: Jobs = 8, config: ConfigFile = None
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Which benchmark: sentieval")],
+    to: Annotated[
+        str, typer.Option(metavar="URL", help="Directory or s3://bucket/folder; what differs there is replaced")
+    ],
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="URL", help="A mirror of the repository; without it, GitHub")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="How many files at a time")] = 8,
+    config: ConfigFile = None,
 ) -> None:
     """Download a published benchmark, every digest checked; called again, it goes on where it was.
 
@@ -49,7 +47,10 @@ def fetch(
         def show(files: int, size: int, path: str) -> None:
             bar.update(task, completed=size, description=f"{files} of {len(listing.files)} files")
 
-        fetched = fetch_sentieval(to, base_url=from_, jobs=jobs, storage=_storage(config), progress=show)
+        cfg = settings_of(None, config).store
+        storage: dict[str, Any] = {"endpoint_url": cfg.endpoint_url} if cfg.endpoint_url else {}
+        storage |= {"client_kwargs": {"region_name": cfg.region}} if cfg.region else {}
+        fetched = fetch_sentieval(to, base_url=from_, jobs=jobs, storage=storage, progress=show)
     console.print(
         f"{fetched.files} files, {fetched.size:,} bytes ({fetched.present} files were there already) in "
         f"{fetched.target}",
@@ -58,10 +59,3 @@ def fetch(
     console.print(fetched.notice, soft_wrap=True)
     console.print(f"use it with    data.source: {fetched.target}", soft_wrap=True)
     output.answer(fetched)
-
-
-def _storage(config: Path | None) -> dict[str, Any]:
-    store = settings_of(None, config).store
-    region = {"client_kwargs": {"region_name": store.region}} if store.region else {}
-    endpoint = {"endpoint_url": store.endpoint_url} if store.endpoint_url else {}
-    return endpoint | region

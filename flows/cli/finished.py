@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flows.terminal import console, output
 
 if TYPE_CHECKING:
-    from memmcl.store import ArtifactRef, Manifest, Store
+    from memmcl.store import Manifest, Store
 
 
 def show_run(store: Store, done: Manifest, out: Path | None, **more: Any) -> None:
@@ -22,7 +22,7 @@ def show_run(store: Store, done: Manifest, out: Path | None, **more: Any) -> Non
     Raises:
         CorruptArtifact: something of the run is damaged; the message says how it is made again.
     """
-    from memmcl.api.runs import repairable
+    from memmcl.api.runs import ADAPTER, WHOLE, FinishedRun, repairable
 
     with repairable(store, done.key):
         from memmcl.report import advice, parse_results, results_table, verdict
@@ -30,33 +30,18 @@ def show_run(store: Store, done: Manifest, out: Path | None, **more: Any) -> Non
         results = parse_results(json.loads(store.read(done, "results.json")))
         if out is None and store.url.startswith("file://"):
             out = Path("memmcl-runs") / done.key[:8]
-        files = {} if out is None else _save(store, done, out)
+        files = {}
+        if out is not None:
+            FinishedRun(store, done).save(out)
+            files = {"report": str(out / "report.html"), ADAPTER: str(out / ADAPTER)}
+            files |= {WHOLE: str(out / WHOLE)} if any(ref.kind == WHOLE for ref in done.inputs) else {}
     said = advice(results)
     console.print(results_table(results, width=max(80, console.width)))
     console.print(said.text)
     for what, text in _ways_on(store, done, files, said.model):
         console.print(f"{what:<14} {text}", soft_wrap=True)
-    output.answer(
-        {
-            "run": done.key,
-            "name": done.name,
-            **more,
-            "store": store.url,
-            "files": files,
-            "ship": said,
-            "verdict": verdict(results),
-            "results": results,
-        }
-    )
-
-
-def _save(store: Store, done: Manifest, folder: Path) -> dict[str, str]:
-    """Write report and models into a folder; return what is where."""
-    from memmcl.api.runs import ADAPTER, WHOLE, FinishedRun
-
-    FinishedRun(store, done).save(folder)
-    places = {"report": folder / "report.html", ADAPTER: folder / ADAPTER, WHOLE: folder / WHOLE}
-    return {name: str(place) for name, place in places.items() if name != WHOLE or _refs(done, WHOLE)}
+    run = {"run": done.key, "name": done.name, **more, "store": store.url, "files": files}
+    output.answer({**run, "ship": said, "verdict": verdict(results), "results": results})
 
 
 def _ways_on(store: Store, done: Manifest, files: dict[str, str], ship: str) -> Iterator[tuple[str, str]]:
@@ -68,15 +53,11 @@ def _ways_on(store: Store, done: Manifest, files: dict[str, str], ship: str) -> 
         yield "unified model", files["adapter"]
     if "model" in files:
         yield "whole model", files["model"]
-    joint = next((ref for ref in _refs(done, "expert") if ref.name == "joint LoRA"), None)
-    if ship == "joint" and joint is not None:
-        yield "joint LoRA", f"memmcl store fetch {joint.key[:12]} joint-lora{where}"
+    for ref in done.inputs:
+        if ship == "joint" and (ref.kind, ref.name) == ("expert", "joint LoRA"):
+            yield "joint LoRA", f"memmcl store fetch {ref.key[:12]} joint-lora{where}"
     yield "report", files["report"] if files else f"memmcl report {run_id}{where} --out DIR"
     yield "predict", f'memmcl predict "The food was great." --run {run_id}{where}'
     if "model" not in files:
         yield "export", "the same command with --set export=full writes whole weights, too"
     yield "run history", f"memmcl ui  (flow run {done.metrics.get('flow_run_id')})"
-
-
-def _refs(done: Manifest, kind: str) -> list[ArtifactRef]:
-    return [ref for ref in done.inputs if ref.kind == kind]

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from flows.cli import merge_common as shared
 from flows.cli.app import App, with_output
 from flows.cli.common import our_options, quiet_environment, read_texts
-from flows.cli.merge_common import (
-    OPTIONS,
-    BaseName,
-    Dtype,
-    Experts,
-    Full,
-    Method,
-    Out,
-    Parameters,
-    Rank,
-    named_values,
-    number,
-    parameters_of,
-    recipe_of,
-    required,
-    save,
-    show_merge,
-)
 from flows.cli.merge_search import search
 from flows.cli.screen import log_output
 from flows.terminal import notes, output
 from memmcl.errors import UsageError, shown
 
-if TYPE_CHECKING:
-    from memmcl.merge.genome import Recipe
-
 merge_app = App(invoke_without_command=True)
 
+Weights = Annotated[
+    str | None,
+    typer.Option(metavar="W,... | NAME=W,...", help="Weight of each expert, in their order or by name; 1 by default"),
+]
 TextFiles = Annotated[
     list[str] | None,
     typer.Option(
@@ -49,20 +32,15 @@ TextFiles = Annotated[
 
 def merge(
     context: typer.Context,
-    base: BaseName = None,
-    expert: Experts = None,
-    out: Out = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="W,... | NAME=W,...", help="Weight of each expert, in their order or by name; 1 by default"
-        ),
-    ] = None,
-    method: Method = "linear",
-    param: Parameters = None,
-    rank: Rank = None,
-    full: Full = False,
-    dtype: Dtype = "auto",
+    base: shared.BaseName = None,
+    expert: shared.Experts = None,
+    out: shared.Out = None,
+    weights: Weights = None,
+    method: shared.Method = "linear",
+    param: shared.Parameters = None,
+    rank: shared.Rank = None,
+    full: shared.Full = False,
+    dtype: shared.Dtype = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the masks of dare_linear, dare_ties and della")] = 0,
     texts: TextFiles = None,
     text_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each text that are run, at most")] = 512,
@@ -79,23 +57,26 @@ def merge(
     $ memmcl merge --base org/model --expert a=s3://bucket/a --expert b=org/b --method dare_ties --full --out merged
     """
     if context.invoked_subcommand is not None:
-        if base or expert or out or output.chosen:
+        if base or expert or out or output.json or output.quiet or output.verbose:
             raise UsageError(f"options of `memmcl merge {context.invoked_subcommand}` go behind it; move them there")
         return
-    base, named, out = required(base, expert, out)
+    base, named, out = shared.required(base, expert, out)
     quiet_environment()
-    with our_options(OPTIONS), log_output():
+    with our_options(shared.OPTIONS), log_output():
         from memmcl.api import merging
+        from memmcl.merge.genome import Recipe
 
-        taken = weights_of(weights, list(named))
-        recipe = recipe_of(method, parameters_of(method, param or []), seed)
+        numbers = weights_of(weights)
+        recipe = Recipe(method, shared.parameters_of(method, param or []), seed)
         merging.check_form(recipe, rank, full, dtype)
-        files = _text_files(texts or [], recipe, merging.weights_of(taken, list(named)))
+        files = shared.named_values("--texts", texts or [], "FILE")
+        used = [name for name, weight in merging.weights_of(numbers, list(named)).items() if weight]
+        merging.check_texts(recipe, dict.fromkeys(files, ()), used)  # before any file is read
         with notes.status("reading the adapters and the base"):
             merged = merging.merge_experts(
                 base,
                 named,
-                weights=taken,
+                weights=numbers,
                 method=method,
                 parameters=recipe.parameters,
                 rank=rank,
@@ -105,35 +86,27 @@ def merge(
                 text_tokens=text_tokens,
                 seed=seed,
             )
-        record = save(out, merged)
-    show_merge(out, record)
+        record = shared.save(out, merged)
+    shared.show_merge(out, record)
 
 
 merge_app.callback()(with_output(merge, works=True))
 merge_app.command("search", works=True)(search)
 
 
-def _text_files(texts: Sequence[str], recipe: Recipe, weights: Mapping[str, float]) -> dict[str, str]:
-    """Return the file of texts of each expert, once it is known that the method needs them, and all of them."""
-    from memmcl.api.merging import check_texts
-
-    files = named_values("--texts", texts, "FILE")
-    check_texts(recipe, dict.fromkeys(files, ()), [name for name, weight in weights.items() if weight])
-    return files
-
-
-def weights_of(given: str | None, names: Sequence[str]) -> dict[str, float] | list[float] | None:
+def weights_of(option: str | None) -> dict[str, float] | list[float] | None:
     """Return the numbers of --weights, in the order of the experts or by name."""
-    if given is None:
+    if option is None:
         return None
-    parts = [part.strip() for part in given.split(",")]
-    by_name = [part.partition("=") for part in parts if "=" in part]
-    if not by_name:
-        return [number(value) for value in parts]
-    if len(by_name) != len(parts):
+    entries = [entry.strip() for entry in option.split(",")]
+    if not any("=" in entry for entry in entries):
+        return [shared.number(entry) for entry in entries]
+    if not all("=" in entry for entry in entries):
         raise UsageError(
-            f"--weights takes numbers in the order of the experts, or NAME=NUMBER each; got {shown(given)}"
+            f"--weights takes numbers in the order of the experts, or NAME=NUMBER each; got {shown(option)}"
         )
-    if len({name.strip() for name, _, _ in by_name}) < len(by_name):
-        raise UsageError(f"--weights names an expert twice: {shown(given)}")
-    return {name.strip(): number(value) for name, _, value in by_name}
+    pairs = [entry.partition("=") for entry in entries]
+    weights = {name.strip(): shared.number(value) for name, _, value in pairs}
+    if len(weights) < len(pairs):
+        raise UsageError(f"--weights names an expert twice: {shown(option)}")
+    return weights

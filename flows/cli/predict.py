@@ -5,34 +5,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from flows.cli.common import ConfigFile, StoreUrl, open_store_of, quiet_environment, settings_of
 from flows.cli.screen import log_output
-from flows.terminal import console, notes, output
+from flows.terminal import console, notes, output, table
 from memmcl.api.runs import LATEST, find_run
 from memmcl.errors import UsageError
 
 if TYPE_CHECKING:
     from memmcl.api.model import Prediction
 
-RunId = Annotated[
-    str | None, typer.Option("--run", help="First digits of a run's id, or champion; the latest run by default")
-]
-Aspects = Annotated[
-    list[str] | None,
-    typer.Option("--aspect", help="Ask about this aspect; may be repeated. Without it, about those found in the text"),
-]
-Targets = Annotated[
-    list[str] | None, typer.Option("--target", help="Target of a stance; twice for the two things that are compared")
-]
-
 
 def predict(
     text: Annotated[str, typer.Argument(help="The text to analyse")],
-    aspect: Aspects = None,
-    target: Targets = None,
-    run_id: RunId = None,
+    aspect: Annotated[
+        list[str] | None,
+        typer.Option(help="Ask about this aspect; may be repeated. Without it, about those found in the text"),
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Target of a stance; twice for the two things that are compared")
+    ] = None,
+    run_id: Annotated[
+        str | None, typer.Option("--run", help="First digits of a run's id, or champion; the latest run by default")
+    ] = None,
     store: StoreUrl = None,
     config: ConfigFile = None,
 ) -> None:
@@ -53,21 +48,19 @@ def predict(
         from memmcl.api.model import load_model
 
         model = load_model(opened, manifest.key)
-        found = model.predict(text, aspects=aspect or [], targets=target or [])
-    table = Table("subtask", "about", "answer", "confidence", box=None, header_style="bold")
-    for one in found:
-        table.add_row(model.subtasks[one.subtask].title, *_answer(one))
-    console.print(table)
-    output.answer({"run": manifest.key, "predictions": found})
+        predictions = model.predict(text, aspects=aspect or [], targets=target or [])
+    rows = [(model.subtasks[one.subtask].title, *_answer(one)) for one in predictions]
+    console.print(table("subtask", "about", "answer", "confidence", rows=rows))
+    output.answer({"run": manifest.key, "predictions": predictions})
 
 
-def _answer(found: Prediction) -> tuple[str, str, str]:
+def _answer(one: Prediction) -> tuple[str, str, str]:
     """Return what a prediction is about, the answer, and how sure the model is of it."""
-    if found.missing == ("aspect",):
+    if one.missing == ("aspect",):
         return "", "(no aspect found; name one with --aspect)", ""
-    if found.missing:
-        return "", f"(needs {', '.join(found.missing)}; give --target {len(found.missing)} times)", ""
-    about = ", ".join(found.about.values()) or "the text"
-    if found.label is not None:
-        return about, found.label, f"{found.probability:.2f}"
-    return about, f"{'' if found.tuples is not None else 'unreadable: '}{found.text}", ""
+    if one.missing:
+        return "", f"(needs {', '.join(one.missing)}; give --target {len(one.missing)} times)", ""
+    about = ", ".join(one.about.values()) or "the text"
+    if one.label is not None:
+        return about, one.label, f"{one.probability:.2f}"
+    return about, f"{'' if one.tuples is not None else 'unreadable: '}{one.text}", ""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.common import Overrides, ServerPort, quiet_environment, raise_unless_done
+from flows.cli.common import Overrides, ServerPort, quiet_environment, raise_unless_done, served
 from flows.cli.screen import run_screen, say_warnings
 from flows.terminal import console, output
 from memmcl.config import load_config
@@ -35,16 +35,7 @@ def retrain(
         from tasks.run.inputs import find_inputs
 
         find_inputs(settings)  # mistakes show before a server starts
-        from flows.server import check_port, prefect_server
-
-        if port is not None:
-            check_port(port)
-        seen.plan(settings)
-        seen.fact("store", settings.store.url)
-        if seen.log is not None:
-            seen.fact("log", str(seen.log))
-        with prefect_server(port) as api:
-            seen.fact("Prefect UI", api.removesuffix("/api"))
+        with served(seen, settings, {"store": settings.store.url}, port):
             seen.doing("comparing rows with those of the champion")
             from flows.retrain import retrain as flow
 

@@ -64,7 +64,7 @@ def version() -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        console.print(__version__)
+        version()
         raise typer.Exit
 
 
@@ -92,20 +92,16 @@ def main() -> None:
         raise
     except Exception as error:
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        _fail(f"unexpected {what}; this is a defect of memmcl, please report it {_kept(error)}", 1)
+        try:
+            kept = f"with its traceback in {keep_error(redact(''.join(traceback.format_exception(error))))}"
+        except (OSError, ServiceError):
+            kept = f"(its traceback could not be written to {tempfile.gettempdir()})"
+        _fail(f"unexpected {what}; this is a defect of memmcl, please report it {kept}", 1)
 
 
 def _fail(message: str, code: int) -> NoReturn:
     fail(message)
     sys.exit(code)
-
-
-def _kept(error: BaseException) -> str:
-    """Write the error's traceback to a file of its own, and say where it is."""
-    try:
-        return f"with its traceback in {keep_error(redact(''.join(traceback.format_exception(error))))}"
-    except (OSError, ServiceError):
-        return f"(its traceback could not be written to {tempfile.gettempdir()})"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.common import Overrides, ServerPort, open_store_of, quiet_environment, raise_unless_done
+from flows.cli.common import Overrides, ServerPort, open_store_of, quiet_environment, raise_unless_done, served
 from flows.cli.finished import show_run
 from flows.cli.screen import Screen, run_screen, say_warnings
 from flows.terminal import notes
@@ -19,16 +19,14 @@ if TYPE_CHECKING:
     from tasks.run.journal import Journal
     from tasks.run.runtime import Run
 
-OutDirectory = Annotated[
-    Path | None,
-    typer.Option(help="Where report and model are copied to; for a store on this disk, memmcl-runs/ID by default"),
-]
-
 
 def run(
     config: Annotated[Path, typer.Argument(help="YAML file with the run's settings")],
     set_: Overrides = None,
-    out: OutDirectory = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where report and model are copied to; for a store on this disk, memmcl-runs/ID by default"),
+    ] = None,
     port: ServerPort = None,
 ) -> None:
     """Run the whole pipeline: rows, experts, merge search, contexts, evaluation, report.
@@ -87,40 +85,25 @@ def run_pipeline(
     show_run(open_store_of(settings), done, out, reused=reused)
 
 
-def announce_run(seen: Screen, opened: Run) -> None:
-    """Say which run begins, and where everything goes."""
-    config = opened.config
-    seen.plan(config)
-    work = f"{len(config.data.subtasks)} subtasks on {opened.base.name}, {config.ray.workers} workers"
-    seen.fact(f"run {opened.id[:8]}", f"{config.name}: {work}")
-    seen.fact("store", str(opened.store["url"]))
-    if seen.log is not None:
-        seen.fact("log", str(seen.log))
-
-
 def _work(seen: Screen, opened: Run, port: int | None, journal: Journal | None) -> Manifest:
     """Run the flow, and return the run's last artifact."""
-    from flows.server import check_port, prefect_server
     from tasks.stages.opening import finished
 
-    settings = opened.config
-    if port is not None:
-        check_port(port)
-    announce_run(seen, opened)
-    with prefect_server(port) as api:
-        seen.fact("Prefect UI", api.removesuffix("/api"))
+    config, url = opened.config, str(opened.store["url"])
+    work = f"{len(config.data.subtasks)} subtasks on {opened.base.name}, {config.ray.workers} workers"
+    with served(seen, config, {f"run {opened.id[:8]}": f"{config.name}: {work}", "store": url}, port):
         seen.doing("starting Ray")
         from flows.pipeline import pipeline, resume
 
         if journal is None:
-            state = pipeline(settings, return_state=True)
+            state = pipeline(config, return_state=True)
         else:
-            state = resume(settings, journal.pinned, return_state=True)
+            state = resume(config, journal.pinned, return_state=True)
     raise_unless_done(state)
     done = finished(opened)
     if done is None:
         raise CorruptArtifact(
-            f"run {opened.id[:8]} is not whole in {opened.store['url']} although it has just been finished; "
+            f"run {opened.id[:8]} is not whole in {url} although it has just been finished; "
             "run the same command again, and look at the disk"
         )
     return done

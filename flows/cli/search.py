@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from flows.cli.app import App
 from flows.cli.common import ConfigFile, StoreUrl, open_store_of, settings_of
-from flows.terminal import console, output
+from flows.terminal import console, output, table
 
 if TYPE_CHECKING:
     from memmcl.store import Store
@@ -47,29 +48,23 @@ def search_show(
     opened = open_store_of(settings_of(store, config))
     journal = read_journal(opened, run_id)
     if output.json:
-        found = [
-            {"search": entry.name, "of": entry.evaluations, **progress_of(opened.records(f"searches/{entry.key}"))}
-            for entry in journal.searches
-        ]
-        output.answer(found)
+        searches = [(entry, progress_of(opened.records(f"searches/{entry.key}"))) for entry in journal.searches]
+        output.answer([{"search": entry.name, "of": entry.evaluations, **progress} for entry, progress in searches])
         return
     if not watch:
         console.print(_view(opened, journal, top))
         return
-    with Live(_view(opened, journal, top), console=console, auto_refresh=False) as live:
-        try:
-            while True:
-                time.sleep(EVERY)
-                live.update(_view(opened, read_journal(opened, journal.run_id), top), refresh=True)
-        except KeyboardInterrupt:
-            pass
+    with suppress(KeyboardInterrupt), Live(_view(opened, journal, top), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(EVERY)
+            live.update(_view(opened, read_journal(opened, journal.run_id), top), refresh=True)
 
 
 @search_app.command("resume", works=True)
 def search_resume(run_id: RunArgument, store: StoreUrl = None, config: ConfigFile = None) -> None:
-    """Go on with a run that was killed, with the settings that it was started with; nothing told is evaluated again.
+    """Go on with a run that was killed, with the settings that it was started with; candidates keep their results.
 
-    The same as `memmcl run` with the same file and the same --set, for whom these are no longer at hand.
+    The same as `memmcl run` with the same file and the same --set, for when these are no longer at hand.
 
     For example:
 
@@ -85,60 +80,36 @@ def search_resume(run_id: RunArgument, store: StoreUrl = None, config: ConfigFil
 def _view(store: Store, journal: Journal, top: int) -> RenderableType:
     from memmcl.search.records import progress_of
 
-    table = Table(
-        "search",
-        "candidates",
-        "stopped",
-        "failed",
-        "rows",
-        "best",
-        "fitness",
-        "merge s",
-        "evaluate s",
-        "wait s",
-        box=None,
-        header_style="bold",
-        title=f"run {journal.run_id[:8]}, started {journal.started}",
-        title_justify="left",
-    )
-    parts: list[RenderableType] = [table]
+    steps = ("merge", "evaluate", "wait")
+    columns = ["search", "candidates", "stopped", "failed", "rows", "best", "fitness", *(f"{step} s" for step in steps)]
+    view = [table(*columns, title=f"run {journal.run_id[:8]}, started {journal.started}")]
     for entry in journal.searches:
         records = store.records(f"searches/{entry.key}")
-        found = progress_of(records)
-        table.add_row(
+        progress = progress_of(records)
+        view[0].add_row(
             entry.name,
-            f"{found['candidates']} of {entry.evaluations}",
-            str(found["stopped"]),
-            str(found["failed"]),
-            f"{found['rows']:,}",
-            "-" if found["best"] is None else str(found["best"]),
-            _number(found["fitness"]),
-            *(f"{found['seconds'][part]:.1f}" for part in ("merge", "evaluate", "wait")),
+            f"{progress['candidates']} of {entry.evaluations}",
+            str(progress["stopped"]),
+            str(progress["failed"]),
+            f"{progress['rows']:,}",
+            "-" if progress["best"] is None else str(progress["best"]),
+            _number(progress["fitness"]),
+            *(f"{progress['seconds'][step]:.1f}" for step in steps),
         )
         if top:
-            parts.append(_best(entry, records, top))
-    return Group(*parts)
+            view.append(_best(entry, records, top))
+    return Group(*view)
 
 
 def _best(entry: SearchEntry, records: dict[int, dict[str, Any]], top: int) -> Table:
-    table = Table(
-        "candidate",
-        "fitness",
-        *entry.subtasks,
-        "genome",
-        box=None,
-        header_style="bold",
-        title=entry.name,
-        title_justify="left",
-    )
-    ranked = sorted(records, key=lambda index: (_rank(records[index]), index))
-    for index in ranked[:top]:
+    best = table("candidate", "fitness", *entry.subtasks, "genome", title=entry.name)
+    for index in sorted(records, key=lambda index: (_rank(records[index]), index))[:top]:
         record = records[index]
         values = [_number(record["values"].get(name)) for name in entry.subtasks]
         genome = " ".join(f"{gene:.3g}" for gene in record["genome"])
         mark = f"{index} (stopped)" if record.get("stopped") else str(index)
-        table.add_row(mark, _number(record["fitness"]), *values, genome)
-    return table
+        best.add_row(mark, _number(record["fitness"]), *values, genome)
+    return best
 
 
 def _rank(record: dict[str, Any]) -> tuple[bool, float]:

@@ -109,17 +109,17 @@ def store_verify(
     if repair is not None:
         _repair(opened, repair, asked)
         return
-    found = opened.verify()
-    _show(found.problems)
+    checked = opened.verify()
+    _show(checked.problems)
     console.print(
-        f"{found.manifests} artifacts, {found.blobs} blobs, {found.bytes:,} bytes, {found.records} records, "
-        f"{found.pointers} pointers, {found.checkpoints} checkpoints, {len(found.problems)} problems",
+        f"{checked.manifests} artifacts, {checked.blobs} blobs, {checked.bytes:,} bytes, {checked.records} records, "
+        f"{checked.pointers} pointers, {checked.checkpoints} checkpoints, {len(checked.problems)} problems",
         soft_wrap=True,
     )
-    output.answer(found)
-    if found.unsealed:
-        console.print(f"{found.unsealed} objects of earlier versions hold no digest of their own")
-    raise typer.Exit(1 if found.problems else 0)
+    output.answer(checked)
+    if checked.unsealed:
+        console.print(f"{checked.unsealed} objects of earlier versions hold no digest of their own")
+    raise typer.Exit(1 if checked.problems else 0)
 
 
 def _repair(store: Store, run_id: str, asked: RunConfig) -> None:
@@ -144,9 +144,9 @@ def _show(problems: Sequence[Problem]) -> None:
 def _find(store: Store, key: str) -> Manifest:
     from memmcl.store import ArtifactRef, starting
 
-    found = starting(store, key)
-    if len(found) != 1:
-        what = "no artifact has" if not found else f"{len(found)} artifacts have"
+    fitting = starting(store, key)
+    if len(fitting) != 1:
+        what = f"{len(fitting)} artifacts have" if fitting else "no artifact has"
         raise UsageError(f"{what} a key that starts with {shown(key)} in {store.url}; `memmcl store ls` lists them")
-    ((kind, whole),) = found
+    ((kind, whole),) = fitting
     return store.load(ArtifactRef(kind=kind, key=whole, name=kind))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -48,8 +47,13 @@ def store_gc(
     """
     from memmcl.store import Policy, collect
 
-    policy = Policy(keep_runs, None if older_than is None else seconds_of(older_than))
-    _show(collect(open_store_of(settings_of(store, config)), policy, delete=delete), delete)
+    seconds = None
+    if older_than is not None:
+        match = re.fullmatch(r"(\d{1,9})([smhdw])", older_than)
+        if match is None:
+            raise UsageError(f"expected a duration such as 90m, 12h, 7d or 4w, got {older_than[:40]!r}")
+        seconds = int(match[1]) * UNITS[match[2]]
+    _show(collect(open_store_of(settings_of(store, config)), Policy(keep_runs, seconds), delete=delete), delete)
 
 
 def store_rm(
@@ -70,44 +74,21 @@ def store_rm(
     _show(remove_run(open_store_of(settings_of(store, config)), run_id, delete=delete), delete, kept=False)
 
 
-def seconds_of(duration: str) -> float:
-    """Return a duration such as 90m, 12h, 7d or 4w in seconds.
-
-    Raises:
-        UsageError: it is none.
-    """
-    found = re.fullmatch(r"(\d{1,9})([smhdw])", duration)
-    if found is None:
-        raise UsageError(f"expected a duration such as 90m, 12h, 7d or 4w, got {duration[:40]!r}")
-    return int(found[1]) * UNITS[found[2]]
-
-
 def _show(plan: RemovalPlan, delete: bool, kept: bool = True) -> None:
-    if kept:
-        for run_id, why in list(plan.runs.items())[:SHOWN]:
-            console.print(f"kept     run {run_id[:8]}: {why}", soft_wrap=True)
-        if len(plan.runs) > SHOWN:
-            console.print(f"kept     {len(plan.runs) - SHOWN} more runs")
-        _lines("kept     ", plan.kept)
-    _lines("problem  ", plan.problems)
+    runs = [f"run {run_id[:8]}: {why}" for run_id, why in plan.runs.items()]
+    more = [f"{len(runs) - SHOWN} more runs"] if len(runs) > SHOWN else []
+    lines = [f"kept     {line}" for line in (*runs[:SHOWN], *more, *plan.kept)] if kept else []
+    for line in [*lines, *(f"problem  {problem}" for problem in plan.problems)]:
+        console.print(line, soft_wrap=True)
     totals = plan.totals()
-    count, size = (sum(column) for column in zip(*totals.values(), strict=True)) if totals else (0, 0)
     if totals:
-        print_columns(
-            ("what goes", "objects", "bytes"),
-            [(what, f"{objects:,}", f"{total:,}") for what, (objects, total) in totals.items()],
-        )
-    if not totals:
-        console.print("nothing goes")
-    elif delete:
-        console.print(f"removed {count:,} objects, {size:,} bytes")
+        rows = [(what, f"{objects:,}", f"{size:,}") for what, (objects, size) in totals.items()]
+        print_columns(("what goes", "objects", "bytes"), rows)
+        objects, size = (sum(column) for column in zip(*totals.values(), strict=True))
+        what = f"{objects:,} objects, {size:,} bytes"
+        console.print(f"removed {what}" if delete else f"{what} would go; --delete removes them")
     else:
-        console.print(f"{count:,} objects, {size:,} bytes would go; --delete removes them")
+        console.print("nothing goes")
     output.answer({"deleted": delete, "totals": totals, "plan": plan})
     if plan.problems:
         raise typer.Exit(1)
-
-
-def _lines(mark: str, lines: Iterable[str]) -> None:
-    for line in lines:
-        console.print(f"{mark}{line}", soft_wrap=True)

@@ -36,11 +36,8 @@ def announce(run: Run) -> None:
     run_id = flow_run.id
     if run_id is None:
         return
-    tags = {
-        f"run:{run.id[:8]}",
-        f"base:{one_line(run.base.name.rpartition('/')[2])}",
-        f"name:{one_line(run.config.name)}",
-    }
+    base, name = one_line(run.base.name.rpartition("/")[2]), one_line(run.config.name)
+    tags = {f"run:{run.id[:8]}", f"base:{base}", f"name:{name}"}
     with get_client(sync_client=True) as client:
         now = client.read_flow_run(UUID(str(run_id)))
         client.update_flow_run(now.id, name=f"{run_name()}, run {run.id[:8]}", tags=sorted(tags | set(now.tags)))
@@ -48,46 +45,31 @@ def announce(run: Run) -> None:
 
 def show_results(results: Results) -> None:
     """Show the leaderboard, the scores per subtask, and the verdict with the way to the report."""
-    run = results.run
-    _show_table(
-        _leaderboard(results),
-        key=f"leaderboard-{run.run_id[:8]}",
-        description=f"Models of {plain_text(run.name)} by mean test score; se is the bootstrap standard error",
-    )
-    _show_table(
-        _scores(results),
-        key=f"scores-{run.run_id[:8]}",
-        description=f"Test scores of {plain_text(run.name)} per subtask",
-    )
-    create_markdown_artifact(
-        _summary(results),
-        key=f"summary-{run.run_id[:8]}",
-        description=f"The result of {plain_text(run.name)}, and where its report is",
-    )
+    name, end = plain_text(results.run.name), results.run.run_id[:8]
+    about = f"Models of {name} by mean test score; se is the bootstrap standard error"
+    _show_table(_leaderboard(results), f"leaderboard-{end}", about)
+    _show_table(_scores(results), f"scores-{end}", f"Test scores of {name} per subtask")
+    about = f"The result of {name}, and where its report is"
+    create_markdown_artifact(_summary(results), key=f"summary-{end}", description=about)
 
 
 def show_board(run: Run, stage: str, rows: Sequence[dict[str, Any]]) -> None:
     """Show the best candidates of the searches of a stage, as they are now."""
     if rows:
-        _show_table(
-            rows,
-            key=f"search-{re.sub('[^a-z0-9]+', '-', stage.lower())}-{run.id[:8]}",
-            description=f"Best candidates of {stage} of {plain_text(run.config.name)} so far, by search",
-        )
+        key = f"search-{re.sub('[^a-z0-9]+', '-', stage.lower())}-{run.id[:8]}"
+        _show_table(rows, key, f"Best candidates of {stage} of {plain_text(run.config.name)} so far, by search")
 
 
 def show_faults(run: Run, faults: Sequence[Fault]) -> None:
     """Show the rows that were left out because they cannot be used, if any."""
     if faults:
         rows = [{"place": fault.place, "kind": fault.kind, "what": redact(fault.message)} for fault in faults]
-        _show_table(rows, key=f"faults-{run.id[:8]}", description="Rows that were left out: they could not be used")
+        _show_table(rows, f"faults-{run.id[:8]}", "Rows that were left out: they could not be used")
 
 
 def show_changes(changes: Sequence[dict[str, Any]], against: str) -> None:
     """Show which subtasks' rows differ from the champion's."""
-    _show_table(
-        changes, key="changed-rows", description=f"Rows per subtask, against those of the champion, run {against}"
-    )
+    _show_table(changes, "changed-rows", f"Rows per subtask, against those of the champion, run {against}")
 
 
 def show_judgement(judged: Judgement, challenger: str, champion: str) -> None:
@@ -109,20 +91,20 @@ def show_judgement(judged: Judgement, challenger: str, champion: str) -> None:
     )
 
 
-def _show_table(rows: Sequence[dict[str, Any]], *, key: str, description: str) -> None:
+def _show_table(rows: Sequence[dict[str, Any]], key: str, description: str) -> None:
     """Show a table; the UI reads its cells as Markdown."""
     cells = [{name: plain_text(cell) if isinstance(cell, str) else cell for name, cell in row.items()} for row in rows]
     create_table_artifact(cells, key=key, description=description)
 
 
 def _leaderboard(results: Results) -> list[dict[str, Any]]:
-    titles = {model.name: model for model in results.models}
+    models = {model.name: model for model in results.models}
     ranked = sorted(results.means, key=lambda mean: -mean.mean)
     return [
         {
             "place": place,
-            "model": titles[mean.model].title,
-            "kind": titles[mean.model].kind,
+            "model": models[mean.model].title,
+            "kind": models[mean.model].kind,
             "mean": round(mean.mean, 4),
             "se": round(mean.se, 4),
             "subtasks": sum(score.model == mean.model for score in results.scores),

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from uuid import UUID
 
 from prefect import State
@@ -97,27 +97,23 @@ class _Watch:
         self._reader.settimeout(LOOK_EVERY)
         cancelling_since: float | None = None
         while not self._ended.is_set():
+            signals = b""
             try:
-                came = self._reader.recv(64)
+                signals = self._reader.recv(64)
             except TimeoutError:
-                came = b""
                 if cancelling_since is None and self._is_cancelling():
                     cancelling_since = time.monotonic()
-            if signal.SIGTERM in came and not self._ended.wait(SIGNAL_GRACE):
-                self.terminated = True
-                _thread.interrupt_main()
-                return
-            if cancelling_since is not None and time.monotonic() - cancelling_since >= self._worker_grace:
-                self.requested = True
+            self.terminated = signal.SIGTERM in signals and not self._ended.wait(SIGNAL_GRACE)
+            waited = -1.0 if cancelling_since is None else time.monotonic() - cancelling_since
+            self.requested = waited >= self._worker_grace
+            if self.terminated or self.requested:
                 _thread.interrupt_main()
                 return
 
     def _is_cancelling(self) -> bool:
         if self._run_id is None:
             return False
-        try:
-            with get_client(sync_client=True) as client:
-                state = client.read_flow_run(UUID(self._run_id)).state
-        except Exception:  # a server that is away now may be back at the next look
-            return False
-        return state is not None and state.type is StateType.CANCELLING
+        with suppress(Exception), get_client(sync_client=True) as client:  # a server that is away may be back soon
+            state = client.read_flow_run(UUID(self._run_id)).state
+            return state is not None and state.type is StateType.CANCELLING
+        return False

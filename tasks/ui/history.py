@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import httpx
 from prefect import State, get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterParentTaskRunId,
-    TaskRunFilter,
-    TaskRunFilterFlowRunId,
-)
+from prefect.client.schemas import filters
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.runtime import deployment, flow_run
@@ -39,21 +32,23 @@ def close_abandoned(lease: Lease) -> None:
     """Mark the flow runs of holders that died as Crashed, so that none stays Running in the history."""
     died: State = Crashed(message="The process died; a later run of the same command took over.")
     for owner in lease.abandoned:
-        flow_run_id = _id_in(owner)
-        if flow_run_id is not None and str(flow_run_id) != root_flow_run_id():
-            with get_client(sync_client=True) as client:
-                if _close(client, flow_run_id, died):
-                    get_run_logger().info("an earlier process of this run died; its flow run is now marked Crashed")
+        try:
+            flow_run_id = UUID(owner["flow_run_id"])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            continue  # it names no flow run
+        if str(flow_run_id) == root_flow_run_id():
+            continue
+        with get_client(sync_client=True) as client:
+            try:
+                run = client.read_flow_run(flow_run_id)
+            except ObjectNotFound:
+                continue  # one of another server
+            _close_below(client, flow_run_id, died)
+            if run.state is not None and run.state.type in _LIVE:
+                client.set_flow_run_state(flow_run_id, died, force=True)
+            get_run_logger().info("an earlier process of this run died; its flow run is now marked Crashed")
     if lease.abandoned:
         lease.settle()
-
-
-def _id_in(owner: Mapping[str, Any]) -> UUID | None:
-    """Return the flow run that a lease names; None where it names none."""
-    try:
-        return UUID(owner["flow_run_id"])
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
 
 
 def close_interrupted() -> None:
@@ -86,27 +81,13 @@ def close_crashed(flow_run_id: UUID) -> None:
         _close_below(client, run.id, Crashed(message="The process of the flow run died."))
 
 
-def _close(client: SyncPrefectClient, flow_run_id: UUID, state: State) -> bool:
-    """Close a flow run, its task runs and the sub-flows below; a run that this server does not know is skipped."""
-    try:
-        run = client.read_flow_run(flow_run_id)
-    except ObjectNotFound:
-        return False
-    _close_below(client, flow_run_id, state)
-    if run.state is not None and run.state.type in _LIVE:
-        client.set_flow_run_state(flow_run_id, state, force=True)
-    return True
-
-
 def _close_below(client: SyncPrefectClient, flow_run_id: UUID, state: State, crashed_too: bool = False) -> None:
     """Close what is live below a flow run; crashed_too: also what the interruption itself made Crashed."""
     closed = _LIVE | ({StateType.CRASHED} if crashed_too else set())
-    tasks = client.read_task_runs(task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[flow_run_id])))
-    for task in tasks:
-        children = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(parent_task_run_id=FlowRunFilterParentTaskRunId(any_=[task.id]))
-        )
-        for child in children:
+    of_flow = filters.TaskRunFilter(flow_run_id=filters.TaskRunFilterFlowRunId(any_=[flow_run_id]))
+    for task in client.read_task_runs(task_run_filter=of_flow):
+        of_task = filters.FlowRunFilter(parent_task_run_id=filters.FlowRunFilterParentTaskRunId(any_=[task.id]))
+        for child in client.read_flow_runs(flow_run_filter=of_task):
             _close_below(client, child.id, state, crashed_too)
             if child.state is not None and child.state.type in closed:
                 client.set_flow_run_state(child.id, state, force=True)
@@ -120,8 +101,5 @@ def started_by() -> str:
     """Return the command that starts this run again: that of the command line, or the deployment's."""
     if Path(sys.argv[0]).name == "memmcl":
         return redact(shlex.join(["memmcl", *sys.argv[1:]]))
-    return (
-        shlex.join(["prefect", "deployment", "run", f"{flow_run.flow_name}/{deployment.name}"])
-        if deployment.name
-        else ""
-    )
+    name = f"{flow_run.flow_name}/{deployment.name}"
+    return shlex.join(["prefect", "deployment", "run", name]) if deployment.name else ""

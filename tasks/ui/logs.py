@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from httpx import HTTPError
 from prefect.logging import get_run_logger
@@ -28,6 +27,5 @@ def clean_logs() -> None:
                 clean_handler(handler, short=SHORT if isinstance(handler, PrefectConsoleHandler) else ())
 
 
-def log() -> logging.Logger | logging.LoggerAdapter[Any]:
-    """Return the logger of the Prefect run, which shows in its UI."""
-    return get_run_logger()
+log = get_run_logger
+"""Returns the logger of the Prefect run, which shows in its UI."""

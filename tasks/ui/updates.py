@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 State = Literal["working", "done", "reused", "failed"]
@@ -61,7 +62,9 @@ def announce(update: Update) -> None:
     """Tell whoever watches the run; where nobody does, nothing happens."""
     if _watcher is not None:
         _watcher(update)
-    elif _in_worker():
+        return
+    ray = sys.modules.get("ray")
+    if ray is not None and ray._private.worker.global_worker.mode == ray.WORKER_MODE:
         from ray.experimental.tqdm_ray import RAY_TQDM_MAGIC
 
         print(json.dumps({"__magic_token__": RAY_TQDM_MAGIC, **asdict(update)}), flush=True)
@@ -78,6 +81,10 @@ def working(title: str, kind: str) -> Iterator[None]:
         announce(Update(title, kind, "failed", seconds=time.monotonic() - started))
         raise
     announce(Update(title, kind, "done", seconds=time.monotonic() - started))
+
+
+stage = partial(working, kind="stage")
+"""Announces a stage of the run; see `STAGES`."""
 
 
 @contextmanager
@@ -97,18 +104,6 @@ def receive_updates() -> Iterator[None]:
         yield
     finally:
         tqdm_ray._manager = before
-
-
-@contextmanager
-def stage(title: str) -> Iterator[None]:
-    """Announce a stage of the run; see `STAGES`."""
-    with working(title, "stage"):
-        yield
-
-
-def _in_worker() -> bool:
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray._private.worker.global_worker.mode == ray.WORKER_MODE)
 
 
 def plain_worker_lines() -> None:

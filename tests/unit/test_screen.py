@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,21 +151,26 @@ def test_the_time_left_is_not_told_before_it_is_known() -> None:
     config = parse_config({"data": {"subtasks": ["sent2", "irony"], "weak_rows": 10, "test_rows": 10}}, "test")
     forecast = Forecast(config)
     assert forecast.left(0.0) is None
-    steps = sum(piece.size for _, piece in pieces_of(config) if piece.unit == "step")
+    steps = sum(piece.size for _, piece in pieces_of(config) if piece.kind == "training")
     for name, piece in pieces_of(config):
-        if piece.unit == "step":
+        if piece.kind == "training":
             forecast.take(Update(name, "expert"), 0.0)
             forecast.take(Update(name, "expert", "done", seconds=piece.size * 0.5), 1.0)
     assert steps
     assert forecast.left(2.0) is None, "nobody knows how long scoring takes"
-    rows = {name: piece.size for name, piece in pieces_of(config) if piece.unit == "row"}
+    rows = {name: piece.size for name, piece in pieces_of(config) if piece.kind == "scoring"}
     for name in ("reference sent2", "reference irony"):
         forecast.take(Update(name, "reference", "done", seconds=2.0 * rows.pop(name)), 2.0)
-    assert forecast.left(3.0) == pytest.approx(2.0 * sum(rows.values()) / config.ray.workers)
-    for name in rows:
-        title = {"search 1": "search SC, MAST", "search 2": "search unified"}.get(name, name)
-        forecast.take(Update(title, "search" if name.startswith("search") else "x", "reused"), 4.0)
-    assert forecast.left(5.0) == 0.0
+    assert forecast.left(3.0) is None, "nobody knows how long a candidate takes: it is merged, too"
+    pieces = dict(pieces_of(config))
+    search = Update("search SC, MAST", "search", total=10)
+    forecast.take(search, 3.0)
+    forecast.take(replace(search, done=5), 13.0)
+    searching = 10.0 * (1 + 2 * pieces["search 2"].size / pieces["search 1"].size)
+    assert forecast.left(13.0) == pytest.approx(searching + 2.0 * sum(rows.values()) / config.ray.workers)
+    for name, kind in (("search SC, MAST", "search"), ("search unified", "search"), *((name, "x") for name in rows)):
+        forecast.take(Update(name, kind, "reused"), 14.0)
+    assert forecast.left(15.0) == 0.0
 
 
 def test_what_an_earlier_process_did_is_no_measure() -> None:
@@ -173,7 +179,7 @@ def test_what_an_earlier_process_did_is_no_measure() -> None:
     forecast.take(Update("warm start", "warm", done=90, total=100), 0.0)
     forecast.take(Update("warm start", "warm", done=91, total=100), 10.0)
     piece = forecast._pieces["warm start"]
-    assert (piece.begun, piece.done, piece.began) == (0.9, 0.91, 0.0)
+    assert (piece.restored, piece.done, piece.started) == (0.9, 0.91, 0.0)
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(5, "0:05"), (65.9, "1:05"), (3753, "1:02:33")])

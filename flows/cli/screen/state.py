@@ -7,8 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from flows.cli.screen.forecast import Forecast
+from flows.terminal import Terminal, warn
+from memmcl.config import RunConfig
+from memmcl.text import span
 from tasks.ui.updates import Update
 
 NOUNS = {
@@ -46,7 +50,11 @@ class Stage:
     def facts(self) -> str:
         """Return what was finished in it: "8 adapters, 6 references, of them 3 from the store"."""
         both = self.finished + self.reused
-        named = [f"{both[kind]} {_noun(kind, both[kind])}" for kind in NOUNS if both[kind]]
+        named = [
+            f"{both[kind]} {noun.removesuffix('s') if both[kind] == 1 else noun}"
+            for kind, noun in NOUNS.items()
+            if both[kind]
+        ]
         reused = sum(count for kind, count in self.reused.items() if kind in NOUNS)
         if reused and named:
             named.append("all from the store" if reused == both.total() else f"of them {reused} from the store")
@@ -56,14 +64,14 @@ class Stage:
 class RunState:
     """Takes the updates of a run, from any thread; `lock` is held while it is read."""
 
-    def __init__(self, titles: Sequence[str], forecast: Forecast | None = None) -> None:
+    def __init__(self, titles: Sequence[str]) -> None:
         self.lock = threading.RLock()
         self.started = time.monotonic()
         self.stages = [Stage(title) for title in titles]
         self.works: dict[str, Work] = {}
         self.best: tuple[str, ...] = ()
         """Of each search, its best candidate."""
-        self.forecast = forecast
+        self.forecast: Forecast | None = None
 
     @property
     def stage(self) -> Stage | None:
@@ -79,38 +87,65 @@ class RunState:
         now = time.monotonic()
         with self.lock:
             if update.kind == "stage":
-                self._turn(update, now)
+                _, stage = self.numbered(update.title)
+                if update.state == "working":
+                    stage.began, stage.ended = now, None
+                elif update.state == "done":
+                    stage.ended = now
+                self.works.clear()
+                self.best = ()
                 return
             if self.forecast is not None:
                 self.forecast.take(update, now)
             self.best = update.lines or self.best
             if update.state == "working":
-                self._note(update, now)
+                known = self.works.setdefault(update.title, Work(update, now))
+                if update.total or not known.update.total:  # what begins has no numbers yet
+                    known.update = update
                 return
             work = self.works.pop(update.title, None)
-            stage = self.stage
-            if stage is not None and update.state != "failed":
+            if self.stage is not None and update.state != "failed":
                 count = work.update.total if work is not None and update.kind == "search" else 1
-                (stage.finished if update.state == "done" else stage.reused)[update.kind] += count
+                (self.stage.finished if update.state == "done" else self.stage.reused)[update.kind] += count
 
-    def _note(self, update: Update, now: float) -> None:
-        known = self.works.setdefault(update.title, Work(update, now))
-        if update.total or not known.update.total:  # what begins has no numbers yet
-            known.update = update
-
-    def _turn(self, update: Update, now: float) -> None:
-        _, stage = self.numbered(update.title)
-        if update.state == "working":
-            stage.began, stage.ended = now, None
-        elif update.state == "done":
-            stage.ended = now
-        self.works.clear()
-        self.best = ()
-
-    def left(self) -> float | None:
-        """Return the seconds that are left in all, None where they are not known."""
+    def left(self, before: str) -> str:
+        """Return `before` and the time that is left in all; nothing where it is not known."""
         left = None if self.forecast is None else self.forecast.left(time.monotonic())
-        return left if left is not None and left >= 1 else None
+        return f"{before}about {span(left)} left" if left is not None and left >= 1 else ""
+
+
+class Screen:
+    """Says facts and warnings about a run, and is told of all else: a command calls it, the work sends updates.
+
+    log: the file that libraries and children print to, None with --verbose.
+    """
+
+    def __init__(self, terminal: Terminal, state: RunState) -> None:
+        self._terminal = terminal
+        self._state = state
+        self.log: Path | None = None
+
+    def plan(self, config: RunConfig) -> None:
+        """Say from now on how much time is left: the run has these settings."""
+        self._state.forecast = Forecast(config)
+
+    def take(self, update: Update) -> None:
+        """Note an update of the run, and show it."""
+        self._state.take(update)
+
+    def doing(self, what: str) -> None:
+        """Say what is going on before the first stage."""
+
+    def fact(self, what: str, text: str) -> None:
+        """Say something of the run as a whole."""
+        self._terminal.print(f"{what}: {text}", soft_wrap=True)
+
+    def warn(self, message: str) -> None:
+        """Say a warning."""
+        warn(message)
+
+    def close(self) -> None:
+        """Say no more."""
 
 
 def clock(seconds: float) -> str:
@@ -133,7 +168,3 @@ def said(update: Update) -> str:
 def name_of(update: Update) -> str:
     """Return the title of a piece of work; a stage has one search to look at, however many it consists of."""
     return "search" if update.kind == "search" else update.title
-
-
-def _noun(kind: str, count: int) -> str:
-    return NOUNS[kind].removesuffix("s") if count == 1 else NOUNS[kind]
