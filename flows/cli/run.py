@@ -54,7 +54,7 @@ def run_pipeline(
 ) -> None:
     """Run the pipeline, go on with it, or find it finished and whole; then show what came out.
 
-    journal: of the run that it must be; rows, base or code that changed since make another one.
+    journal: of the run to go on with, which is refused where rows, base or code have changed since: its id is another.
 
     Raises:
         MemmclError: whatever is missing or wrong; another id than that of the journal.

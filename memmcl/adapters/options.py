@@ -78,7 +78,9 @@ def by_pattern(field: str, patterns: Mapping[str, float], modules: Iterable[str]
     deadline = time.monotonic() + PATTERN_SECONDS
     for key, value in patterns.items():
         if len(key) > PATTERN:
-            raise ModelError(f"{field} has a key of {len(key):,} characters, more than {PATTERN:,}; name modules apart")
+            raise ModelError(
+                f"{field} has a key of {len(key):,} characters, more than {PATTERN:,}; name the modules one by one"
+            )
         if not left:
             break
         try:

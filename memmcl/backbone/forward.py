@@ -90,7 +90,7 @@ class Backbone:
         if decoder is None or not isinstance(layers, nn.ModuleList) or not hasattr(decoder, "norm"):
             raise ModelError(
                 f"{type(model).__name__} has no `model.layers` and `model.norm`; "
-                "memmcl needs a decoder in the manner of Llama, Qwen or Mistral"
+                "memmcl needs a decoder like Llama, Qwen or Mistral"
             )
         if not 0 <= split < len(layers):
             raise ModelError(f"the model has layers 0 to {len(layers) - 1}; it cannot be split at layer {split}")

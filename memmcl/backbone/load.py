@@ -274,7 +274,7 @@ def _converted(gguf: Path) -> Path:
                 except OSError:
                     if not _intact(target):
                         raise
-    except Exception as error:  # what a file can make a library raise has no end
+    except Exception as error:  # a broken file can make the library raise anything
         raise ModelError(f"cannot convert {gguf.name} in {target.parent}: {first_line(error)}") from error
     return target
 

@@ -47,7 +47,7 @@ def read_shapes(name_or_path: str, revision: str | None = None) -> Shapes:
     """Return the shapes of a base model, named as for `resolve_base`.
 
     Raises:
-        ModelError: there is no such model, or it is no decoder in the manner of Llama.
+        ModelError: there is no such model, or it is no Llama-like decoder.
     """
     import torch
     from transformers import AutoConfig
@@ -58,13 +58,13 @@ def read_shapes(name_or_path: str, revision: str | None = None) -> Shapes:
         read_model_config(directory)
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         model = without_weights(config)
-    except Exception as error:  # what a file can make a library raise has no end
+    except Exception as error:  # a broken file can make the library raise anything
         raise ModelError(f"cannot read the config.json of {name_or_path}: {first_line(error)}") from error
     layers = getattr(getattr(model, "model", None), "layers", None)
     if not isinstance(layers, torch.nn.ModuleList):
         raise ModelError(
-            f"{name_or_path} is a {type(model).__name__} without `model.layers`; memmcl needs a decoder in the manner "
-            "of Llama, Qwen or Mistral"
+            f"{name_or_path} is a {type(model).__name__} without `model.layers`; memmcl needs a decoder like Llama, "
+            "Qwen or Mistral"
         )
     stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     return Shapes(

@@ -71,7 +71,7 @@ class _Decision:
         )
 
     def _young(self) -> float:
-        """Return since when use protects what belongs to no finished run."""
+        """Return the time since when an object that belongs to no finished run must have been used to stay."""
         snapshot = self.snapshot
         young = self.now - max(WEEK if self.policy.older_than is None else self.policy.older_than, MARGIN)
         starts = [lease.since - MARGIN for lease in snapshot.leases if lease.touched >= young]

@@ -29,7 +29,7 @@ FileCallback = Callable[[int, int, str], None]
 """Called after each file that is at the target: how many are, their bytes, and the file's path."""
 
 NOTICE = "LICENCE-NOTICE.txt"
-HOPELESS = 5  # so many files failed with what may pass and none came: the source does not serve at all
+HOPELESS = 5  # temporary failures without one file fetched, after which the source is given up
 SHOWN_FAILURES = 3
 
 
@@ -117,7 +117,7 @@ def fetch_sentieval(
     Raises:
         UsageError: an address that cannot be used; neither target nor network was touched.
         ConfigError: a target, or a `base_url`, that may not be opened.
-        DataError: files are missing in the end; those that could be had are at the target, the same call goes on.
+        DataError: some files could not be fetched; the others are at the target, and the same call fetches the rest.
         StoreAccessError, StoreFull: the target cannot be read or written.
     """
     listing = listing or sentieval_listing()
