@@ -227,7 +227,7 @@ def test_a_tokenizer_without_an_end_token(copy: Path) -> None:
     config = json.loads(path.read_text())
     del config["eos_token"]
     path.write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="has no eos_token; answers could not end") as error:
+    with pytest.raises(ModelError, match="has no eos_token; answers could never end") as error:
         load_tokenizer(base_ref(copy))
     assert_one_line(error)
 
