@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,14 +24,15 @@ def show_run(store: Store, done: Manifest, out: Path | None, **more: Any) -> Non
     from memmcl.api.runs import ADAPTER, WHOLE, FinishedRun, repairable
 
     with repairable(store, done.key):
-        from memmcl.report import advice, parse_results, results_table, verdict
+        from memmcl.report import advice, results_table, verdict
 
-        results = parse_results(json.loads(store.read(done, "results.json")))
+        run = FinishedRun(store, done)
+        results = run.results
         if out is None and store.url.startswith("file://"):
             out = Path("memmcl-runs") / done.key[:8]
         files = {}
         if out is not None:
-            FinishedRun(store, done).save(out)
+            run.save(out)
             files = {"report": str(out / "report.html"), ADAPTER: str(out / ADAPTER)}
             files |= {WHOLE: str(out / WHOLE)} if any(ref.kind == WHOLE for ref in done.inputs) else {}
     said = advice(results)
@@ -40,8 +40,8 @@ def show_run(store: Store, done: Manifest, out: Path | None, **more: Any) -> Non
     console.print(said.text)
     for what, text in _ways_on(store, done, files, said.model):
         console.print(f"{what:<14} {text}", soft_wrap=True)
-    run = {"run": done.key, "name": done.name, **more, "store": store.url, "files": files}
-    output.answer({**run, "ship": said, "verdict": verdict(results), "results": results})
+    facts = {"run": done.key, "name": done.name, **more, "store": store.url, "files": files}
+    output.answer({**facts, "ship": said, "verdict": verdict(results), "results": results})
 
 
 def _ways_on(store: Store, done: Manifest, files: dict[str, str], ship: str) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ import typer
 from flows.cli.common import ConfigFile, StoreUrl, open_store_of, quiet_environment, settings_of
 from flows.cli.screen import log_output
 from flows.terminal import console, notes, output, table
-from memmcl.api.runs import LATEST, find_run
+from memmcl.api.runs import LATEST, open_run
 from memmcl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,16 +42,16 @@ def predict(
         raise UsageError("expected a text to analyse, got an empty one; put it in quotes behind `memmcl predict`")
     settings = settings_of(store, config)
     opened = open_store_of(settings)
-    manifest = find_run(opened, run_id or LATEST, settings.promotion.champion)
     quiet_environment()
     with log_output(), notes.status("loading the unified model"):
-        from memmcl.api.model import load_model
+        run = open_run(opened, run_id or LATEST, champion=settings.promotion.champion)
+        from memmcl.api.model import model_of
 
-        model = load_model(opened, manifest.key)
+        model = model_of(run)
         predictions = model.predict(text, aspects=aspect or [], targets=target or [])
     rows = [(model.subtasks[one.subtask].title, *_answer(one)) for one in predictions]
     console.print(table("subtask", "about", "answer", "confidence", rows=rows))
-    output.answer({"run": manifest.key, "predictions": predictions})
+    output.answer({"run": run.id, "predictions": predictions})
 
 
 def _answer(one: Prediction) -> tuple[str, str, str]:

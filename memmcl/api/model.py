@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
@@ -16,12 +15,13 @@ from memmcl.adapters.format import CONFIG_FILE, WEIGHTS_FILE, Adapter
 from memmcl.adapters.load import load_published, read_adapter, read_folder
 from memmcl.api.model_file import ModelFile, read_model_file
 from memmcl.api.notebook import html_table
-from memmcl.api.runs import ADAPTER, LATEST, MODEL_FILE, open_run, repairable
+from memmcl.api.runs import ADAPTER, LATEST, MODEL_FILE, FinishedRun, open_run, repairable
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.resident import ModelSpec, resident
 from memmcl.config import RunConfig, parse_config
-from memmcl.errors import UsageError
+from memmcl.errors import DataError, UsageError, shown
 from memmcl.evaluate.asking import make_probe
+from memmcl.evaluate.pseudo import label_rows
 from memmcl.merge.build import added
 from memmcl.store import Store
 from memmcl.suite.configured import catalogue
@@ -175,11 +175,7 @@ class SentimentModel:
         if subtask.is_tuple:
             parsed = [(text, parse_tuples(text, len(fields), fields)) for text in probe.answers()]
             return [{"text": text, "tuples": None if one.rejected else tuple(one.tuples)} for text, one in parsed]
-        scores = probe.label_scores() - (np.array(prompt.offsets) if prompt.offsets else 0.0)
-        shares = np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
-        best = shares.argmax(axis=1)
-        pairs = zip(best, shares, strict=True)
-        return [{"label": subtask.labels[one], "probability": float(row[one])} for one, row in pairs]
+        return [{"label": label, "probability": share} for label, share in label_rows(probe, prompt.offsets)]
 
     def __repr__(self) -> str:
         return f"SentimentModel(run {self.file.run[:8]} on {self.spec.base.name}: {', '.join(self.subtasks)})"
@@ -206,10 +202,17 @@ def load_model(store: str | Path | Store = "memmcl-store", run: str = LATEST) ->
     if not isinstance(store, Store) and (Path(store) / MODEL_FILE).is_file():
         file, files = read_model_file(Path(store) / MODEL_FILE), read_folder(Path(store) / ADAPTER)
         return _model(file, read_adapter(files[WEIGHTS_FILE], files[CONFIG_FILE]))
-    opened = open_run(store if isinstance(store, Store) else str(store), run)
-    with repairable(opened.store, opened.id):
-        adapter = load_published(opened.store, opened.artifacts["unified:unified model"])
-        return _model(opened.model_file, adapter)
+    return model_of(open_run(store if isinstance(store, Store) else str(store), run))
+
+
+def model_of(run: FinishedRun) -> SentimentModel:
+    """Load the unified model of a run that is open.
+
+    Raises:
+        MemmclError: something of it is damaged, or its base model is not here.
+    """
+    with repairable(run.store, run.id):
+        return _model(run.model_file, load_published(run.store, run.artifacts["unified:unified model"]))
 
 
 def _model(file: ModelFile, adapter: Adapter) -> SentimentModel:
@@ -222,4 +225,10 @@ def _model(file: ModelFile, adapter: Adapter) -> SentimentModel:
         threads=torch.get_num_threads(),
     )
     subtasks = catalogue(config)
+    named = {*file.prompts, *(shot.subtask for prompt in file.prompts.values() for shot in prompt.demonstrations)}
+    if not named <= subtasks.keys():
+        raise DataError(
+            f"the model of run {file.run[:8]} is asked for subtasks that its settings have not: "
+            f"{shown(sorted(named - subtasks.keys())[0])}; export the run again"
+        )
     return SentimentModel(file, config, adapter, spec, {name: subtasks[name] for name in file.prompts})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,10 +12,12 @@ from memmcl.config import RunConfig
 from memmcl.curriculum.context import context_of
 from memmcl.errors import DataError, shown
 from memmcl.files.untrusted import JSON_BYTES, parse_json, read_within
+from memmcl.report.results import Results
 from memmcl.store import Refs, Store
 from memmcl.suite.configured import catalogue
 from memmcl.suite.examples import Example, from_table
 from memmcl.suite.prompts import Prompter
+from memmcl.urls import redacted
 
 
 class _Strict(BaseModel):
@@ -59,17 +60,15 @@ class ModelFile(_Strict):
     prompts: dict[str, SubtaskPrompt]
 
 
-def subtask_prompts(
-    store: Store, artifacts: Refs, config: RunConfig, order: Sequence[str], prompter: Prompter
-) -> dict[str, SubtaskPrompt]:
-    """Return how a run's unified model is asked each subtask.
-
-    artifacts: the run's, by `kind:name`. order: its subtasks, the easiest first.
+def model_file_of(
+    results: Results, base: Base, config: RunConfig, store: Store, artifacts: Refs, prompter: Prompter
+) -> ModelFile:
+    """Return the file of a run's unified model. artifacts: the run's, by `kind:name`.
 
     Raises:
         CorruptArtifact: rows or a gate are damaged.
     """
-    subtasks = catalogue(config)
+    order, subtasks = [subtask.name for subtask in results.subtasks], catalogue(config)
     rows = {name: from_table(store.read(artifacts[f"split:{name} train"], "rows.parquet")) for name in order}
 
     def prompt(name: str) -> SubtaskPrompt:
@@ -84,7 +83,8 @@ def subtask_prompts(
         )
         return SubtaskPrompt(context=context.kind, demonstrations=demonstrations, offsets=chosen["offsets"] or None)
 
-    return {name: prompt(name) for name in order}
+    prompts = {name: prompt(name) for name in order}
+    return ModelFile(run=results.run.run_id, base=base, config=redacted(results.run.config), prompts=prompts)
 
 
 def read_model_file(path: Path) -> ModelFile:

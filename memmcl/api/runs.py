@@ -115,15 +115,14 @@ class FinishedRun:
         Raises:
             ModelError: an earlier version's run whose base, and with it the tokenizer, is not here.
         """
-        from memmcl.api.model_file import ModelFile, subtask_prompts
+        from memmcl.api.model_file import ModelFile, model_file_of
         from memmcl.backbone.resident import ModelSpec, resident_prompter
 
         if MODEL_FILE in self.manifest.blobs:
             return ModelFile.model_validate_json(self.store.read(self.manifest, MODEL_FILE))
         cfg = self.config
         spec = ModelSpec(base=self.base, revision=cfg.model.revision, max_prompt_tokens=cfg.data.max_prompt_tokens)
-        prompts = subtask_prompts(self.store, self.artifacts, cfg, self.order, resident_prompter(spec))
-        return ModelFile(run=self.id, base=self.base, config=self.results.run.config, prompts=prompts)
+        return model_file_of(self.results, self.base, cfg, self.store, self.artifacts, resident_prompter(spec))
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write the report, its tables, and the unified model into a folder; return the files.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,15 +16,15 @@ from pydantic import BaseModel
 from memmcl import seeds
 from memmcl.adapters.format import Adapter
 from memmcl.adapters.load import load_published
+from memmcl.api.runs import FinishedRun
 from memmcl.backbone.resident import Base, ModelSpec
-from memmcl.config import RunConfig, parse_config
+from memmcl.config import RunConfig
 from memmcl.errors import CorruptArtifact, MemmclError, StoreAccessError
 from memmcl.search.problem import store_at
 from memmcl.store import ArtifactRef, Closure, Manifest, StageSettings, Store, cache_key
 from memmcl.suite.configured import catalogue
 from memmcl.suite.examples import Example, from_table
 from memmcl.suite.subtasks import Subtask
-from memmcl.urls import redacted
 from tasks.run.journal import Pinned
 from tasks.ui.logs import clean_logs, log
 from tasks.ui.updates import Update, announce, working
@@ -101,16 +100,9 @@ def open_store(run: Run) -> Store:
 
 def reopen(store: Store, done: Manifest) -> tuple[Run, dict[str, ArtifactRef], tuple[str, ...]]:
     """Return a finished run with this store; its artifacts by `kind:name`; the order of its curriculum."""
-    results = json.loads(store.read(done, "results.json"))
-    run = Run(
-        id=done.key,
-        config=parse_config(redacted(results["run"]["config"]), f"run {done.key[:8]}"),
-        base=Base.model_validate_json(store.read(done, "base.json")),
-        store=store.spec,
-        command=results["run"]["command"],
-    )
-    order = tuple(entry["name"] for entry in results["subtasks"])
-    return run, {f"{ref.kind}:{ref.name}": ref for ref in done.inputs}, order
+    one = FinishedRun(store, done)
+    run = Run(id=one.id, config=one.config, base=one.base, store=store.spec, command=one.results.run.command)
+    return run, one.artifacts, one.order
 
 
 def release_memory() -> None:

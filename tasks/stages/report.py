@@ -8,7 +8,7 @@ from typing import Any
 from prefect import State, task
 from prefect.cache_policies import NO_CACHE
 
-from memmcl.api.model_file import ModelFile, subtask_prompts
+from memmcl.api.model_file import model_file_of
 from memmcl.api.runs import MODEL_FILE
 from memmcl.backbone.resident import find_base, resident_prompter
 from memmcl.merge.export import write_merge
@@ -61,9 +61,8 @@ def publish_report(run: Run, artifacts: RunArtifacts, started: float, peak_memor
         log().info("report: in the store, reused")
         return stored.ref
     results = gather(run, artifacts, started, peak_memory_gb)
-    refs, order = {f"{ref.kind}:{ref.name}": ref for ref in artifacts.refs()}, [one.name for one in results.subtasks]
-    prompts = subtask_prompts(store, refs, run.config, order, resident_prompter(run.model))
-    model_file = ModelFile(run=run.id, base=run.base, config=results.run.config, prompts=prompts)
+    refs = {f"{ref.kind}:{ref.name}": ref for ref in artifacts.refs()}
+    model_file = model_file_of(results, run.base, run.config, store, refs, resident_prompter(run.model))
     files: dict[str, bytes] = {
         "report.html": render_html(results).encode(),
         "results.json": results.model_dump_json(indent=1).encode(),

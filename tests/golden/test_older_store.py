@@ -6,6 +6,7 @@ before the code was moved into the packages of today. Its base, the folder `base
 
 from __future__ import annotations
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -29,6 +30,7 @@ OLDER = Path(__file__).with_name("older_store.tar.xz")
 STORE = "memmcl-store"
 RUN_ID = "263e62f4a45c890294d261277e196a48a1186f3e6b89160522d40f275b6a7af7"
 NAMES = ("sent2", "irony", "uabsa")
+SECRET = "https://me:hunter2@host/rows"
 ONE_WORKER = "ray.workers=1"
 """As it was run."""
 
@@ -80,9 +82,25 @@ def test_its_model_answers_as_it_did(older: Store) -> None:
     assert answers == [("sent2", "positive", 0.70), ("irony", "non_irony", 0.99)]
     memmcl.open_run(STORE).save("out")
     assert memmcl.load_model("out").predict(["The food was great."], subtasks=["sent2", "irony"]) == found
-    (Path("out") / "sentiment_model.json").write_text('{"version": 2}')
+    file = Path("out") / "sentiment_model.json"
+    unknown = json.loads(file.read_text())
+    unknown["prompts"]["toxicity"] = unknown["prompts"]["sent2"]
+    file.write_text(json.dumps(unknown))
+    with pytest.raises(DataError, match="its settings have not: 'toxicity'"):
+        memmcl.load_model("out")
+    file.write_text('{"version": 2}')
     with pytest.raises(DataError, match="does not describe an exported model"):
         memmcl.load_model("out")
+
+
+def test_a_secret_that_an_older_run_stored_is_not_saved_with_its_model(older: Store) -> None:
+    run = memmcl.open_run(STORE)
+    config = {**run.results.run.config, "data": {**run.config.data.model_dump(mode="json"), "source": SECRET}}
+    info = run.results.run.model_copy(update={"config": config})
+    run.__dict__["results"] = run.results.model_copy(update={"run": info})
+    run.save("out")
+    assert "hunter2" not in (Path("out") / "sentiment_model.json").read_text()
+    assert run.model_file.config["data"]["source"].endswith("@host/rows")
 
 
 def test_another_run_takes_all_from_it_that_is_the_same(older: Store) -> None:
