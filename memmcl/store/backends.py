@@ -103,13 +103,6 @@ class LockedBackend(Backend):
     def unlink(self, path: str) -> None:
         """Remove an object that is there."""
 
-    def replace(self, path: str, data: bytes, token: str) -> str | None:
-        with self.locked():
-            if not self._holds(path, token):
-                return None
-            self.write(path, data)
-        return sha256(data)
-
     def remove(self, path: str, token: str) -> bool:
         with self.locked():
             if not self._holds(path, token):
@@ -155,6 +148,13 @@ class MemoryBackend(LockedBackend):
     def create(self, path: str, data: bytes) -> str | None:
         with self._lock:
             if self._key(path) in self.fs.store:
+                return None
+            self.write(path, data)
+        return sha256(data)
+
+    def replace(self, path: str, data: bytes, token: str) -> str | None:
+        with self._lock:
+            if not self._holds(path, token):
                 return None
             self.write(path, data)
         return sha256(data)

@@ -90,6 +90,15 @@ class LocalBackend(LockedBackend):
         _sync_directory(target.parent)
         return sha256(data)
 
+    def replace(self, path: str, data: bytes, token: str) -> str | None:
+        """Compare and move a finished temporary file into place, both under the lock; no flush waits in it."""
+        with self._temporary(data) as part, self.locked():
+            if not self._holds(path, token):
+                return None
+            self._move(part.replace, path)
+        _sync_directory(self._target(path).parent)
+        return sha256(data)
+
     def entries(self, folder: str, start: str = "") -> dict[str, Entry]:
         entries: dict[str, Entry] = {}
         beginning, cut = f"{self.root}/{below(folder)}", len(f"{self.root}/")

@@ -79,12 +79,11 @@ class StoreSnapshot:
 
     @cached_property
     def journals(self) -> dict[str, list[JournalRecord]]:
-        """Run id -> what the records of its journal name."""
-        journals: dict[str, list[JournalRecord]] = {}
-        for path, (_, value) in self.parsed.items():
-            if isinstance(value, JournalRecord):
-                journals.setdefault(_log(path, JOURNALS), []).append(value)
-        return journals
+        """Run id -> what the records of its journal name; nothing of a record that is gone since it was listed."""
+        values = {path: value for path, (_, value) in self.parsed.items() if isinstance(value, JournalRecord)}
+        return {
+            run_id: [values[path] for path in paths if path in values] for run_id, paths in self.journal_records.items()
+        }
 
     @cached_property
     def finished(self) -> frozenset[str]:
@@ -110,7 +109,7 @@ class StoreSnapshot:
         logs: dict[str, list[str]] = {}
         for path in self.entries:
             if path.startswith(folder):
-                logs.setdefault(_log(path, folder), []).append(path)
+                logs.setdefault(path[len(folder) :].rpartition("/")[0], []).append(path)
         return logs
 
 
@@ -173,8 +172,3 @@ def _lease(store: Store, path: str, entry: Entry) -> RunLease | None:
 
 def _names(paths: Iterable[str], folder: str) -> list[str]:
     return [path.removeprefix(folder).removesuffix(".json") for path in paths if path.startswith(folder)]
-
-
-def _log(path: str, folder: str) -> str:
-    """Return the name of the log of a record in a folder of logs."""
-    return path[len(folder) :].rpartition("/")[0]

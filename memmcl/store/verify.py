@@ -81,12 +81,16 @@ def _judge(
     objects: Objects, folder: str, suffix: str, is_whole: Callable[[str, bytes], bool]
 ) -> dict[str, tuple[bool, bool]]:
     """Return by path, for the objects of a folder that are still there, whether each is whole and holds its digest."""
+
+    def judge(
+        path: str,
+    ) -> tuple[bool, bool] | None:  # in a thread of `map`, so that few contents are in memory at once
+        data = objects.read(path)
+        return None if data is None else (is_whole(path, data), suffix != ".json" or is_sealed(data))
+
     paths = [path for path in objects.sizes(folder) if path.endswith(suffix)]
-    return {
-        path: (is_whole(path, data), suffix != ".json" or is_sealed(data))
-        for path, data in zip(paths, objects.map(objects.read, paths), strict=True)
-        if data is not None
-    }
+    states = zip(paths, objects.map(judge, paths), strict=True)
+    return {path: state for path, state in states if state is not None}
 
 
 def drop_damaged(objects: Objects, folder: str) -> list[str]:

@@ -52,7 +52,9 @@ class Target:
     def remove(self, path: str) -> None:
         """Remove a file if it is there. Raises StoreAccessError if that fails."""
         with self._translated():
-            if self.read(path) is not None:
+            if self.local:
+                Path(self.root, path).unlink(missing_ok=True)
+            elif self.read(path) is not None:
                 self.fs.rm_file(f"{self.root}/{path}")
 
     def prepare(self, paths: Iterable[str]) -> None:

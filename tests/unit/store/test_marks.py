@@ -82,6 +82,20 @@ def test_an_unfinished_run_that_was_at_work_lately_keeps_what_it_used(store: Sto
     assert store.objects.sizes("") == {}
 
 
+def test_a_journal_that_is_removed_between_listing_and_reading_ends_no_collection(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact(store, "expert", "of the run")
+    journal(store, "ab12", "killed")
+    age_all(store, 30 * DAY)
+    read = store.objects.read
+    monkeypatch.setattr(store.objects, "read", lambda path: None if path.startswith("logs/runs/") else read(path))
+    plan = collect(store, Policy())
+    assert {"logs/runs/ab12/000000.json", manifest_path("expert", key_of("expert of the run"))} <= {
+        item.path for item in plan.removed
+    }
+
+
 def test_what_an_unfinished_run_has_taken_over_stays(store: Store) -> None:
     """Its champion may be gone by the time that it looks for them."""
     warm = artifact(store, "warm", "of the champion before", artifact(store, "split", "rows"))

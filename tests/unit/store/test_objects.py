@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -168,3 +170,35 @@ def test_leftovers_of_killed_writers_are_swept_when_they_are_old(tmp_path: Path)
     Store.open(str(tmp_path))
     assert not old.exists()
     assert young.exists()
+
+
+def test_nobody_waits_for_a_flush_of_another_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = LocalBackend(tmp_path)
+    token = backend.create("pointers/a.json", b"1")
+    assert token is not None
+    flushed, fsync = [], os.fsync
+
+    def free(descriptor: int) -> None:
+        with (tmp_path / "tmp/swap.lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError where the lock is held
+        flushed.append(descriptor)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", free)
+    assert backend.replace("pointers/a.json", b"2", token) is not None
+    assert len(flushed) == 2, "the file and its folder"
+    assert backend.replace("pointers/a.json", b"3", token) is None
+    assert backend.read("pointers/a.json")[0] == b"2"
+
+
+def test_verification_holds_few_objects_in_memory(tmp_path: Path) -> None:
+    store, size = Store.open(str(tmp_path)), 4 << 20
+    for number in range(12):
+        store.save_checkpoint(f"training-{number}", bytes(size))
+    tracemalloc.start()
+    try:
+        assert store.verify().checkpoints == 12
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 6 * size, "a few copies of one checkpoint"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from email.utils import formatdate
+from pathlib import Path
 
 import pytest
 from typer import Typer
@@ -97,6 +98,17 @@ def _command() -> Typer:
     app = Typer()
     app.command()(cli_fetch.fetch)
     return app
+
+
+def test_a_file_that_another_process_removes_first_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = open_target(str(tmp_path), {})
+    monkeypatch.setattr(type(target), "read", lambda self, path: b"it was there")
+    target.remove("NOTICE")
+    (tmp_path / "NOTICE").write_text("")
+    target.remove("NOTICE")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_benchmark_is_refused_with_the_known_ones() -> None:
