@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +224,7 @@ class Lab:
     ) -> tuple[np.ndarray, Callable[[np.ndarray], float]]:
         """Return the counts of each row of a part, by default the scored one, and what makes a score of their sum."""
         asked, rows = self.subtasks[subtask], self.parts[subtask][part or self.scored]
-        score = partial(metrics.score_from_counts, asked, metrics.datasets_of(rows))
+        score = metrics.score_function(asked, rows)
         return metrics.row_counts(asked, rows, answers), score
 
     def score(self, subtask: str) -> dict[str, Any]:

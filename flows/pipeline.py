@@ -18,7 +18,7 @@ from tasks.run.journal import Pinned
 from tasks.run.memory import PeakMemory
 from tasks.run.ray_session import ray_session
 from tasks.run.ray_tasks import RayTaskRunner, remote_options
-from tasks.run.runtime import Run
+from tasks.run.runtime import Run, read_rows
 from tasks.stages.contexts import ContextualModel, gate_contexts
 from tasks.stages.data import SplitRefs, longest_first, measure_difficulty, publish_splits
 from tasks.stages.evaluate import evaluate_subtask, models_to_evaluate
@@ -167,7 +167,7 @@ def evaluate_models(
     run: Run, splits: SplitRefs, trained: TrainedArtifacts, searches: Refs, unified: ArtifactRef
 ) -> tuple[Refs, Refs]:
     """Choose a context per subtask on weak rows, then score every model on the test rows; the hardest first."""
-    _, order = measure_difficulty(run, splits)
+    _, order = measure_difficulty(run, {name: read_rows(run, refs["train"]) for name, refs in splits.items()})
     weak, test = trained.weak, split_of(splits, "test")
     model = ContextualModel(unified=unified, train=split_of(splits, "train"), order=order)
     winners = {name: winner_of(read_search(run, ref)) for name, ref in searches.items()}

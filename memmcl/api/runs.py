@@ -75,7 +75,7 @@ class FinishedRun:
     @cached_property
     def artifacts(self) -> dict[str, ArtifactRef]:
         """The artifacts of the run, by `kind:name`, as `expert:expert irony`."""
-        return {f"{ref.kind}:{ref.name}": ref for ref in self.manifest.inputs}
+        return self.manifest.inputs_by_name
 
     @property
     def report(self) -> str:
@@ -184,7 +184,7 @@ def open_run(
     """
     opened = store if isinstance(store, Store) else Store.open(store, **(settings or {}))
     manifest = find_run(opened, run, champion)
-    problems = opened.closure("run", manifest.key, leaves=("anchors", "warm")).problems
+    problems = opened.run_closure(manifest.key).problems
     if problems:
         raise damaged(opened, manifest.key, f"{problems[0].where}: {problems[0].what}")
     return FinishedRun(opened, manifest)

@@ -7,7 +7,7 @@ these coefficients and stage 2's own parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from memmcl.errors import GenomeError
@@ -153,3 +153,8 @@ def compose(outer: Coefficients, models: Mapping[str, Coefficients]) -> dict[str
 def block_of(layer: int, lowest: int, layers: int, blocks: int) -> int:
     """Return the block of an adapted layer: layers [lowest, layers) are cut into `blocks` even runs."""
     return (layer - lowest) * blocks // (layers - lowest)
+
+
+def with_base_adapters(coefficients: Coefficients, names: Iterable[str], blocks: int) -> dict[str, tuple[float, ...]]:
+    """Return coefficients over experts with those of the named base adapters: 1 in all blocks."""
+    return {**coefficients, **dict.fromkeys(names, (1.0,) * blocks)}

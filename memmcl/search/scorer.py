@@ -19,6 +19,7 @@ from memmcl.evaluate.teacher_forced import SegmentValues, TeacherForced
 from memmcl.evolve.fitness import blended, fitness, loglik_retention, retention, shrunk
 from memmcl.evolve.racing import Hurdle, Race
 from memmcl.merge.build import Merger
+from memmcl.merge.genome import with_base_adapters
 from memmcl.search.problem import SearchProblem, read_reference
 from memmcl.search.spec import SearchSpec
 from memmcl.suite import metrics
@@ -49,8 +50,8 @@ class Scorer:
         """
         started = time.perf_counter()
         coefficients = spec.coefficients(genome)
-        ones = dict.fromkeys(self._problem.base_adapters, (1.0,) * self._search.blocks)
-        self._merger.apply({**coefficients, **ones}, spec.recipe(genome))
+        whole = with_base_adapters(coefficients, self._problem.base_adapters, self._search.blocks)
+        self._merger.apply(whole, spec.recipe(genome))
         merged = time.perf_counter()
         measured = self._race(spec, hurdles)
         shrink = self._search.shrink

@@ -92,6 +92,11 @@ class Manifest(_Frozen):
         """The reference to this artifact."""
         return ArtifactRef(kind=self.kind, key=self.key, name=self.name)
 
+    @property
+    def inputs_by_name(self) -> dict[str, ArtifactRef]:
+        """The inputs by `kind:name`, as `expert:expert irony`."""
+        return {f"{ref.kind}:{ref.name}": ref for ref in self.inputs}
+
 
 @dataclass(frozen=True)
 class StageSettings:

@@ -215,6 +215,13 @@ class Store(Documents):
         """Read an artifact and all that it was made from, but the inputs of kinds in `leaves`, every digest checked."""
         return read_closure(self.objects, kind, key, leaves)
 
+    def run_closure(self, run_id: str) -> Closure:
+        """Read all artifacts of a finished run, as `closure` does.
+
+        Pinned anchor rows and warm start are among them; the rows that those were made from belong to the earlier run.
+        """
+        return self.closure("run", run_id, leaves=("anchors", "warm"))
+
     def verify(self) -> Verification:
         """Read every object once and report what is missing, invalid or corrupt."""
         return verify(self.objects)

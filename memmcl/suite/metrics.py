@@ -17,7 +17,8 @@ row_counts)`. Columns of one data set's counts, n being the number of rows:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,12 @@ def score(dataset: str, predictions: Sequence[str], golds: Sequence[Any]) -> flo
 def score_subtask(subtask: Subtask, examples: Sequence[Example], predictions: Sequence[str]) -> float:
     """Return the mean score of the data sets in `examples`. Raises DataError for no examples, or unequal lengths."""
     counts = row_counts(subtask, examples, predictions)
-    return float(score_from_counts(subtask, datasets_of(examples), counts.sum(axis=0)))
+    return float(score_function(subtask, examples)(counts.sum(axis=0)))
+
+
+def score_function(subtask: Subtask, examples: Iterable[Example]) -> Callable[[Floats], Floats]:
+    """Return `score_from_counts` for the data sets in `examples`: what a bootstrap scores resampled counts by."""
+    return partial(score_from_counts, subtask, datasets_of(examples))
 
 
 def datasets_of(examples: Iterable[Example]) -> tuple[str, ...]:

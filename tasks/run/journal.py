@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from memmcl.errors import DataError, shown
 from memmcl.store import ArtifactRef, Store
+from memmcl.urls import redacted
 
 if TYPE_CHECKING:  # who only looks at a run loads no model
     from memmcl.search.spec import SearchSpec
@@ -98,7 +99,7 @@ def _settings_in_report(store: Store, run_id: str) -> dict[str, Any]:
     if done is None:
         return {}
     kept = {kind: ref for kind in Pinned.model_fields for ref in done.inputs if ref.kind == kind}
-    config = json.loads(store.read(done, "results.json"))["run"]["config"]
+    config = redacted(json.loads(store.read(done, "results.json"))["run"]["config"])
     return {"config": config, "started": done.created, "pinned": kept}
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.resident import resident
 from memmcl.errors import ModelError
 from memmcl.merge.build import added
-from memmcl.merge.genome import Coefficients
 from memmcl.store import ArtifactRef, Refs
 from memmcl.suite.prompts import Prompter
 from tasks.run.runtime import Run, load_adapter, open_store
@@ -32,11 +31,6 @@ def base_adapters_of(run: Run, experts: Refs) -> dict[str, ArtifactRef]:
         raise ModelError("the experts have different warm starts, so that their task vectors do not add up")
     (start,) = starts or {None}
     return {WARM: start} if start is not None else {}
-
-
-def with_base_adapters(coefficients: Coefficients, names: Iterable[str], blocks: int) -> dict[str, tuple[float, ...]]:
-    """Return coefficients over experts with those of the named base adapters: 1 in all blocks."""
-    return {**coefficients, **dict.fromkeys(names, (1.0,) * blocks)}
 
 
 def adapted_model(run: Run, trained: ArtifactRef) -> AbstractContextManager[tuple[Backbone, Prompter]]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from memmcl.store import Problem, Store
 from memmcl.store.verify import drop_damaged
 from tasks.run.journal import Journal, restore_journal, searches_of
-from tasks.run.runtime import closure_of
 
 
 def damage_of(store: Store, run_id: str) -> tuple[Problem, ...]:
     """Return the damaged or missing artifacts of a finished run."""
-    return closure_of(store, run_id).problems
+    return store.run_closure(run_id).problems
 
 
 def clear_damage(store: Store, journal: Journal) -> list[str]:

@@ -16,12 +16,11 @@ from pydantic import BaseModel
 from memmcl import seeds
 from memmcl.adapters.format import Adapter
 from memmcl.adapters.load import load_published
-from memmcl.api.runs import FinishedRun
 from memmcl.backbone.resident import Base, ModelSpec
 from memmcl.config import RunConfig
 from memmcl.errors import CorruptArtifact, MemmclError, StoreAccessError
 from memmcl.search.problem import store_at
-from memmcl.store import ArtifactRef, Closure, Manifest, StageSettings, Store, cache_key
+from memmcl.store import ArtifactRef, Manifest, StageSettings, Store, cache_key
 from memmcl.suite.configured import catalogue
 from memmcl.suite.examples import Example, from_table
 from memmcl.suite.subtasks import Subtask
@@ -100,6 +99,8 @@ def open_store(run: Run) -> Store:
 
 def reopen(store: Store, done: Manifest) -> tuple[Run, dict[str, ArtifactRef], tuple[str, ...]]:
     """Return a finished run with this store; its artifacts by `kind:name`; the order of its curriculum."""
+    from memmcl.api.runs import FinishedRun  # not in every worker
+
     one = FinishedRun(store, done)
     run = Run(id=one.id, config=one.config, base=one.base, store=store.spec, command=one.results.run.command)
     return run, one.artifacts, one.order
@@ -155,14 +156,6 @@ def publish_once(run: Run, kind: str, key: str, *, files: Callable[[], Files], *
     """Return the artifact with this key, published unless it is in the store. manifest: see `Store.publish`."""
     store = open_store(run)
     return (store.find(kind, key) or store.publish(kind, key, files=files(), **manifest)).ref
-
-
-def closure_of(store: Store, run_id: str) -> Closure:
-    """Return all artifacts of a finished run, and which of them are damaged.
-
-    Pinned anchor rows and warm start are among them; the rows that those were made from belong to the earlier run.
-    """
-    return store.closure("run", run_id, leaves=("anchors", "warm"))
 
 
 def cannot_remake(run: Run, pinned: ArtifactRef) -> CorruptArtifact:

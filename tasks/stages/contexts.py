@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -75,7 +74,7 @@ def _measure(
 ) -> tuple[list[dict[str, Any]], list[Option]]:
     """Return the entries of every form of every context in the gate's document, and the options to choose from."""
     entries, options = [], []
-    score = partial(metrics.score_from_counts, subtask, metrics.datasets_of(rows))
+    score = metrics.score_function(subtask, rows)
     with adapted_model(run, model.unified) as adapted:
         for context, probe in _probes(run, adapted, subtask, rows, model, run.config.curriculum.contexts):
             for calibrated, answers, offsets in _forms(probe, run.config.evaluation.calibration):
@@ -110,10 +109,15 @@ def read_gate(run: Run, gate: ArtifactRef) -> list[dict[str, Any]]:
     return entries
 
 
+def form_name(entry: Mapping[str, Any]) -> str:
+    """Return what answers and scores of a form of a context are stored under; entry: of the gate's document."""
+    return f"context:{entry['context']}" + (":calibrated" if entry["calibrated"] else "")
+
+
 def context_answers(
     run: Run, subtask: Subtask, rows: Sequence[Example], model: ContextualModel, entries: Sequence[Mapping[str, Any]]
 ) -> dict[str, list[str]]:
-    """Return the unified model's answers by form of context, `context:KIND` or `context:KIND:calibrated`.
+    """Return the unified model's answers by form of context, by `form_name`.
 
     entries: the forms that are wanted, of the gate's document; the answers of the one it chose are `gated` as well.
     """
@@ -122,7 +126,7 @@ def context_answers(
     with adapted_model(run, model.unified) as adapted:
         for context, probe in _probes(run, adapted, subtask, rows, model, kinds):
             for form in (entry for entry in entries if entry["context"] == context.kind):
-                name = f"context:{context.kind}" + (":calibrated" if form["calibrated"] else "")
+                name = form_name(form)
                 answers[name] = probe.answers(None if form["offsets"] is None else np.array(form["offsets"]))
                 if form["chosen"]:
                     answers["gated"] = answers[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from prefect import task
@@ -14,7 +14,7 @@ from memmcl.curriculum.difficulty import DifficultyReport, difficulties, order_s
 from memmcl.errors import DataError
 from memmcl.store import ArtifactRef, StageSettings, cache_key
 from memmcl.suite.configured import read_splits
-from memmcl.suite.examples import to_table
+from memmcl.suite.examples import Example, to_table
 from memmcl.suite.splits import Splits
 from tasks.run.runtime import Run, publish_once, read_rows
 from tasks.stages.anchors import Anchors, anchors_key, choose_anchors, publish_anchors
@@ -80,10 +80,11 @@ def longest_first(run: Run, train: Mapping[str, ArtifactRef]) -> list[str]:
     return sorted(lengths, key=lambda name: (-lengths[name], name))
 
 
-def measure_difficulty(run: Run, splits: SplitRefs) -> tuple[dict[str, DifficultyReport], tuple[str, ...]]:
+def measure_difficulty(
+    run: Run, train: Mapping[str, Sequence[Example]]
+) -> tuple[dict[str, DifficultyReport], tuple[str, ...]]:
     """Return the difficulty of every subtask, from training rows, and the curriculum's order, the easiest first."""
-    rows = {name: read_rows(run, refs["train"]) for name, refs in splits.items()}
-    reports = difficulties([run.subtask(name) for name in splits], rows, run.config.curriculum.weights)
+    reports = difficulties([run.subtask(name) for name in train], train, run.config.curriculum.weights)
     return reports, order_subtasks({name: report.difficulty for name, report in reports.items()})
 
 

@@ -6,7 +6,6 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 from prefect import State
@@ -17,12 +16,11 @@ from memmcl.evaluate import bootstrap
 from memmcl.evaluate.asking import make_probe, offsets_of
 from memmcl.evaluate.scoring import Probe
 from memmcl.merge.build import Merger
-from memmcl.merge.genome import LINEAR, Coefficients, Recipe
+from memmcl.merge.genome import LINEAR, Coefficients, Recipe, with_base_adapters
 from memmcl.store import ArtifactRef
 from memmcl.suite import metrics, parsing
 from memmcl.suite.examples import Example
 from memmcl.suite.subtasks import Subtask
-from tasks.run.models import with_base_adapters
 from tasks.run.runtime import Run, load_adapter, read_rows, reuse_or_make, stage_task
 from tasks.stages.contexts import ContextualModel, context_answers, context_key, read_gate
 from tasks.stages.merge import ARITHMETIC, STAGE_2, Winner
@@ -164,7 +162,7 @@ def score_answers(run: Run, subtask: Subtask, rows: Sequence[Example], answers: 
     """Return the score of one model: strict as published, tolerant beside it, counts for paired comparisons."""
     tolerant, rejected = parsing.read_answers(subtask, answers)
     counts = metrics.row_counts(subtask, rows, tolerant)
-    score = partial(metrics.score_from_counts, subtask, metrics.datasets_of(rows))
+    score = metrics.score_function(subtask, rows)
     seed, samples = run.seed("bootstrap", subtask.name), run.config.evaluation.bootstrap_samples
     labels = [] if subtask.is_tuple else [str(row.gold) for row in rows]
     return {

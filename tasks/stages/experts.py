@@ -19,6 +19,8 @@ from tasks.run.runtime import Run, cannot_remake, load_adapter, open_store, read
 from tasks.stages.anchors import read_anchors
 from tasks.stages.data import split_ref
 from tasks.stages.training import Material, TrainingPlan, describe, split_rows, token_rows, train_or_reuse
+from tasks.ui.logs import log
+from tasks.ui.updates import Update, announce
 
 
 @stage_task("warm start", retries=1)
@@ -30,6 +32,8 @@ def train_warm(run: Run, train: Refs) -> State[ArtifactRef]:
     pinned, rows = run.pinned.warm, [train[name] for name in sorted(train)]
     if pinned is not None:
         if open_store(run).find(pinned.kind, pinned.key) is not None:
+            log().info("warm start: pinned, reused")
+            announce(Update("warm start", WARM, "reused"))
             return Completed(name="Reused", message=f"{pinned} is pinned", data=pinned)
         if _warm_key(run, rows) != pinned.key:
             raise cannot_remake(run, pinned)

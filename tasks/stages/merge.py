@@ -15,7 +15,7 @@ from prefect.states import Completed
 from memmcl.evolve import seed_genomes
 from memmcl.merge import METHODS
 from memmcl.merge.export import adapter_files, merged_adapter
-from memmcl.merge.genome import Recipe
+from memmcl.merge.genome import Recipe, with_base_adapters
 from memmcl.search.course import Course
 from memmcl.search.plan import Finalist, SearchPlan, SpecVariant, make_spec
 from memmcl.search.problem import SearchProblem
@@ -23,7 +23,7 @@ from memmcl.search.spec import Parts, SearchSpec
 from memmcl.store import ArtifactRef, Refs
 from memmcl.suite.subtasks import GROUPS
 from tasks.run.journal import note_search
-from tasks.run.models import WARM, base_adapters_of, with_base_adapters
+from tasks.run.models import WARM, base_adapters_of
 from tasks.run.runtime import Run, load_adapter, open_store, reuse_or_make, stage_task
 from tasks.search.driver import RayDriver
 from tasks.stages.run_artifacts import TrainedArtifacts
@@ -200,7 +200,8 @@ def _run_stage(run: Run, problem: SearchProblem, plans: Sequence[SearchPlan]) ->
 def _best(course: Course) -> float:
     """Return the best fitness on all weak rows so far; -inf where there is none."""
     cores = [phase.core for phase in course.phases if phase.spec.rows == "weak"]
-    return max((core.records[core.ranked()[0].index]["fitness"] for core in cores if core.ranked()), default=-math.inf)
+    bests = [core.records[proposal.index]["fitness"] for core in cores for proposal in core.ranked()[:1]]
+    return max(bests, default=-math.inf)
 
 
 def _best_lines(courses: Mapping[str, Course]) -> list[str]:
@@ -208,12 +209,13 @@ def _best_lines(courses: Mapping[str, Course]) -> list[str]:
     lines = []
     for name, course in courses.items():
         scores: dict[str, float] = {}
-        for phase in course.phases:
-            for proposal in phase.core.ranked() if phase.spec.rows == "weak" else ():
+        for phase in (phase for phase in course.phases if phase.spec.rows == "weak"):
+            records = phase.core.records  # a copy: once, not once a candidate
+            for proposal in phase.core.ranked():
                 candidate = f"candidate {proposal.index}"
                 title = candidate if phase.spec.name == name else f"{phase.spec.name} {candidate}"
                 seeded = proposal.origin.startswith(SEED)
-                scores[proposal.origin if seeded else title] = phase.core.records[proposal.index]["fitness"]
+                scores[proposal.origin if seeded else title] = records[proposal.index]["fitness"]
         if not scores:
             continue
         best = max(scores, key=scores.__getitem__)

@@ -21,7 +21,7 @@ from memmcl.store import Lease, Manifest
 from tasks.run.inputs import Inputs, find_inputs
 from tasks.run.journal import Pinned, note_run
 from tasks.run.repair import drop_damaged_records
-from tasks.run.runtime import Run, closure_of, open_store
+from tasks.run.runtime import Run, open_store
 from tasks.stages import anchors, contexts, data, evaluate, merge, references, report, weak
 from tasks.stages.anchors import anchors_key, choose_anchors
 from tasks.stages.data import data_digests, rows_digest
@@ -112,7 +112,7 @@ def finished(run: Run) -> Manifest | None:
 
     Damage is logged as one warning; the stages of the run make again what is damaged.
     """
-    closure = closure_of(open_store(run), run.id)
+    closure = open_store(run).run_closure(run.id)
     if not closure.problems:
         return closure.root
     first, *others = closure.problems

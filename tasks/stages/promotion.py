@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 from prefect import State, task
@@ -31,7 +30,8 @@ from memmcl.store import (
 from memmcl.store.champion import now
 from memmcl.suite import metrics
 from memmcl.suite.splits import Splits
-from tasks.run.runtime import Run, closure_of, open_store, read_rows, reopen, reuse_or_make, stage_task
+from memmcl.urls import redacted
+from tasks.run.runtime import Run, open_store, read_rows, reopen, reuse_or_make, stage_task
 from tasks.stages.contexts import ContextualModel, context_answers, read_gate
 from tasks.stages.data import data_digests
 from tasks.stages.evaluate import EVALUATION_VERSION, score_answers
@@ -86,7 +86,7 @@ def find_champion(store: Store, name: str) -> Champion | None:
 
 def check_whole(store: Store, champion: Champion) -> None:
     """Raise a ServiceError if an artifact of the champion is damaged, before a challenger is trained."""
-    problems = closure_of(store, champion.run.id).problems
+    problems = store.run_closure(champion.run.id).problems
     if problems:
         raise _not_whole(store, champion.run.id, f"{problems[0].where}: {problems[0].what}")
 
@@ -122,7 +122,7 @@ def nothing_to_do(store: Store, run: Run, champion: Champion | None, splits: Spl
     if champion is None:
         return None
     if run.id == champion.run.id:
-        whole = not closure_of(store, run.id).problems
+        whole = not store.run_closure(run.id).problems
         return f"data and settings are those of the champion, run {champion.id}" if whole else None
     for run_id in sorted(champion.champions.rolled_back):
         if run_id == run.id or _made_from(store, run_id) == (data_digests(splits), run.config.what()):
@@ -139,7 +139,7 @@ def _made_from(store: Store, run_id: str) -> tuple[Any, Any] | None:
     if done is None:
         return None
     results = json.loads(store.read(done, "results.json"))
-    return results["data"]["digests"], parse_config(results["run"]["config"], f"run {run_id[:8]}").what()
+    return results["data"]["digests"], parse_config(redacted(results["run"]["config"]), f"run {run_id[:8]}").what()
 
 
 @stage_task("champion on test rows", run_name="champion on {subtask}", retries=1)
@@ -171,15 +171,15 @@ def score_champion(
 def judge_challenger(run: Run, challenger: Manifest, champion: Champion, scored: Refs) -> Judgement:
     """Compare both on the same test rows, and publish the judgement; scored: the champion's evaluations, by subtask."""
     store = open_store(run)
-    ours = {f"{ref.kind}:{ref.name}": ref for ref in challenger.inputs}
+    ours = challenger.inputs_by_name
     pairs = {}
     for name, ref in scored.items():
         challenging, champions = (
             json.loads(store.read(one, "scores.json"))["gated"]["counts"]
             for one in (ours[f"evaluation:evaluation {name}"], ref)
         )
-        datasets = metrics.datasets_of(read_rows(run, ours[f"split:{name} test"]))
-        pairs[name] = Pair(challenging, champions, partial(metrics.score_from_counts, run.subtask(name), datasets))
+        rows = read_rows(run, ours[f"split:{name} test"])
+        pairs[name] = Pair(challenging, champions, metrics.score_function(run.subtask(name), rows))
     cfg, samples = run.config.promotion, run.config.evaluation.bootstrap_samples
     judged = judge(pairs, margin=cfg.margin, samples=samples, seed=run.seed("champion gate"))
     document = asdict(judged)

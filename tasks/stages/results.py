@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 from memmcl.curriculum.difficulty import DEFAULT_WEIGHTS
@@ -19,6 +18,7 @@ from memmcl.suite.examples import Example
 from tasks.run.models import JOINT, WEAK_LORA
 from tasks.run.runtime import Run, load_adapter, open_store, read_rows
 from tasks.stages import sections
+from tasks.stages.contexts import read_gate
 from tasks.stages.data import measure_difficulty
 from tasks.stages.evaluate import INTERFERENCE
 from tasks.stages.merge import read_search
@@ -55,13 +55,13 @@ COMPARED = (
 def gather(run: Run, artifacts: RunArtifacts, started: float, peak_memory_gb: float) -> Results:
     """Return the results document of a run, all read from the store."""
     store, experts = open_store(run), artifacts.trained.experts
-    reports, order = measure_difficulty(run, artifacts.splits)
     scores = {name: json.loads(store.read(ref, "scores.json")) for name, ref in artifacts.evaluations.items()}
-    gates = {name: json.loads(store.read(ref, "gate.json")) for name, ref in artifacts.gates.items()}
+    gates = {name: read_gate(run, ref) for name, ref in artifacts.gates.items()}
     present = [name for name in MODELS if all(_answers(name) in by for by in scores.values())]
     train, test = (
         {name: read_rows(run, refs[split]) for name, refs in artifacts.splits.items()} for split in ("train", "test")
     )
+    reports, order = measure_difficulty(run, train)
     document = {
         "run": sections.run_section(run),
         "subtasks": [sections.subtask_section(run, name, artifacts, train[name][0], reports[name]) for name in order],
@@ -133,7 +133,7 @@ def _comparisons(
             (
                 by_model[_answers(a)]["counts"],
                 by_model[_answers(b)]["counts"],
-                partial(metrics.score_from_counts, run.subtask(name), metrics.datasets_of(tests[name])),
+                metrics.score_function(run.subtask(name), tests[name]),
             )
             for name, by_model in scores.items()
         ]

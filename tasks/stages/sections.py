@@ -17,6 +17,7 @@ from memmcl.store import ArtifactRef, Manifest
 from memmcl.suite.examples import Example
 from tasks.run.models import WARM
 from tasks.run.runtime import Run, open_store
+from tasks.stages.contexts import form_name
 from tasks.stages.merge import ARITHMETIC, STAGE_2, read_search, winner_of
 from tasks.stages.run_artifacts import RunArtifacts, TrainedArtifacts
 from tasks.ui.history import root_flow_run_id
@@ -172,7 +173,7 @@ def context_section(
     forms = {entry["calibrated"]: entry for entry in gate if entry["context"] == kind}
     chosen = next((entry for entry in forms.values() if entry["chosen"]), None)
     shown = chosen or max(forms.values(), key=lambda entry: (entry["weak_score"], not entry["calibrated"]))
-    test = scores[f"context:{kind}" + (":calibrated" if shown["calibrated"] else "")]
+    test = scores[form_name(shown)]
     return {
         "subtask": subtask,
         "context": kind,
