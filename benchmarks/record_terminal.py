@@ -135,11 +135,14 @@ def record(command: Sequence[str], folder: Path) -> Recording:
     started = time.monotonic()
     child, terminal = pty.fork()
     if not child:
-        os.chdir(folder)
-        environment = {**os.environ, "TERM": "xterm-256color", "PREFECT_HOME": str(folder / "prefect")}
-        for name in ("COLUMNS", "LINES", "NO_COLOR", "PREFECT_API_URL"):
-            environment.pop(name, None)
-        os.execvpe(command[0], list(command), environment)
+        try:
+            os.chdir(folder)
+            environment = {**os.environ, "TERM": "xterm-256color", "PREFECT_HOME": str(folder / "prefect")}
+            for name in ("COLUMNS", "LINES", "NO_COLOR", "PREFECT_API_URL"):
+                environment.pop(name, None)
+            os.execvpe(command[0], list(command), environment)
+        finally:  # only where there is no such command or folder: the child must not go on as its parent
+            os._exit(127)
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
     pieces = []
     while True:

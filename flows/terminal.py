@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 
 from memmcl.errors import bounded
 from memmcl.text import visible
-from memmcl.urls import clean
+from memmcl.urls import clean, redacted
 
 
 class Terminal(Console):
@@ -82,7 +82,8 @@ class Output:
     def answer(self, document: object) -> None:
         """With --json, print the one result of a command; without, it has been printed for people."""
         if self.json:
-            print(json.dumps(document, ensure_ascii=False, indent=1, default=_plain), file=console.file, flush=True)
+            plain = redacted(json.loads(json.dumps(document, default=_plain)))
+            print(visible(json.dumps(plain, ensure_ascii=False, indent=1)), file=console.file, flush=True)
 
 
 def table(*columns: str, rows: Iterable[Iterable[str]] = (), title: str | None = None) -> Table:

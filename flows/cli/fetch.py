@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -37,6 +37,7 @@ def fetch(
         raise UsageError(f"no benchmark is called {shown(name)}; there is {', '.join(KNOWN)}")
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
+    from memmcl.suite.configured import reading_of
     from memmcl.suite.fetch import fetch_sentieval, sentieval_listing
 
     listing = sentieval_listing()
@@ -47,9 +48,7 @@ def fetch(
         def show(files: int, size: int, path: str) -> None:
             bar.update(task, completed=size, description=f"{files} of {len(listing.files)} files")
 
-        cfg = settings_of(None, config).store
-        storage: dict[str, Any] = {"endpoint_url": cfg.endpoint_url} if cfg.endpoint_url else {}
-        storage |= {"client_kwargs": {"region_name": cfg.region}} if cfg.region else {}
+        storage = reading_of(settings_of(None, config)).storage
         fetched = fetch_sentieval(to, base_url=from_, jobs=jobs, storage=storage, progress=show)
     console.print(
         f"{fetched.files} files, {fetched.size:,} bytes ({fetched.present} files were there already) in "

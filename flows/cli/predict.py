@@ -9,7 +9,7 @@ import typer
 from flows.cli.common import ConfigFile, StoreUrl, open_store_of, quiet_environment, settings_of
 from flows.cli.screen import log_output
 from flows.terminal import console, notes, output, table
-from memmcl.api.runs import LATEST, open_run
+from memmcl.api.runs import LATEST, FinishedRun, find_run
 from memmcl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def predict(
     opened = open_store_of(settings)
     quiet_environment()
     with log_output(), notes.status("loading the unified model"):
-        run = open_run(opened, run_id or LATEST, champion=settings.promotion.champion)
+        run = FinishedRun(opened, find_run(opened, run_id or LATEST, settings.promotion.champion))
         from memmcl.api.model import model_of
 
         model = model_of(run)

@@ -13,6 +13,7 @@ from flows.cli.common import ConfigFile, StoreUrl, open_store_of, print_columns,
 from flows.cli.store_gc import store_gc, store_rm
 from flows.terminal import console, output
 from memmcl.errors import UsageError, shown
+from memmcl.urls import clean, redacted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +58,7 @@ def store_ls(
 def store_show(key: ArtifactKey, store: StoreUrl = None, config: ConfigFile = None) -> None:
     """Show one artifact's manifest."""
     manifest = _find(open_store_of(settings_of(store, config)), key)
-    console.print_json(manifest.model_dump_json())
+    console.print_json(data=redacted(manifest.model_dump(mode="json")))
     output.answer(manifest)
 
 
@@ -138,7 +139,7 @@ def _repair(store: Store, run_id: str, asked: RunConfig) -> None:
 
 def _show(problems: Sequence[Problem]) -> None:
     for problem in problems:
-        console.print(Text.assemble((problem.where, "red"), ": ", problem.what), soft_wrap=True)
+        console.print(Text.assemble((clean(problem.where), "red"), ": ", clean(problem.what)), soft_wrap=True)
 
 
 def _find(store: Store, key: str) -> Manifest:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+import torch
+
 from memmcl import seeds
 from memmcl.adapters.format import Adapter
 from memmcl.adapters.load import UserAdapter, check_fit, other_base, read_user_adapter
@@ -184,13 +186,14 @@ def merge_experts(
     merged = [name for name, values in coefficients.items() if any(values)]
     texts = check_texts(recipe, options.get("texts") or {}, merged)
     shapes, adapters, warnings = read_experts(base, experts)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     return Merge(
         shapes,
         adapters,
         coefficients,
         recipe,
         output_of(shapes, rank, full, dtype),
-        Texts(texts, options.get("text_tokens", 512), resolve_dtype("auto", "cpu")) if texts else Texts(),
+        Texts(texts, options.get("text_tokens", 512), resolve_dtype("auto", device), device) if texts else Texts(),
         resolve_base(base) if full or texts else None,
         warnings=tuple(warnings),
     )

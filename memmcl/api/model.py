@@ -15,7 +15,7 @@ from memmcl.adapters.format import CONFIG_FILE, WEIGHTS_FILE, Adapter
 from memmcl.adapters.load import load_published, read_adapter, read_folder
 from memmcl.api.model_file import ModelFile, read_model_file
 from memmcl.api.notebook import html_table
-from memmcl.api.runs import ADAPTER, LATEST, MODEL_FILE, FinishedRun, open_run, repairable
+from memmcl.api.runs import ADAPTER, LATEST, MODEL_FILE, FinishedRun, find_run, repairable
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.resident import ModelSpec, resident
 from memmcl.config import RunConfig, parse_config
@@ -194,7 +194,7 @@ def load_model(store: str | Path | Store = "memmcl-store", run: str = LATEST) ->
     Args:
         store: directory or URL of the store, or the store itself; or a folder that `FinishedRun.save`, or
             `memmcl report --out`, wrote.
-        run: of a store, see `open_run`.
+        run: the first digits of its id; "latest"; "champion".
 
     Raises:
         MemmclError: no such run, or its base model is not here.
@@ -202,14 +202,15 @@ def load_model(store: str | Path | Store = "memmcl-store", run: str = LATEST) ->
     if not isinstance(store, Store) and (Path(store) / MODEL_FILE).is_file():
         file, files = read_model_file(Path(store) / MODEL_FILE), read_folder(Path(store) / ADAPTER)
         return _model(file, read_adapter(files[WEIGHTS_FILE], files[CONFIG_FILE]))
-    return model_of(open_run(store if isinstance(store, Store) else str(store), run))
+    opened = store if isinstance(store, Store) else Store.open(str(store))
+    return model_of(FinishedRun(opened, find_run(opened, run)))
 
 
 def model_of(run: FinishedRun) -> SentimentModel:
-    """Load the unified model of a run that is open.
+    """Load the unified model of a run, and read nothing else of it.
 
     Raises:
-        MemmclError: something of it is damaged, or its base model is not here.
+        MemmclError: what is read is damaged, or its base model is not here.
     """
     with repairable(run.store, run.id):
         return _model(run.model_file, load_published(run.store, run.artifacts["unified:unified model"]))

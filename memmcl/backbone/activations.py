@@ -164,6 +164,6 @@ def prune_activations(limit: int | None = None) -> int:
         if total - removed <= limit:
             break
         with suppress(OSError):
-            path.unlink()
-        removed += size
+            path.unlink(missing_ok=True)
+            removed += size
     return removed

@@ -79,7 +79,10 @@ def resolve_base(name_or_path: str, revision: str | None = None) -> BaseRef:
         )
     check_model_files(name_or_path, directory)
     files = {path.name: path for pattern in _DIGESTED for path in directory.glob(pattern)}
-    digest = seeds.digest({name: file_digest(path) for name, path in sorted(files.items())})
+    try:
+        digest = seeds.digest({name: file_digest(path) for name, path in sorted(files.items())})
+    except OSError as error:
+        raise ModelError(f"cannot load {name_or_path}: {first_line(error)}; get its files anew") from error
     return BaseRef(name_or_path, directory, digest, licence)
 
 

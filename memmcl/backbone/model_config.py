@@ -57,7 +57,7 @@ def check_model_files(name: str, directory: Path) -> None:
     try:
         fields = read_model_config(directory)
         named = fields.get("transformers_weights")
-        if named is not None and named not in weights:
+        if named is not None and (not isinstance(named, str) or named not in weights):
             raise ValueError(f"transformers_weights is {shown(named)}, and no such file lies beside it")
         for path in sorted(directory.glob("*.safetensors.index.json")):
             _check_index(path, weights)

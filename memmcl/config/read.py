@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from memmcl.config.run import RunConfig
 from memmcl.errors import VALUE, ConfigError, brief, shown
 from memmcl.files.untrusted import YAML_BYTES, parse_yaml, read_within
-from memmcl.urls import redact, secret_in
+from memmcl.urls import redact, redacted, secret_in
 
 PROBLEMS = 20
 """So many mistakes of one configuration are named in a message; all are counted."""
@@ -98,7 +98,7 @@ def _explain(problem: Mapping[str, Any]) -> str:
         return f"unknown key {shown(where)}; known here: {', '.join(_siblings(problem['loc']))}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     value = problem["input"]
-    got = "" if isinstance(value, dict) else f" (got {shown(redact(value) if isinstance(value, str) else value)})"
+    got = "" if isinstance(value, dict) else f" (got {shown(redacted(value))})"
     return f"{where}: {message[0].lower()}{message[1:]}{got}"
 
 
@@ -109,5 +109,6 @@ def _siblings(location: Sequence[str | int]) -> list[str]:
             continue
         annotation = section.model_fields[str(name)].annotation
         inner = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type)]
-        section = next(one for one in inner if issubclass(one, BaseModel))
+        # a field without a section has no keys below it: then the name was one in a mapping
+        section = next((one for one in inner if issubclass(one, BaseModel)), section)
     return list(section.model_fields)

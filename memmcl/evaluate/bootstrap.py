@@ -78,7 +78,7 @@ def paired_mean_difference(
         columns = a.shape[1]
         sums = _resample(np.concatenate([a, b], axis=1), samples, derive(seed, "pair", i))
         resampled += (score(sums[:, :columns]) - score(sums[:, columns:])) / len(pairs)
-        observed += (_value(score, a) - _value(score, b)) / len(pairs)
+        observed += (score_of(score, a) - score_of(score, b)) / len(pairs)
     below = (1 + int((resampled <= 0).sum())) / (samples + 1)
     above = (1 + int((resampled >= 0).sum())) / (samples + 1)
     return Difference(observed, _spread(resampled), min(1.0, 2 * min(below, above)))
@@ -108,7 +108,7 @@ def row_values(counts: npt.ArrayLike, score: ScoreFunction) -> Floats:
     """
     rows = _checked(counts)
     count = len(rows)
-    whole = _value(score, rows)
+    whole = score_of(score, rows)
     if count == 1:
         return np.array([whole])
     without = score(rows.sum(axis=0, keepdims=True) - rows)
@@ -122,7 +122,8 @@ def _checked(counts: npt.ArrayLike) -> Floats:
     return rows
 
 
-def _value(score: ScoreFunction, rows: Floats) -> float:
+def score_of(score: ScoreFunction, rows: Floats) -> float:
+    """Return the score of all rows of counts (rows, k) together."""
     return float(score(rows.sum(axis=0, keepdims=True))[0])
 
 

@@ -66,7 +66,7 @@ def judge(pairs: Mapping[str, Pair], *, margin: float, samples: int, seed: int) 
 def _duel(name: str, pair: Pair, samples: int, seed: int) -> SubtaskDuel:
     paired = bootstrap.paired_difference(*pair, samples=samples, seed=seed)
     counts = [np.asarray(one, dtype=np.float64) for one in (pair.challenger, pair.champion)]
-    challenger, champion = (float(pair.score(rows.sum(axis=0, keepdims=True))[0]) for rows in counts)
+    challenger, champion = (bootstrap.score_of(pair.score, rows) for rows in counts)
     return SubtaskDuel(name, len(counts[0]), challenger, champion, paired.difference, paired.standard_error)
 
 

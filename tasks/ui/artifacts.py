@@ -15,6 +15,7 @@ from prefect.runtime import flow_run
 from memmcl.config import RunConfig
 from memmcl.evaluate.promotion import Judgement
 from memmcl.report import Results, markdown_table, plain_text, verdict
+from memmcl.report.markdown import table
 from memmcl.suite.faults import Fault
 from memmcl.text import one_line
 from memmcl.urls import public, redact
@@ -75,19 +76,17 @@ def show_changes(changes: Sequence[dict[str, Any]], against: str) -> None:
 def show_judgement(judged: Judgement, challenger: str, champion: str) -> None:
     """Show champion and challenger on the same test rows, and what the gate decided."""
     word = "promoted" if judged.promoted else "not promoted"
-    lines = [
-        f"## Challenger {challenger} {word}\n\nThe challenger is {plain_text(judged.reason)}.\n",
-        f"| subtask | rows | challenger {challenger} | champion {champion} | difference |",
-        "|---|---:|---:|---:|---:|",
-        *(
-            f"| {plain_text(duel.subtask)} | {duel.rows} | {duel.challenger:.3f} | {duel.champion:.3f} "
-            f"| {duel.difference:+.3f} ± {duel.se:.3f} |"
-            for duel in judged.duels
-        ),
-        f"| **mean** | | | | **{judged.difference:+.3f} ± {judged.se:.3f}** |",
-    ]
+    heads = ["subtask", "rows", f"challenger {challenger}", f"champion {champion}", "difference"]
+    rows = []
+    for duel in judged.duels:
+        scores = [f"{duel.challenger:.3f}", f"{duel.champion:.3f}", f"{duel.difference:+.3f} ± {duel.se:.3f}"]
+        rows.append([plain_text(duel.subtask), str(duel.rows), *scores])
+    rows.append(["**mean**", "", "", "", f"**{judged.difference:+.3f} ± {judged.se:.3f}**"])
+    text = f"## Challenger {challenger} {word}\n\nThe challenger is {plain_text(judged.reason)}.\n\n"
     create_markdown_artifact(
-        "\n".join(lines), key=f"challenge-{challenger}", description=f"Challenger {challenger}, champion {champion}"
+        text + table(heads, rows),
+        key=f"challenge-{challenger}",
+        description=f"Challenger {challenger}, champion {champion}",
     )
 
 

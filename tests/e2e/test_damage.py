@@ -72,13 +72,9 @@ def test_what_is_damaged_after_the_end_is_made_again(place: Desk, more: bool) ->
         (place.cwd / "memmcl-store" / manifest_path("search", search.key)).write_bytes(b"{")
 
     mend = f"`memmcl store verify --repair {done.key[:8]} --store {store.url}`"
-    first = {
-        ("report",): f"'{WEIGHTS}' of unified 'unified model'",
-        ("predict", "The food was great."): f"{blob(gate, 'gate.json')}: missing",
-    }
-    for command, what in first.items():
+    for command in (("report",), ("predict", "The food was great.")):
         line = line_of(place.run(*command))
-        assert line.startswith(f"error: run {done.key[:8]} is damaged: {what}")
+        assert line.startswith(f"error: run {done.key[:8]} is damaged: '{WEIGHTS}' of unified 'unified model'")
         assert f"run its command again, or {mend}" in line
     assert place.run("store", "verify").code == 1
 

@@ -453,7 +453,7 @@ def test_a_disk_that_fills_up_under_a_worker(tmp_path: Path, tiny_base: Path, co
 # --- services, and what only shows in a worker
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}/api", "nonsense"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}/api", "nonsense", "http://127.0.0.1:abc/api"])
 @pytest.mark.usefixtures("orchestrators")
 def test_a_prefect_server_that_does_not_answer(call: Call, config: Path, url: str) -> None:
     url = url.format(port=free_ports(1)[0])

@@ -39,6 +39,7 @@ from tasks.stages import data, experts, references, sections, training, weak
 from tasks.stages.opening import open_run
 from tasks.stages.run_artifacts import TrainedArtifacts
 from tasks.stages.training import TrainingPlan
+from tasks.ui.updates import Update, watched_by
 
 MEMBERS = ("sent2", "irony", "emotion")
 STEPS = 6
@@ -491,8 +492,11 @@ def test_a_pinned_warm_start_is_taken_as_it_is(make: Make) -> None:
     place = make()
     pinned = place.store.publish("warm", "ab" * 32, name="warm start", files={"w": b"weights"}).ref
     run = place.run.model_copy(update={"pinned": Pinned(warm=pinned)})
-    state = experts.train_warm.fn(run, place.train)
+    updates: list[Update] = []
+    with watched_by(updates.append):
+        state = experts.train_warm.fn(run, place.train)
     assert (ref_of(state), state.name) == (pinned, "Reused")
+    assert updates == [Update("warm start", "warm", "reused")]
     assert experts.warm_key(run, place.splits) == pinned.key
     assert [one.ref for one in replace(place, run=run).store.list("warm")] == [pinned]
     place.store.objects.write(manifest_path("warm", pinned.key), b"{")

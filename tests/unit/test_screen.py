@@ -250,6 +250,16 @@ def test_verbose_keeps_nothing_back(tmp_path: Path) -> None:
     assert "library on stderr" in err
 
 
+def test_a_command_that_is_started_without_stdout_runs(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" -c "$1" silent >&-', sys.executable, CHILD],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        check=True,
+    )
+    assert done.stderr == b""
+
+
 def test_a_warning_of_ours_is_said_on_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     said: list[str] = []

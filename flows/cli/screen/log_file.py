@@ -85,6 +85,9 @@ def _moved(log: TextIO) -> Iterator[tuple[TextIO, TextIO]]:
     streams: list[TextIO] = []
     before = sys.stdout, sys.stderr
     for number, stream in enumerate(before, start=1):
+        if stream is None:  # the command was started with it closed
+            streams.append(os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+            continue
         with suppress(OSError, ValueError):
             stream.flush()
         if _number(stream) != number:  # somebody reads it in this process
@@ -97,7 +100,7 @@ def _moved(log: TextIO) -> Iterator[tuple[TextIO, TextIO]]:
         with redirect_stdout(log), redirect_stderr(log):
             yield streams[0], streams[1]
     finally:
-        for stream in (*before, *streams):
+        for stream in filter(None, (*before, *streams)):
             with suppress(OSError, ValueError):
                 stream.flush()
         for number, descriptor in kept.items():

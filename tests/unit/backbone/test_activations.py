@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny import VOCABULARY, backbone_of, base_ref
 from train_fixture import assert_same_training, held_out_rows, other_rows, own_rows, train
 
+from memmcl.backbone import activations
 from memmcl.backbone.activations import Activations, activations_directory, disk_limit, prune_activations
 from memmcl.backbone.forward import Backbone
 from memmcl.errors import ConfigError
@@ -303,3 +304,23 @@ def test_a_second_training_computes_nothing(tiny_base: Path, backbone: Backbone,
     later = Activations(backbone, tmp_path)
     assert_same_training(once(later), first)  # type: ignore[arg-type]
     assert later.computed == 0
+
+
+def test_a_file_that_cannot_be_removed_does_not_count_as_room(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = cache_dir / "activations" / "0123" / "ab"
+    folder.mkdir(parents=True)
+    for number, name in enumerate(("old", "middle", "new")):
+        path = folder / f"{name}.safetensors"
+        path.write_bytes(bytes(1 << 20))
+        os.utime(path, (1_000_000.0 + number,) * 2)
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.stem == "old":
+            raise PermissionError
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(activations, "disk_limit", lambda: 2 << 20)
+    assert prune_activations() == 1 << 20
+    assert {path.stem for path in folder.iterdir()} == {"old", "new"}

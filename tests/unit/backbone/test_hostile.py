@@ -228,8 +228,9 @@ def test_an_index_that_leads_elsewhere(copy: Path, place: Any) -> None:
     refused(lambda: resolve_base(str(copy)), "and no such file lies beside it")
 
 
-def test_weights_that_lie_elsewhere(copy: Path) -> None:
-    changed(copy, transformers_weights="../other/model.safetensors")
+@pytest.mark.parametrize("named", ["../other/model.safetensors", [], {}])
+def test_weights_that_lie_elsewhere(copy: Path, named: Any) -> None:
+    changed(copy, transformers_weights=named)
     refused(lambda: resolve_base(str(copy)), "and no such file lies beside it")
 
 

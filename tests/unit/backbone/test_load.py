@@ -232,6 +232,14 @@ def test_a_tokenizer_without_an_end_token(copy: Path) -> None:
     assert_one_line(error)
 
 
+def test_a_folder_in_the_place_of_a_tokenizer(copy: Path) -> None:
+    (copy / "tokenizer.json").unlink()
+    (copy / "tokenizer.json").mkdir()
+    with pytest.raises(ModelError, match=r"cannot load .* get its files anew") as error:
+        resolve_base(str(copy))
+    assert_one_line(error)
+
+
 def test_a_damaged_tokenizer(copy: Path) -> None:
     (copy / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match="cannot load the tokenizer of") as error:

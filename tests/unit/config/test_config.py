@@ -426,3 +426,15 @@ def test_where_rows_lie_does_not_make_another_run() -> None:
     here, there = (parse_config(with_own(data={"path": path})) for path in ("a.csv", "s3://b/c.parquet"))
     assert here.what() == there.what()
     assert parse_config(with_own(instruction="How late?")).what() != here.what()
+
+
+@pytest.mark.parametrize("name", ["sent2", "train", "labels"])
+def test_a_wrong_key_of_a_source_is_named_whatever_its_subtask_is_called(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"unknown key 'data.sources.{name}.file'; known here: path, train, weak"):
+        parse_config({"data": {"sources": {name: {"file": "x.jsonl"}}}})
+
+
+def test_a_secret_in_a_list_is_not_shown_in_part() -> None:
+    with pytest.raises(ConfigError, match=r"data\.source: ") as error:
+        parse_config({"data": {"source": ["a" * 160, f"s3://key:{'hunter2' * 9}@bucket/x"]}})
+    assert "hunter2" not in str(error.value)

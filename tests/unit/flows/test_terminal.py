@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.cli import main
-from flows.terminal import Terminal, fail, warn
+from flows.terminal import Terminal, console, fail, output, warn
 
 HOSTILE = "a\x1b[2J\x1b]8;;https://evil\x07b\x9b31m\u202ec\r\x7f\x08[red]d[/red] [link=https://evil]e[/link] :bomb:"
 ACTIVE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -68,6 +68,18 @@ def test_json_stays_json() -> None:
     Terminal(file=out, width=40).print_json(json.dumps(value, ensure_ascii=False))
     assert json.loads(out.getvalue()) == value
     assert not ACTIVE.search(out.getvalue())
+
+
+def test_the_result_as_json_is_clean_and_stays_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(console, "_file", out)
+    monkeypatch.setattr(output, "json", True)
+    output.answer({"name": HOSTILE, "file": "a\udcffb", "url": "s3://me:hunter2@bucket/x", "n": [1.5]})
+    assert not ACTIVE.search(out.getvalue())
+    out.getvalue().encode()
+    assert "hunter2" not in out.getvalue()
+    value = json.loads(out.getvalue())
+    assert value == {"name": HOSTILE, "file": "a\udcffb", "url": "s3://***@bucket/x", "n": [1.5]}
 
 
 def test_errors_and_warnings_are_clean_lines(capsys: pytest.CaptureFixture[str]) -> None:
