@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 import warnings
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from merging_memory import SHAPES, measure_memory, measure_spectral
+from merging_memory import SHAPES, measure_memory, measure_spectral, spread
 from merging_rivals import Setting
 from torch import Tensor
 
@@ -78,12 +77,6 @@ class Lines:
             cells = [spread([wall for wall, _ in seconds]), spread([cpu for _, cpu in seconds])]
             logits = f"{max(far[what]):.1e}" if what in far else ""
             self.add(setting, what, [*cells, *map(spread, ratios), logits], seconds=seconds, far=far.get(what))
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return the median, and the range where there are more."""
-    middle = f"{statistics.median(values):.3g}"
-    return f"{middle} [{min(values):.3g}, {max(values):.3g}]" if len(values) > 1 else middle
 
 
 def linear(setting: Setting, repeats: int, lines: Lines) -> None:

@@ -163,7 +163,7 @@ def measure_spectral(methods: Sequence[str], shapes: Sequence[str], repeats: int
         factors = [random_factors(d_out, d_in, RANK, SCALE, generator) for _ in range(EXPERTS)]
         for method in methods:
             turns = [spectral_turn(method, factors, turn) for turn in range(repeats if d_out * d_in <= ONCE else 1)]
-            cells = [_spread([turn[column] for turn in turns]) for column in columns]
+            cells = [spread([turn[column] for turn in turns]) for column in columns]
             print(f"| {shape} | {method} | {' | '.join(cells)} |", flush=True)
             worst = max(turn["difference"] for turn in turns)
             assert worst <= 1e-4, f"{method} in the Core Space is {worst:.1e} from its definition"
@@ -205,7 +205,8 @@ def _watched(call: Callable[[], Tensor]) -> tuple[Tensor, float, float]:
     return found, time.process_time() - started, resident("VmHWM") - before
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """Return the median, and the range where there are more."""
     middle = f"{statistics.median(values):.3g}"
     return f"{middle} [{min(values):.3g}, {max(values):.3g}]" if len(values) > 1 else middle
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from e2e_driver import desk, states
+from e2e_driver import FEW, desk, states
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.states import Cancelling
 
@@ -25,16 +25,8 @@ def test_a_cancelled_run_ends_and_the_same_command_goes_on(stage: str, tmp_path:
     """Nobody supervises `memmcl run`: it has to notice by itself, while it waits inside Ray or Tune."""
     longer = {"training": "experts.steps=3000", "search": "search.stage1_evaluations=60"}[stage]
     begun = {"training": "warm start", "search": "stage 1"}[stage]
-    few = [
-        "--set",
-        "data.subtasks=[sent2, irony]",
-        "--set",
-        "evaluation.joint_lora=false",
-        "--set",
-        "evaluation.weak_lora=false",
-    ]
     with desk(tmp_path, tiny_base) as place:
-        with place.started("run", place.config, *few, "--set", longer) as running:
+        with place.started("run", place.config, *FEW, "--set", longer) as running:
             said = running.output / "out"
             running.wait_until(lambda: "Prefect UI: " in said.read_text(), "the server is up")
             api = said.read_text().split("Prefect UI: ")[1].split()[0] + "/api"
@@ -59,6 +51,6 @@ def test_a_cancelled_run_ends_and_the_same_command_goes_on(stage: str, tmp_path:
         if stage == "search":
             trained = {one.key: one.created for one in store.list("expert")}
             assert len(trained) == 2
-            again = place.run("run", place.config, *few, "--set", longer)
+            again = place.run("run", place.config, *FEW, "--set", longer)
             assert again.code == 0, again
             assert {one.key: one.created for one in store.list("expert")} == trained

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from e2e_driver import (
     COMMAND,
+    FEW,
     ONE_WORKER,
     Desk,
     Ended,
@@ -24,6 +25,7 @@ from e2e_driver import (
     finished_desk,
     manifest,
     runs_of,
+    settings,
     states,
     wait_until,
 )
@@ -38,19 +40,7 @@ WORDS = {
     "prefect": "the run's Prefect server died",
 }
 AGAIN = "run the same command again: nothing that was stored is lost"
-SMALLER = (
-    "--set",
-    "data.subtasks=[sent2, irony]",
-    "--set",
-    "evaluation.joint_lora=false",
-    "--set",
-    "evaluation.weak_lora=false",
-    "--set",
-    "experts.steps=400",
-    "--set",
-    "search.stage1_evaluations=60",
-    *ONE_WORKER,
-)
+SMALLER = (*FEW, *settings("experts.steps=400", "search.stage1_evaluations=60"), *ONE_WORKER)
 SESSION = """
 import os, sys
 from pathlib import Path

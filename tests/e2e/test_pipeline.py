@@ -31,6 +31,7 @@ from e2e_driver import (
     planted,
     read_json,
     runs_of,
+    settings,
     states,
     traces,
 )
@@ -338,14 +339,8 @@ def test_predict_answers_every_subtask(reference: Desk) -> None:
 @pytest.fixture(scope="module")
 def bucket(s3: S3Server) -> list[str]:
     """The options that put a store into the S3 server's bucket."""
-    return [
-        "--set",
-        f"store.url=s3://{s3.bucket}/runs",
-        "--set",
-        f"store.endpoint_url={s3.endpoint_url}",
-        "--set",
-        "store.region=us-east-1",
-    ]
+    place = {"url": f"s3://{s3.bucket}/runs", "endpoint_url": s3.endpoint_url, "region": "us-east-1"}
+    return [*settings(*(f"store.{name}={value}" for name, value in place.items()))]
 
 
 @pytest.fixture(scope="module")

@@ -9,21 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
-from e2e_driver import Desk, Running, wait_until
+from e2e_driver import NO_RIVALS, ONE_WORKER, Desk, Running, settings, wait_until
 
 from memmcl.errors import StoreError
 from memmcl.store import Store
 
-SMALL = (
-    "--set",
-    "ray.workers=1",
-    "--set",
-    "data.subtasks=[sent2, irony, emotion]",
-    "--set",
-    "evaluation.joint_lora=false",
-    "--set",
-    "evaluation.weak_lora=false",
-)
+SMALL = (*ONE_WORKER, *settings("data.subtasks=[sent2, irony, emotion]"), *NO_RIVALS)
 """Three subtasks without rivals: everything that a run does, in as few seconds as it takes."""
 SAME = ("split", "anchors", "warm", "expert", "reference", "unified", "gate")
 """Kinds of artifacts whose files are the same, bit by bit, however a run was disturbed."""

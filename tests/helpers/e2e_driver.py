@@ -37,7 +37,17 @@ SECONDS = 900.0
 MARK = "MEMMCL_TEST_TREE"
 COMMAND = Path(sys.executable).with_name("memmcl")
 SUBTASKS = ("sent2", "asc", "uabsa", "aste", "irony", "emotion")
-ONE_WORKER = ("--set", "ray.workers=1")
+
+
+def settings(*values: str) -> tuple[str, ...]:
+    """Return them as options of a command: `--set` before each."""
+    return tuple(word for value in values for word in ("--set", value))
+
+
+NO_RIVALS = settings("evaluation.joint_lora=false", "evaluation.weak_lora=false")
+FEW = (*settings("data.subtasks=[sent2, irony]"), *NO_RIVALS)
+"""Two subtasks without rivals."""
+ONE_WORKER = settings("ray.workers=1")
 """Where workers are not what a test is about: two import everything twice, which is most of what a small run takes."""
 PLANTED = "hunter2hunter2"
 OVERRIDDEN = ("--set", f"data.source=https://host/rows?X-Amz-Signature={PLANTED}", "--set", "data.source=embedded")

@@ -12,6 +12,7 @@ from memmcl.search.problem import SearchProblem
 from memmcl.store import ArtifactRef
 from memmcl.suite.examples import to_table
 from tasks.run.runtime import Run, open_store
+from tasks.stages.run_artifacts import TrainedArtifacts
 
 Published = dict[str, dict[str, ArtifactRef]]
 """By group (experts, weak, references) and subtask, an artifact."""
@@ -40,12 +41,4 @@ def publish_experts(run: Run, base: Path, rows: Mapping[str, int], broken: Colle
 
 def problem_of(run: Run, published: Published) -> SearchProblem:
     """Return the problem of merging what `publish_experts` published."""
-    return SearchProblem(
-        store=run.store,
-        model=run.model,
-        search=run.config.search,
-        evaluation=run.config.evaluation,
-        seed=run.config.seed,
-        subtasks={name: run.subtask(name) for name in published["experts"]},
-        **published,
-    )
+    return TrainedArtifacts(**published).problem(run)

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from memmcl.adapters.format import Factors
+from memmcl.adapters.format import Factors, to_files
 from memmcl.backbone.batches import TokenizedRow
 from memmcl.backbone.forward import Backbone
 from memmcl.backbone.load import BaseRef, load_base, load_tokenizer, quiet_transformers, resolve_base
@@ -246,6 +246,20 @@ def in_lora_layers(backbone: Backbone, factors: Mapping[str, Factors]) -> Iterat
     rank = max(len(pair.a) for pair in factors.values())
     with adapted(backbone, LoraShape((), rank, float(rank)), factors), torch.no_grad():
         yield
+
+
+def write_adapter(folder: Path, base: Path, *, seed: int, layers: Sequence[int] = (2, 3)) -> Path:
+    """Write an adapter of random factors as PEFT does; return its folder."""
+    folder.mkdir(parents=True)
+    factors = random_factors(base, layers=layers, seed=seed)
+    for file, data in to_files(factors, base_name=str(base), rank=3, alpha=6.0).items():
+        (folder / file).write_bytes(data)
+    return folder
+
+
+def labelled_rows(*subtasks: str, count: int = 6) -> list[dict[str, Any]]:
+    """Return rows of the corpus as a file of weak rows has them."""
+    return [{"subtask": name, "text": row.text, "label": row.gold} for name in subtasks for row in corpus(name, count)]
 
 
 def random_factors(

@@ -9,10 +9,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import ray
-from tiny import corpus, random_factors
+from tiny import labelled_rows, write_adapter
 
 import memmcl
-from memmcl.adapters.format import to_files
 from memmcl.errors import ConfigError, UsageError
 from memmcl.search.local import LocalDriver
 from tasks.search.driver import RayDriver
@@ -24,21 +23,14 @@ SETTINGS: dict[str, Any] = {"model": {"dtype": "float32", "device": "cpu"}, "sea
 def experts(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> dict[str, str]:
     """The folders of two adapters; to read, not to change."""
     root = tmp_path_factory.mktemp("experts")
-    for seed, name in enumerate(("sent2", "other")):
-        (root / name).mkdir()
-        factors = random_factors(tiny_base, layers=(2, 3), seed=seed)
-        for file, data in to_files(factors, base_name=str(tiny_base), rank=3, alpha=6.0).items():
-            (root / name / file).write_bytes(data)
-    return {name: str(root / name) for name in ("sent2", "other")}
+    return {name: str(write_adapter(root / name, tiny_base, seed=seed)) for seed, name in enumerate(("sent2", "other"))}
 
 
 @pytest.fixture(scope="module")
 def weak(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Rows of two subtasks, one of which an expert is called like."""
-    chosen = [(name, row) for name in ("sent2", "irony") for row in corpus(name, 6)]
-    rows = [{"subtask": name, "text": row.text, "label": row.gold} for name, row in chosen]
     path = tmp_path_factory.mktemp("weak") / "weak.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in labelled_rows("sent2", "irony")))
     return str(path)
 
 
@@ -118,7 +110,7 @@ def test_what_a_search_found_is_shown_and_saved(
     assert repr(found).startswith(f"SearchResult(fitness {found.fitness:.4f} of 9 candidates: sent2")
     assert "<svg" in found._repr_html_()
     assert found.winner.fitness == found.fitness
-    if any(any(row) for row in found.best.values()):
-        record = found.save(tmp_path / "out")
-        assert record["search"]["best"] == found.fitness
-        assert pq.read_table(tmp_path / "out" / "candidates.parquet").num_rows == 9
+    assert any(any(row) for row in found.best.values()), "the winner is not the base"
+    record = found.save(tmp_path / "out")
+    assert record["search"]["best"] == found.fitness
+    assert pq.read_table(tmp_path / "out" / "candidates.parquet").num_rows == 9

@@ -15,10 +15,10 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny import corpus, naive_logprob, plain_model, probe_logits, random_factors, tokenizer_of
+from tiny import corpus, labelled_rows, naive_logprob, plain_model, probe_logits, tokenizer_of, write_adapter
 
 from flows.cli import merge_search
-from memmcl.adapters.format import WEIGHTS_FILE, to_files
+from memmcl.adapters.format import WEIGHTS_FILE
 from memmcl.search.local import LocalDriver
 from memmcl.store import Store
 from tasks.search.queue import RayQueue
@@ -34,12 +34,10 @@ SEEDS = ["base", "expert:sent2", "expert:other", "uniform", *(f"arithmetic:{x:g}
 def brought(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> dict[str, Path]:
     """The folders of two adapters; to read, not to change."""
     root = tmp_path_factory.mktemp("brought")
-    for seed, name in enumerate(("sent2", "other")):
-        (root / name).mkdir()
-        factors = random_factors(tiny_base, layers=(2, 3) if seed else (3,), seed=seed)
-        for file, data in to_files(factors, base_name=str(tiny_base), rank=3, alpha=6.0).items():
-            (root / name / file).write_bytes(data)
-    return {name: root / name for name in ("sent2", "other")}
+    return {
+        "sent2": write_adapter(root / "sent2", tiny_base, seed=0, layers=(3,)),
+        "other": write_adapter(root / "other", tiny_base, seed=1),
+    }
 
 
 PAIRS = [(f"Mood of {row.text}\n=", f" {row.gold}") for row in corpus("emotion", 5)]
@@ -48,9 +46,7 @@ PAIRS = [(f"Mood of {row.text}\n=", f" {row.gold}") for row in corpus("emotion",
 @pytest.fixture(scope="module")
 def weak(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows of two subtasks, one of which an expert is called like, and pairs."""
-    rows: list[dict[str, Any]] = [
-        {"subtask": name, "text": row.text, "label": row.gold} for name in ("sent2", "irony") for row in corpus(name, 6)
-    ]
+    rows = labelled_rows("sent2", "irony")
     rows += [{"prompt": prompt, "answer": answer} for prompt, answer in PAIRS]
     path = tmp_path_factory.mktemp("weak") / "weak.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

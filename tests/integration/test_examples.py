@@ -13,9 +13,7 @@ import nbformat
 import pyarrow.parquet as pq
 import pytest
 from nbclient import NotebookClient
-from tiny import corpus, random_factors
-
-from memmcl.adapters.format import to_files
+from tiny import corpus, labelled_rows, write_adapter
 
 if TYPE_CHECKING:
     from e2e_driver import Desk
@@ -30,21 +28,13 @@ TEXTS = [row.text for row in corpus("sent2", 60)]
 def experts(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> dict[str, str]:
     """The folders of two adapters; to read, not to change."""
     root = tmp_path_factory.mktemp("experts")
-    for seed, name in enumerate(("sent2", "irony")):
-        (root / name).mkdir()
-        factors = random_factors(tiny_base, layers=(2, 3), seed=seed)
-        for file, data in to_files(factors, base_name=str(tiny_base), rank=3, alpha=6.0).items():
-            (root / name / file).write_bytes(data)
-    return {name: str(root / name) for name in ("sent2", "irony")}
+    return {name: str(write_adapter(root / name, tiny_base, seed=seed)) for seed, name in enumerate(("sent2", "irony"))}
 
 
 @pytest.fixture(scope="module")
 def weak(tmp_path_factory: pytest.TempPathFactory) -> str:
-    rows = [
-        {"subtask": name, "text": row.text, "label": row.gold} for name in ("sent2", "irony") for row in corpus(name, 6)
-    ]
     path = tmp_path_factory.mktemp("weak") / "weak.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in labelled_rows("sent2", "irony")))
     return str(path)
 
 

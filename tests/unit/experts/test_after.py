@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,28 +12,16 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load
-from tiny import (
-    MODULES,
-    answer_logits,
-    backbone_of,
-    corpus,
-    plain_model,
-    probe_logits,
-    prompter_of,
-    random_factors,
-    training_rows,
-)
-from torch import nn
+from tiny import MODULES, backbone_of, corpus, plain_model, probe_logits, prompter_of, random_factors, training_rows
+from train_fixture import merged, naive_kl
 
 from memmcl.adapters.format import CONFIG_FILE, WEIGHTS_FILE, Adapter, Factors, files_like, to_files
 from memmcl.adapters.load import read_adapter
-from memmcl.backbone.batches import TokenizedRow
 from memmcl.errors import ModelError, StoreError, TrainingError, UsageError
 from memmcl.experts.after import RECORD, Anchored, AnchoringRows, anchor_adapter, anchor_rows, answered_rows
 from memmcl.experts.settings import Anchoring, LoraShape, Optimisation, TrainingData, TrainingSettings
 from memmcl.experts.train import train_adapter
 from memmcl.files.folder import made_before, new_folder, put, seal
-from memmcl.merge.build import Merger
 from memmcl.suite.subtasks import SUBTASKS
 
 SPLIT = 2
@@ -104,30 +92,14 @@ def test_it_stays_itself_and_leaves_the_others_alone(anchored: Anchored) -> None
     assert after.own > 0.7 * before.own
 
 
-def merged(base: Path, adapter: Adapter) -> nn.Module:
-    backbone = backbone_of(base, SPLIT)
-    Merger(backbone, {"one": adapter}, blocks=1).apply({"one": (1.0,)})
-    return backbone.model
-
-
-@torch.no_grad()
-def naive_kl(reference: nn.Module, model: nn.Module, rows: Sequence[TokenizedRow]) -> float:
-    """Mean KL(reference || model) over the answer positions, one plain pass a row."""
-    found = []
-    for row in rows:
-        p, q = (answer_logits(one, row.prompt, row.continuations[0]).log_softmax(-1) for one in (reference, model))
-        found.append((p.exp() * (p - q)).sum(-1))
-    return float(torch.cat(found).mean())
-
-
 def test_the_measures_are_those_of_plain_passes(
     tiny_base: Path, adapter: Adapter, held_out: AnchoringRows, anchored: Anchored
 ) -> None:
     base, was, now = plain_model(tiny_base), merged(tiny_base, adapter), merged(tiny_base, anchored.trained.factors)
     for measured, model in ((anchored.before, was), (anchored.after, now)):
-        assert measured.itself == pytest.approx(naive_kl(was, model, held_out.own), abs=1e-4)
-        assert measured.own == pytest.approx(naive_kl(model, base, held_out.own), abs=1e-4)
-        expected = {name: naive_kl(base, model, rows) for name, rows in held_out.others.items()}
+        assert measured.itself == pytest.approx(float(naive_kl(was, model, held_out.own)), abs=1e-4)
+        assert measured.own == pytest.approx(float(naive_kl(model, base, held_out.own)), abs=1e-4)
+        expected = {name: float(naive_kl(base, model, rows)) for name, rows in held_out.others.items()}
         assert measured.others == pytest.approx(expected, abs=1e-4)
 
 

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.text import Text
-from matplotlib.transforms import Bbox
 from report_fixture import LEVELS, MORE, SUBTASKS, results_document, sixteen_subtasks
 
 from memmcl.report import parse_results
@@ -227,27 +225,11 @@ def test_a_training_is_drawn_with_its_gaps_its_validation_and_the_step_it_kept(f
 
 @pytest.mark.parametrize("make", [results_document, sixteen_subtasks, _long_names, _outliers])
 def test_no_label_lies_on_another_or_is_cut_off(
-    monkeypatch: pytest.MonkeyPatch, figures: list[Figure], make: Callable[[], dict[str, Any]]
+    figures: list[Figure], check_labels: Callable[[Figure, int], None], make: Callable[[], dict[str, Any]]
 ) -> None:
     results = parse_results(make())
-    written: dict[Text, Bbox] = {}  # where each stood when it was drawn last
-    write = Text.draw
-
-    def spy(text: Text, renderer: Any) -> None:
-        write(text, renderer)
-        if text.get_text() and text.get_visible():
-            written[text] = text.get_window_extent(renderer).padded(-0.5)
-
-    monkeypatch.setattr(Text, "draw", spy)
     for plot in (plots_experts.interference_plot, plots_experts.nai_plot, plots.weights_plot):
         assert plot(results) is not None
     assert len(plots_experts.loss_plots(results)) == len(results.experts)
     for figure in figures:
-        boxes = [(text.get_text(), box) for text, box in written.items() if text.get_figure(root=True) is figure]
-        assert len(boxes) > 5
-        page = Bbox.from_bounds(0, 0, *(72 * figure.get_size_inches())).padded(1)
-        for number, (name, box) in enumerate(boxes):
-            assert page.x0 <= box.x0 <= box.x1 <= page.x1, name
-            assert page.y0 <= box.y0 <= box.y1 <= page.y1, name
-            for other, beside in boxes[number + 1 :]:
-                assert not box.overlaps(beside), (name, other)
+        check_labels(figure, 5)

@@ -65,13 +65,18 @@ def shown(directory: Path, ids: tuple[int, ...]) -> str:
     return str(tokenizer_of(directory).decode(list(ids), skip_special_tokens=False))
 
 
-def test_a_chat_prompt(tiny_base: Path) -> None:
-    asc, sent2 = SUBTASKS["asc"], SUBTASKS["sent2"]
+def asked_with_two_shots(directory: Path) -> str:
+    """Return the prompt of an asc row, after a demonstration of sent2 and one of its own."""
     example = Example.create("d", "Cold soup, kind staff.", "negative", {"aspect": "soup"})
     own = Example.create("d", "Lovely bread.", "positive", {"aspect": "bread"})
     other = Example.create("d", "What a day!", "positive")
-    ids = prompter_of(tiny_base).prompt(asc, example, [(sent2, other), (asc, own)])
-    assert shown(tiny_base, ids) == (
+    shots = [(SUBTASKS["sent2"], other), (SUBTASKS["asc"], own)]
+    return shown(directory, prompter_of(directory).prompt(SUBTASKS["asc"], example, shots))
+
+
+def test_a_chat_prompt(tiny_base: Path) -> None:
+    asc, sent2 = SUBTASKS["asc"], SUBTASKS["sent2"]
+    assert asked_with_two_shots(tiny_base) == (
         f"<|im_start|>system\n{asc.instruction}<|im_end|>\n"
         f"<|im_start|>user\n{sent2.instruction}\nText: What a day!<|im_end|>\n"
         "<|im_start|>assistant\npositive<|im_end|>\n"
@@ -84,11 +89,7 @@ def test_a_chat_prompt(tiny_base: Path) -> None:
 
 def test_a_plain_prompt(plain_base: Path) -> None:
     asc, sent2 = SUBTASKS["asc"], SUBTASKS["sent2"]
-    example = Example.create("d", "Cold soup, kind staff.", "negative", {"aspect": "soup"})
-    own = Example.create("d", "Lovely bread.", "positive", {"aspect": "bread"})
-    other = Example.create("d", "What a day!", "positive")
-    ids = prompter_of(plain_base).prompt(asc, example, [(sent2, other), (asc, own)])
-    assert shown(plain_base, ids) == (
+    assert asked_with_two_shots(plain_base) == (
         f"{asc.instruction}\n\n"
         f"{sent2.instruction}\nText: What a day!\nAnswer: positive\n\n"
         "Text: Lovely bread.\nAspect: bread\nAnswer: positive\n\n"
